@@ -8,4 +8,5 @@ pub mod deadline;
 pub mod http_server;
 pub mod kafka;
 pub mod orders;
+pub mod stop;
 pub mod telemetry;
