@@ -1,0 +1,244 @@
+//! What can go wrong with the database, named after what the caller can do about it.
+
+use std::error::Error as _;
+use std::io;
+use std::time::Duration;
+
+use postgres::error::{DbError, SqlState};
+
+use super::config::DatabaseConfig;
+
+/// A failed conversation with the database. Messages hold neither passwords nor parameters, so they may be logged.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// No connection could be had: nothing was sent, repeating later is always safe.
+    #[error("the database {location} is unavailable: {reason}")]
+    Unavailable {
+        /// `host:port/database`.
+        location: String,
+        /// Why, in a few words.
+        reason: String,
+    },
+    /// The server is there but does not want us: wrong password, unknown database. An operator must act.
+    #[error("the database {location} refuses us: {reason}")]
+    Rejected {
+        /// `host:port/database`.
+        location: String,
+        /// Why, and which setting to look at.
+        reason: String,
+    },
+    /// The connection broke while a statement was under way: it may or may not have taken effect.
+    #[error("the connection to the database was lost: {0}")]
+    ConnectionLost(String),
+    /// Every pooled connection stayed busy until the caller's deadline. Nothing was sent.
+    #[error("no database connection became free within {waited:?} ({max} are in use)")]
+    PoolTimeout {
+        /// How long the caller waited.
+        waited: Duration,
+        /// How many connections the pool may hold.
+        max: u32,
+    },
+    /// The statement ran longer than the session's limit and was rolled back (57014).
+    #[error("the statement took too long and was canceled")]
+    StatementTimeout,
+    /// Another transaction held a lock for longer than we may wait; the statement was rolled back (55P03).
+    #[error("another transaction kept its lock for too long")]
+    LockTimeout,
+    /// A deadlock (40P01) or serialization failure (40001): rolled back, and worth repeating.
+    #[error("the transaction collided with another one (SQLSTATE {sqlstate})")]
+    Conflict {
+        /// The five-character code.
+        sqlstate: String,
+    },
+    /// The schema changed under a prepared statement inside a transaction, which was rolled back. The next
+    /// attempt prepares the statement anew.
+    #[error("the schema changed under a prepared statement")]
+    StaleStatement,
+    /// Any other answer of the server: usually our mistake.
+    #[error("the database reports an error: {message} (SQLSTATE {sqlstate})")]
+    Other {
+        /// The five-character code.
+        sqlstate: String,
+        /// The constraint that was violated, if that is what happened.
+        constraint: Option<String>,
+        /// The server's primary message, left out where it might quote a value.
+        message: String,
+    },
+    /// The driver could not convert a parameter or a column: our mistake.
+    #[error("the database driver reports: {0}")]
+    Driver(String),
+}
+
+impl DatabaseError {
+    /// Whether the same work may well succeed when repeated in a moment: connection loss, deadlock, serialization
+    /// failure. Whether repeating is *safe* is another question, answered at [`retry`](super::retry).
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable { .. }
+                | Self::ConnectionLost(_)
+                | Self::Conflict { .. }
+                | Self::StaleStatement
+        )
+    }
+
+    /// Whether the database as such is out of reach, as opposed to busy or displeased.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable { .. } | Self::Rejected { .. } | Self::ConnectionLost(_)
+        )
+    }
+
+    /// The name of the violated constraint, if any.
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Other { constraint, .. } => constraint.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The server's five-character code, where the error came from the server and has one.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::StatementTimeout => Some("57014"),
+            Self::LockTimeout => Some("55P03"),
+            Self::Conflict { sqlstate } | Self::Other { sqlstate, .. } => Some(sqlstate),
+            _ => None,
+        }
+    }
+
+    /// A stable, low-cardinality word for the kind of error: for metrics and span attributes.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "unavailable",
+            Self::Rejected { .. } => "rejected",
+            Self::ConnectionLost(_) => "connection_lost",
+            Self::PoolTimeout { .. } => "pool_timeout",
+            Self::StatementTimeout => "statement_timeout",
+            Self::LockTimeout => "lock_timeout",
+            Self::Conflict { .. } => "conflict",
+            Self::StaleStatement => "stale_statement",
+            Self::Other { .. } => "database_error",
+            Self::Driver(_) => "driver_error",
+        }
+    }
+
+    /// What a failed attempt to connect means.
+    pub(super) fn connecting(config: &DatabaseConfig, error: &postgres::Error) -> Self {
+        let location = config.location();
+        let Some(answer) = error.as_db_error() else {
+            return match io_error(error) {
+                Some(io_error) => Self::Unavailable {
+                    location,
+                    reason: io_reason(io_error),
+                },
+                // The driver's own authentication failures ("authentication error") have a cause that says more.
+                None => {
+                    let cause = error
+                        .source()
+                        .map(|cause| format!(": {cause}"))
+                        .unwrap_or_default();
+                    Self::Rejected {
+                        location,
+                        reason: format!("{error}{cause}"),
+                    }
+                }
+            };
+        };
+        let code = answer.code();
+        if *code == SqlState::INVALID_PASSWORD {
+            let reason = format!(
+                "wrong password for user \"{}\" (check DB_USER and DB_PASSWORD)",
+                config.user
+            );
+            return Self::Rejected { location, reason };
+        }
+        if *code == SqlState::INVALID_CATALOG_NAME {
+            let reason = format!(
+                "database \"{}\" does not exist (create it, or check DB_NAME)",
+                config.name
+            );
+            return Self::Rejected { location, reason };
+        }
+        let reason = answer.message().to_owned();
+        // Class 28 is about who we are, 42501 about what we may; the rest (starting up, shutting down, too many
+        // connections) passes.
+        if code.code().starts_with("28") || *code == SqlState::INSUFFICIENT_PRIVILEGE {
+            Self::Rejected { location, reason }
+        } else {
+            Self::Unavailable { location, reason }
+        }
+    }
+}
+
+impl From<postgres::Error> for DatabaseError {
+    /// What a failed statement means.
+    fn from(error: postgres::Error) -> Self {
+        if let Some(answer) = error.as_db_error() {
+            return from_answer(answer);
+        }
+        if error.is_closed() {
+            return Self::ConnectionLost("it was closed".to_owned());
+        }
+        match io_error(&error) {
+            Some(io_error) => Self::ConnectionLost(io_reason(io_error)),
+            None => Self::Driver(error.to_string()),
+        }
+    }
+}
+
+fn from_answer(answer: &DbError) -> DatabaseError {
+    let code = answer.code();
+    let sqlstate = code.code().to_owned();
+    if is_stale_statement(answer) {
+        return DatabaseError::StaleStatement;
+    }
+    match sqlstate.as_str() {
+        "57014" => DatabaseError::StatementTimeout,
+        "55P03" => DatabaseError::LockTimeout,
+        "40001" | "40P01" => DatabaseError::Conflict { sqlstate },
+        // Shut down, crashed, recovering, dropped, idle for too long: this session has ended.
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" => {
+            DatabaseError::ConnectionLost(answer.message().to_owned())
+        }
+        _ if sqlstate.starts_with("08") => {
+            DatabaseError::ConnectionLost(answer.message().to_owned())
+        }
+        _ => DatabaseError::Other {
+            constraint: answer.constraint().map(str::to_owned),
+            // Messages of class 22 (data exception) quote the offending value; `detail` always may, so it is
+            // never taken.
+            message: if sqlstate.starts_with("22") {
+                "a value does not fit".to_owned()
+            } else {
+                answer.message().to_owned()
+            },
+            sqlstate,
+        },
+    }
+}
+
+/// Whether a prepared statement must be prepared anew: its result changed shape with the schema (0A000, told apart
+/// from other unsupported features by the server's function, since messages are translated), or the server no
+/// longer knows it (26000). Both are raised before the statement begins to run.
+pub(super) fn is_stale_statement(answer: &DbError) -> bool {
+    match answer.code().code() {
+        "26000" => true,
+        "0A000" => answer.routine() == Some("RevalidateCachedQuery"),
+        _ => false,
+    }
+}
+
+fn io_error(error: &postgres::Error) -> Option<&io::Error> {
+    error.source().and_then(|source| source.downcast_ref())
+}
+
+fn io_reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::TimedOut => "no answer in time".to_owned(),
+        io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
+        _ => error.to_string(),
+    }
+}

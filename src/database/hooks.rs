@@ -1,0 +1,17 @@
+//! How the owner of a pool learns what happens in it: metrics without this folder knowing any.
+
+use std::time::Duration;
+
+/// Called on the thread that uses the connection, between two pieces of work: must be quick and must not block.
+pub trait Hooks: Send + Sync {
+    /// A statement ended after `duration` (round trip included). `ok` is false when it failed.
+    fn query_finished(&self, _name: &'static str, _duration: Duration, _ok: bool) {}
+
+    /// A check-out ended, well or not, after `duration`.
+    fn connection_waited(&self, _duration: Duration) {}
+}
+
+/// Listens to nothing.
+pub struct NoHooks;
+
+impl Hooks for NoHooks {}

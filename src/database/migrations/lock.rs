@@ -1,0 +1,94 @@
+//! The advisory lock that golang-migrate takes, so that only one migrates at a time.
+
+use std::thread;
+use std::time::Duration;
+
+use postgres::Client;
+
+use super::error::MigrationError;
+use crate::deadline::Deadline;
+
+/// `advisoryLockIDSalt` of golang-migrate.
+const SALT: u32 = 1_486_364_155;
+/// The table that records the version.
+const TABLE: &str = "schema_migrations";
+/// How often a lock that somebody holds is asked for. Asking beats waiting in `pg_advisory_lock`: a session that
+/// waits there holds a snapshot, and another one's `CREATE INDEX CONCURRENTLY` would wait for that, which the
+/// server reports as a deadlock; nor does that wait heed our deadline.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Takes both locks under which golang-migrate is known to work on this database, or gives up at `deadline`.
+///
+/// The CLI derives its lock from the path of the database URL, slash included; programs that use golang-migrate as
+/// a library from the bare name. The two do not exclude each other, so we exclude both. Always in this order:
+/// two of us can then never hold one each.
+pub(super) fn acquire(
+    client: &mut Client,
+    schema: &str,
+    database: &str,
+    deadline: Deadline,
+) -> Result<[i64; 2], MigrationError> {
+    let ids = [
+        lock_id(schema, &format!("/{database}")),
+        lock_id(schema, database),
+    ];
+    for id in ids {
+        while !client
+            .query_one("SELECT pg_try_advisory_lock($1)", &[&id])?
+            .try_get::<_, bool>(0)?
+        {
+            if deadline.is_past() {
+                return Err(MigrationError::Locked);
+            }
+            thread::sleep(POLL_INTERVAL.min(deadline.remaining()));
+        }
+    }
+    Ok(ids)
+}
+
+/// Gives the locks back. The end of the session would do it too, so a failure is of no consequence.
+pub(super) fn release(client: &mut Client, ids: [i64; 2]) {
+    for id in ids.into_iter().rev() {
+        if let Err(error) = client.execute("SELECT pg_advisory_unlock($1)", &[&id]) {
+            log::debug!("the migration lock goes with its session: {error}");
+        }
+    }
+}
+
+fn lock_id(schema: &str, database: &str) -> i64 {
+    i64::from(generate_advisory_lock_id(&[schema, TABLE, database]))
+}
+
+/// golang-migrate's `GenerateAdvisoryLockId`: additional names first, the database last, joined by NUL.
+fn generate_advisory_lock_id(names: &[&str]) -> u32 {
+    crc32fast::hash(names.join("\0").as_bytes()).wrapping_mul(SALT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_ids_are_those_of_golang_migrate() {
+        // The vectors of its database/util_test.go.
+        assert_eq!(generate_advisory_lock_id(&["database_name"]), 1_764_327_054);
+        assert_eq!(
+            generate_advisory_lock_id(&["schema_name_1", "database_name"]),
+            2_453_313_553
+        );
+        assert_eq!(
+            generate_advisory_lock_id(&["schema_name_2", "database_name"]),
+            235_207_038
+        );
+        assert_eq!(
+            generate_advisory_lock_id(&["schema_name_1", "schema_name_2", "database_name"]),
+            3_743_845_847
+        );
+    }
+
+    #[test]
+    fn the_cli_and_the_library_lock_this_database_differently() {
+        assert_eq!(lock_id("public", "/tbd"), 818_906_480);
+        assert_eq!(lock_id("public", "tbd"), 2_813_581_551);
+    }
+}
