@@ -7,6 +7,7 @@ pub mod database;
 pub mod deadline;
 pub mod http_server;
 pub mod kafka;
+pub mod health;
 pub mod orders;
 pub mod stop;
 pub mod telemetry;

@@ -27,6 +27,7 @@ mod otlp;
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::sync::{PoisonError, RwLock};
 
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
@@ -270,18 +271,34 @@ pub fn span_in(
     start(parent, name.into(), kind, attributes, links).into_current()
 }
 
-/// A span that has begun and is not yet current.
-struct Started(Context);
+/// As [`span_in`], but the span does not become the thread's current one: for
+/// work on many things at once, of which each has its own trace.
+pub fn detached_span_in(
+    parent: &Context,
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+) -> DetachedSpan {
+    start(parent, name.into(), kind, attributes, Vec::new())
+}
 
-impl Started {
+/// A span under way that is not any thread's current one. Ends when dropped.
+#[derive(Debug)]
+pub struct DetachedSpan(Context);
+
+impl DetachedSpan {
+    /// Makes the span the thread's current one for as long as the guard lives.
+    pub fn enter(&self) -> ContextGuard {
+        self.0.clone().attach()
+    }
+
     fn into_current(self) -> SpanGuard {
         SpanGuard {
             attached: Some(self.0.clone().attach()),
-            context: self.0,
+            span: self,
             not_send: PhantomData,
         }
     }
-}
 
 fn start(
     parent: &Context,
@@ -289,7 +306,7 @@ fn start(
     kind: SpanKind,
     attributes: impl Attributes,
     links: Vec<SpanContext>,
-) -> Started {
+) -> DetachedSpan {
     let mut builder = SpanBuilder::from_name(name).with_kind(kind);
     if !links.is_empty() {
         builder = builder.with_links(links.into_iter().map(Link::with_context).collect());
@@ -301,7 +318,7 @@ fn start(
             span.set_attribute(attribute);
         }
     }
-    Started(parent.with_span(span))
+    DetachedSpan(parent.with_span(span))
 }
 
 fn with_tracer<T>(f: impl FnOnce(&SdkTracer) -> T) -> T {
@@ -320,25 +337,14 @@ fn with_tracer<T>(f: impl FnOnce(&SdkTracer) -> T) -> T {
     f(tracer.get_or_insert_with(|| provider.tracer(SCOPE)))
 }
 
-/// A span under way, current on this thread until dropped, which ends it.
-///
-/// Guards of one thread end in the reverse order of their beginning.
-pub struct SpanGuard {
-    context: Context,
-    attached: Option<ContextGuard>,
-    /// The current context is the thread's: a guard must not leave it.
-    not_send: PhantomData<*const ()>,
-}
-
-impl SpanGuard {
     /// Whether attributes and events are kept; if not, do not compute them.
     pub fn is_recording(&self) -> bool {
-        self.context.span().is_recording()
+        self.0.span().is_recording()
     }
 
     /// Sets an attribute; a text longer than 1 KiB is cut.
     pub fn set(&self, key: impl Into<Key>, value: impl Into<Value>) {
-        let span = self.context.span();
+        let span = self.0.span();
         if span.is_recording() {
             span.set_attribute(KeyValue::new(key.into(), bounded(value.into())));
         }
@@ -346,13 +352,13 @@ impl SpanGuard {
 
     /// Gives the span another name, once more is known than at its beginning.
     pub fn rename(&self, name: impl Into<Cow<'static, str>>) {
-        self.context.span().update_name(name);
+        self.0.span().update_name(name);
     }
 
     /// Marks the span as failed: status `Error` with `message`, `error.type`
     /// (of low cardinality: a code, a kind) and an `exception` event.
     pub fn fail(&self, error_type: &str, message: &str) {
-        let span = self.context.span();
+        let span = self.0.span();
         if !span.is_recording() {
             return;
         }
@@ -371,36 +377,55 @@ impl SpanGuard {
 
     /// The context to hand to another thread ([`span_in`]) or process ([`inject`]).
     pub fn context(&self) -> Context {
-        self.context.clone()
+        self.0.clone()
     }
 
     /// Trace id, span id and flags: what another span links to.
     pub fn span_context(&self) -> SpanContext {
-        self.context.span().span_context().clone()
+        self.0.span().span_context().clone()
     }
 
     /// The trace's id: 32 lower-case hexadecimal digits.
     pub fn trace_id(&self) -> String {
-        self.context.span().span_context().trace_id().to_string()
+        self.0.span().span_context().trace_id().to_string()
     }
 
     /// The span's id: 16 lower-case hexadecimal digits.
     pub fn span_id(&self) -> String {
-        self.context.span().span_context().span_id().to_string()
+        self.0.span().span_context().span_id().to_string()
+    }
+}
+
+/// A span under way, current on this thread until dropped, which ends it.
+///
+/// Guards of one thread end in the reverse order of their beginning.
+#[derive(Debug)]
+pub struct SpanGuard {
+    // Dropped in this order: no longer current, then ended.
+    attached: Option<ContextGuard>,
+    span: DetachedSpan,
+    /// The current context is the thread's: a guard must not leave it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Deref for SpanGuard {
+    type Target = DetachedSpan;
+
+    fn deref(&self) -> &DetachedSpan {
+        &self.span
+    }
+}
+
+impl Drop for DetachedSpan {
+    fn drop(&mut self) {
+        // Others may hold the context still: the span ends here all the same.
+        self.0.span().end();
     }
 }
 
 impl Drop for SpanGuard {
     fn drop(&mut self) {
-        // Others may hold the context still: the span ends here all the same.
-        self.context.span().end();
         self.attached = None;
-    }
-}
-
-impl fmt::Debug for SpanGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SpanGuard").field(&self.context).finish()
     }
 }
 
