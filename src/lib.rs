@@ -9,5 +9,6 @@ pub mod http_server;
 pub mod kafka;
 pub mod health;
 pub mod orders;
+pub mod service;
 pub mod stop;
 pub mod telemetry;

@@ -25,7 +25,6 @@ mod export;
 mod otlp;
 
 use std::borrow::Cow;
-use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::{PoisonError, RwLock};
@@ -299,6 +298,7 @@ impl DetachedSpan {
             not_send: PhantomData,
         }
     }
+}
 
 fn start(
     parent: &Context,
@@ -337,6 +337,7 @@ fn with_tracer<T>(f: impl FnOnce(&SdkTracer) -> T) -> T {
     f(tracer.get_or_insert_with(|| provider.tracer(SCOPE)))
 }
 
+impl DetachedSpan {
     /// Whether attributes and events are kept; if not, do not compute them.
     pub fn is_recording(&self) -> bool {
         self.0.span().is_recording()

@@ -18,7 +18,7 @@ use super::query;
 
 /// Seconds after which a client may try again when a dependency was away: about
 /// as long as the pool and the producer need to reconnect.
-const RETRY_AFTER_SECONDS: u32 = 1;
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// The use cases that the API offers.
 pub struct Api {
@@ -71,7 +71,6 @@ impl Api {
             body,
             order_id,
         } = accepted.response;
-        request.log_field("order_id", order_id.to_string());
         let response =
             Response::json(status, body).header("Location", format!("/v1/orders/{order_id}"));
         Ok(match accepted.replayed {
@@ -88,16 +87,15 @@ impl Api {
             .map_err(store_problem)?
             .ok_or_else(not_found)?;
         let tag = etag(&order);
-        // RFC 9110, section 5.3: a list in several header lines is one list.
-        let response = match client_has(request.header_list("If-None-Match").as_deref(), &tag) {
-            true => Response::empty(304),
+        let response = match client_has(list(request, "If-None-Match").as_deref(), &tag) {
+            true => Response::new(304),
             false => Response::json(200, dto::order_body(&order)),
         };
         Ok(response.header("ETag", tag))
     }
 
     fn list_orders(&self, request: &mut Request) -> Result<Response, Problem> {
-        let query = query::parse(request.query()).map_err(invalid)?;
+        let query = query::parse(request.query().unwrap_or_default()).map_err(invalid)?;
         let listed = self
             .list
             .handle(&query.page, request.deadline())
@@ -108,7 +106,7 @@ impl Api {
 
     fn cancel_order(&self, request: &mut Request) -> Result<Response, Problem> {
         let id = order_id(request)?;
-        let condition = request.header_list("If-Match");
+        let condition = list(request, "If-Match");
         let expected = |order: &Order| if_match(condition.as_deref(), &etag(order));
         let order = self
             .cancel
@@ -130,7 +128,7 @@ fn require_json(request: &Request) -> Result<(), Problem> {
 
 fn idempotency_key(request: &Request) -> Result<IdempotencyKey, Problem> {
     let bad = |slug, title, detail| Err(Problem::new(400, slug, title, detail));
-    let mut values = request.header_values("Idempotency-Key");
+    let mut values = request.headers("Idempotency-Key");
     let Some(value) = values.next() else {
         return bad(
             "idempotency-key-missing",
@@ -151,7 +149,7 @@ fn idempotency_key(request: &Request) -> Result<IdempotencyKey, Problem> {
 fn order_id(request: &Request) -> Result<OrderId, Problem> {
     // Of the ways to write a UUID only the canonical one is a path of ours.
     const CANONICAL_CHARS: usize = 36;
-    let text = request.param("id");
+    let text = request.param("id").unwrap_or_default();
     match Uuid::parse_str(text) {
         Ok(id) if text.len() == CANONICAL_CHARS => Ok(OrderId(id)),
         _ => Err(invalid(vec![FieldError {
@@ -159,6 +157,12 @@ fn order_id(request: &Request) -> Result<OrderId, Problem> {
             message: "must be a UUID".into(),
         }])),
     }
+}
+
+/// A header that holds a list: several lines are one list (RFC 9110, section 5.3).
+fn list(request: &Request, name: &str) -> Option<String> {
+    let lines: Vec<&str> = request.headers(name).collect();
+    (!lines.is_empty()).then(|| lines.join(","))
 }
 
 fn invalid(errors: Vec<FieldError>) -> Problem {
@@ -190,7 +194,8 @@ fn store_problem(error: StoreError) -> Problem {
         }
         StoreError::Internal(_) => {
             log::error!("{error}");
-            Problem::internal()
+            let detail = "Something went wrong on our side.";
+            Problem::new(500, "internal-error", "Internal error", detail)
         }
     }
 }
