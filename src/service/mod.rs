@@ -7,6 +7,6 @@ mod lifecycle;
 mod probes;
 
 pub use database::{database_config, pool, start_migrations};
-pub use kafka::{Kafka, KafkaMeter};
+pub use kafka::Kafka;
 pub use lifecycle::{SHUTDOWN_BUDGET, Telemetry, exit_self_check, load, shutdown_signal, watchdog};
 pub use probes::{Checks, probes};

@@ -114,7 +114,7 @@ impl EventBus for KafkaEventBus {
 }
 
 impl KafkaEventBus {
-    fn record(&self, message: &Message) -> Record {
+    pub(super) fn record(&self, message: &Message) -> Record {
         let content_type = Bytes::from_static(CONTENT_TYPE.as_bytes());
         Record {
             topic: self.topics.of(message.kind).clone(),

@@ -10,20 +10,19 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::deadline::Deadline;
 use crate::kafka::Cluster;
-use crate::kafka::consumer::{
-    Consumer, ConsumerConfig, ConsumerHooks, ConsumerRecord, TopicPartition,
-};
+use crate::kafka::consumer::{Consumer, ConsumerConfig, ConsumerRecord};
+use crate::kafka::group::TopicPartition;
 use crate::kafka::producer::Record;
 use crate::orders::app::PUBLISH_BUDGET;
 use crate::orders::app::commands::{ProcessOrders, Processed};
 use crate::orders::domain::{OrderEvent, OrderId};
 use crate::orders::ports::{EventBus, PublishError};
 use crate::stop::StopSignal;
-use crate::telemetry::metrics::{OrdersMetrics, WorkerMetrics};
+use crate::telemetry::metrics::{KafkaMetrics, OrdersMetrics, WorkerMetrics};
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
 
@@ -31,11 +30,14 @@ use super::KafkaEventBus;
 use super::bus::TRACEPARENT;
 use super::dead_letter::{Reason, dead_letter};
 use super::events::created_order;
+use super::meter::ConsumerMeter;
 
 /// How long a poll waits for records; also how late a stop may be noticed.
 const POLL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The pause after something was away.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often the lag is reported.
+const LAG_INTERVAL: Duration = Duration::from_secs(1);
 /// What committing offsets may take.
 const COMMIT_BUDGET: Duration = Duration::from_secs(5);
 /// What leaving the group may take.
@@ -47,8 +49,8 @@ pub struct Settings {
     pub cluster: Cluster,
     /// Group, topics, time-outs.
     pub consumer: ConsumerConfig,
-    /// Told of rebalances, lag and commits.
-    pub hooks: Arc<dyn ConsumerHooks>,
+    /// Where rebalances, lag and commits are counted.
+    pub metrics: KafkaMetrics,
     /// How many threads; each is a member of the group with its own connections.
     pub concurrency: usize,
 }
@@ -104,18 +106,34 @@ impl OrderConsumers {
     /// One membership in the group, until the stop signal or an error that only a
     /// new membership mends.
     fn run_member(&self, settings: &Settings) -> Result<(), crate::kafka::Error> {
-        let mut consumer = Consumer::start(
-            settings.cluster.clone(),
-            settings.consumer.clone(),
-            Arc::clone(&settings.hooks),
-        )?;
+        let meter = ConsumerMeter {
+            metrics: settings.metrics.clone(),
+            group: settings.consumer.group_id.clone(),
+        };
+        let hooks = Box::new(meter.clone());
+        let mut consumer =
+            Consumer::start(settings.cluster.clone(), settings.consumer.clone(), hooks)?;
+        let ended = self.consume(&mut consumer, &meter);
+        if let Err(error) = consumer.close(Deadline::after(CLOSE_BUDGET)) {
+            log::warn!("left the group without telling it: {error}");
+        }
+        ended
+    }
+
+    fn consume(
+        &self,
+        consumer: &mut Consumer,
+        meter: &ConsumerMeter,
+    ) -> Result<(), crate::kafka::Error> {
         let mut away = false;
+        let mut lag_due = Instant::now();
         while !self.stop.is_stopped() {
             match consumer.poll(Deadline::after(POLL_TIMEOUT)) {
-                Ok(records) if records.is_empty() => {}
                 Ok(records) => {
                     away = false;
-                    self.work(&mut consumer, &records);
+                    if !records.is_empty() {
+                        self.work(consumer, meter, &records);
+                    }
                 }
                 Err(error) if error.is_transient() => {
                     if !std::mem::replace(&mut away, true) {
@@ -123,17 +141,18 @@ impl OrderConsumers {
                     }
                     self.stop.wait_for(PAUSE);
                 }
-                Err(error) => {
-                    consumer.close(Deadline::after(CLOSE_BUDGET));
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
+            }
+            if lag_due <= Instant::now() {
+                lag_due = Instant::now() + LAG_INTERVAL;
+                meter.lag(&consumer.lag());
             }
         }
-        consumer.close(Deadline::after(CLOSE_BUDGET));
         Ok(())
     }
 
-    fn work(&self, consumer: &mut Consumer, records: &[ConsumerRecord]) {
+    fn work(&self, consumer: &mut Consumer, meter: &ConsumerMeter, records: &[ConsumerRecord]) {
+        meter.polled(&self.bus.topics().created, records.len());
         self.worker.threads_busy.inc();
         let done = self.process_batch(records);
         self.worker.threads_busy.dec();
@@ -143,10 +162,14 @@ impl OrderConsumers {
         {
             // The records come again, to us or to the partition's new owner.
             log::warn!("offsets not committed: {error}");
+            meter.commit_failed();
         }
         if done.contains(&false) && !self.stop.is_stopped() {
             consumer.rewind();
-            self.stop.wait_for(PAUSE);
+            // Stays a member, lets others rebalance, and takes nothing up meanwhile.
+            if let Err(error) = consumer.idle(Deadline::after(PAUSE)) {
+                log::debug!("consumer: {error}");
+            }
         }
     }
 
@@ -264,9 +287,8 @@ impl OrderConsumers {
     }
 
     fn process_span(&self, record: &ConsumerRecord) -> DetachedSpan {
-        let header = record.headers.iter().rev().find(|(name, _)| name == TRACEPARENT);
-        let traceparent = header
-            .and_then(|(_, value)| value.as_deref())
+        let traceparent = record
+            .header(TRACEPARENT)
             .and_then(|value| std::str::from_utf8(value).ok());
         let parent = tracing::extract(traceparent, None);
         let name = format!("process {}", record.topic);
@@ -336,7 +358,11 @@ mod tests {
             topic: "t".into(),
             partition,
             offset,
-            ..ConsumerRecord::default()
+            leader_epoch: -1,
+            timestamp_ms: -1,
+            key: None,
+            value: None,
+            headers: Vec::new(),
         }
     }
 

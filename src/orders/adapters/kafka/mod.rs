@@ -5,8 +5,10 @@ mod bus;
 mod consumer;
 mod dead_letter;
 mod events;
+mod meter;
 
 pub use breaker::{Breaker, BreakerState, GuardedBus};
 pub use bus::KafkaEventBus;
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use events::Topics;
+pub use meter::ProducerMeter;
