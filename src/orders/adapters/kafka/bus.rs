@@ -28,6 +28,13 @@ impl KafkaEventBus {
         &self.topics
     }
 
+    /// Sends what is left and stops the producer; waits until `deadline` at most.
+    pub fn close(&self, deadline: Deadline) {
+        if let Err(error) = self.producer.close(deadline) {
+            log::warn!("producer: {error}");
+        }
+    }
+
     /// Publishes records together and waits until `deadline` at most for each
     /// one's acknowledgement. Each gets a span of its own in the trace of its
     /// `cause`, and carries that span on.
