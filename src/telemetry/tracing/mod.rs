@@ -248,14 +248,7 @@ pub fn span(
     kind: SpanKind,
     attributes: impl Attributes,
 ) -> SpanGuard {
-    start(
-        &Context::current(),
-        name.into(),
-        kind,
-        attributes,
-        Vec::new(),
-    )
-    .into_current()
+    span_in(&Context::current(), name, kind, attributes, Vec::new())
 }
 
 /// Begins a span as a child of `parent`'s (a context from elsewhere), linked to
@@ -267,7 +260,7 @@ pub fn span_in(
     attributes: impl Attributes,
     links: Vec<SpanContext>,
 ) -> SpanGuard {
-    start(parent, name.into(), kind, attributes, links).into_current()
+    start(&tracer(), parent, name.into(), kind, attributes, links).into_current()
 }
 
 /// As [`span_in`], but the span does not become the thread's current one: for
@@ -278,7 +271,7 @@ pub fn detached_span_in(
     kind: SpanKind,
     attributes: impl Attributes,
 ) -> DetachedSpan {
-    start(parent, name.into(), kind, attributes, Vec::new())
+    start(&tracer(), parent, name.into(), kind, attributes, Vec::new())
 }
 
 /// A span under way that is not any thread's current one. Ends when dropped.
@@ -301,6 +294,7 @@ impl DetachedSpan {
 }
 
 fn start(
+    tracer: &SdkTracer,
     parent: &Context,
     name: Cow<'static, str>,
     kind: SpanKind,
@@ -311,7 +305,7 @@ fn start(
     if !links.is_empty() {
         builder = builder.with_links(links.into_iter().map(Link::with_context).collect());
     }
-    let mut span = with_tracer(|tracer| tracer.build_with_context(builder, parent));
+    let mut span = tracer.build_with_context(builder, parent);
     if span.is_recording() {
         for mut attribute in attributes.build() {
             attribute.value = bounded(attribute.value);
@@ -321,20 +315,24 @@ fn start(
     DetachedSpan(parent.with_span(span))
 }
 
-fn with_tracer<T>(f: impl FnOnce(&SdkTracer) -> T) -> T {
-    {
-        let tracer = TRACER.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tracer) = tracer.as_ref() {
-            return f(tracer);
-        }
+/// The process's tracer.
+fn tracer() -> SdkTracer {
+    let tracer = TRACER.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tracer) = tracer.as_ref() {
+        return tracer.clone();
     }
-    // Before `init`, in tests mostly: ids alone.
-    let provider = SdkTracerProvider::builder()
-        .with_resource(Resource::builder_empty().build())
-        .with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff)
-        .build();
+    drop(tracer);
     let mut tracer = TRACER.write().unwrap_or_else(PoisonError::into_inner);
-    f(tracer.get_or_insert_with(|| provider.tracer(SCOPE)))
+    tracer
+        .get_or_insert_with(|| {
+            // Before `init`, in tests mostly: ids alone.
+            SdkTracerProvider::builder()
+                .with_resource(Resource::builder_empty().build())
+                .with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff)
+                .build()
+                .tracer(SCOPE)
+        })
+        .clone()
 }
 
 impl DetachedSpan {
@@ -419,6 +417,9 @@ impl Deref for SpanGuard {
 
 impl Drop for DetachedSpan {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail("panic", "the thread panicked within this span");
+        }
         // Others may hold the context still: the span ends here all the same.
         self.0.span().end();
     }
