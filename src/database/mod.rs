@@ -11,8 +11,9 @@
 //! | `database-connect-N` | 3 per pool | the pool's next task; a connection being made | with the pool's last clone |
 //! | `database-health` | 1 | its next check; the server's answer | [`Monitor::stop`](health::Monitor::stop) |
 //!
-//! The driver (`postgres`) runs a private single-threaded event loop inside each connection and drives it from the
-//! calling thread; it starts no threads of its own here.
+//! The driver (`postgres`) keeps a private single-threaded event loop inside each connection and drives it from the
+//! calling thread; it starts no threads of its own here. A time limit under it (`transport`) sees to it that no call
+//! outlasts a server that has stopped answering.
 
 mod config;
 mod connection;
@@ -22,6 +23,7 @@ mod hooks;
 pub mod migrations;
 mod pool;
 mod retry;
+mod transport;
 
 pub use config::DatabaseConfig;
 pub use connection::{Connection, Params, Statement, Transaction};

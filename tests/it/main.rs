@@ -1,5 +1,7 @@
 //! The integration tests, in one binary: one line per module.
 
+mod database;
+mod migrations;
 mod servers;
 #[path = "../support/mod.rs"]
 mod support;
