@@ -31,12 +31,12 @@ const EXIT_SELF_CHECK: i32 = 70;
 pub fn load<C>(program: Program, from_env: fn() -> Result<C, ConfigErrors>) -> C {
     let arguments = std::env::args_os().skip(1);
     match config::command_line(program, arguments) {
-        Ok(CommandLine::Run) => {}
-        Ok(CommandLine::Print(text)) => {
+        CommandLine::Run => {}
+        CommandLine::Print(text) => {
             println!("{text}");
             process::exit(0);
         }
-        Err(message) => fail(&message),
+        CommandLine::Refuse(message) => fail(&message),
     }
     from_env().unwrap_or_else(|errors| fail(&errors.to_string()))
 }
