@@ -1,1 +1,1 @@
-
+mod kafka_producer;
