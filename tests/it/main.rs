@@ -5,3 +5,4 @@ mod migrations;
 mod servers;
 #[path = "../support/mod.rs"]
 mod support;
+mod kafka_producer;
