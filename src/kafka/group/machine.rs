@@ -307,11 +307,6 @@ impl Machine {
         self.poll_backoff.fail(now, &self.settings);
     }
 
-    /// The connection to the coordinator is gone; it may have moved.
-    pub fn coordinator_lost(&mut self) {
-        self.coordinator = None;
-    }
-
     /// An OffsetFetch failed; the membership reacts as the ladder says.
     pub fn offset_fetch_failed(&mut self, sent: &Identity, failure: Failure, now: Instant) -> Reaction {
         let verdict = self.judge(GroupApi::OffsetFetch, failure);
@@ -385,7 +380,7 @@ impl Machine {
             return HeartbeatStep::Wait(Some(until.min(stuck_at)));
         }
         if now.saturating_duration_since(self.last_sign) >= self.settings.session_timeout {
-            self.coordinator = None;
+            self.lose_coordinator();
         }
         let Some(coordinator) = self.coordinator.clone() else {
             return HeartbeatStep::FindCoordinator;
@@ -418,11 +413,12 @@ impl Machine {
                     is_news
                 }
                 verdict @ (Reaction::Retry | Reaction::FindCoordinator) => {
+                    let was_syncing = self.phase == Phase::Syncing;
                     self.apply(verdict, failure);
                     self.heartbeat_backoff.fail(now, &self.settings);
                     // Due again as soon as the pause is over, not an interval later.
                     self.last_heartbeat = now.checked_sub(self.settings.heartbeat_interval).unwrap_or(now);
-                    false
+                    was_syncing && self.phase == Phase::Unjoined
                 }
                 verdict => {
                     self.apply(verdict, failure);
@@ -464,7 +460,7 @@ impl Machine {
     fn apply(&mut self, verdict: Reaction, failure: Failure) {
         match verdict {
             Reaction::Retry | Reaction::Report | Reaction::TakeMemberId => {}
-            Reaction::FindCoordinator => self.coordinator = None,
+            Reaction::FindCoordinator => self.lose_coordinator(),
             Reaction::Rejoin => self.want_rejoin(),
             Reaction::ResetGeneration => self.reset(false),
             Reaction::ResetMember => self.reset(true),
@@ -474,6 +470,14 @@ impl Machine {
                 }
                 self.reset(false);
             }
+        }
+    }
+
+    fn lose_coordinator(&mut self) {
+        self.coordinator = None;
+        // The answer to SyncGroup died with it.
+        if self.phase == Phase::Syncing {
+            self.phase = Phase::Unjoined;
         }
     }
 

@@ -13,6 +13,8 @@
 //! or a callback.
 
 pub mod assignor;
+pub mod coordinator;
+pub mod heartbeat;
 pub mod ladder;
 pub mod machine;
 pub mod protocol;
