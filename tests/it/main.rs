@@ -1,1 +1,5 @@
+//! The integration tests, in one binary: one line per module.
 
+mod servers;
+#[path = "../support/mod.rs"]
+mod support;
