@@ -80,6 +80,15 @@ impl Interrupter {
     }
 }
 
+impl std::os::fd::AsFd for Connection {
+    /// For waiting on several connections at once: readable means that an answer
+    /// has begun to arrive. Holds as long as no more than one request is in
+    /// flight, because answers that came together are read together.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 impl Connection {
     /// Connects to `address` (`host:port`) and negotiates versions.
     ///

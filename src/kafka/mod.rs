@@ -31,12 +31,15 @@
 //! TLS and SASL, transactions, and requests that address topics by id only.
 
 pub mod admin;
+pub mod batch;
 pub mod cluster;
 pub mod config;
 pub mod connection;
+pub mod consumer;
 pub mod error;
 pub mod partitioner;
 pub mod producer;
+pub mod group;
 pub mod wire;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

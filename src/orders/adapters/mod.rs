@@ -2,7 +2,7 @@
 //! metrics are driven by it. Adapters do not know each other.
 
 pub mod http;
-// pub mod kafka;
+pub mod kafka;
 mod metrics;
 pub mod postgres;
 mod simulated_step;
