@@ -1,1 +1,6 @@
+//! The integration tests, in one binary: one line per module.
+
 mod kafka_producer;
+mod servers;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,205 @@
+# shellcheck shell=bash disable=SC2034
+# What the other scripts share. Source it after `set -euo pipefail`; it defines functions and starts nothing.
+#
+# Whatever is started here leaves its process id in a file of its own folder, and is ended by that id alone:
+# several stacks and test runs live side by side on one machine.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Servers and tools that are fetched once: PostgreSQL, Kafka, and command-line programs under bin/.
+# Root's home is closed to the user that runs PostgreSQL for root, so root's cache is the system's.
+if ((EUID == 0)); then default_cache=/var/cache; else default_cache=${XDG_CACHE_HOME:-$HOME/.cache}; fi
+CACHE=${TBD_CACHE:-$default_cache/tbd}
+
+POSTGRES_VERSION=17.11.0
+KAFKA_VERSION=4.1.0
+MIGRATE_VERSION=v4.19.0
+K6_VERSION=v1.3.0
+
+POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
+KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+  say "error: $*"
+  exit 1
+}
+
+# need COMMAND=PACKAGE... : makes sure that the commands exist. As root on Debian and its kin the missing packages
+# are installed; anybody else is told the one command that does it.
+need() {
+  local pair missing=() packages=()
+  for pair in "$@"; do
+    command -v "${pair%%=*}" >/dev/null || { missing+=("${pair%%=*}") && packages+=("${pair#*=}"); }
+  done
+  ((${#missing[@]})) || return 0
+  if command -v apt-get >/dev/null && ((EUID == 0)); then
+    say "installing ${packages[*]}"
+    # nginx's package would otherwise start a service of its own on port 80.
+    [[ " ${packages[*]} " != *" nginx"* ]] || start_no_service
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
+      >/dev/null || die "could not install: ${packages[*]}"
+  else
+    die "missing: ${missing[*]}. On Debian or Ubuntu: sudo apt-get install -y ${packages[*]}"
+  fi
+}
+
+# Tells Debian's packages not to start what they install (policy-rc.d is their own switch for that), unless the machine
+# has an opinion already. Taken back when the script ends.
+start_no_service() {
+  [[ ! -e /usr/sbin/policy-rc.d ]] || return 0
+  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+  chmod +x /usr/sbin/policy-rc.d
+  POLICY_WRITTEN=1
+}
+finish_no_service() {
+  [[ -z ${POLICY_WRITTEN:-} ]] || rm -f /usr/sbin/policy-rc.d
+}
+
+# wait_until SECONDS WHAT COMMAND... : asks every 100 ms until COMMAND succeeds; false, with a word on WHAT, when time is up.
+wait_until() {
+  local deadline=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@"; do
+    ((SECONDS < deadline)) || {
+      say "gave up waiting for $what"
+      return 1
+    }
+    sleep 0.1
+  done
+}
+
+port_in_use() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# A port nobody listens on, below the range from which the kernel takes the ports of outgoing connections.
+free_port() {
+  local port
+  while :; do
+    port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
+    port_in_use "$port" || break
+  done
+  printf '%s\n' "$port"
+}
+
+# running PIDFILE : whether the process named in the file's first line lives.
+running() {
+  local pid
+  [[ -r $1 ]] && read -r pid <"$1" && [[ -n $pid ]] && kill -0 "$pid" 2>/dev/null
+}
+not_running() { ! running "$1"; }
+
+# stop_pid PIDFILE SIGNAL SECONDS : sends the signal and waits; SIGKILL for what outstays its time.
+stop_pid() {
+  local pid
+  running "$1" || return 0
+  read -r pid <"$1"
+  kill -"$2" "$pid" 2>/dev/null || true
+  kill -CONT "$pid" 2>/dev/null || true # for one that a test has paused
+  wait_until "$3" "process $pid to end" not_running "$1" || kill -KILL "$pid" 2>/dev/null || true
+}
+
+# ---------------------------------------------------------------------------------------------------- PostgreSQL
+
+# PostgreSQL refuses to run as root, so root lends it another user. The capability lets that user reach its data below
+# folders that are root's alone (a checkout in /root, say), and nothing needs to be opened up for it.
+POSTGRES_USER=nobody
+as_postgres() {
+  if ((EUID == 0)); then
+    setpriv --reuid="$POSTGRES_USER" --regid="$(id -g "$POSTGRES_USER")" --clear-groups \
+      --inh-caps=-all,+dac_override --ambient-caps=-all,+dac_override "$@"
+  else
+    "$@"
+  fi
+}
+
+# postgres_create FOLDER ROLE-ATTRIBUTES : a new cluster with the role tbd (password secret) and its database tbd.
+postgres_create() {
+  mkdir -p "$1"
+  ((EUID != 0)) || chown "$POSTGRES_USER" "$1"
+  (
+    cd "$1" || return
+    as_postgres "$POSTGRES_HOME/bin/initdb" --pgdata="$1/data" --username=postgres --encoding=UTF8 --no-locale \
+      --auth=scram-sha-256 --pwfile=<(echo secret) --no-sync >"$1/initdb.log" 2>&1 || { cat "$1/initdb.log" >&2 && return 1; }
+    # The bundle has no psql; the server's single-user mode takes statements line by line.
+    printf '%s\n' "CREATE ROLE tbd LOGIN $2 PASSWORD 'secret'" 'CREATE DATABASE tbd OWNER tbd' |
+      as_postgres "$POSTGRES_HOME/bin/postgres" --single -D "$1/data" postgres >>"$1/initdb.log" 2>&1
+  )
+}
+
+# postgres_start FOLDER PORT [SETTING=VALUE...] : returns once it accepts connections on 127.0.0.1:PORT.
+postgres_start() {
+  local folder=$1 port=$2 setting options="-c port=$2 -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c logging_collector=off"
+  shift 2
+  for setting in "$@"; do options+=" -c $setting"; done
+  ! port_in_use "$port" || { say "port $port is in use" && return 1; }
+  (
+    cd "$folder" || return
+    as_postgres "$POSTGRES_HOME/bin/pg_ctl" start --wait --timeout=60 --silent --pgdata="$folder/data" \
+      --log="$folder/postgres.log" --options="$options" </dev/null >/dev/null
+  ) || { tail -n 20 "$folder/postgres.log" >&2 && return 1; }
+}
+
+# postgres_stop FOLDER [smart|fast|immediate]
+postgres_stop() {
+  running "$1/data/postmaster.pid" || return 0
+  (cd "$1" && as_postgres "$POSTGRES_HOME/bin/pg_ctl" stop --wait --timeout=30 --silent --pgdata="$1/data" --mode="${2:-fast}")
+}
+
+# What a test's PostgreSQL may forget in a power cut: everything.
+POSTGRES_FOR_TESTS=(fsync=off synchronous_commit=off full_page_writes=off max_connections=300 shared_buffers=64MB)
+
+# --------------------------------------------------------------------------------------------------------- Kafka
+
+kafka_tool() { # kafka_tool MAIN-CLASS ARGUMENTS... : one of Kafka's own command-line programs
+  java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto -cp "$KAFKA_HOME/*" "$@"
+}
+
+# kafka_create FOLDER PORT CONTROLLER-PORT [SETTING=VALUE...] : one node, broker and controller at once (KRaft).
+kafka_create() {
+  local folder=$1 port=$2 controller=$3
+  shift 3
+  mkdir -p "$folder"
+  printf '%s\n' \
+    process.roles=broker,controller node.id=1 "controller.quorum.voters=1@127.0.0.1:$controller" \
+    "listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller" \
+    "advertised.listeners=PLAINTEXT://127.0.0.1:$port" controller.listener.names=CONTROLLER \
+    "log.dirs=$folder/data" auto.create.topics.enable=false group.initial.rebalance.delay.ms=0 \
+    group.min.session.timeout.ms=1000 offsets.topic.num.partitions=8 offsets.topic.replication.factor=1 \
+    transaction.state.log.num.partitions=4 transaction.state.log.replication.factor=1 \
+    transaction.state.log.min.isr=1 share.coordinator.state.topic.replication.factor=1 \
+    share.coordinator.state.topic.min.isr=1 num.network.threads=2 num.io.threads=4 "$@" >"$folder/server.properties"
+  # A folder that is formatted already keeps its data; only the settings are written anew.
+  [[ -e $folder/data/meta.properties ]] || kafka_tool kafka.tools.StorageTool format --config "$folder/server.properties" \
+    --cluster-id "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 1-22)" >"$folder/format.log" 2>&1 ||
+    { cat "$folder/format.log" >&2 && return 1; }
+}
+
+# kafka_start FOLDER [JAVA-OPTION...] : returns once the broker serves requests.
+kafka_start() {
+  local folder=$1 log=$1/kafka.log port
+  shift
+  port=$(sed -n 's/^advertised.listeners=.*://p' "$folder/server.properties")
+  ! port_in_use "$port" || { say "port $port is in use" && return 1; }
+  : >"$log"
+  # A session of its own: Ctrl-C at the terminal is for the script, which stops Kafka in its turn.
+  setsid java -Xms128m -Xmx256m "$@" -Djava.net.preferIPv4Stack=true -Dlog4j2.level=INFO -cp "$KAFKA_HOME/*" \
+    kafka.Kafka "$folder/server.properties" </dev/null >>"$log" 2>&1 &
+  echo $! >"$folder/kafka.pid"
+  disown
+  wait_until 60 "Kafka (see $log)" kafka_settled "$folder" || true
+  grep -q 'Kafka Server started' "$log" || { tail -n 20 "$log" >&2 && return 1; }
+}
+kafka_settled() { grep -q 'Kafka Server started' "$1/kafka.log" || ! running "$1/kafka.pid"; }
+
+# kafka_stop FOLDER [SIGNAL]
+kafka_stop() { stop_pid "$1/kafka.pid" "${2:-TERM}" 30; }
+
+KAFKA_FOR_TESTS=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1)
+
+# What a test leaves below a folder: stopped without ceremony, as nobody reads its data again.
+stop_servers_below() {
+  local own
+  for own in "$1"/*/; do
+    stop_pid "${own}data/postmaster.pid" QUIT 10
+    stop_pid "${own}kafka.pid" KILL 10
+  done
+}

@@ -1,0 +1,210 @@
+//! The servers that integration tests run against, as `scripts/with-servers` offers them.
+//!
+//! Every test gets a database and topics of its own, so tests run side by side and in any order. A missing server is
+//! a failure, never a skip: an unnoticed skip would look like a pass.
+//!
+//! A test that needs to take a server away starts its own with [`OwnServer`].
+#![allow(dead_code, reason = "each test uses only some of this")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use postgres::{Client, NoTls};
+use uuid::Uuid;
+
+/// Role and password of the tests' PostgreSQL; a superuser there.
+pub const USER: &str = "tbd";
+/// See [`USER`].
+pub const PASSWORD: &str = "secret";
+
+/// A variable that `scripts/with-servers` sets.
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run `make test`, or `scripts/with-servers cargo test ...`")
+    })
+}
+
+/// A database made for one test and dropped, with whatever is still connected to it, when this value is.
+pub struct Database {
+    /// The server's host.
+    pub host: String,
+    /// The server's port.
+    pub port: u16,
+    /// The database's name, unique to this value.
+    pub name: String,
+}
+
+/// A fresh, empty database on the shared server.
+pub fn postgres() -> Database {
+    Database::on(&variable("TBD_TEST_POSTGRES"))
+}
+
+impl Database {
+    /// A fresh, empty database on the server at `address` (host:port).
+    pub fn on(address: &str) -> Database {
+        let (host, port) = split(address);
+        let name = unique("test").replace('-', "_");
+        let database = Database { host, port, name };
+        database
+            .admin()
+            .batch_execute(&format!("CREATE DATABASE {}", database.name))
+            .expect("create the test's database");
+        database
+    }
+
+    /// A plain connection to this database, outside any pool.
+    pub fn connect(&self) -> Client {
+        self.connect_to(&self.name)
+    }
+
+    /// As other programs take it: `postgres://user:password@host:port/name?sslmode=disable`.
+    pub fn url(&self) -> String {
+        let Database { host, port, name } = self;
+        format!("postgres://{USER}:{PASSWORD}@{host}:{port}/{name}?sslmode=disable")
+    }
+
+    fn admin(&self) -> Client {
+        self.connect_to("tbd")
+    }
+
+    fn connect_to(&self, name: &str) -> Client {
+        postgres::Config::new()
+            .host(&self.host)
+            .port(self.port)
+            .user(USER)
+            .password(PASSWORD)
+            .dbname(name)
+            .connect(NoTls)
+            .unwrap_or_else(|error| panic!("connect to {}:{}: {error}", self.host, self.port))
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        // The server may be one that the test has stopped; then the database goes with its folder.
+        let config = format!(
+            "host={} port={} user={USER} password={PASSWORD} dbname=tbd connect_timeout=2",
+            self.host, self.port
+        );
+        if let Ok(mut admin) = Client::connect(&config, NoTls) {
+            let _ = admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
+        }
+    }
+}
+
+/// `host:port` of the shared Kafka. It never creates a topic by itself.
+pub fn kafka() -> String {
+    variable("TBD_TEST_KAFKA")
+}
+
+/// A name that no other test uses, for topics, groups, keys: `prefix-<32 hex digits>`.
+pub fn unique(prefix: &str) -> String {
+    format!("{prefix}-{}", Uuid::now_v7().simple())
+}
+
+/// golang-migrate's own command-line program on this repository's migrations: `-database URL` and the verb are the
+/// caller's to add.
+pub fn migrate(database: &Database) -> Command {
+    let mut command = Command::new(variable("TBD_TEST_MIGRATE"));
+    command
+        .arg("-path")
+        .arg(repository().join("migrations"))
+        .args(["-database", &database.url()]);
+    command
+}
+
+/// The repository's root.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A PostgreSQL or Kafka of the test's own, which it may stop, kill, pause and start again on the same port with the
+/// same data. Killed when dropped.
+pub struct OwnServer {
+    kind: &'static str,
+    folder: PathBuf,
+    port: u16,
+}
+
+impl OwnServer {
+    /// A running PostgreSQL with the role and database of the shared one. Takes about a second.
+    pub fn postgres() -> OwnServer {
+        OwnServer::start_new("postgres")
+    }
+
+    /// A running Kafka of one node. Takes about five seconds.
+    pub fn kafka() -> OwnServer {
+        OwnServer::start_new("kafka")
+    }
+
+    fn start_new(kind: &'static str) -> OwnServer {
+        let folder = Path::new(&variable("TBD_TEST_SERVERS")).join(unique(kind));
+        let port = script(&["free-port"]);
+        let port = port.trim().parse().expect("scripts/server prints a port");
+        let server = OwnServer { kind, folder, port };
+        server.start();
+        server
+    }
+
+    /// `host:port`, the same over its whole life.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill); returns when it is ready.
+    pub fn start(&self) {
+        self.control("start");
+    }
+
+    /// Ends it in good order; returns when it has ended.
+    pub fn stop(&self) {
+        self.control("stop");
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&self) {
+        self.control("kill");
+    }
+
+    /// Freezes it: connections stay open and nobody answers (PostgreSQL: no new connections; those there go on).
+    pub fn pause(&self) {
+        self.control("pause");
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.control("resume");
+    }
+
+    fn control(&self, action: &str) {
+        let folder = self.folder.to_str().expect("the folder's name is UTF-8");
+        script(&[self.kind, action, folder, &self.port.to_string()]);
+    }
+}
+
+impl Drop for OwnServer {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Runs `scripts/server` and returns what it printed.
+fn script(arguments: &[&str]) -> String {
+    let output = Command::new(repository().join("scripts/server"))
+        .args(arguments)
+        .output()
+        .expect("run scripts/server");
+    assert!(
+        output.status.success(),
+        "scripts/server {arguments:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Splits `host:port`.
+fn split(address: &str) -> (String, u16) {
+    let (host, port) = address.rsplit_once(':').expect("an address is host:port");
+    (host.to_owned(), port.parse().expect("a port is a number"))
+}
