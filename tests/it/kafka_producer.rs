@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,16 +13,20 @@ use kafka_protocol::records::RecordBatchDecoder;
 use tbd::deadline::Deadline;
 use tbd::kafka::admin::TopicSpec;
 use tbd::kafka::partitioner::partition_for_key;
-use tbd::kafka::producer::{Certainty, Compression, Record, RecordMetadata};
+use tbd::kafka::producer::{Certainty, Compression, Outcome, Record, RecordMetadata};
 use tbd::kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
+
+use crate::support::{self, OwnServer};
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 
 fn cluster() -> Cluster {
-    let address = std::env::var("TBD_TEST_KAFKA")
-        .expect("TBD_TEST_KAFKA is not set: run `make test`, which starts a Kafka of its own");
+    cluster_at(support::kafka())
+}
+
+fn cluster_at(address: String) -> Cluster {
     Cluster::new(ClientConfig {
         brokers: vec![address],
         client_id: "test".to_owned(),
@@ -31,7 +36,7 @@ fn cluster() -> Cluster {
 
 /// A new topic with a name of its own.
 fn topic(cluster: &Cluster, partitions: i32) -> String {
-    let name = format!("producer-{}", uuid::Uuid::now_v7());
+    let name = support::unique("producer");
     let spec = TopicSpec {
         name: name.clone(),
         partitions,
@@ -305,7 +310,7 @@ fn a_record_too_large_for_the_broker_fails_alone() {
 fn a_missing_topic_is_told_at_the_deadline_and_used_once_it_exists() {
     let cluster = cluster();
     let producer = start(&cluster, ProducerConfig::default());
-    let name = format!("late-{}", uuid::Uuid::now_v7());
+    let name = support::unique("late");
     let send = |deadline| {
         let record = record(&name, "k".to_owned(), "v".to_owned());
         producer.publish(vec![record], deadline).remove(0)
@@ -345,4 +350,177 @@ fn a_closed_producer_has_delivered_everything_and_takes_nothing_more() {
     }
     let refused = producer.send(record(&topic, "k".to_owned(), "v".to_owned()), soon());
     assert_eq!(refused.err().unwrap().certainty, Certainty::NotSent);
+}
+
+/// Publishes one numbered record after the other until told to stop; returns what
+/// became of each.
+fn publish_steadily(
+    producer: &Producer,
+    topic: &str,
+    thread: usize,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Vec<(String, Outcome)> {
+    let mut outcomes = Vec::new();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let value = format!("{thread}:{number}");
+        let record = record(topic, format!("key-{thread}"), value.clone());
+        let mut outcome = producer.publish(vec![record], Deadline::after(patience));
+        outcomes.push((value, outcome.remove(0)));
+    }
+    outcomes
+}
+
+/// Checks a topic against what the producers of its records were told: the
+/// acknowledged are there once, those not sent are not there, those possibly sent
+/// at most once; and each key's records are in order.
+fn check_promises(cluster: &Cluster, topic: &str, outcomes: &[(String, Outcome)]) {
+    let mut places: HashMap<String, i64> = HashMap::new();
+    let mut last_by_key: HashMap<String, usize> = HashMap::new();
+    for one in read_topic(cluster, topic).values().flatten() {
+        let value = text(&one.value);
+        let number: usize = value.split(':').nth(1).unwrap().parse().unwrap();
+        let last = last_by_key.insert(text(&one.key), number);
+        assert!(
+            last.is_none_or(|last| last < number),
+            "{value} out of order"
+        );
+        let before = places.insert(value.clone(), one.offset);
+        assert!(before.is_none(), "{value} is there twice");
+    }
+    for (value, outcome) in outcomes {
+        match outcome {
+            Ok(metadata) => {
+                let offset = places.get(value).copied();
+                assert!(offset.is_some(), "{value} was acknowledged and is lost");
+                assert!(metadata.offset.is_none() || metadata.offset == offset);
+            }
+            Err(error) if error.certainty == Certainty::NotSent => {
+                assert!(!places.contains_key(value), "{value}: {error}, but there");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Runs `trouble` while four threads publish, and for a while after.
+fn publish_through(
+    server: &OwnServer,
+    patience: Duration,
+    trouble: impl FnOnce(&Cluster),
+) -> Vec<(String, Outcome)> {
+    let cluster = cluster_at(server.address());
+    let topic = topic(&cluster, 4);
+    let config = ProducerConfig {
+        request_timeout: Duration::from_secs(3),
+        ..ProducerConfig::default()
+    };
+    let producer = start(&cluster, config);
+    let stop = AtomicBool::new(false);
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let (producer, topic, stop) = (&producer, topic.as_str(), &stop);
+                scope.spawn(move || publish_steadily(producer, topic, thread, patience, stop))
+            })
+            .collect();
+        trouble(&cluster);
+        stop.store(true, Ordering::Relaxed);
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    producer.close(soon()).unwrap();
+    check_promises(&cluster, &topic, &outcomes);
+    // After the trouble, all is well again.
+    for thread in 0..4 {
+        let prefix = format!("{thread}:");
+        let last = outcomes
+            .iter()
+            .rfind(|(value, _)| value.starts_with(&prefix));
+        assert!(last.unwrap().1.is_ok(), "{last:?}");
+    }
+    outcomes
+}
+
+fn soon_after_recovery(cluster: &Cluster) {
+    cluster.ping(soon()).unwrap();
+    // The publishers need a moment of peace to show that they recovered.
+    std::thread::sleep(Duration::from_secs(3));
+}
+
+#[test]
+fn a_broker_killed_and_started_again_loses_and_doubles_nothing() {
+    let server = OwnServer::kafka();
+    let outcomes = publish_through(&server, Duration::from_secs(30), |cluster| {
+        std::thread::sleep(Duration::from_secs(1));
+        server.kill();
+        server.start();
+        soon_after_recovery(cluster);
+    });
+    // Patience outlasts the outage: nobody is told of it.
+    for (value, outcome) in &outcomes {
+        assert!(outcome.is_ok(), "{value}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_broker_away_for_longer_than_patience_fails_records_in_time_and_truthfully() {
+    let server = OwnServer::kafka();
+    let patience = Duration::from_millis(700);
+    let outcomes = publish_through(&server, patience, |cluster| {
+        std::thread::sleep(Duration::from_secs(1));
+        server.stop();
+        std::thread::sleep(Duration::from_secs(3));
+        server.start();
+        soon_after_recovery(cluster);
+    });
+    let failed = outcomes.iter().filter(|(_, outcome)| outcome.is_err());
+    assert!(failed.count() >= 4);
+}
+
+#[test]
+fn a_frozen_broker_fails_records_in_time_and_doubles_nothing_when_it_thaws() {
+    let server = OwnServer::kafka();
+    let patience = Duration::from_secs(1);
+    let outcomes = publish_through(&server, patience, |cluster| {
+        std::thread::sleep(Duration::from_secs(1));
+        server.pause();
+        let frozen = Instant::now();
+        // Long enough for the producer to give its connection up and make another.
+        std::thread::sleep(Duration::from_secs(5));
+        server.resume();
+        assert!(frozen.elapsed() < Duration::from_secs(8));
+        soon_after_recovery(cluster);
+    });
+    let uncertain = outcomes.iter().filter(
+        |(_, outcome)| matches!(outcome, Err(error) if error.certainty == Certainty::MaybeSent),
+    );
+    assert!(uncertain.count() >= 1);
+}
+
+#[test]
+fn closing_with_the_broker_frozen_ends_in_time() {
+    let server = OwnServer::kafka();
+    let cluster = cluster_at(server.address());
+    let topic = topic(&cluster, 1);
+    let producer = start(&cluster, ProducerConfig::default());
+    let first = record(&topic, "k".to_owned(), "v".to_owned());
+    producer.publish(vec![first], soon()).remove(0).unwrap();
+    server.pause();
+    let stuck = producer
+        .send(record(&topic, "k".to_owned(), "v".to_owned()), soon())
+        .unwrap();
+    let started = Instant::now();
+    producer
+        .close(Deadline::after(Duration::from_millis(300)))
+        .unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(2));
+    let error = stuck.wait(Deadline::after(Duration::ZERO)).unwrap_err();
+    assert_eq!(error.certainty, Certainty::MaybeSent);
+    server.resume();
 }

@@ -6,3 +6,7 @@ mod servers;
 #[path = "../support/mod.rs"]
 mod support;
 mod kafka_producer;
+mod kafka_producer;
+mod servers;
+#[path = "../support/mod.rs"]
+mod support;
