@@ -221,7 +221,9 @@ impl Batch {
         for _ in 0..self.record_count {
             let record = self.record(&mut unpacked)?;
             if record.offset > self.last_offset
-                || records.last().is_some_and(|last| last.offset >= record.offset)
+                || records
+                    .last()
+                    .is_some_and(|last| last.offset >= record.offset)
             {
                 return Err(BatchError::Malformed("record offsets out of order"));
             }
@@ -266,7 +268,13 @@ impl Batch {
             let name = String::from_utf8_lossy(&name).into_owned();
             headers.push((name, nullable(&mut body)?));
         }
-        Ok(Record { offset, timestamp_ms, key, value, headers })
+        Ok(Record {
+            offset,
+            timestamp_ms,
+            key,
+            value,
+            headers,
+        })
     }
 }
 
@@ -287,7 +295,9 @@ fn varint(input: &mut Bytes) -> Result<i64, BatchError> {
 fn length(value: i64) -> Result<Option<usize>, BatchError> {
     match value {
         -1 => Ok(None),
-        _ => usize::try_from(value).map(Some).map_err(|_| BatchError::Malformed("negative length")),
+        _ => usize::try_from(value)
+            .map(Some)
+            .map_err(|_| BatchError::Malformed("negative length")),
     }
 }
 
@@ -311,7 +321,9 @@ fn unpack(codec: Codec, packed: &Bytes) -> Result<Bytes, BatchError> {
         Codec::Gzip => read_bounded(flate2::read::MultiGzDecoder::new(packed.as_ref())),
         Codec::Snappy => unpack_snappy(packed),
         Codec::Lz4 => read_bounded(lz4::Decoder::new(packed.as_ref()).map_err(unpack_error)?),
-        Codec::Zstd => read_bounded(zstd::stream::read::Decoder::new(packed.as_ref()).map_err(unpack_error)?),
+        Codec::Zstd => {
+            read_bounded(zstd::stream::read::Decoder::new(packed.as_ref()).map_err(unpack_error)?)
+        }
     }
 }
 
@@ -322,7 +334,10 @@ fn unpack_error(error: impl fmt::Display) -> BatchError {
 /// Reads to the end, growing as bytes really arrive, up to the limit.
 fn read_bounded(reader: impl Read) -> Result<Bytes, BatchError> {
     let mut unpacked = Vec::new();
-    reader.take(UNPACKED_BYTES_MAX as u64 + 1).read_to_end(&mut unpacked).map_err(unpack_error)?;
+    reader
+        .take(UNPACKED_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut unpacked)
+        .map_err(unpack_error)?;
     if unpacked.len() > UNPACKED_BYTES_MAX {
         return Err(BatchError::TooLarge);
     }
@@ -362,7 +377,9 @@ fn snappy_block(block: &[u8], unpacked: &mut Vec<u8>) -> Result<(), BatchError> 
         return Err(BatchError::TooLarge);
     }
     unpacked.resize(start + size, 0);
-    snap::raw::Decoder::new().decompress(block, &mut unpacked[start..]).map_err(unpack_error)?;
+    snap::raw::Decoder::new()
+        .decompress(block, &mut unpacked[start..])
+        .map_err(unpack_error)?;
     Ok(())
 }
 

@@ -1,12 +1,9 @@
 //! The integration tests, in one binary: one line per module.
 
 mod database;
+mod kafka_consumer;
+mod kafka_producer;
 mod migrations;
-mod servers;
-#[path = "../support/mod.rs"]
-mod support;
-mod kafka_producer;
-mod kafka_producer;
 mod servers;
 #[path = "../support/mod.rs"]
 mod support;

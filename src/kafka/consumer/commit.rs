@@ -28,7 +28,9 @@ impl Consumer {
         let offsets: Offsets = self
             .partitions
             .iter()
-            .filter_map(|(name, partition)| partition.to_commit().map(|offset| (name.clone(), offset)))
+            .filter_map(|(name, partition)| {
+                partition.to_commit().map(|offset| (name.clone(), offset))
+            })
             .collect();
         // Even with nothing left to commit the caller must hear that what it
         // polled is no longer its own.
@@ -43,7 +45,11 @@ impl Consumer {
     ///
     /// # Errors
     /// See [`CommitError`].
-    pub fn commit(&mut self, offsets: &[(TopicPartition, i64)], deadline: Deadline) -> Result<(), CommitError> {
+    pub fn commit(
+        &mut self,
+        offsets: &[(TopicPartition, i64)],
+        deadline: Deadline,
+    ) -> Result<(), CommitError> {
         let mut wanted = Offsets::new();
         for (name, offset) in offsets {
             let partition = self.partitions.get(name).ok_or(CommitError::Lost)?;
@@ -54,9 +60,17 @@ impl Consumer {
         self.commit_offsets(wanted, deadline)
     }
 
-    fn commit_offsets(&mut self, mut offsets: Offsets, deadline: Deadline) -> Result<(), CommitError> {
+    fn commit_offsets(
+        &mut self,
+        mut offsets: Offsets,
+        deadline: Deadline,
+    ) -> Result<(), CommitError> {
         loop {
-            let identity = self.shared.machine().commit_identity().map_err(|verdict| explain(verdict, None))?;
+            let identity = self
+                .shared
+                .machine()
+                .commit_identity()
+                .map_err(|verdict| explain(verdict, None))?;
             if offsets.is_empty() {
                 return Ok(());
             }
@@ -67,7 +81,10 @@ impl Consumer {
                     if failure == Failure::Transport {
                         self.coordinator.disconnect();
                     }
-                    (self.shared.machine().commit_failed(&identity, failure), error)
+                    (
+                        self.shared.machine().commit_failed(&identity, failure),
+                        error,
+                    )
                 }
             };
             self.shared.notify();
@@ -80,22 +97,35 @@ impl Consumer {
     }
 
     /// One attempt. What succeeded is taken out of `offsets`.
-    fn try_commit(&mut self, offsets: &mut Offsets, identity: &Identity, deadline: Deadline) -> Result<(), Error> {
+    fn try_commit(
+        &mut self,
+        offsets: &mut Offsets,
+        identity: &Identity,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         self.settle_coordinator(deadline)?;
         let coordinator = self.known_coordinator(deadline)?;
         let request = coordinator::commit_request(&self.config, identity, offsets);
-        let answer = self.coordinator_connection(&coordinator, deadline)?.call(&request, deadline)?;
+        let answer = self
+            .coordinator_connection(&coordinator, deadline)?
+            .call(&request, deadline)?;
         self.take_commit_answer(offsets, &answer)
     }
 
-    fn take_commit_answer(&mut self, offsets: &mut Offsets, answer: &OffsetCommitResponse) -> Result<(), Error> {
+    fn take_commit_answer(
+        &mut self,
+        offsets: &mut Offsets,
+        answer: &OffsetCommitResponse,
+    ) -> Result<(), Error> {
         let mut failed: Option<ResponseError> = None;
         for topic in &answer.topics {
             for told in &topic.partitions {
                 let name = TopicPartition::new(&*topic.name.0, told.partition_index);
                 match ResponseError::try_from_code(told.error_code) {
                     // An error of the membership says more than one of a partition.
-                    Some(code) if failed.is_none_or(|failed| failed.is_retriable()) => failed = Some(code),
+                    Some(code) if failed.is_none_or(|failed| failed.is_retriable()) => {
+                        failed = Some(code)
+                    }
                     Some(_) => {}
                     None => {
                         if let (Some((offset, _)), Some(partition)) =
@@ -108,7 +138,10 @@ impl Consumer {
             }
         }
         match failed {
-            Some(code) => Err(Error::Broker { api: ApiKey::OffsetCommit, code }),
+            Some(code) => Err(Error::Broker {
+                api: ApiKey::OffsetCommit,
+                code,
+            }),
             None if offsets.is_empty() => Ok(()),
             None => Err(self.bad_answer("OffsetCommit passes over partitions")),
         }
@@ -124,7 +157,9 @@ impl Consumer {
             return Ok(coordinator);
         }
         let found = coordinator::find(&self.cluster, &self.config.group_id, deadline)?;
-        self.shared.machine().coordinator_found(found.clone(), Instant::now());
+        self.shared
+            .machine()
+            .coordinator_found(found.clone(), Instant::now());
         Ok(found)
     }
 }

@@ -60,7 +60,10 @@ pub struct ConsumerConfig {
 
 impl ConsumerConfig {
     /// The defaults for a member of `group_id` that reads `topics`.
-    pub fn new(group_id: impl Into<String>, topics: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn new(
+        group_id: impl Into<String>,
+        topics: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
         let mut config = Self {
             group_id: group_id.into(),
             topics: topics.into_iter().map(Into::into).collect(),
@@ -115,7 +118,11 @@ impl ConsumerRecord {
 
     /// The last header of that name, as Java's `lastHeader`.
     pub fn header(&self, name: &str) -> Option<&Bytes> {
-        self.headers.iter().rev().find(|(key, _)| key == name).and_then(|(_, value)| value.as_ref())
+        self.headers
+            .iter()
+            .rev()
+            .find(|(key, _)| key == name)
+            .and_then(|(_, value)| value.as_ref())
     }
 }
 

@@ -7,7 +7,8 @@ use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::{
-    ApiKey, BrokerId, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, OffsetFetchResponse,
+    ApiKey, BrokerId, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse,
+    OffsetFetchResponse,
 };
 
 use super::partitions::{Lookup, Partition, ResetTo};
@@ -78,7 +79,10 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 impl Consumer {
     /// Sees to it that positions become known: committed offsets are asked of
     /// the coordinator, resets of the leaders. Returns when to look again.
-    pub(super) fn advance_positions(&mut self, deadline: Deadline) -> Result<Option<Instant>, Error> {
+    pub(super) fn advance_positions(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<Option<Instant>, Error> {
         self.refresh_metadata(deadline);
         let now = Instant::now();
         let mut look_again = None;
@@ -98,8 +102,15 @@ impl Consumer {
     }
 
     /// The coordinator told what is committed.
-    pub(super) fn committed_answer(&mut self, answer: &OffsetFetchResponse, identity: &Identity) -> Result<(), Error> {
-        let refused = |code| Error::Broker { api: ApiKey::OffsetFetch, code };
+    pub(super) fn committed_answer(
+        &mut self,
+        answer: &OffsetFetchResponse,
+        identity: &Identity,
+    ) -> Result<(), Error> {
+        let refused = |code| Error::Broker {
+            api: ApiKey::OffsetFetch,
+            code,
+        };
         if let Some(code) = ResponseError::try_from_code(answer.error_code) {
             return self.committed_refused(code, identity);
         }
@@ -110,7 +121,9 @@ impl Consumer {
                     continue;
                 }
                 let name = TopicPartition::new(&*topic.name.0, told.partition_index);
-                let Some(partition) = self.partitions.get_mut(&name) else { continue };
+                let Some(partition) = self.partitions.get_mut(&name) else {
+                    continue;
+                };
                 if partition.lookup != Some(Lookup::Committed) {
                     continue;
                 }
@@ -135,8 +148,15 @@ impl Consumer {
     }
 
     fn committed_refused(&mut self, code: ResponseError, identity: &Identity) -> Result<(), Error> {
-        let verdict = self.shared.machine().offset_fetch_failed(identity, Failure::Code(code), Instant::now());
-        let error = Error::Broker { api: ApiKey::OffsetFetch, code };
+        let verdict = self.shared.machine().offset_fetch_failed(
+            identity,
+            Failure::Code(code),
+            Instant::now(),
+        );
+        let error = Error::Broker {
+            api: ApiKey::OffsetFetch,
+            code,
+        };
         if verdict == Reaction::Report {
             return Err(error);
         }
@@ -184,7 +204,8 @@ impl Consumer {
             return Ok(out);
         }
         self.turn = (self.turn + 1) % count;
-        let mut order: Vec<(&TopicPartition, &mut Partition)> = self.partitions.iter_mut().collect();
+        let mut order: Vec<(&TopicPartition, &mut Partition)> =
+            self.partitions.iter_mut().collect();
         order.rotate_left(self.turn);
         for (name, partition) in order {
             let room = self.config.max_poll_records.max(1) - out.len();
@@ -205,7 +226,10 @@ impl Consumer {
         }
         match failed {
             // The records of the others are not held up by it.
-            Some(reason) if out.is_empty() => Err(Error::Protocol { address: "the log".to_owned(), reason }),
+            Some(reason) if out.is_empty() => Err(Error::Protocol {
+                address: "the log".to_owned(),
+                reason,
+            }),
             _ => Ok(out),
         }
     }
@@ -249,13 +273,21 @@ impl Consumer {
             names.rotate_left(turn);
             if let Err(error) = self.ask_leader(node, &names, deadline) {
                 self.leader_failed(node, error);
-                look_again = earlier(look_again, self.leaders.get(&node).map(|leader| leader.not_before));
+                look_again = earlier(
+                    look_again,
+                    self.leaders.get(&node).map(|leader| leader.not_before),
+                );
             }
         }
         look_again
     }
 
-    fn ask_leader(&mut self, node: i32, names: &[TopicPartition], deadline: Deadline) -> Result<(), Error> {
+    fn ask_leader(
+        &mut self,
+        node: i32,
+        names: &[TopicPartition],
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         let step = self.step_deadline(deadline);
         let resets: BTreeMap<TopicPartition, ResetTo> = names
             .iter()
@@ -265,8 +297,14 @@ impl Consumer {
             })
             .collect();
         let fetch = resets.is_empty().then(|| self.fetch_request(names));
-        let Some(leader) = self.leaders.get_mut(&node) else { return Ok(()) };
-        if leader.connection.as_mut().is_some_and(|connection| !connection.is_usable()) {
+        let Some(leader) = self.leaders.get_mut(&node) else {
+            return Ok(());
+        };
+        if leader
+            .connection
+            .as_mut()
+            .is_some_and(|connection| !connection.is_usable())
+        {
             leader.connection = None;
         }
         let connection = match leader.connection.take() {
@@ -274,33 +312,54 @@ impl Consumer {
             None => leader.connection.insert(self.cluster.connect(node, step)?),
         };
         let request = match fetch {
-            Some((request, positions)) => PendingRequest::Fetch(connection.send(&request, step)?, positions),
+            Some((request, positions)) => {
+                PendingRequest::Fetch(connection.send(&request, step)?, positions)
+            }
             // Positions first; what is known waits one round trip.
-            None => PendingRequest::Offsets(connection.send(&list_offsets_request(&resets), step)?, resets),
+            None => PendingRequest::Offsets(
+                connection.send(&list_offsets_request(&resets), step)?,
+                resets,
+            ),
         };
         let due = self.cluster.config().request_timeout + self.config.fetch_max_wait;
-        leader.pending = Some(Pending { request, due: Deadline::after(due) });
+        leader.pending = Some(Pending {
+            request,
+            due: Deadline::after(due),
+        });
         Ok(())
     }
 
-    fn fetch_request(&self, names: &[TopicPartition]) -> (FetchRequest, BTreeMap<TopicPartition, i64>) {
+    fn fetch_request(
+        &self,
+        names: &[TopicPartition],
+    ) -> (FetchRequest, BTreeMap<TopicPartition, i64>) {
         let mut positions = BTreeMap::new();
         let mut topics: Vec<FetchTopic> = Vec::new();
         for name in names {
-            let Some(position) = self.partitions.get(name).and_then(Partition::position) else { continue };
+            let Some(position) = self.partitions.get(name).and_then(Partition::position) else {
+                continue;
+            };
             positions.insert(name.clone(), position);
             // With the epoch we believe in, a deposed leader answers "fenced"
             // instead of serving records that may be gone (KIP-320).
-            let epoch = self.cluster.leader(&name.topic, name.partition).map_or(-1, |(_, epoch)| epoch);
+            let epoch = self
+                .cluster
+                .leader(&name.topic, name.partition)
+                .map_or(-1, |(_, epoch)| epoch);
             let partition = FetchPartition::default()
                 .with_partition(name.partition)
                 .with_current_leader_epoch(epoch)
                 .with_fetch_offset(position)
                 .with_partition_max_bytes(self.config.max_partition_fetch_bytes);
-            match topics.iter_mut().find(|topic| *topic.topic.0 == *name.topic) {
+            match topics
+                .iter_mut()
+                .find(|topic| *topic.topic.0 == *name.topic)
+            {
                 Some(topic) => topic.partitions.push(partition),
                 None => topics.push(
-                    FetchTopic::default().with_topic(topic_name(&name.topic)).with_partitions(vec![partition]),
+                    FetchTopic::default()
+                        .with_topic(topic_name(&name.topic))
+                        .with_partitions(vec![partition]),
                 ),
             }
         }
@@ -320,23 +379,33 @@ impl Consumer {
     /// Takes in a leader's answer if it has begun to arrive, and gives up on
     /// one that is overdue.
     pub(super) fn leader_answer(&mut self, node: i32, is_ready: bool) -> Result<(), Error> {
-        let Some(leader) = self.leaders.get_mut(&node) else { return Ok(()) };
-        let is_overdue = leader.pending.as_ref().is_some_and(|pending| pending.due.is_past());
+        let Some(leader) = self.leaders.get_mut(&node) else {
+            return Ok(());
+        };
+        let is_overdue = leader
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.due.is_past());
         if !is_ready && !is_overdue {
             return Ok(());
         }
-        let (Some(pending), Some(connection)) = (leader.pending.take(), leader.connection.as_mut()) else {
+        let (Some(pending), Some(connection)) = (leader.pending.take(), leader.connection.as_mut())
+        else {
             return Ok(());
         };
         // What has begun to arrive gets the time to arrive whole.
-        let read_by = if is_ready { Deadline::after(self.cluster.config().request_timeout) } else { pending.due };
+        let read_by = if is_ready {
+            Deadline::after(self.cluster.config().request_timeout)
+        } else {
+            pending.due
+        };
         let taken = match pending.request {
-            PendingRequest::Fetch(sent, positions) => {
-                connection.receive(sent, read_by).map(|answer| self.fetched(answer, &positions))
-            }
-            PendingRequest::Offsets(sent, resets) => {
-                connection.receive(sent, read_by).map(|answer| self.offsets_listed(&answer, &resets))
-            }
+            PendingRequest::Fetch(sent, positions) => connection
+                .receive(sent, read_by)
+                .map(|answer| self.fetched(answer, &positions)),
+            PendingRequest::Offsets(sent, resets) => connection
+                .receive(sent, read_by)
+                .map(|answer| self.offsets_listed(&answer, &resets)),
         };
         match taken {
             Ok(result) => {
@@ -353,7 +422,10 @@ impl Consumer {
     }
 
     fn leader_failed(&mut self, node: i32, error: Error) {
-        log::debug!("consumer group {}: leader {node}: {error}", self.config.group_id);
+        log::debug!(
+            "consumer group {}: leader {node}: {error}",
+            self.config.group_id
+        );
         if let Some(leader) = self.leaders.get_mut(&node) {
             leader.fail();
         }
@@ -362,7 +434,11 @@ impl Consumer {
         self.trouble = Some(error);
     }
 
-    fn fetched(&mut self, answer: FetchResponse, positions: &BTreeMap<TopicPartition, i64>) -> Result<(), Error> {
+    fn fetched(
+        &mut self,
+        answer: FetchResponse,
+        positions: &BTreeMap<TopicPartition, i64>,
+    ) -> Result<(), Error> {
         if let Err(error) = Error::check(ApiKey::Fetch, answer.error_code) {
             let later = Some(Instant::now() + RETRY_BACKOFF);
             for name in positions.keys() {
@@ -379,8 +455,12 @@ impl Consumer {
             for told in topic.partitions {
                 let name = TopicPartition::new(&*topic.topic.0, told.partition_index);
                 // Only what was asked for, and only as long as it is ours.
-                let Some(&asked) = positions.get(&name) else { continue };
-                let Some(partition) = self.partitions.get_mut(&name) else { continue };
+                let Some(&asked) = positions.get(&name) else {
+                    continue;
+                };
+                let Some(partition) = self.partitions.get_mut(&name) else {
+                    continue;
+                };
                 match ResponseError::try_from_code(told.error_code) {
                     None => {
                         partition.not_before = None;
@@ -430,7 +510,12 @@ impl Consumer {
     }
 
     /// A leader refused one partition: most reasons pass.
-    fn partition_refused(&mut self, name: &TopicPartition, api: ApiKey, code: ResponseError) -> Result<(), Error> {
+    fn partition_refused(
+        &mut self,
+        name: &TopicPartition,
+        api: ApiKey,
+        code: ResponseError,
+    ) -> Result<(), Error> {
         let error = Error::Broker { api, code };
         let is_passing = code.is_retriable() || code == ResponseError::UnknownServerError;
         let pause = match code {
@@ -438,7 +523,8 @@ impl Consumer {
             _ => RETRY_BACKOFF,
         };
         if let Some(partition) = self.partitions.get_mut(name) {
-            partition.not_before = Some(Instant::now() + if is_passing { pause } else { DAMAGE_PAUSE });
+            partition.not_before =
+                Some(Instant::now() + if is_passing { pause } else { DAMAGE_PAUSE });
         }
         log::debug!("consumer group {}: {name}: {error}", self.config.group_id);
         if !is_passing {
@@ -458,7 +544,9 @@ impl Consumer {
         for topic in &answer.topics {
             for told in &topic.partitions {
                 let name = TopicPartition::new(&*topic.name.0, told.partition_index);
-                let Some(&asked) = resets.get(&name) else { continue };
+                let Some(&asked) = resets.get(&name) else {
+                    continue;
+                };
                 if let Some(code) = ResponseError::try_from_code(told.error_code) {
                     if let Err(error) = self.partition_refused(&name, ApiKey::ListOffsets, code) {
                         result = Err(error);
@@ -501,11 +589,17 @@ fn list_offsets_request(resets: &BTreeMap<TopicPartition, ResetTo>) -> ListOffse
             ResetTo::Latest => -1,
         };
         topics.entry(&name.topic).or_default().push(
-            ListOffsetsPartition::default().with_partition_index(name.partition).with_timestamp(timestamp),
+            ListOffsetsPartition::default()
+                .with_partition_index(name.partition)
+                .with_timestamp(timestamp),
         );
     }
-    let topics = topics
-        .into_iter()
-        .map(|(topic, partitions)| ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions));
-    ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(topics.collect())
+    let topics = topics.into_iter().map(|(topic, partitions)| {
+        ListOffsetsTopic::default()
+            .with_name(topic_name(topic))
+            .with_partitions(partitions)
+    });
+    ListOffsetsRequest::default()
+        .with_replica_id(BrokerId(-1))
+        .with_topics(topics.collect())
 }

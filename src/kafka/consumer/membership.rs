@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::{
-    ApiKey, JoinGroupRequest, JoinGroupResponse, OffsetFetchRequest, SyncGroupRequest, SyncGroupResponse,
+    ApiKey, JoinGroupRequest, JoinGroupResponse, OffsetFetchRequest, SyncGroupRequest,
+    SyncGroupResponse,
 };
 
 use super::Consumer;
@@ -83,7 +84,12 @@ impl Consumer {
                 self.drop_all(|consumer, partitions| consumer.hooks.lost(partitions));
             }
             match step {
-                PollStep::Fail(code) => return Err(Error::Broker { api: ApiKey::JoinGroup, code }),
+                PollStep::Fail(code) => {
+                    return Err(Error::Broker {
+                        api: ApiKey::JoinGroup,
+                        code,
+                    });
+                }
                 PollStep::Wait(until) => return Ok(Progress::Pause(until)),
                 PollStep::Ready(_) => return Ok(Progress::Ready),
                 PollStep::AwaitAnswer => return Ok(Progress::Awaiting),
@@ -94,7 +100,11 @@ impl Consumer {
     }
 
     fn find_coordinator(&mut self, deadline: Deadline) {
-        let found = coordinator::find(&self.cluster, &self.config.group_id, self.step_deadline(deadline));
+        let found = coordinator::find(
+            &self.cluster,
+            &self.config.group_id,
+            self.step_deadline(deadline),
+        );
         let mut machine = self.shared.machine();
         match found {
             Ok(coordinator) => machine.coordinator_found(coordinator, Instant::now()),
@@ -121,14 +131,19 @@ impl Consumer {
         let identity = self.shared.machine().start_join();
         let request = coordinator::join_request(&self.config, &identity, &owned);
         let step = self.step_deadline(deadline);
-        let sent = self.coordinator_connection(&coordinator, step).and_then(|connection| connection.send(&request, step));
+        let sent = self
+            .coordinator_connection(&coordinator, step)
+            .and_then(|connection| connection.send(&request, step));
         match sent {
             Ok(sent) => {
                 // The coordinator answers when all have joined, which may take
                 // as long as the slowest may be busy (Java adds the same 5 s).
                 let due = self.config.max_poll_interval + Duration::from_secs(5);
                 let due = Deadline::after(due.max(self.cluster.config().request_timeout));
-                self.coordinator.pending = Some(Pending { request: PendingRequest::Join(sent), due });
+                self.coordinator.pending = Some(Pending {
+                    request: PendingRequest::Join(sent),
+                    due,
+                });
             }
             Err(error) => self.join_failed(error, None),
         }
@@ -142,10 +157,15 @@ impl Consumer {
         // To be given a name is the first half of joining, no trouble.
         let is_named = member_id.as_ref().is_some_and(|id| !id.is_empty())
             && error.code() == Some(kafka_protocol::error::ResponseError::MemberIdRequired);
-        self.shared.machine().join_failed(failure, member_id, Instant::now());
+        self.shared
+            .machine()
+            .join_failed(failure, member_id, Instant::now());
         self.shared.notify();
         if !is_named {
-            log::info!("consumer group {}: joining failed: {error}", self.config.group_id);
+            log::info!(
+                "consumer group {}: joining failed: {error}",
+                self.config.group_id
+            );
             self.trouble = Some(error);
         }
     }
@@ -175,16 +195,26 @@ impl Consumer {
     pub(super) fn ask_committed(&mut self, partitions: &[TopicPartition], deadline: Deadline) {
         let (step, identity) = {
             let machine = self.shared.machine();
-            (machine.poll_step(Instant::now()), machine.identity().clone())
+            (
+                machine.poll_step(Instant::now()),
+                machine.identity().clone(),
+            )
         };
-        let PollStep::Ready(coordinator) = step else { return };
+        let PollStep::Ready(coordinator) = step else {
+            return;
+        };
         let request = coordinator::offset_fetch_request(&self.config, partitions);
         let step = self.step_deadline(deadline);
-        let sent = self.coordinator_connection(&coordinator, step).and_then(|connection| connection.send(&request, step));
+        let sent = self
+            .coordinator_connection(&coordinator, step)
+            .and_then(|connection| connection.send(&request, step));
         match sent {
             Ok(sent) => {
                 let due = Deadline::after(self.cluster.config().request_timeout);
-                self.coordinator.pending = Some(Pending { request: PendingRequest::Offsets(sent, identity), due });
+                self.coordinator.pending = Some(Pending {
+                    request: PendingRequest::Offsets(sent, identity),
+                    due,
+                });
             }
             Err(error) => self.offsets_failed(error, &identity),
         }
@@ -195,21 +225,35 @@ impl Consumer {
         if failure == Failure::Transport {
             self.coordinator.disconnect();
         }
-        self.shared.machine().offset_fetch_failed(identity, failure, Instant::now());
+        self.shared
+            .machine()
+            .offset_fetch_failed(identity, failure, Instant::now());
         self.trouble = Some(error);
     }
 
     /// Takes in the coordinator's answer if it has begun to arrive, and gives
     /// up on one that is overdue.
     pub(super) fn group_answer(&mut self, is_ready: bool, deadline: Deadline) -> Result<(), Error> {
-        let is_overdue = self.coordinator.pending.as_ref().is_some_and(|pending| pending.due.is_past());
+        let is_overdue = self
+            .coordinator
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.due.is_past());
         if !is_ready && !is_overdue {
             return Ok(());
         }
-        let Some(pending) = self.coordinator.pending.take() else { return Ok(()) };
-        let Some(connection) = self.coordinator.connection.as_mut() else { return Ok(()) };
+        let Some(pending) = self.coordinator.pending.take() else {
+            return Ok(());
+        };
+        let Some(connection) = self.coordinator.connection.as_mut() else {
+            return Ok(());
+        };
         // What has begun to arrive gets the time to arrive whole.
-        let read_by = if is_ready { Deadline::after(self.cluster.config().request_timeout) } else { pending.due };
+        let read_by = if is_ready {
+            Deadline::after(self.cluster.config().request_timeout)
+        } else {
+            pending.due
+        };
         match pending.request {
             PendingRequest::Join(sent) => match connection.receive(sent, read_by) {
                 Ok(answer) => self.joined(answer, deadline),
@@ -231,14 +275,28 @@ impl Consumer {
         if let Err(error) = Error::check(ApiKey::JoinGroup, answer.error_code) {
             return self.join_failed(error, Some(answer.member_id.to_string()));
         }
-        let identity = Identity { member_id: answer.member_id.to_string(), generation: answer.generation_id };
-        if !self.shared.machine().joined(identity.member_id.clone(), identity.generation, Instant::now()) {
+        let identity = Identity {
+            member_id: answer.member_id.to_string(),
+            generation: answer.generation_id,
+        };
+        if !self.shared.machine().joined(
+            identity.member_id.clone(),
+            identity.generation,
+            Instant::now(),
+        ) {
             return;
         }
         // Heartbeats begin now.
         self.shared.notify();
-        let Some(assignor) = answer.protocol_name.as_deref().and_then(Assignor::from_name) else {
-            return self.sync_failed(self.bad_answer("JoinGroup names an assignor we did not offer"), &identity);
+        let Some(assignor) = answer
+            .protocol_name
+            .as_deref()
+            .and_then(Assignor::from_name)
+        else {
+            return self.sync_failed(
+                self.bad_answer("JoinGroup names an assignor we did not offer"),
+                &identity,
+            );
         };
         let was_cooperative = self.assignor.is_some_and(Assignor::is_cooperative);
         if was_cooperative && !assignor.is_cooperative() {
@@ -249,7 +307,11 @@ impl Consumer {
         self.assignor = Some(assignor);
         let is_leader = answer.leader == answer.member_id;
         self.led_counts = None;
-        let assignment = if is_leader { self.assign(assignor, &answer, deadline) } else { Assignment::new() };
+        let assignment = if is_leader {
+            self.assign(assignor, &answer, deadline)
+        } else {
+            Assignment::new()
+        };
         let request = coordinator::sync_request(&self.config, &identity, assignor, &assignment);
         let step = self.step_deadline(deadline);
         let sent = match self.coordinator.connection.as_mut() {
@@ -261,38 +323,59 @@ impl Consumer {
                 // Others may take their time to sync, the leader above all.
                 let due = self.config.max_poll_interval + Duration::from_secs(5);
                 let due = Deadline::after(due.max(self.cluster.config().request_timeout));
-                self.coordinator.pending = Some(Pending { request: PendingRequest::Sync(sent, identity), due });
+                self.coordinator.pending = Some(Pending {
+                    request: PendingRequest::Sync(sent, identity),
+                    due,
+                });
             }
             Err(error) => self.sync_failed(error, &identity),
         }
     }
 
     /// Shares the partitions out among the members, as their leader.
-    fn assign(&mut self, assignor: Assignor, answer: &JoinGroupResponse, deadline: Deadline) -> Assignment {
+    fn assign(
+        &mut self,
+        assignor: Assignor,
+        answer: &JoinGroupResponse,
+        deadline: Deadline,
+    ) -> Assignment {
         let members: Vec<Member> = answer
             .members
             .iter()
             .map(|member| Member {
                 member_id: member.member_id.to_string(),
                 instance_id: member.group_instance_id.as_ref().map(ToString::to_string),
-                subscription: Subscription::decode(member.metadata.clone()).unwrap_or_else(|error| {
-                    // It gets nothing; the others must not suffer for it.
-                    log::warn!("consumer group {}: member {}: {error}", self.config.group_id, member.member_id);
-                    Subscription::default()
-                }),
+                subscription: Subscription::decode(member.metadata.clone()).unwrap_or_else(
+                    |error| {
+                        // It gets nothing; the others must not suffer for it.
+                        log::warn!(
+                            "consumer group {}: member {}: {error}",
+                            self.config.group_id,
+                            member.member_id
+                        );
+                        Subscription::default()
+                    },
+                ),
             })
             .collect();
-        let topics: BTreeSet<Arc<str>> =
-            members.iter().flat_map(|member| member.subscription.topics.iter().cloned()).collect();
+        let topics: BTreeSet<Arc<str>> = members
+            .iter()
+            .flat_map(|member| member.subscription.topics.iter().cloned())
+            .collect();
         let topics: Vec<Arc<str>> = topics.into_iter().collect();
         // Everybody waits for this. What was known before serves if need be;
         // the check after later refreshes mends it.
         if let Err(error) = self.cluster.refresh(&topics, self.step_deadline(deadline)) {
             self.trouble = Some(error);
         }
-        let counts: HashMap<Arc<str>, Option<i32>> =
-            topics.into_iter().map(|topic| (topic.clone(), self.cluster.partitions(&topic))).collect();
-        let known = counts.iter().filter_map(|(topic, count)| count.map(|count| (topic.clone(), count))).collect();
+        let counts: HashMap<Arc<str>, Option<i32>> = topics
+            .into_iter()
+            .map(|topic| (topic.clone(), self.cluster.partitions(&topic)))
+            .collect();
+        let known = counts
+            .iter()
+            .filter_map(|(topic, count)| count.map(|count| (topic.clone(), count)))
+            .collect();
         self.led_counts = Some(counts);
         assignor.assign(&members, &known)
     }
@@ -300,10 +383,15 @@ impl Consumer {
     /// The leader watches whether topics appear or grow.
     pub(super) fn check_led_counts(&mut self) {
         let has_changed = self.led_counts.as_ref().is_some_and(|counts| {
-            counts.iter().any(|(topic, count)| self.cluster.partitions(topic) != *count)
+            counts
+                .iter()
+                .any(|(topic, count)| self.cluster.partitions(topic) != *count)
         });
         if has_changed {
-            log::info!("consumer group {}: partitions changed, rebalancing", self.config.group_id);
+            log::info!(
+                "consumer group {}: partitions changed, rebalancing",
+                self.config.group_id
+            );
             self.shared.machine().want_rejoin();
         }
     }
@@ -328,18 +416,34 @@ impl Consumer {
     fn take_assignment(&mut self, assigned: Vec<TopicPartition>) {
         let assigned: BTreeSet<TopicPartition> = assigned
             .into_iter()
-            .filter(|partition| self.config.topics.iter().any(|topic| **topic == *partition.topic))
+            .filter(|partition| {
+                self.config
+                    .topics
+                    .iter()
+                    .any(|topic| **topic == *partition.topic)
+            })
             .collect();
-        let revoked: Vec<TopicPartition> =
-            self.partitions.keys().filter(|partition| !assigned.contains(*partition)).cloned().collect();
-        let added: Vec<TopicPartition> =
-            assigned.iter().filter(|partition| !self.partitions.contains_key(*partition)).cloned().collect();
+        let revoked: Vec<TopicPartition> = self
+            .partitions
+            .keys()
+            .filter(|partition| !assigned.contains(*partition))
+            .cloned()
+            .collect();
+        let added: Vec<TopicPartition> = assigned
+            .iter()
+            .filter(|partition| !self.partitions.contains_key(*partition))
+            .cloned()
+            .collect();
         log::info!(
             "consumer group {}: {} partitions assigned, {} of them new, {} revoked",
-            self.config.group_id, assigned.len(), added.len(), revoked.len()
+            self.config.group_id,
+            assigned.len(),
+            added.len(),
+            revoked.len()
         );
         if !revoked.is_empty() {
-            self.partitions.retain(|partition, _| assigned.contains(partition));
+            self.partitions
+                .retain(|partition, _| assigned.contains(partition));
             self.hooks.revoked(&revoked);
             // Now that they are free, the next round gives them away.
             self.shared.machine().want_rejoin();
@@ -355,8 +459,13 @@ impl Consumer {
         if failure == Failure::Transport {
             self.coordinator.disconnect();
         }
-        self.shared.machine().sync_failed(identity, failure, Instant::now());
-        log::info!("consumer group {}: rebalance interrupted: {error}", self.config.group_id);
+        self.shared
+            .machine()
+            .sync_failed(identity, failure, Instant::now());
+        log::info!(
+            "consumer group {}: rebalance interrupted: {error}",
+            self.config.group_id
+        );
         if error.code() != Some(kafka_protocol::error::ResponseError::RebalanceInProgress) {
             self.trouble = Some(error);
         }
@@ -372,8 +481,15 @@ impl Consumer {
     }
 
     pub(super) fn bad_answer(&self, reason: &str) -> Error {
-        let address = self.coordinator.node.as_ref().map(|node| node.address.clone());
-        Error::Protocol { address: address.unwrap_or_default(), reason: reason.to_owned() }
+        let address = self
+            .coordinator
+            .node
+            .as_ref()
+            .map(|node| node.address.clone());
+        Error::Protocol {
+            address: address.unwrap_or_default(),
+            reason: reason.to_owned(),
+        }
     }
 
     /// LeaveGroup, in whatever state the membership is.
@@ -383,10 +499,13 @@ impl Consumer {
         let is_nameless = self.shared.machine().identity().member_id.is_empty();
         if is_nameless && let Some(connection) = self.coordinator.awaited() {
             let patience = deadline.earlier_of(Deadline::after(Duration::from_secs(1)));
-            let is_ready = wait::readable(&[std::os::fd::AsFd::as_fd(connection)], patience) == [true];
+            let is_ready =
+                wait::readable(&[std::os::fd::AsFd::as_fd(connection)], patience) == [true];
             self.group_answer(is_ready, deadline)?;
         }
-        let Some((coordinator, identity)) = self.shared.machine().close() else { return Ok(()) };
+        let Some((coordinator, identity)) = self.shared.machine().close() else {
+            return Ok(());
+        };
         let coordinator = match coordinator {
             Some(coordinator) => coordinator,
             None => coordinator::find(&self.cluster, &self.config.group_id, deadline)?,
@@ -396,15 +515,21 @@ impl Consumer {
             self.coordinator.disconnect();
         }
         let request = coordinator::leave_request(&self.config, &identity);
-        let answer = self.coordinator_connection(&coordinator, deadline)?.call(&request, deadline)?;
+        let answer = self
+            .coordinator_connection(&coordinator, deadline)?
+            .call(&request, deadline)?;
         Error::check(ApiKey::LeaveGroup, answer.error_code)?;
-        answer.members.iter().try_for_each(|member| Error::check(ApiKey::LeaveGroup, member.error_code))
+        answer
+            .members
+            .iter()
+            .try_for_each(|member| Error::check(ApiKey::LeaveGroup, member.error_code))
     }
 
     /// Waits for an answer about offsets, so that the connection is free.
     pub(super) fn settle_coordinator(&mut self, deadline: Deadline) -> Result<(), Error> {
         if let Some(connection) = self.coordinator.awaited() {
-            let is_ready = wait::readable(&[std::os::fd::AsFd::as_fd(connection)], deadline) == [true];
+            let is_ready =
+                wait::readable(&[std::os::fd::AsFd::as_fd(connection)], deadline) == [true];
             if !is_ready {
                 self.coordinator.disconnect();
                 return Ok(());

@@ -124,9 +124,15 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Error::Resource`] when the operating system gives no thread or socket pair.
-    pub fn start(cluster: Cluster, config: ConsumerConfig, hooks: Box<dyn ConsumerHooks>) -> Result<Self, Error> {
+    pub fn start(
+        cluster: Cluster,
+        config: ConsumerConfig,
+        hooks: Box<dyn ConsumerHooks>,
+    ) -> Result<Self, Error> {
         static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
-        let resource = |error: std::io::Error| Error::Resource { reason: error.to_string() };
+        let resource = |error: std::io::Error| Error::Resource {
+            reason: error.to_string(),
+        };
         let now = Instant::now();
         let config = Arc::new(config);
         let (waker, wake_receiver) = wait::waker().map_err(resource)?;
@@ -140,8 +146,8 @@ impl Consumer {
         };
         let shared = Arc::new(Shared::new(Machine::new(settings, now), waker.clone()));
         let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string();
-        let heartbeat =
-            heartbeat::spawn(&name, shared.clone(), cluster.clone(), config.clone()).map_err(resource)?;
+        let heartbeat = heartbeat::spawn(&name, shared.clone(), cluster.clone(), config.clone())
+            .map_err(resource)?;
         Ok(Self {
             cluster,
             config,
@@ -194,7 +200,11 @@ impl Consumer {
         self.turn_wheel(deadline, false).map(drop)
     }
 
-    fn turn_wheel(&mut self, deadline: Deadline, wants_records: bool) -> Result<Vec<ConsumerRecord>, Error> {
+    fn turn_wheel(
+        &mut self,
+        deadline: Deadline,
+        wants_records: bool,
+    ) -> Result<Vec<ConsumerRecord>, Error> {
         if self.is_closed {
             return Err(Error::Closed);
         }
@@ -327,7 +337,10 @@ impl Consumer {
         if let Some(thread) = self.heartbeat.take()
             && thread.join().is_err()
         {
-            log::error!("consumer group {}: the heartbeat thread panicked", self.config.group_id);
+            log::error!(
+                "consumer group {}: the heartbeat thread panicked",
+                self.config.group_id
+            );
         }
     }
 
@@ -343,6 +356,3 @@ impl Drop for Consumer {
         self.stop_heartbeat();
     }
 }
-
-
-

@@ -110,6 +110,7 @@ impl Partition {
     fn drop_fetched(&mut self) {
         self.raw = Bytes::new();
         self.records.clear();
+        self.batch_next = 0;
     }
 
     /// Hands out again what was handed out since the last commit.
@@ -127,13 +128,18 @@ impl Partition {
     /// What a commit of everything handed out would store, unless it is known
     /// to be stored already.
     pub fn to_commit(&self) -> Option<(i64, i32)> {
-        let is_news = self.position > self.anchor || (self.position == self.anchor && !self.is_anchor_committed);
+        let is_news = self.position > self.anchor
+            || (self.position == self.anchor && !self.is_anchor_committed);
         (self.lookup.is_none() && is_news).then_some((self.position, self.epoch))
     }
 
     /// The leader epoch to store with a commit of `offset`.
     pub fn epoch_at(&self, offset: i64) -> i32 {
-        if offset == self.position { self.epoch } else { -1 }
+        if offset == self.position {
+            self.epoch
+        } else {
+            -1
+        }
     }
 
     /// A commit within this generation that would go backwards is not one.
@@ -151,7 +157,9 @@ impl Partition {
     /// Records that are in the log but not committed by this group.
     pub fn lag(&self) -> Option<i64> {
         let known = self.lookup.is_none();
-        self.high_watermark.filter(|_| known).map(|end| (end - self.anchor).max(0))
+        self.high_watermark
+            .filter(|_| known)
+            .map(|end| (end - self.anchor).max(0))
     }
 
     /// Takes an answer's records, fetched from `offset` on. False when they are
@@ -176,7 +184,9 @@ impl Partition {
         let end = out.len() + max;
         loop {
             while out.len() < end {
-                let Some(record) = self.records.pop_front() else { break };
+                let Some(record) = self.records.pop_front() else {
+                    break;
+                };
                 self.position = record.offset + 1;
                 self.epoch = self.batch_epoch;
                 out.push(ConsumerRecord {
@@ -219,7 +229,11 @@ impl Partition {
         // A batch begins where it was written, which may be before our position.
         let position = self.position;
         if batch.last_offset >= position {
-            self.records = batch.records()?.into_iter().filter(|record| record.offset >= position).collect();
+            self.records = batch
+                .records()?
+                .into_iter()
+                .filter(|record| record.offset >= position)
+                .collect();
         }
         Ok(true)
     }

@@ -53,8 +53,16 @@ pub(crate) fn waker() -> io::Result<(Waker, WakeReceiver)> {
     let (sender, receiver) = UnixStream::pair()?;
     sender.set_nonblocking(true)?;
     receiver.set_nonblocking(true)?;
-    let inner = Arc::new(Inner { is_woken: AtomicBool::new(false), sender });
-    Ok((Waker { inner: inner.clone() }, WakeReceiver { inner, receiver }))
+    let inner = Arc::new(Inner {
+        is_woken: AtomicBool::new(false),
+        sender,
+    });
+    Ok((
+        Waker {
+            inner: inner.clone(),
+        },
+        WakeReceiver { inner, receiver },
+    ))
 }
 
 impl WakeReceiver {
@@ -80,15 +88,20 @@ impl AsFd for WakeReceiver {
 /// `deadline`. Says for each whether it can. An interrupted or failed wait says
 /// no for all: the caller looks around and waits again.
 pub(crate) fn readable(sources: &[BorrowedFd<'_>], deadline: Deadline) -> Vec<bool> {
-    let mut descriptors: Vec<PollFd<'_>> =
-        sources.iter().map(|source| PollFd::from_borrowed_fd(*source, PollFlags::IN)).collect();
+    let mut descriptors: Vec<PollFd<'_>> = sources
+        .iter()
+        .map(|source| PollFd::from_borrowed_fd(*source, PollFlags::IN))
+        .collect();
     let left = deadline.remaining();
     let timeout = Timespec {
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(left.subsec_nanos()),
     };
     match poll(&mut descriptors, Some(&timeout)) {
-        Ok(_) => descriptors.iter().map(|descriptor| !descriptor.revents().is_empty()).collect(),
+        Ok(_) => descriptors
+            .iter()
+            .map(|descriptor| !descriptor.revents().is_empty())
+            .collect(),
         Err(_) => vec![false; sources.len()],
     }
 }
@@ -104,11 +117,20 @@ mod tests {
         let (waker, receiver) = waker().unwrap();
         waker.wake();
         waker.wake();
-        assert_eq!(readable(&[receiver.as_fd()], Deadline::after(Duration::from_secs(60))), [true]);
+        assert_eq!(
+            readable(
+                &[receiver.as_fd()],
+                Deadline::after(Duration::from_secs(60))
+            ),
+            [true]
+        );
         receiver.drain();
         assert!(receiver.take());
         assert!(!receiver.take());
-        assert_eq!(readable(&[receiver.as_fd()], Deadline::after(Duration::ZERO)), [false]);
+        assert_eq!(
+            readable(&[receiver.as_fd()], Deadline::after(Duration::ZERO)),
+            [false]
+        );
     }
 
     #[test]
@@ -117,7 +139,13 @@ mod tests {
         for _ in 0..10_000 {
             waker.nudge();
         }
-        assert_eq!(readable(&[receiver.as_fd()], Deadline::after(Duration::from_secs(60))), [true]);
+        assert_eq!(
+            readable(
+                &[receiver.as_fd()],
+                Deadline::after(Duration::from_secs(60))
+            ),
+            [true]
+        );
         assert!(!receiver.take());
     }
 }

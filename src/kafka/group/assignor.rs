@@ -49,7 +49,9 @@ impl Assignor {
 
     /// The assignor of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Range, Self::CooperativeSticky].into_iter().find(|assignor| assignor.name() == name)
+        [Self::Range, Self::CooperativeSticky]
+            .into_iter()
+            .find(|assignor| assignor.name() == name)
     }
 
     /// Whether members keep what they own while they rejoin.
@@ -72,7 +74,11 @@ impl Assignor {
     /// Shares out the partitions 0..n of each topic in `partition_counts`
     /// among the members subscribed to it. Topics not listed are left out.
     /// The result depends on the input only, not on its order.
-    pub fn assign(self, members: &[Member], partition_counts: &HashMap<Arc<str>, i32>) -> Assignment {
+    pub fn assign(
+        self,
+        members: &[Member],
+        partition_counts: &HashMap<Arc<str>, i32>,
+    ) -> Assignment {
         let mut members: Vec<&Member> = members.iter().collect();
         members.sort_by_key(|member| sort_key(member));
         match self {
@@ -94,8 +100,10 @@ fn sort_key(member: &Member) -> (bool, &str) {
 fn range(members: &[&Member], partition_counts: &HashMap<Arc<str>, i32>) -> Assignment {
     let mut assignment = empty_assignment(members);
     for (topic, &count) in partition_counts {
-        let subscribed: Vec<&&Member> =
-            members.iter().filter(|member| member.subscription.topics.contains(topic)).collect();
+        let subscribed: Vec<&&Member> = members
+            .iter()
+            .filter(|member| member.subscription.topics.contains(topic))
+            .collect();
         let count = usize::try_from(count).unwrap_or(0);
         if subscribed.is_empty() {
             continue;
@@ -104,31 +112,54 @@ fn range(members: &[&Member], partition_counts: &HashMap<Arc<str>, i32>) -> Assi
         let mut next = 0;
         for (index, member) in subscribed.iter().enumerate() {
             let size = share + usize::from(index < extra);
-            let run = (next..next + size).map(|number| TopicPartition::new(topic.clone(), number as i32));
-            assignment.entry(member.member_id.clone()).or_default().extend(run);
+            let run =
+                (next..next + size).map(|number| TopicPartition::new(topic.clone(), number as i32));
+            assignment
+                .entry(member.member_id.clone())
+                .or_default()
+                .extend(run);
             next += size;
         }
     }
     sorted(assignment)
 }
 
-fn cooperative_sticky(members: &[&Member], partition_counts: &HashMap<Arc<str>, i32>) -> Assignment {
+fn cooperative_sticky(
+    members: &[&Member],
+    partition_counts: &HashMap<Arc<str>, i32>,
+) -> Assignment {
     let subscribed: Vec<HashSet<&str>> = members
         .iter()
-        .map(|member| member.subscription.topics.iter().map(|topic| topic.as_ref()).collect())
+        .map(|member| {
+            member
+                .subscription
+                .topics
+                .iter()
+                .map(|topic| topic.as_ref())
+                .collect()
+        })
         .collect();
-    let takes = |member: usize, partition: &TopicPartition| subscribed[member].contains(partition.topic.as_ref());
+    let takes = |member: usize, partition: &TopicPartition| {
+        subscribed[member].contains(partition.topic.as_ref())
+    };
 
     // What every member says it owns. Of rival claims the newest generation's
     // wins; two in one generation cannot both be right, so neither counts.
     let claims: Vec<(i32, BTreeSet<TopicPartition>)> = members
         .iter()
-        .map(|member| (claimed_generation(&member.subscription), member.subscription.owned.iter().cloned().collect()))
+        .map(|member| {
+            (
+                claimed_generation(&member.subscription),
+                member.subscription.owned.iter().cloned().collect(),
+            )
+        })
         .collect();
     let mut owner: BTreeMap<TopicPartition, (i32, Option<usize>)> = BTreeMap::new();
     for (member, (generation, owned)) in claims.iter().enumerate() {
         for partition in owned {
-            let best = owner.entry(partition.clone()).or_insert((*generation, Some(member)));
+            let best = owner
+                .entry(partition.clone())
+                .or_insert((*generation, Some(member)));
             if *generation > best.0 {
                 *best = (*generation, Some(member));
             } else if *generation == best.0 && best.1 != Some(member) {
@@ -176,7 +207,9 @@ fn cooperative_sticky(members: &[&Member], partition_counts: &HashMap<Arc<str>, 
     let mut assignment = empty_assignment(members);
     for (member, partitions) in held.into_iter().enumerate() {
         let settled = partitions.into_iter().filter(|partition| {
-            still_owned.get(partition).is_none_or(|owners| owners.contains(&member))
+            still_owned
+                .get(partition)
+                .is_none_or(|owners| owners.contains(&member))
         });
         assignment.insert(members[member].member_id.clone(), settled.collect());
     }
@@ -185,7 +218,10 @@ fn cooperative_sticky(members: &[&Member], partition_counts: &HashMap<Arc<str>, 
 
 /// Moves one partition from a fuller member to one with at least two fewer, if
 /// that is possible. Each move lowers the sum of squares, so a loop over this ends.
-fn move_one(held: &mut [BTreeSet<TopicPartition>], takes: impl Fn(usize, &TopicPartition) -> bool) -> bool {
+fn move_one(
+    held: &mut [BTreeSet<TopicPartition>],
+    takes: impl Fn(usize, &TopicPartition) -> bool,
+) -> bool {
     let mut order: Vec<usize> = (0..held.len()).collect();
     order.sort_by_key(|&member| (held[member].len(), member));
     for &from in order.iter().rev() {
@@ -193,7 +229,12 @@ fn move_one(held: &mut [BTreeSet<TopicPartition>], takes: impl Fn(usize, &TopicP
             if held[to].len() + 2 > held[from].len() {
                 break;
             }
-            if let Some(partition) = held[from].iter().rev().find(|partition| takes(to, partition)).cloned() {
+            if let Some(partition) = held[from]
+                .iter()
+                .rev()
+                .find(|partition| takes(to, partition))
+                .cloned()
+            {
                 held[from].remove(&partition);
                 held[to].insert(partition);
                 return true;
@@ -206,13 +247,23 @@ fn move_one(held: &mut [BTreeSet<TopicPartition>], takes: impl Fn(usize, &TopicP
 /// The generation a member's claim is from: the subscription's field, or the
 /// assignor's user data of peers that are older than the field.
 fn claimed_generation(subscription: &Subscription) -> i32 {
-    let from_user_data =
-        || subscription.user_data.as_ref().and_then(|data| data.as_ref().try_get_i32().ok());
-    subscription.generation.or_else(from_user_data).unwrap_or(super::protocol::NO_GENERATION)
+    let from_user_data = || {
+        subscription
+            .user_data
+            .as_ref()
+            .and_then(|data| data.as_ref().try_get_i32().ok())
+    };
+    subscription
+        .generation
+        .or_else(from_user_data)
+        .unwrap_or(super::protocol::NO_GENERATION)
 }
 
 fn empty_assignment(members: &[&Member]) -> Assignment {
-    members.iter().map(|member| (member.member_id.clone(), Vec::new())).collect()
+    members
+        .iter()
+        .map(|member| (member.member_id.clone(), Vec::new()))
+        .collect()
 }
 
 fn sorted(mut assignment: Assignment) -> Assignment {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
-use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
+use kafka_protocol::messages::offset_commit_request::{
+    OffsetCommitRequestPartition, OffsetCommitRequestTopic,
+};
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
@@ -33,8 +35,15 @@ pub fn find(cluster: &Cluster, group_id: &str, deadline: Deadline) -> Result<Coo
     let answer = cluster.connect_any(deadline)?.call(&request, deadline)?;
     Error::check(ApiKey::FindCoordinator, answer.error_code)?;
     let (host, port) = (&answer.host, answer.port);
-    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    Ok(Coordinator { node_id: answer.node_id.0, address })
+    let address = if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    };
+    Ok(Coordinator {
+        node_id: answer.node_id.0,
+        address,
+    })
 }
 
 /// What an error says to the membership.
@@ -49,11 +58,19 @@ pub fn failure(error: &Error) -> Failure {
 }
 
 /// JoinGroup, announcing what is still owned.
-pub fn join_request(config: &ConsumerConfig, identity: &Identity, owned: &[TopicPartition]) -> JoinGroupRequest {
+pub fn join_request(
+    config: &ConsumerConfig,
+    identity: &Identity,
+    owned: &[TopicPartition],
+) -> JoinGroupRequest {
     let generation = Some(identity.generation).filter(|&generation| generation >= 0);
     let protocols = config.assignors.iter().map(|assignor| {
         let subscription = Subscription {
-            topics: config.topics.iter().map(|topic| topic.as_str().into()).collect(),
+            topics: config
+                .topics
+                .iter()
+                .map(|topic| topic.as_str().into())
+                .collect(),
             user_data: assignor.user_data(generation),
             owned: owned.to_vec(),
             generation,
@@ -110,7 +127,9 @@ pub fn leave_request(config: &ConsumerConfig, identity: &Identity) -> LeaveGroup
     let member = MemberIdentity::default()
         .with_member_id(text(&identity.member_id))
         .with_group_instance_id(instance(config));
-    LeaveGroupRequest::default().with_group_id(group(config)).with_members(vec![member])
+    LeaveGroupRequest::default()
+        .with_group_id(group(config))
+        .with_members(vec![member])
 }
 
 /// OffsetCommit of `(next offset, leader epoch)` per partition.
@@ -130,7 +149,9 @@ pub fn commit_request(
         );
     }
     let topics = topics.into_iter().map(|(topic, partitions)| {
-        OffsetCommitRequestTopic::default().with_name(topic_name(topic)).with_partitions(partitions)
+        OffsetCommitRequestTopic::default()
+            .with_name(topic_name(topic))
+            .with_partitions(partitions)
     });
     OffsetCommitRequest::default()
         .with_group_id(group(config))
@@ -141,15 +162,25 @@ pub fn commit_request(
 }
 
 /// OffsetFetch for the partitions named.
-pub fn offset_fetch_request(config: &ConsumerConfig, partitions: &[TopicPartition]) -> OffsetFetchRequest {
+pub fn offset_fetch_request(
+    config: &ConsumerConfig,
+    partitions: &[TopicPartition],
+) -> OffsetFetchRequest {
     let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
     for partition in partitions {
-        topics.entry(&partition.topic).or_default().push(partition.partition);
+        topics
+            .entry(&partition.topic)
+            .or_default()
+            .push(partition.partition);
     }
     let topics = topics.into_iter().map(|(topic, numbers)| {
-        OffsetFetchRequestTopic::default().with_name(topic_name(topic)).with_partition_indexes(numbers)
+        OffsetFetchRequestTopic::default()
+            .with_name(topic_name(topic))
+            .with_partition_indexes(numbers)
     });
-    OffsetFetchRequest::default().with_group_id(group(config)).with_topics(Some(topics.collect()))
+    OffsetFetchRequest::default()
+        .with_group_id(group(config))
+        .with_topics(Some(topics.collect()))
 }
 
 /// A topic's name as the codec wants it.

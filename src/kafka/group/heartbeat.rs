@@ -30,7 +30,11 @@ pub struct Shared {
 impl Shared {
     /// Around a fresh machine; `waker` interrupts the polling thread's waits.
     pub fn new(machine: Machine, waker: Waker) -> Self {
-        Self { machine: Mutex::new(machine), changed: Condvar::new(), waker }
+        Self {
+            machine: Mutex::new(machine),
+            changed: Condvar::new(),
+            waker,
+        }
     }
 
     /// The machine, for a moment: never keep the guard across I/O.
@@ -58,7 +62,12 @@ pub fn spawn(
     cluster: Cluster,
     config: Arc<ConsumerConfig>,
 ) -> io::Result<JoinHandle<()>> {
-    let mut heart = Heart { shared, cluster, config, connection: None };
+    let mut heart = Heart {
+        shared,
+        cluster,
+        config,
+        connection: None,
+    };
     std::thread::Builder::new()
         .name(format!("kafka-heartbeat-{name}"))
         .spawn(move || while heart.run_once() {})
@@ -87,13 +96,20 @@ impl Heart {
             }
             HeartbeatStep::FindCoordinator => {
                 drop(machine);
-                let found = coordinator::find(&self.cluster, &self.config.group_id, self.call_deadline());
+                let found =
+                    coordinator::find(&self.cluster, &self.config.group_id, self.call_deadline());
                 let mut machine = self.shared.machine();
                 match found {
                     Ok(coordinator) => machine.coordinator_found(coordinator, Instant::now()),
                     Err(error) => {
-                        log::debug!("consumer group {}: no coordinator: {error}", self.config.group_id);
-                        machine.heartbeat_coordinator_not_found(coordinator::failure(&error), Instant::now());
+                        log::debug!(
+                            "consumer group {}: no coordinator: {error}",
+                            self.config.group_id
+                        );
+                        machine.heartbeat_coordinator_not_found(
+                            coordinator::failure(&error),
+                            Instant::now(),
+                        );
                     }
                 }
             }
@@ -102,11 +118,18 @@ impl Heart {
                 let result = self.beat(&coordinator, &identity);
                 let result = result.map_err(|error| {
                     if error.code() != Some(ResponseError::RebalanceInProgress) {
-                        log::warn!("consumer group {}: heartbeat failed: {error}", self.config.group_id);
+                        log::warn!(
+                            "consumer group {}: heartbeat failed: {error}",
+                            self.config.group_id
+                        );
                     }
                     coordinator::failure(&error)
                 });
-                if self.shared.machine().heartbeat_answered(&identity, result, Instant::now()) {
+                if self
+                    .shared
+                    .machine()
+                    .heartbeat_answered(&identity, result, Instant::now())
+                {
                     self.shared.waker.nudge();
                 }
             }
@@ -118,7 +141,10 @@ impl Heart {
                     self.config.max_poll_interval
                 );
                 if let Err(error) = self.leave(&coordinator, &identity) {
-                    log::warn!("consumer group {}: leaving failed: {error}", self.config.group_id);
+                    log::warn!(
+                        "consumer group {}: leaving failed: {error}",
+                        self.config.group_id
+                    );
                 }
                 self.shared.waker.nudge();
             }
@@ -129,18 +155,26 @@ impl Heart {
     fn beat(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
         let deadline = self.call_deadline();
         let request = coordinator::heartbeat_request(&self.config, identity);
-        let answer = self.connection_to(coordinator, deadline)?.call(&request, deadline)?;
+        let answer = self
+            .connection_to(coordinator, deadline)?
+            .call(&request, deadline)?;
         Error::check(ApiKey::Heartbeat, answer.error_code)
     }
 
     fn leave(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
         let deadline = self.call_deadline();
         let request = coordinator::leave_request(&self.config, identity);
-        let answer = self.connection_to(coordinator, deadline)?.call(&request, deadline)?;
+        let answer = self
+            .connection_to(coordinator, deadline)?
+            .call(&request, deadline)?;
         Error::check(ApiKey::LeaveGroup, answer.error_code)
     }
 
-    fn connection_to(&mut self, coordinator: &Coordinator, deadline: Deadline) -> Result<&mut Connection, Error> {
+    fn connection_to(
+        &mut self,
+        coordinator: &Coordinator,
+        deadline: Deadline,
+    ) -> Result<&mut Connection, Error> {
         if let Some((node, connection)) = &mut self.connection
             && (node != coordinator || !connection.is_usable())
         {
@@ -149,7 +183,8 @@ impl Heart {
         let (_, connection) = match self.connection.take() {
             Some(open) => self.connection.insert(open),
             None => {
-                let connection = Connection::open(&coordinator.address, self.cluster.config(), deadline)?;
+                let connection =
+                    Connection::open(&coordinator.address, self.cluster.config(), deadline)?;
                 self.connection.insert((coordinator.clone(), connection))
             }
         };
@@ -160,6 +195,10 @@ impl Heart {
     /// anew: waiting longer would spend the session on one lost packet, and
     /// would make closing slow.
     fn call_deadline(&self) -> Deadline {
-        Deadline::after(self.config.heartbeat_interval.max(Duration::from_millis(500)))
+        Deadline::after(
+            self.config
+                .heartbeat_interval
+                .max(Duration::from_millis(500)),
+        )
     }
 }

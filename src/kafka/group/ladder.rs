@@ -71,8 +71,12 @@ pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
         (Join, E::MemberIdRequired) => Reaction::TakeMemberId,
         (Join, E::RebalanceInProgress) => Reaction::Retry,
         (Sync | Heartbeat | OffsetCommit, E::RebalanceInProgress) => Reaction::Rejoin,
-        (Sync | Heartbeat | OffsetCommit | OffsetFetch, E::IllegalGeneration) => Reaction::ResetGeneration,
-        (Join | Sync | Heartbeat | OffsetCommit | OffsetFetch, E::UnknownMemberId) => Reaction::ResetMember,
+        (Sync | Heartbeat | OffsetCommit | OffsetFetch, E::IllegalGeneration) => {
+            Reaction::ResetGeneration
+        }
+        (Join | Sync | Heartbeat | OffsetCommit | OffsetFetch, E::UnknownMemberId) => {
+            Reaction::ResetMember
+        }
 
         // Also when the topic is unknown (3), which heals with the next metadata.
         (_, code) if code.is_retriable() => Reaction::Retry,
@@ -89,8 +93,8 @@ mod tests {
     #[test]
     fn the_ladder_is_javas() {
         use Reaction::{
-            Fatal, FindCoordinator as Find, Rejoin, Report, ResetGeneration as Gen, ResetMember as Member, Retry,
-            TakeMemberId as Take,
+            Fatal, FindCoordinator as Find, Rejoin, Report, ResetGeneration as Gen,
+            ResetMember as Member, Retry, TakeMemberId as Take,
         };
         let table = [
             (79, [Take, Fatal, Fatal, Report]),
@@ -114,10 +118,19 @@ mod tests {
             (-1, [Fatal, Fatal, Fatal, Report]),
             (999, [Fatal, Fatal, Fatal, Report]),
         ];
-        let apis = [GroupApi::Join, GroupApi::Sync, GroupApi::Heartbeat, GroupApi::OffsetCommit];
+        let apis = [
+            GroupApi::Join,
+            GroupApi::Sync,
+            GroupApi::Heartbeat,
+            GroupApi::OffsetCommit,
+        ];
         for (code, expected) in table {
             let error = ResponseError::try_from_code(code).unwrap();
-            assert_eq!(apis.map(|api| reaction(api, error)), expected, "code {code}");
+            assert_eq!(
+                apis.map(|api| reaction(api, error)),
+                expected,
+                "code {code}"
+            );
         }
     }
 

@@ -130,7 +130,9 @@ struct Backoff {
 
 impl Backoff {
     fn fail(&mut self, now: Instant, settings: &Settings) {
-        let pause = settings.retry_backoff.saturating_mul(1 << self.failures.min(10));
+        let pause = settings
+            .retry_backoff
+            .saturating_mul(1 << self.failures.min(10));
         self.failures = self.failures.saturating_add(1);
         self.until = Some(now + pause.min(settings.retry_backoff_max));
     }
@@ -170,7 +172,10 @@ impl Machine {
             settings,
             phase: Phase::Unjoined,
             coordinator: None,
-            identity: Identity { member_id: String::new(), generation: NO_GENERATION },
+            identity: Identity {
+                member_id: String::new(),
+                generation: NO_GENERATION,
+            },
             rejoin_wanted: false,
             lost: false,
             fatal: None,
@@ -201,7 +206,9 @@ impl Machine {
                 PollStep::Wait(self.poll_backoff.until.unwrap_or(now))
             }
             (_, None) => PollStep::FindCoordinator,
-            (Phase::Stable, Some(coordinator)) if !self.rejoin_wanted => PollStep::Ready(coordinator.clone()),
+            (Phase::Stable, Some(coordinator)) if !self.rejoin_wanted => {
+                PollStep::Ready(coordinator.clone())
+            }
             (_, Some(coordinator)) => PollStep::Join(coordinator.clone()),
         }
     }
@@ -225,7 +232,10 @@ impl Machine {
         if self.phase != Phase::Joining {
             return false;
         }
-        self.identity = Identity { member_id, generation };
+        self.identity = Identity {
+            member_id,
+            generation,
+        };
         self.phase = Phase::Syncing;
         self.last_heartbeat = now;
         self.last_sign = now;
@@ -308,7 +318,12 @@ impl Machine {
     }
 
     /// An OffsetFetch failed; the membership reacts as the ladder says.
-    pub fn offset_fetch_failed(&mut self, sent: &Identity, failure: Failure, now: Instant) -> Reaction {
+    pub fn offset_fetch_failed(
+        &mut self,
+        sent: &Identity,
+        failure: Failure,
+        now: Instant,
+    ) -> Reaction {
         let verdict = self.judge(GroupApi::OffsetFetch, failure);
         if self.identity == *sent && self.phase == Phase::Stable {
             self.apply(verdict, failure);
@@ -331,7 +346,9 @@ impl Machine {
             (None, Phase::Stable) => Ok(self.identity.clone()),
             // Owned partitions survive a cooperative rebalance, so it is not lost yet.
             (None, Phase::Joining | Phase::Syncing) => Err(CommitVerdict::Rebalancing),
-            (None, Phase::Unjoined) if self.identity.generation != NO_GENERATION => Err(CommitVerdict::Rebalancing),
+            (None, Phase::Unjoined) if self.identity.generation != NO_GENERATION => {
+                Err(CommitVerdict::Rebalancing)
+            }
             (None, Phase::Unjoined) => Err(CommitVerdict::Lost),
         }
     }
@@ -347,7 +364,9 @@ impl Machine {
         }
         match (verdict, failure) {
             (Reaction::Rejoin, _) => CommitVerdict::Rebalancing,
-            (Reaction::ResetGeneration | Reaction::ResetMember, _) if is_current => CommitVerdict::Lost,
+            (Reaction::ResetGeneration | Reaction::ResetMember, _) if is_current => {
+                CommitVerdict::Lost
+            }
             (Reaction::ResetGeneration | Reaction::ResetMember, _) => CommitVerdict::Rebalancing,
             (Reaction::Fatal, Failure::Code(code)) => CommitVerdict::Fatal(code),
             (Reaction::Report, Failure::Code(code)) => CommitVerdict::Report(code),
@@ -372,7 +391,9 @@ impl Machine {
             let identity = self.identity.clone();
             self.reset(!self.settings.is_static);
             return match self.coordinator.clone() {
-                Some(coordinator) if !self.settings.is_static => HeartbeatStep::Leave(coordinator, identity),
+                Some(coordinator) if !self.settings.is_static => {
+                    HeartbeatStep::Leave(coordinator, identity)
+                }
                 _ => HeartbeatStep::Wait(None),
             };
         }
@@ -394,7 +415,12 @@ impl Machine {
     }
 
     /// A heartbeat was answered. True when the polling thread should hear of it.
-    pub fn heartbeat_answered(&mut self, sent: &Identity, result: Result<(), Failure>, now: Instant) -> bool {
+    pub fn heartbeat_answered(
+        &mut self,
+        sent: &Identity,
+        result: Result<(), Failure>,
+        now: Instant,
+    ) -> bool {
         match result {
             Ok(()) => {
                 if self.identity == *sent {
@@ -417,7 +443,9 @@ impl Machine {
                     self.apply(verdict, failure);
                     self.heartbeat_backoff.fail(now, &self.settings);
                     // Due again as soon as the pause is over, not an interval later.
-                    self.last_heartbeat = now.checked_sub(self.settings.heartbeat_interval).unwrap_or(now);
+                    self.last_heartbeat = now
+                        .checked_sub(self.settings.heartbeat_interval)
+                        .unwrap_or(now);
                     was_syncing && self.phase == Phase::Unjoined
                 }
                 verdict => {

@@ -68,12 +68,28 @@ impl Subscription {
         let version = get_version(&mut input)?;
         let mut topics = Vec::new();
         for _ in 0..get_count(&mut input)? {
-            topics.push(get_string(&mut input)?.ok_or(MalformedMetadata("topic name"))?.into());
+            topics.push(
+                get_string(&mut input)?
+                    .ok_or(MalformedMetadata("topic name"))?
+                    .into(),
+            );
         }
         let user_data = get_bytes(&mut input)?;
-        let owned = if version >= 1 { get_partitions(&mut input)? } else { Vec::new() };
-        let generation = if version >= 2 { Some(get_i32(&mut input)?) } else { None };
-        let rack = if version >= 3 { get_string(&mut input)? } else { None };
+        let owned = if version >= 1 {
+            get_partitions(&mut input)?
+        } else {
+            Vec::new()
+        };
+        let generation = if version >= 2 {
+            Some(get_i32(&mut input)?)
+        } else {
+            None
+        };
+        let rack = if version >= 3 {
+            get_string(&mut input)?
+        } else {
+            None
+        };
         Ok(Self {
             topics,
             user_data,
@@ -112,7 +128,10 @@ pub fn decode_assignment(mut input: Bytes) -> Result<Vec<TopicPartition>, Malfor
 fn put_partitions(buffer: &mut BytesMut, partitions: &[TopicPartition]) {
     let mut by_topic: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
     for partition in partitions {
-        by_topic.entry(&partition.topic).or_default().push(partition.partition);
+        by_topic
+            .entry(&partition.topic)
+            .or_default()
+            .push(partition.partition);
     }
     buffer.put_i32(by_topic.len() as i32);
     for (topic, mut numbers) in by_topic {
@@ -150,7 +169,9 @@ fn get_version(input: &mut Bytes) -> Result<i16, MalformedMetadata> {
 }
 
 fn get_i32(input: &mut Bytes) -> Result<i32, MalformedMetadata> {
-    input.try_get_i32().map_err(|_| MalformedMetadata("number cut short"))
+    input
+        .try_get_i32()
+        .map_err(|_| MalformedMetadata("number cut short"))
 }
 
 /// An array's length. Whatever it claims, elements are read one by one, so a
@@ -160,8 +181,12 @@ fn get_count(input: &mut Bytes) -> Result<i32, MalformedMetadata> {
 }
 
 fn get_string(input: &mut Bytes) -> Result<Option<String>, MalformedMetadata> {
-    let length = input.try_get_i16().map_err(|_| MalformedMetadata("string cut short"))?;
-    let Ok(length) = usize::try_from(length) else { return Ok(None) };
+    let length = input
+        .try_get_i16()
+        .map_err(|_| MalformedMetadata("string cut short"))?;
+    let Ok(length) = usize::try_from(length) else {
+        return Ok(None);
+    };
     if length > input.len() {
         return Err(MalformedMetadata("string cut short"));
     }
@@ -171,7 +196,9 @@ fn get_string(input: &mut Bytes) -> Result<Option<String>, MalformedMetadata> {
 }
 
 fn get_bytes(input: &mut Bytes) -> Result<Option<Bytes>, MalformedMetadata> {
-    let Ok(length) = usize::try_from(get_i32(input)?) else { return Ok(None) };
+    let Ok(length) = usize::try_from(get_i32(input)?) else {
+        return Ok(None);
+    };
     if length > input.len() {
         return Err(MalformedMetadata("bytes cut short"));
     }
@@ -181,8 +208,9 @@ fn get_bytes(input: &mut Bytes) -> Result<Option<Bytes>, MalformedMetadata> {
 fn get_partitions(input: &mut Bytes) -> Result<Vec<TopicPartition>, MalformedMetadata> {
     let mut partitions = Vec::new();
     for _ in 0..get_count(input)? {
-        let topic: Arc<str> =
-            get_string(input)?.ok_or(MalformedMetadata("topic name"))?.into();
+        let topic: Arc<str> = get_string(input)?
+            .ok_or(MalformedMetadata("topic name"))?
+            .into();
         for _ in 0..get_count(input)? {
             partitions.push(TopicPartition::new(topic.clone(), get_i32(input)?));
         }
@@ -230,9 +258,15 @@ mod tests {
         let v0 = bytes_of("0000 00000001 0001 74 ffffffff");
         let v1 = bytes_of("0001 00000001 0001 74 ffffffff 00000001 0001 74 00000001 00000005");
         let v9 = bytes_of(&format!("{} 0102", JAVA_V3.replacen("0003", "0009", 1)));
-        let plain = Subscription { topics: vec!["t".into()], ..Subscription::default() };
+        let plain = Subscription {
+            topics: vec!["t".into()],
+            ..Subscription::default()
+        };
         assert_eq!(Subscription::decode(v0), Ok(plain.clone()));
-        let owning = Subscription { owned: vec![TopicPartition::new("t", 5)], ..plain };
+        let owning = Subscription {
+            owned: vec![TopicPartition::new("t", 5)],
+            ..plain
+        };
         assert_eq!(Subscription::decode(v1), Ok(owning));
         assert_eq!(Subscription::decode(v9), Ok(sample()));
     }
@@ -240,9 +274,8 @@ mod tests {
     #[test]
     fn an_assignment_is_written_and_read_as_java_does() {
         let partitions = [TopicPartition::new("a", 1), TopicPartition::new("b", 0)];
-        let bytes = bytes_of(
-            "0000 00000002 0001 61 00000001 00000001 0001 62 00000001 00000000 ffffffff",
-        );
+        let bytes =
+            bytes_of("0000 00000002 0001 61 00000001 00000001 0001 62 00000001 00000000 ffffffff");
         assert_eq!(encode_assignment(&partitions), bytes);
         assert_eq!(decode_assignment(bytes).unwrap(), partitions);
         // Version 3 has the same layout; empty bytes mean nothing is assigned.

@@ -14,13 +14,18 @@ fn member(id: usize, topics: &[&str]) -> Member {
 }
 
 fn counts(topics: &[(&str, i32)]) -> HashMap<Arc<str>, i32> {
-    topics.iter().map(|&(topic, count)| (topic.into(), count)).collect()
+    topics
+        .iter()
+        .map(|&(topic, count)| (topic.into(), count))
+        .collect()
 }
 
 fn all(partition_counts: &HashMap<Arc<str>, i32>) -> BTreeSet<TopicPartition> {
     partition_counts
         .iter()
-        .flat_map(|(topic, &count)| (0..count).map(move |number| TopicPartition::new(topic.clone(), number)))
+        .flat_map(|(topic, &count)| {
+            (0..count).map(move |number| TopicPartition::new(topic.clone(), number))
+        })
         .collect()
 }
 
@@ -37,7 +42,10 @@ fn rejoin(members: &mut [Member], assignment: &Assignment, generation: i32) {
 }
 
 /// Runs rebalances until nothing changes; returns the result and how many it took.
-fn settle(members: &mut [Member], partition_counts: &HashMap<Arc<str>, i32>) -> (Assignment, usize) {
+fn settle(
+    members: &mut [Member],
+    partition_counts: &HashMap<Arc<str>, i32>,
+) -> (Assignment, usize) {
     let mut last = Assignment::new();
     for round in 0..5 {
         let assignment = Assignor::CooperativeSticky.assign(members, partition_counts);
@@ -51,7 +59,10 @@ fn settle(members: &mut [Member], partition_counts: &HashMap<Arc<str>, i32>) -> 
 }
 
 fn numbers(partitions: &[TopicPartition]) -> Vec<i32> {
-    partitions.iter().map(|partition| partition.partition).collect()
+    partitions
+        .iter()
+        .map(|partition| partition.partition)
+        .collect()
 }
 
 #[test]
@@ -103,7 +114,8 @@ fn an_old_peers_generation_is_read_from_its_user_data() {
     let mut members = vec![member(1, &["t"]), member(2, &["t"])];
     for (index, generation) in [(0, 9), (1, 3)] {
         members[index].subscription.owned = vec![TopicPartition::new("t", 0)];
-        members[index].subscription.user_data = Assignor::CooperativeSticky.user_data(Some(generation));
+        members[index].subscription.user_data =
+            Assignor::CooperativeSticky.user_data(Some(generation));
     }
     let assignment = Assignor::CooperativeSticky.assign(&members, &counts(&[("t", 1)]));
     assert_eq!(numbers(&assignment["member-01"]), [0]);
@@ -115,7 +127,10 @@ fn different_subscriptions_are_balanced_as_far_as_they_allow() {
     let mut members = vec![member(1, &["a", "b"]), member(2, &["a"]), member(3, &["b"])];
     let (assignment, _) = settle(&mut members, &partition_counts);
     assert_eq!(flat(&assignment).len(), 6);
-    assert!(assignment.values().all(|partitions| partitions.len() == 2), "{assignment:?}");
+    assert!(
+        assignment.values().all(|partitions| partitions.len() == 2),
+        "{assignment:?}"
+    );
 }
 
 #[test]
