@@ -113,7 +113,7 @@ fn submit(
         &[
             &key.as_str(),
             &&request_hash[..],
-            &i32::from(response.status),
+            &smallint(response.status)?,
             &response.body,
             &order.id.0,
             &ttl.as_secs_f64(),
@@ -148,7 +148,7 @@ fn known(row: &postgres::Row, submission: &Submission<'_>) -> Result<Once, Datab
     if column::<&[u8]>(row, "request_hash")? != submission.request_hash {
         return Ok(Once::OtherRequest);
     }
-    let status: i32 = column(row, "response_status")?;
+    let status: i16 = column(row, "response_status")?;
     let payload: Option<Vec<u8>> = column(row, "payload")?;
     let traceparent = column(row, "traceparent")?;
     Ok(Once::Again {
@@ -164,4 +164,8 @@ fn known(row: &postgres::Row, submission: &Submission<'_>) -> Result<Once, Datab
             traceparent,
         }),
     })
+}
+
+fn smallint(status: u16) -> Result<i16, DatabaseError> {
+    super::rows::valid(i16::try_from(status))
 }
