@@ -144,12 +144,21 @@ mod tests {
     #[test]
     fn a_connections_requests_go_one_after_the_other() {
         let connections = Connections::new();
-        assert!(matches!(connections.arrived(peer(1), 'a'), Arrival::Go('a')));
+        assert!(matches!(
+            connections.arrived(peer(1), 'a'),
+            Arrival::Go('a')
+        ));
         assert!(matches!(connections.arrived(peer(1), 'b'), Arrival::Waits));
-        assert!(matches!(connections.arrived(peer(2), 'c'), Arrival::Go('c')));
+        assert!(matches!(
+            connections.arrived(peer(2), 'c'),
+            Arrival::Go('c')
+        ));
         assert_eq!(connections.next(peer(1)), Some('b'));
         assert_eq!(connections.next(peer(1)), None);
-        assert!(matches!(connections.arrived(peer(1), 'd'), Arrival::Go('d')));
+        assert!(matches!(
+            connections.arrived(peer(1), 'd'),
+            Arrival::Go('d')
+        ));
     }
 
     #[test]
@@ -159,25 +168,40 @@ mod tests {
         for n in 0..PIPELINE {
             assert!(matches!(connections.arrived(peer(1), n), Arrival::Waits));
         }
-        assert!(matches!(connections.arrived(peer(1), 99), Arrival::TooMany(99)));
+        assert!(matches!(
+            connections.arrived(peer(1), 99),
+            Arrival::TooMany(99)
+        ));
     }
 
     #[test]
     fn what_an_ended_connection_still_sends_is_not_answered() {
         let connections = Connections::new();
-        assert!(matches!(connections.arrived(peer(1), 'a'), Arrival::Go('a')));
+        assert!(matches!(
+            connections.arrived(peer(1), 'a'),
+            Arrival::Go('a')
+        ));
         assert!(matches!(connections.arrived(peer(1), 'b'), Arrival::Waits));
         assert_eq!(connections.ended(peer(1)), ['b']);
-        assert!(matches!(connections.arrived(peer(1), 'c'), Arrival::Ended('c')));
+        assert!(matches!(
+            connections.arrived(peer(1), 'c'),
+            Arrival::Ended('c')
+        ));
         assert_eq!(connections.next(peer(1)), None);
-        assert!(matches!(connections.arrived(peer(1), 'd'), Arrival::Ended('d')));
+        assert!(matches!(
+            connections.arrived(peer(1), 'd'),
+            Arrival::Ended('d')
+        ));
     }
 
     #[test]
     fn idle_is_when_nothing_is_in_progress() {
         let connections = Connections::new();
         assert!(connections.wait_until_idle(Deadline::after(Duration::ZERO)));
-        assert!(matches!(connections.arrived(peer(1), 'a'), Arrival::Go('a')));
+        assert!(matches!(
+            connections.arrived(peer(1), 'a'),
+            Arrival::Go('a')
+        ));
         assert!(!connections.wait_until_idle(Deadline::after(Duration::ZERO)));
         assert_eq!(connections.next(peer(1)), None);
         assert!(connections.wait_until_idle(Deadline::after(Duration::ZERO)));

@@ -79,10 +79,9 @@ impl Framing {
         };
         match lengths.fault {
             Some(fault) => Err((fault, framing)),
-            None if length == BodyLength::Chunked && (http_1_0 || upgrade) => Err((
-                "Transfer-Encoding is not possible here.",
-                framing,
-            )),
+            None if length == BodyLength::Chunked && (http_1_0 || upgrade) => {
+                Err(("Transfer-Encoding is not possible here.", framing))
+            }
             None => Ok(framing),
         }
     }

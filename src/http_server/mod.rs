@@ -2,6 +2,7 @@
 
 mod connections;
 mod framing;
+mod incoming;
 mod observe;
 mod problem;
 mod request;

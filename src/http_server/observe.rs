@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use prometheus::{Histogram, IntCounter};
 
-use super::request::{headers, path_range};
+use super::request::{header, path_range};
 use crate::telemetry::metrics::HttpMetrics;
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, KeyValue, SpanGuard, SpanKind};
@@ -75,8 +75,8 @@ impl Observation {
             (None, _) => "HTTP".into(),
         };
         let parent = tracing::extract(
-            headers(request, "traceparent").next(),
-            headers(request, "tracestate").next(),
+            header(request, "traceparent"),
+            header(request, "tracestate"),
         );
         let attributes = || attributes(request, method, route);
         Self {
@@ -168,7 +168,7 @@ fn attributes(
             i64::from(peer.port()),
         ));
     }
-    if let Some(agent) = headers(request, "user-agent").next() {
+    if let Some(agent) = header(request, "user-agent") {
         attributes.push(KeyValue::new(
             semconv::USER_AGENT_ORIGINAL,
             agent.to_owned(),

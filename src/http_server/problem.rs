@@ -214,7 +214,15 @@ mod tests {
     #[test]
     fn a_problem_without_faulty_fields_has_no_list_of_them() {
         let response = overloaded().into_response("t", "s");
-        assert!(!String::from_utf8(response.body.clone()).unwrap().contains("errors"));
-        assert!(response.headers.contains(&("Retry-After".into(), "1".into())));
+        assert!(
+            !String::from_utf8(response.body.clone())
+                .unwrap()
+                .contains("errors")
+        );
+        assert!(
+            response
+                .headers
+                .contains(&("Retry-After".into(), "1".into()))
+        );
     }
 }

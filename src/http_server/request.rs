@@ -1,10 +1,11 @@
 //! A request as a handler sees it.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::framing::{BodyLength, Framing};
+use super::incoming::Incoming;
 use super::problem::{self, Problem};
 use super::router::Match;
 use super::watch::Watch;
@@ -12,7 +13,7 @@ use crate::deadline::Deadline;
 
 /// One request: its head, and its body when asked for.
 pub struct Request {
-    inner: tiny_http::Request,
+    inner: Incoming,
     framing: Framing,
     pub(super) found: Match,
     path: Range<usize>,
@@ -31,7 +32,7 @@ enum Body {
 
 impl Request {
     pub(super) fn new(
-        inner: tiny_http::Request,
+        inner: Incoming,
         framing: Framing,
         found: Match,
         deadline: Deadline,
@@ -80,7 +81,7 @@ impl Request {
 
     /// The first header `name` (in any case), without surrounding spaces.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers(name).next()
+        header(&self.inner, name)
     }
 
     /// All headers `name` (in any case), in the order they were sent.
@@ -131,7 +132,7 @@ impl Request {
     }
 
     /// What is left when the handler is done: the request and its id.
-    pub(super) fn into_parts(self) -> (tiny_http::Request, String) {
+    pub(super) fn into_parts(self) -> (Incoming, String) {
         (self.inner, self.request_id)
     }
 
@@ -199,11 +200,17 @@ impl Request {
     }
 }
 
+/// The first header `name` of a request.
+pub(super) fn header<'a>(request: &'a tiny_http::Request, name: &str) -> Option<&'a str> {
+    request
+        .headers()
+        .iter()
+        .find(|header| header.field.as_str().as_str().eq_ignore_ascii_case(name))
+        .map(|header| header.value.as_str())
+}
+
 /// All headers `name` of a request.
-pub(super) fn headers<'a>(
-    request: &'a tiny_http::Request,
-    name: &'a str,
-) -> impl Iterator<Item = &'a str> {
+fn headers<'a>(request: &'a tiny_http::Request, name: &'a str) -> impl Iterator<Item = &'a str> {
     request
         .headers()
         .iter()

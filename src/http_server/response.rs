@@ -84,12 +84,7 @@ impl Response {
         };
         let mut out = Vec::with_capacity(320 + body.len());
         // Writing into a Vec cannot fail.
-        let _ = write!(
-            out,
-            "HTTP/1.1 {} {}\r\n",
-            self.status,
-            reason(self.status)
-        );
+        let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
         out.extend_from_slice(b"Date: ");
         push_date(&mut out);
         out.extend_from_slice(b"\r\n");

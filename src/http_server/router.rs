@@ -121,7 +121,13 @@ impl Router {
         route.allow = route
             .methods
             .iter()
-            .map(|(method, _)| if *method == "GET" { "GET, HEAD" } else { method })
+            .map(|(method, _)| {
+                if *method == "GET" {
+                    "GET, HEAD"
+                } else {
+                    method
+                }
+            })
             .collect::<Vec<_>>()
             .join(", ");
         self

@@ -10,9 +10,10 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::connections::{Arrival, Connections};
 use super::framing::Framing;
+use super::incoming::Incoming;
 use super::observe::{Observation, Recorder};
 use super::problem::{self, Problem};
-use super::request::{Request, headers, path_range};
+use super::request::{Request, header, path_range};
 use super::response::{Persistence, Response};
 use super::router::{Match, Router};
 use super::socket::Connection;
@@ -40,6 +41,10 @@ pub(super) struct Shared {
 }
 
 /// What a thread of the pool takes from its queue.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the queue holds requests; a box for each would cost an allocation"
+)]
 pub(super) enum Work {
     Answer(Exchange),
     Stop,
@@ -47,21 +52,16 @@ pub(super) enum Work {
 
 /// What the lingering thread takes from its queue.
 pub(super) enum Linger {
-    Until(tiny_http::Request, Connection),
+    Until(Incoming, Connection),
     Stop,
 }
 
 /// A request on its way, and since when it is here.
 pub(super) struct Exchange {
-    pub(super) request: tiny_http::Request,
+    request: Incoming,
     peer: SocketAddr,
     arrived: Instant,
 }
-
-/// A declared length up to which tiny_http may clean up after itself: it
-/// allocates as many (untouched) bytes as are still to come of a body nobody
-/// read, and the program aborts where the system refuses them.
-const DISCARDABLE_BYTES: usize = 64 * 1024 * 1024;
 
 /// How much of an unread body is read and thrown away so that the client gets
 /// to read its answer, and for how long.
@@ -72,13 +72,13 @@ impl Shared {
     /// Takes in a request from tiny_http. Waits for nothing: what no thread is
     /// free for, and no place in the queue, is refused at once.
     pub(super) fn arrived(&self, recorder: &mut Recorder, request: tiny_http::Request) {
+        let request = Incoming::new(request);
         if request.url() == self.ping {
-            pong(request);
-            return;
+            return pong(request);
         }
         // Only Unix sockets have no address, and we never listen on one.
         let Some(peer) = request.remote_addr().copied() else {
-            return discard(request);
+            return;
         };
         let exchange = Exchange {
             request,
@@ -88,16 +88,16 @@ impl Shared {
         match self.connections.arrived(peer, exchange) {
             Arrival::Go(exchange) => self.dispatch(recorder, exchange),
             Arrival::Waits => {}
-            Arrival::Ended(exchange) => discard(exchange.request),
-            Arrival::TooMany(exchange) => {
+            Arrival::Ended(exchange) => drop(exchange),
+            // Dropped at the end, after its connection.
+            Arrival::TooMany(_exchange) => {
                 recorder.metrics.shed.with_label_values(&["pipeline"]).inc();
                 log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: connection closed");
                 let waiting = self.connections.ended(peer);
                 if let Some(connection) = Connection::find(peer, self.local_port) {
                     connection.end();
                 }
-                discard(exchange.request);
-                waiting.into_iter().for_each(|exchange| discard(exchange.request));
+                drop(waiting);
             }
         }
     }
@@ -111,13 +111,13 @@ impl Shared {
             let target = exchange.request.url();
             let probe = self.router.is_probe(&target[path_range(target)]);
             let queue = if probe { &self.probes } else { &self.queue };
-            // Counted first: the thread that takes it may be faster than we are.
-            recorder.metrics.queue_depth.inc();
             let refused = match queue.try_send(Work::Answer(exchange)) {
-                Ok(()) => return,
+                Ok(()) => {
+                    recorder.metrics.queue_depth.inc();
+                    return;
+                }
                 Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => work,
             };
-            recorder.metrics.queue_depth.dec();
             if let Work::Answer(exchange) = refused {
                 let reason = if probe { "probes" } else { "queue_full" };
                 recorder.metrics.shed.with_label_values(&[reason]).inc();
@@ -166,8 +166,7 @@ impl Shared {
         let route = found.route().map(|route| self.router.template(route));
         let probe = self.router.is_probe(path);
         let observation = Observation::begin(&request, route, arrived);
-        let request_id = headers(&request, "x-request-id")
-            .next()
+        let request_id = header(&request, "x-request-id")
             .filter(|id| is_sane_request_id(id))
             .map_or_else(|| observation.trace_id(), str::to_owned);
 
@@ -236,7 +235,7 @@ impl Shared {
 
     /// Writes the response the usual way. All of it is one write; the request is
     /// clear of its body, so dropping it waits for nothing.
-    fn send(&self, request: tiny_http::Request, peer: SocketAddr, bytes: &[u8], last: bool) {
+    fn send(&self, request: Incoming, peer: SocketAddr, bytes: &[u8], last: bool) {
         let mut writer = request.into_writer();
         let written = writer.write_all(bytes).and_then(|()| writer.flush());
         if let Err(error) = written {
@@ -249,12 +248,11 @@ impl Shared {
 
     /// Answers a request after which nobody knows where the next one starts,
     /// and ends its connection.
-    fn end(&self, request: tiny_http::Request, peer: SocketAddr, bytes: &[u8]) {
-        let waiting = self.connections.ended(peer);
-        waiting.into_iter().for_each(|exchange| discard(exchange.request));
+    fn end(&self, request: Incoming, peer: SocketAddr, bytes: &[u8]) {
+        drop(self.connections.ended(peer));
         // No connection any more: the client has gone already.
         let Some(connection) = Connection::find(peer, self.local_port) else {
-            return discard(request);
+            return;
         };
         if let Err(error) = connection.send(bytes) {
             log::debug!(target: "tbd::http", "the client did not take its response: {error}");
@@ -264,7 +262,7 @@ impl Shared {
             && let Linger::Until(request, connection) = refused.into_inner()
         {
             connection.end();
-            discard(request);
+            drop(request);
         }
     }
 
@@ -278,7 +276,8 @@ impl Shared {
             let watched = self.watch.until(peer.as_ref(), deadline);
             let mut buffer = [0; 16 * 1024];
             let mut left = LINGER_BYTES;
-            while left > 0 && !deadline.is_past() {
+            // At an early end tiny_http cleans up, see `Incoming`.
+            while left > 0 && !deadline.is_past() && !request.is_absurd() {
                 match request.as_reader().read(&mut buffer) {
                     Ok(0) | Err(_) => break,
                     Ok(read) => left = left.saturating_sub(read),
@@ -288,34 +287,19 @@ impl Shared {
             connection.end();
             // What is left in tiny_http's buffer comes as requests from now on.
             if let Some(peer) = peer {
-                let waiting = self.connections.ended(peer);
-                waiting.into_iter().for_each(|exchange| discard(exchange.request));
+                drop(self.connections.ended(peer));
             }
-            discard(request);
+            drop(request);
         }
     }
 }
 
 /// Answers the self-check.
-fn pong(request: tiny_http::Request) {
+fn pong(request: Incoming) {
     let mut writer = request.into_writer();
     let _ = writer
         .write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
         .and_then(|()| writer.flush());
-}
-
-/// Drops a request without an answer. Its connection is ended, or its body is
-/// in memory, so that this does not wait.
-fn discard(request: tiny_http::Request) {
-    if request.body_length().is_some_and(|length| length > DISCARDABLE_BYTES) {
-        // Dropping it could abort the process. One thread of tiny_http and two
-        // descriptors are lost to a client that declares such a length.
-        log::warn!(target: "tbd::http", "a client declared an absurd body: its connection is set aside for good");
-        std::mem::forget(request);
-        return;
-    }
-    // Dropped as it is, tiny_http would answer 500.
-    drop(request.into_writer());
 }
 
 /// 1 to 128 visible ASCII characters.
