@@ -463,13 +463,13 @@ fn a_server_that_freezes_holds_no_thread_for_long() {
     let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
     let pool = pool(DatabaseConfig {
         port: proxy.port(),
-        max_conns: 2,
-        max_idle_conns: 2,
+        max_conns: 8,
+        max_idle_conns: 8,
         statement_timeout: Duration::from_millis(300),
         ..config(&database)
     });
-    eventually(Duration::from_secs(10), "two idle connections", || {
-        pool.status().idle == 2
+    eventually(Duration::from_secs(10), "eight idle connections", || {
+        pool.status().idle == 8
     });
     proxy.freeze();
 
@@ -487,18 +487,20 @@ fn a_server_that_freezes_holds_no_thread_for_long() {
         started.elapsed()
     );
 
-    // The other connection is under suspicion now and does not answer; new ones are accepted but not served.
-    let started = Instant::now();
-    let outcome = pool.get(Deadline::after(Duration::from_secs(30)));
-    assert!(matches!(
-        outcome.err(),
-        Some(DatabaseError::Unavailable { .. })
-    ));
-    assert!(
-        started.elapsed() < Duration::from_secs(6),
-        "{:?}",
-        started.elapsed()
-    );
+    // The others are under suspicion now, and the first one that is silent speaks for all.
+    for _ in 0..3 {
+        let started = Instant::now();
+        let outcome = pool.get(Deadline::after(Duration::from_secs(30)));
+        assert!(matches!(
+            outcome.err(),
+            Some(DatabaseError::Unavailable { .. })
+        ));
+        assert!(
+            started.elapsed() < Duration::from_millis(2500),
+            "{:?}",
+            started.elapsed()
+        );
+    }
 
     proxy.thaw();
     eventually(Duration::from_secs(6), "the pool is back", || {
