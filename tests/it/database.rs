@@ -8,12 +8,13 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tbd::database::health::Monitor;
 use tbd::database::migrations::{Migrator, Source};
 use tbd::database::{
-    DatabaseConfig, DatabaseError, Hooks, Pool, PooledConnection, Statement, retry,
+    DatabaseConfig, DatabaseError, HealthCheck, Hooks, Pool, PooledConnection, Statement, retry,
 };
 use tbd::deadline::Deadline;
+use tbd::health::Monitor;
+use tbd::stop::StopSignal;
 
 use crate::support::{self, Database, OwnServer};
 use proxy::Proxy;
@@ -715,7 +716,10 @@ fn the_monitor_follows_the_database_and_its_schema() {
         ..config(&database)
     };
     let migrator = Migrator::new(Source::Embedded).expect("migrations");
-    let monitor = Monitor::start(config.clone(), Some(migrator.clone())).expect("a monitor");
+    let stop = StopSignal::new();
+    let mut check = HealthCheck::new(config.clone(), migrator.clone());
+    let (monitor, thread) =
+        Monitor::start("database-health", stop.clone(), move || check.run()).expect("a monitor");
 
     let complains = |of: &str| monitor.health().is_err_and(|reason| reason.contains(of));
     eventually(Duration::from_secs(5), "the schema is found behind", || {
@@ -740,22 +744,10 @@ fn the_monitor_follows_the_database_and_its_schema() {
         monitor.health().is_err()
     });
     let started = Instant::now();
-    assert!(
-        monitor.stop(Deadline::after(Duration::from_secs(10))),
-        "the thread ends while the server is frozen"
-    );
+    stop.stop();
+    thread
+        .join()
+        .expect("the thread ends while the server is frozen");
     assert!(started.elapsed() < Duration::from_secs(8));
     proxy.thaw();
-}
-
-#[test]
-fn a_stopped_monitor_ends_at_once() {
-    let database = support::postgres();
-    let monitor = Monitor::start(config(&database), None).expect("a monitor");
-    eventually(Duration::from_secs(5), "all is well", || {
-        monitor.health().is_ok()
-    });
-    let started = Instant::now();
-    assert!(monitor.stop(soon()));
-    assert!(started.elapsed() < Duration::from_secs(1));
 }

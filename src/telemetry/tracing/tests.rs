@@ -38,6 +38,7 @@ fn span_of(
         attributes,
         links,
     )
+    .into_current()
 }
 
 /// A collector that accepts everything on one connection after another, until
