@@ -134,11 +134,21 @@ fn a_member_joins_syncs_and_beats() {
     assert!(machine.joined("me".into(), 5, start));
     assert_eq!(
         machine.heartbeat_step(start),
-        HeartbeatStep::Wait(Some(start + 3 * SECOND))
+        HeartbeatStep::Wait(Some(start + BRISK_INTERVAL))
     );
     assert_eq!(
-        machine.heartbeat_step(start + 3 * SECOND),
+        machine.heartbeat_step(start + BRISK_INTERVAL),
         HeartbeatStep::Send(here(), me(5))
+    );
+    // Later they come at their usual pace.
+    let later = start + BRISK_FOR;
+    assert_eq!(
+        machine.heartbeat_step(later),
+        HeartbeatStep::Send(here(), me(5))
+    );
+    assert_eq!(
+        machine.heartbeat_step(later),
+        HeartbeatStep::Wait(Some(later + 3 * SECOND))
     );
     assert!(machine.synced(&me(5), start));
     assert_eq!(machine.poll_step(start), PollStep::Ready(here()));
