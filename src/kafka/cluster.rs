@@ -5,7 +5,7 @@
 //! who does not ask too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use kafka_protocol::error::ResponseError;
@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::config::ClientConfig;
 use super::connection::Connection;
 use super::error::Error;
+use super::lock;
 use crate::deadline::Deadline;
 
 /// A leader epoch that the broker did not tell.
@@ -300,12 +301,6 @@ impl Cluster {
     fn picture(&self) -> MutexGuard<'_, Picture> {
         lock(&self.inner.picture)
     }
-}
-
-/// The data under these locks is replaced in whole steps, so that a panic of
-/// another thread leaves nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `None` asks about all topics.

@@ -14,11 +14,11 @@ use std::time::Instant;
 use bytes::{Buf, BytesMut};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
-use kafka_protocol::protocol::{Request, StrBytes, VersionRange};
+use kafka_protocol::protocol::{StrBytes, VersionRange};
 
 use super::config::ClientConfig;
 use super::error::Error;
-use super::wire;
+use super::wire::{self, Request};
 use crate::deadline::Deadline;
 
 /// What one read asks the socket for, at least. Buffers grow by what arrives, so
@@ -71,6 +71,21 @@ impl std::os::fd::AsFd for Connection {
     /// flight, because answers that came together are read together.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+}
+
+/// Breaks a [`Connection`] off, so that a thread that waits on it goes on with
+/// [`Error::ConnectionLost`].
+#[derive(Debug)]
+pub struct Interrupter {
+    stream: TcpStream,
+}
+
+impl Interrupter {
+    /// Breaks the connection off. Does not wait.
+    pub fn interrupt(&self) {
+        // It may be closed already, which is what we want.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 
@@ -145,7 +160,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::call`].
     pub fn send<R: Request>(&mut self, request: &R, deadline: Deadline) -> Result<Sent<R>, Error> {
-        let version = self.version_of(wire::api_key::<R>())?;
+        let version = self.version_of(R::API)?;
         self.send_as(request, version, deadline)
     }
 
@@ -161,7 +176,7 @@ impl Connection {
     ) -> Result<R::Response, Error> {
         let frame = self.receive_frame(&sent, deadline)?;
         wire::decode_response::<R>(frame, sent.version)
-            .map_err(|reason| self.poison_protocol(format!("{:?}: {reason}", wire::api_key::<R>())))
+            .map_err(|reason| self.poison_protocol(format!("{:?}: {reason}", R::API)))
     }
 
     /// Whether the connection can still be used, as far as is known without
@@ -181,6 +196,15 @@ impl Connection {
             self.poison_lost("closed while idle".to_owned());
         }
         self.poison.is_none()
+    }
+
+    /// A way to break this connection off from another thread, or `None` when the
+    /// operating system has no descriptor left for it.
+    pub fn interrupter(&self) -> Option<Interrupter> {
+        self.stream
+            .try_clone()
+            .ok()
+            .map(|stream| Interrupter { stream })
     }
 
     /// When the last request was sent or the last answer received.
@@ -247,7 +271,7 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<Sent<R>, Error> {
         self.check_poison()?;
-        let api = wire::api_key::<R>();
+        let api = R::API;
         let refuse = |reason: String| Error::Encode { api, reason };
         if self.in_flight.len() >= IN_FLIGHT_MAX {
             return Err(refuse(format!("{IN_FLIGHT_MAX} requests are in flight")));
@@ -303,7 +327,7 @@ impl Connection {
         if self.in_flight.front() != Some(&sent.correlation_id) {
             return Err(self.poison_protocol("answers were taken out of order".to_owned()));
         }
-        let api = wire::api_key::<R>();
+        let api = R::API;
         self.fill(4, deadline)?;
         let length = self.received.get_i32();
         let length = usize::try_from(length)

@@ -70,6 +70,12 @@ pub enum Error {
         /// The codec's words.
         reason: String,
     },
+    /// What the caller handed over cannot be sent as it is.
+    #[error("invalid record: {reason}")]
+    InvalidRecord {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The client was closed by its owner.
     #[error("the kafka client is closed")]
     Closed,
@@ -95,6 +101,7 @@ impl Error {
             Self::Broker { code, .. } => code.is_retriable(),
             Self::UnsupportedVersion { .. }
             | Self::Encode { .. }
+            | Self::InvalidRecord { .. }
             | Self::Closed
             | Self::Resource { .. } => false,
         }

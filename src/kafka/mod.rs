@@ -30,6 +30,7 @@
 //!
 //! TLS and SASL, transactions, and requests that address topics by id only.
 
+pub mod admin;
 pub mod batch;
 pub mod cluster;
 pub mod config;
@@ -37,9 +38,21 @@ pub mod connection;
 pub mod consumer;
 pub mod error;
 pub mod group;
+pub mod partitioner;
+pub mod producer;
 pub mod wire;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use admin::Admin;
 pub use cluster::Cluster;
 pub use config::{Backoff, ClientConfig};
 pub use connection::Connection;
 pub use error::Error;
+pub use producer::{Producer, ProducerConfig};
+
+/// Takes a lock whether or not another thread panicked while it held it. What
+/// these locks guard is changed in whole steps, so a panic leaves it usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -6,11 +6,9 @@
 //! stands between the codec and hostile bytes. It does no I/O.
 
 use bytes::{Buf, Bytes, BytesMut, TryGetError};
-use kafka_protocol::messages::{ApiKey, RequestHeader, ResponseHeader};
+use kafka_protocol::messages::*;
 use kafka_protocol::protocol::buf::ByteBuf;
-use kafka_protocol::protocol::{
-    Decodable, Encodable, HeaderVersion, Message, Request, StrBytes, VersionRange,
-};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes, VersionRange};
 
 /// The largest frame with fetched records that is accepted: twice what a
 /// consumer asks for by default, because one batch may exceed the limit it asked.
@@ -29,45 +27,69 @@ const HARMLESS_COUNT: usize = 10_000;
 /// elements that never come is address space, not memory.
 const HARMLESS_NUMBER: usize = 1_000_000;
 
-/// The versions of `api` that this client speaks, or `None` when it never sends
-/// that request.
-///
-/// Upper ends: the newest version that addresses topics by name, or whose newer
-/// ones bring nothing we use. Lower ends: the oldest with the fields we need; all
-/// are offered by Kafka 2.8 to 4.1 and by Redpanda.
-pub fn supported(api: ApiKey) -> Option<VersionRange> {
-    let (min, max) = match api {
-        // 13 addresses topics by id.
-        ApiKey::Produce => (3, 12),
-        // 13 addresses topics by id.
-        ApiKey::Fetch => (4, 12),
-        ApiKey::ListOffsets => (1, 7),
-        // 4 can forbid the creation of topics by asking for them; 13 adds
-        // re-bootstrapping.
-        ApiKey::Metadata => (4, 12),
-        // 7 knows static members; 10 addresses topics by id.
-        ApiKey::OffsetCommit => (7, 9),
-        // 7 can wait for pending commits; 8 asks for many groups at once.
-        ApiKey::OffsetFetch => (5, 7),
-        // 4 asks for many coordinators at once.
-        ApiKey::FindCoordinator => (1, 3),
-        // 5 knows static members; 9 lets the leader skip the assignment.
-        ApiKey::JoinGroup => (5, 8),
-        ApiKey::SyncGroup => (3, 5),
-        ApiKey::Heartbeat => (3, 4),
-        ApiKey::LeaveGroup => (3, 5),
-        ApiKey::ApiVersions => (0, 3),
-        // 5 belongs to transactions.
-        ApiKey::InitProducerId => (0, 4),
-        ApiKey::CreateTopics => (2, 7),
-        // 6 addresses topics by id.
-        ApiKey::DeleteTopics => (1, 5),
-        ApiKey::OffsetForLeaderEpoch => (2, 4),
-        ApiKey::DescribeGroups => (0, 5),
-        ApiKey::ListGroups => (0, 4),
-        _ => return None,
+/// A request that this client sends.
+pub trait Request: Encodable + HeaderVersion {
+    /// Which one it is.
+    const API: ApiKey;
+    /// The versions of it that this client speaks.
+    const VERSIONS: VersionRange;
+    /// What answers it.
+    type Response: Decodable + HeaderVersion;
+}
+
+/// One line per request: its type, its answer's, and the versions we speak.
+macro_rules! requests {
+    ($($(#[$comment:meta])* $api:ident: $request:ident => $response:ident, $min:literal to $max:literal;)*) => {
+        $(
+            impl Request for $request {
+                const API: ApiKey = ApiKey::$api;
+                const VERSIONS: VersionRange = VersionRange { min: $min, max: $max };
+                type Response = $response;
+            }
+        )*
+
+        /// The versions of `api` that this client speaks, or `None` when it never
+        /// sends that request.
+        pub fn supported(api: ApiKey) -> Option<VersionRange> {
+            match api {
+                $(ApiKey::$api => Some(<$request as Request>::VERSIONS),)*
+                _ => None,
+            }
+        }
     };
-    Some(VersionRange { min, max })
+}
+
+// Upper ends: the newest version that addresses topics by name, or whose newer
+// ones bring nothing we use. Lower ends: the oldest with the fields we need; all
+// are offered by Kafka 2.8 to 4.1 and by Redpanda.
+requests! {
+    // 13 addresses topics by id.
+    Produce: ProduceRequest => ProduceResponse, 3 to 12;
+    // 13 addresses topics by id.
+    Fetch: FetchRequest => FetchResponse, 4 to 12;
+    ListOffsets: ListOffsetsRequest => ListOffsetsResponse, 1 to 7;
+    // 4 can be told not to create topics; 13 adds re-bootstrapping.
+    Metadata: MetadataRequest => MetadataResponse, 4 to 12;
+    // 7 knows static members; 10 addresses topics by id.
+    OffsetCommit: OffsetCommitRequest => OffsetCommitResponse, 7 to 9;
+    // 8 asks for many groups at once.
+    OffsetFetch: OffsetFetchRequest => OffsetFetchResponse, 5 to 7;
+    // 4 asks for many coordinators at once.
+    FindCoordinator: FindCoordinatorRequest => FindCoordinatorResponse, 1 to 3;
+    // 5 knows static members; 9 lets the leader skip the assignment.
+    JoinGroup: JoinGroupRequest => JoinGroupResponse, 5 to 8;
+    SyncGroup: SyncGroupRequest => SyncGroupResponse, 3 to 5;
+    Heartbeat: HeartbeatRequest => HeartbeatResponse, 3 to 4;
+    LeaveGroup: LeaveGroupRequest => LeaveGroupResponse, 3 to 5;
+    ApiVersions: ApiVersionsRequest => ApiVersionsResponse, 0 to 3;
+    // 5 belongs to transactions.
+    InitProducerId: InitProducerIdRequest => InitProducerIdResponse, 0 to 4;
+    CreateTopics: CreateTopicsRequest => CreateTopicsResponse, 2 to 7;
+    // 6 addresses topics by id.
+    DeleteTopics: DeleteTopicsRequest => DeleteTopicsResponse, 1 to 5;
+    OffsetForLeaderEpoch: OffsetForLeaderEpochRequest => OffsetForLeaderEpochResponse, 2 to 4;
+    DescribeGroups: DescribeGroupsRequest => DescribeGroupsResponse, 0 to 5;
+    ListGroups: ListGroupsRequest => ListGroupsResponse, 0 to 4;
 }
 
 /// The newest version that both sides speak.
@@ -84,11 +106,6 @@ pub(crate) fn frame_bytes_max(api: ApiKey) -> usize {
     }
 }
 
-/// The request's name, for errors. Every request type has a known key.
-pub(crate) fn api_key<R: Request>() -> ApiKey {
-    ApiKey::try_from(R::KEY).unwrap_or(ApiKey::ApiVersions)
-}
-
 /// Appends the whole frame of a request to `out`.
 ///
 /// # Errors
@@ -103,7 +120,7 @@ pub(crate) fn encode_request<R: Request>(
 ) -> Result<(), String> {
     let start = out.len();
     let header = RequestHeader::default()
-        .with_request_api_key(R::KEY)
+        .with_request_api_key(R::API as i16)
         .with_request_api_version(version)
         .with_correlation_id(correlation_id)
         .with_client_id(Some(StrBytes::from_string(client_id.to_owned())));
@@ -151,7 +168,7 @@ pub(crate) fn decode_response<R: Request>(
 ///
 /// # Errors
 /// The codec's words, when the bytes are not such a message.
-pub fn decode_embedded<M: Message + Decodable>(bytes: Bytes, version: i16) -> Result<M, String> {
+pub fn decode_embedded<M: Decodable>(bytes: Bytes, version: i16) -> Result<M, String> {
     M::decode(&mut Claims::new(bytes), version).map_err(|error| error.to_string())
 }
 
@@ -245,9 +262,6 @@ impl ByteBuf for Claims {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kafka_protocol::messages::{
-        ApiVersionsRequest, FetchRequest, JoinGroupRequest, MetadataRequest, ProduceRequest,
-    };
     use proptest::prelude::*;
 
     #[test]
