@@ -7,15 +7,20 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::serve::Shared;
+use super::socket::Survey;
 
-/// How often memory and overdue reads are looked at. An endless header line
-/// grows by about 100 MB a second.
-const TICK: Duration = Duration::from_millis(200);
+/// How often all but the ping is looked at. An endless header line grows by
+/// about 100 MB a second; a connection that got stuck waits as long.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The next look, while connections are stuck.
+const TICK_STUCK: Duration = Duration::from_millis(5);
 
 /// How often a connection is made: it proves that connections are accepted and
 /// answered, and keeps `accept` from ever reaching the listener's time-out, of
@@ -26,6 +31,9 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// machine that is merely busy.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const PINGS_FAILED_MAX: u32 = 3;
+
+/// Connections rescued at a time.
+const NUDGES_MAX: usize = 32;
 
 pub(super) struct SelfCheck {
     pub(super) addr: SocketAddr,
@@ -38,8 +46,9 @@ impl SelfCheck {
     pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) -> Option<String> {
         let mut pinged = Instant::now();
         let mut failed = 0;
+        let mut tick = TICK;
         loop {
-            match stop.recv_timeout(TICK) {
+            match stop.recv_timeout(tick) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return None,
             }
@@ -51,6 +60,18 @@ impl SelfCheck {
                     self.memory_limit_bytes >> 20
                 ));
             }
+            // Once stopping, the listener is closed on purpose.
+            if shared.stopping.load(Ordering::Relaxed) {
+                continue;
+            }
+            let survey = Survey::take(self.addr.port());
+            if survey.listening == 1 {
+                return Some("the accept thread has ended".to_owned());
+            }
+            tick = if survey.unread == 0 { TICK } else { TICK_STUCK };
+            for _ in 0..survey.unread.min(NUDGES_MAX) {
+                nudge(self.addr);
+            }
             if pinged.elapsed() >= PING_INTERVAL {
                 pinged = Instant::now();
                 match ping(self.addr, &shared.ping) {
@@ -60,9 +81,7 @@ impl SelfCheck {
                         log::warn!(target: "tbd::http", "the server does not answer itself: {error}");
                     }
                 }
-                // Once stopping, the listener is closed on purpose.
-                let stopping = shared.stopping.load(std::sync::atomic::Ordering::Relaxed);
-                if failed >= PINGS_FAILED_MAX && !stopping {
+                if failed >= PINGS_FAILED_MAX {
                     return Some(format!(
                         "no connection was accepted and answered {failed} times in a row"
                     ));
@@ -72,12 +91,22 @@ impl SelfCheck {
     }
 }
 
+/// Connects and leaves.
+///
+/// tiny_http gives a new connection to an idle thread if it believes to have
+/// one; of connections that come in a burst all may be promised to the same
+/// thread, and those that lose wait, unread, until some other connection ends.
+/// This is one that ends: its thread takes on one that waits.
+fn nudge(addr: SocketAddr) {
+    let _ = TcpStream::connect_timeout(&reachable(addr), PING_TIMEOUT);
+}
+
 /// Asks the server for its secret path.
 fn ping(addr: SocketAddr, path: &str) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&reachable(addr), PING_TIMEOUT)?;
     stream.set_read_timeout(Some(PING_TIMEOUT))?;
     stream.set_write_timeout(Some(PING_TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut answer = [0; 12];
     stream.read_exact(&mut answer)?;
     if &answer == b"HTTP/1.1 204" {

@@ -283,13 +283,13 @@ fn unknown_paths_and_methods_are_problems() {
     );
     client.send("BREW /healthz HTTP/1.1\r\nHost: t\r\n\r\n");
     assert_eq!(client.answer().status, 405);
-    let rendered = house.metrics.render();
-    assert!(
-        rendered.contains(r#"http_requests_total{method="GET",route="unmatched",status="404"} 1"#)
-    );
-    assert!(
-        rendered.contains(r#"http_requests_total{method="OTHER",route="/healthz",status="405"}"#)
-    );
+    // Counted once the answer is on its way.
+    for counted in [
+        r#"http_requests_total{method="GET",route="unmatched",status="404"} 1"#,
+        r#"http_requests_total{method="OTHER",route="/healthz",status="405"} 1"#,
+    ] {
+        wait_until(counted, || house.metrics.render().contains(counted));
+    }
 }
 
 #[test]
@@ -422,6 +422,20 @@ fn a_client_that_never_waits_for_answers_is_cut_off() {
     client.assert_closed();
     gate.let_one_through();
     assert_eq!(house.connect().get("/hello").status, 200);
+}
+
+#[test]
+fn connections_that_come_in_a_burst_are_all_answered() {
+    let house = start(config(), router());
+    for _ in 0..5 {
+        let mut clients: Vec<_> = (0..100).map(|_| house.connect()).collect();
+        for client in &mut clients {
+            client.send("GET /hello HTTP/1.1\r\n\r\n");
+        }
+        for client in &mut clients {
+            assert_eq!(client.answer().status, 200);
+        }
+    }
 }
 
 #[test]
