@@ -1,6 +1,7 @@
 //! A bounded thread-pool HTTP server on tiny_http.
 
 mod connections;
+mod diag;
 mod framing;
 mod incoming;
 mod observe;
@@ -12,6 +13,7 @@ mod self_check;
 mod serve;
 mod server;
 mod socket;
+mod unfinished;
 mod watch;
 
 pub use problem::{FieldError, Problem, TYPE_PREFIX};

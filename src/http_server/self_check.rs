@@ -5,6 +5,7 @@
 //! from outside, so the process has to end, loudly, for its supervisor to start
 //! a new one.
 
+use std::collections::HashSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
@@ -12,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::diag::Diag;
 use super::serve::Shared;
 use super::socket::Survey;
+use super::unfinished::Unfinished;
 
 /// How often all but the ping is looked at. An endless header line grows by
 /// about 100 MB a second; a connection that got stuck waits as long.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 
 /// The next look, while connections are stuck.
 const TICK_STUCK: Duration = Duration::from_millis(5);
@@ -32,6 +35,9 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const PINGS_FAILED_MAX: u32 = 3;
 
+/// How often connections that are gone are forgotten.
+const PURGE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Connections rescued at a time.
 const NUDGES_MAX: usize = 32;
 
@@ -40,11 +46,57 @@ pub(super) struct SelfCheck {
     pub(super) memory_limit_bytes: u64,
 }
 
+/// What the thread remembers from look to look.
+struct Watcher {
+    /// `None` where the kernel does not tell.
+    diag: Option<Diag>,
+    unfinished: Unfinished,
+    purged: Instant,
+}
+
 impl SelfCheck {
+    /// Looks at all connections: counts those nobody reads from and ends those
+    /// whose request does not become complete.
+    fn look_at_connections(&self, watcher: &mut Watcher, shared: &Shared) -> usize {
+        let seen = match watcher.diag.as_mut().map(|d| d.connections(self.addr)) {
+            Some(Ok(seen)) => seen,
+            Some(Err(error)) => {
+                log::warn!(target: "tbd::http", "the kernel does not tell about connections, slow clients are not ended: {error}");
+                watcher.diag = None;
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        if watcher.diag.is_none() {
+            shared.connections.keep(|_| false);
+            return Survey::take(self.addr.port()).unread;
+        }
+        let faults =
+            watcher
+                .unfinished
+                .look(Instant::now(), shared.request_timeout, &seen, |peer| {
+                    shared.connections.look_up(peer)
+                });
+        for (peer, fault) in faults {
+            shared.end_unfinished(peer, fault);
+        }
+        if watcher.purged.elapsed() >= PURGE_INTERVAL {
+            watcher.purged = Instant::now();
+            let open: HashSet<_> = seen.iter().map(|seen| seen.peer).collect();
+            shared.connections.keep(|peer| open.contains(peer));
+        }
+        seen.iter().filter(|seen| seen.unread > 0).count()
+    }
+
     /// Runs until `stop` is disconnected or says so. Returns why the process has
     /// to end, if it has to.
     pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) -> Option<String> {
         let mut pinged = Instant::now();
+        let mut watcher = Watcher {
+            diag: Diag::open().ok(),
+            unfinished: Unfinished::default(),
+            purged: Instant::now(),
+        };
         let mut failed = 0;
         let mut tick = TICK;
         loop {
@@ -64,16 +116,16 @@ impl SelfCheck {
             if shared.stopping.load(Ordering::Relaxed) {
                 continue;
             }
-            let survey = Survey::take(self.addr.port());
-            if survey.listening == 1 {
-                return Some("the accept thread has ended".to_owned());
-            }
-            tick = if survey.unread == 0 { TICK } else { TICK_STUCK };
-            for _ in 0..survey.unread.min(NUDGES_MAX) {
+            let unread = self.look_at_connections(&mut watcher, shared);
+            tick = if unread == 0 { TICK } else { TICK_STUCK };
+            for _ in 0..unread.min(NUDGES_MAX) {
                 nudge(self.addr);
             }
             if pinged.elapsed() >= PING_INTERVAL {
                 pinged = Instant::now();
+                if Survey::take(self.addr.port()).listening == 1 {
+                    return Some("the accept thread has ended".to_owned());
+                }
                 match ping(self.addr, &shared.ping) {
                     Ok(()) => failed = 0,
                     Err(error) => {

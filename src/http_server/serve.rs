@@ -17,6 +17,7 @@ use super::request::{Request, header, path_range};
 use super::response::{Persistence, Response};
 use super::router::{Match, Router};
 use super::socket::Connection;
+use super::unfinished::Fault;
 use super::watch::Watch;
 use crate::deadline::Deadline;
 
@@ -281,6 +282,25 @@ impl Shared {
             connection.end();
             drop(request);
         }
+    }
+
+    /// Ends a connection whose request does not become complete. tiny_http has
+    /// not handed it over, so no request holds its descriptor: should it close
+    /// by itself between our finding and using the number, and should another
+    /// socket get the number in that microsecond, that one would be ended.
+    pub(super) fn end_unfinished(&self, peer: SocketAddr, fault: Fault) {
+        let Some(connection) = Connection::find(peer, self.local_port) else {
+            return;
+        };
+        let (status, what) = match fault {
+            Fault::Slow => ("408 Request Timeout", "slow"),
+            Fault::Long => ("431 Request Header Fields Too Large", "endless"),
+        };
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        log::warn!(target: "tbd::http", "a client's request was too {what}: connection closed");
+        let _ = connection.send(answer.as_bytes());
+        connection.end();
+        drop(self.connections.ended(peer));
     }
 
     /// The lingering thread's life. Closing a socket with unread bytes makes the

@@ -528,6 +528,48 @@ fn a_body_that_stalls_is_a_408_and_the_end() {
 }
 
 #[test]
+fn a_request_that_does_not_become_complete_is_a_408_and_the_end() {
+    let config = ServerConfig {
+        request_timeout: Duration::from_millis(300),
+        ..config()
+    };
+    let house = start(config, router());
+    for unfinished in [
+        "GET /hello HTTP/1.1\r\nHost",
+        "POST /echo HTTP/1.1\r\nContent-Length: 60\r\n\r\nshort",
+    ] {
+        let mut fresh = house.connect();
+        fresh.send(unfinished);
+        let mut used = house.connect();
+        assert_eq!(used.get("/hello").status, 200);
+        // The kernel's clock is coarse: what comes right after an answer would
+        // be taken for a part of the request before.
+        thread::sleep(Duration::from_millis(100));
+        used.send(unfinished);
+        for client in [&mut fresh, &mut used] {
+            assert_eq!(client.answer().status, 408);
+            client.assert_closed();
+        }
+    }
+    let mut idle = house.connect();
+    assert_eq!(idle.get("/hello").status, 200);
+}
+
+#[test]
+fn a_header_line_without_end_costs_no_memory() {
+    let house = start(config(), router());
+    let mut client = house.connect();
+    client.send("GET /hello HTTP/1.1\r\nX: ");
+    let line = [b'x'; 64 * 1024];
+    let mut sent = 0;
+    while client.stream.write_all(&line).is_ok() {
+        sent += line.len();
+        assert!(sent < 400 << 20, "nobody stops it");
+    }
+    assert_eq!(house.connect().get("/hello").status, 200);
+}
+
+#[test]
 fn a_body_that_ends_early_or_is_malformed_is_a_400_and_the_end() {
     let house = start(config(), router());
     let mut client = house.connect();
