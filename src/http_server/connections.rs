@@ -32,7 +32,7 @@ pub(super) struct Connections<T> {
 }
 
 struct State<T> {
-    /// Connections that have sent a request, until [`Connections::keep`] finds
+    /// Connections that have sent a request, until [`Connections::forget`] finds
     /// them gone.
     known: HashMap<SocketAddr, Known<T>>,
     /// How many of them have one in progress.
@@ -119,12 +119,12 @@ impl<T> Connections<T> {
         next
     }
 
-    /// Forgets all connections that have nothing in progress and are not among
-    /// `open`; their number stays bounded by that of open connections.
-    pub(super) fn keep(&self, open: impl Fn(&SocketAddr) -> bool) {
+    /// Forgets the connections that were gone at `seen`: not `open` then, and
+    /// without a request since. So no more are remembered than are open.
+    pub(super) fn forget(&self, seen: Instant, open: impl Fn(&SocketAddr) -> bool) {
         self.lock()
             .known
-            .retain(|peer, known| known.busy || open(peer));
+            .retain(|peer, known| known.busy || known.last >= seen || open(peer));
     }
 
     /// What is known of the connection of `peer`.
@@ -232,6 +232,29 @@ mod tests {
             connections.arrived(peer(1), 'd'),
             Arrival::Ended('d')
         ));
+    }
+
+    #[test]
+    fn only_connections_that_are_gone_are_forgotten() {
+        use unfinished::Known::{Busy, Silent};
+        let connections = Connections::new();
+        for port in [1, 2, 3] {
+            assert!(matches!(
+                connections.arrived(peer(port), ()),
+                Arrival::Go(())
+            ));
+        }
+        connections.next(peer(1));
+        connections.next(peer(2));
+        let seen = Instant::now();
+        connections.forget(seen, |open| *open == peer(2));
+        assert_eq!(connections.look_up(peer(1)), Silent);
+        assert_ne!(connections.look_up(peer(2)), Silent);
+        assert_eq!(connections.look_up(peer(3)), Busy);
+        // Answered after the look that did not see it yet.
+        connections.next(peer(3));
+        connections.forget(seen, |_| false);
+        assert_ne!(connections.look_up(peer(3)), Silent);
     }
 
     #[test]

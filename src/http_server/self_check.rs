@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::diag::Diag;
+use super::diag::{Diag, Seen};
 use super::serve::Shared;
 use super::socket::Survey;
 use super::unfinished::Unfinished;
@@ -22,7 +22,7 @@ use super::unfinished::Unfinished;
 /// about 100 MB a second; a connection that got stuck waits as long.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The next look, while connections are stuck.
+/// The next look, while connections may be stuck.
 const TICK_STUCK: Duration = Duration::from_millis(5);
 
 /// How often a connection is made: it proves that connections are accepted and
@@ -38,6 +38,9 @@ const PINGS_FAILED_MAX: u32 = 3;
 /// How often connections that are gone are forgotten.
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often in a row the kernel may refuse to tell before it is asked no more.
+const REFUSED_MAX: u32 = 3;
+
 /// Connections rescued at a time.
 const NUDGES_MAX: usize = 32;
 
@@ -50,53 +53,83 @@ pub(super) struct SelfCheck {
 struct Watcher {
     /// `None` where the kernel does not tell.
     diag: Option<Diag>,
+    /// How many times in a row it did not.
+    refused: u32,
     unfinished: Unfinished,
+    /// Connections that nobody had read from at the last look.
+    untouched: HashSet<SocketAddr>,
     purged: Instant,
 }
 
-impl SelfCheck {
-    /// Looks at all connections: counts those nobody reads from and ends those
-    /// whose request does not become complete.
-    fn look_at_connections(&self, watcher: &mut Watcher, shared: &Shared) -> usize {
-        let seen = match watcher.diag.as_mut().map(|d| d.connections(self.addr)) {
-            Some(Ok(seen)) => seen,
-            Some(Err(error)) => {
-                log::warn!(target: "tbd::http", "the kernel does not tell about connections, slow clients are not ended: {error}");
-                watcher.diag = None;
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
-        if watcher.diag.is_none() {
-            shared.connections.keep(|_| false);
-            return Survey::take(self.addr.port()).unread;
+impl Watcher {
+    fn new() -> Self {
+        Self {
+            diag: Diag::open().ok(),
+            refused: 0,
+            unfinished: Unfinished::default(),
+            untouched: HashSet::new(),
+            purged: Instant::now(),
         }
-        let faults =
-            watcher
-                .unfinished
-                .look(Instant::now(), shared.request_timeout, &seen, |peer| {
-                    shared.connections.look_up(peer)
-                });
+    }
+
+    /// The open connections; `None` when the kernel did not tell.
+    fn ask(&mut self, local: SocketAddr) -> Option<Vec<Seen>> {
+        match self.diag.as_mut()?.connections(local) {
+            Ok(seen) => {
+                self.refused = 0;
+                Some(seen)
+            }
+            Err(error) => {
+                self.refused += 1;
+                // A new socket: the old one may hold the rest of an answer.
+                self.diag = Diag::open().ok().filter(|_| self.refused < REFUSED_MAX);
+                if self.diag.is_none() {
+                    log::warn!(target: "tbd::http", "the kernel does not tell about connections, unfinished requests are not ended: {error}");
+                }
+                None
+            }
+        }
+    }
+}
+
+impl SelfCheck {
+    /// Looks at all connections: ends those whose request does not become
+    /// complete and counts those that got no thread of tiny_http's.
+    fn look_at_connections(&self, watcher: &mut Watcher, shared: &Shared) -> usize {
+        let now = Instant::now();
+        let Some(seen) = watcher.ask(self.addr) else {
+            shared.connections.forget(now, |_| false);
+            return Survey::take(self.addr.port()).unread;
+        };
+        let faults = watcher
+            .unfinished
+            .look(now, shared.request_timeout, &seen, |peer| {
+                shared.connections.look_up(peer)
+            });
         for (peer, fault) in faults {
             shared.end_unfinished(peer, fault);
         }
         if watcher.purged.elapsed() >= PURGE_INTERVAL {
             watcher.purged = Instant::now();
             let open: HashSet<_> = seen.iter().map(|seen| seen.peer).collect();
-            shared.connections.keep(|peer| open.contains(peer));
+            shared.connections.forget(now, |peer| open.contains(peer));
         }
-        seen.iter().filter(|seen| seen.unread > 0).count()
+        // Nobody has read a byte yet, neither now nor at the last look.
+        let untouched: HashSet<_> = seen
+            .iter()
+            .filter(|seen| seen.consumed == 0 && seen.unread > 0)
+            .map(|seen| seen.peer)
+            .collect();
+        let stuck = untouched.intersection(&watcher.untouched).count();
+        watcher.untouched = untouched;
+        stuck
     }
 
     /// Runs until `stop` is disconnected or says so. Returns why the process has
     /// to end, if it has to.
     pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) -> Option<String> {
         let mut pinged = Instant::now();
-        let mut watcher = Watcher {
-            diag: Diag::open().ok(),
-            unfinished: Unfinished::default(),
-            purged: Instant::now(),
-        };
+        let mut watcher = Watcher::new();
         let mut failed = 0;
         let mut tick = TICK;
         loop {
@@ -116,11 +149,15 @@ impl SelfCheck {
             if shared.stopping.load(Ordering::Relaxed) {
                 continue;
             }
-            let unread = self.look_at_connections(&mut watcher, shared);
-            tick = if unread == 0 { TICK } else { TICK_STUCK };
-            for _ in 0..unread.min(NUDGES_MAX) {
+            let stuck = self.look_at_connections(&mut watcher, shared);
+            for _ in 0..stuck.min(NUDGES_MAX) {
                 nudge(self.addr);
             }
+            tick = if watcher.untouched.is_empty() {
+                TICK
+            } else {
+                TICK_STUCK
+            };
             if pinged.elapsed() >= PING_INTERVAL {
                 pinged = Instant::now();
                 if Survey::take(self.addr.port()).listening == 1 {
