@@ -147,7 +147,6 @@ fn a_port_that_is_taken_ends_the_start_with_a_word_on_it() {
     let stack = Stack::new();
     for (program, variable) in [(API, "API_PORT"), (WORKER, "WORKER_PORT")] {
         let mut command = stack.command(program);
-        // The worker listens on API_HOST's counterpart; whichever it is, the port is taken on loopback.
         command.env(variable, &port);
         let output = run(command);
         let said = String::from_utf8_lossy(&output.stderr);

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::support::http::get;
-use crate::support::program::{API, READY, Stack, run};
+use crate::support::program::{API, READY, Stack, free_port, run};
 use crate::support::{eventually, migrate, unique};
 
 fn version(stack: &Stack) -> (i64, bool) {
@@ -98,7 +98,7 @@ fn a_dirty_database_stops_the_start_with_the_version_and_the_way_out() {
     let newest = newest(&stack);
     stack.execute("UPDATE schema_migrations SET dirty = true");
     let mut command = stack.command(API);
-    command.env("API_PORT", "0");
+    command.env("API_PORT", free_port().to_string());
     let output = run(command);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -125,7 +125,9 @@ fn a_migration_that_fails_stops_the_start_and_leaves_the_database_dirty() {
     )
     .expect("write a migration");
     let stack = Stack::new().set("MIGRATIONS_DIR", folder.to_str().expect("a UTF-8 path"));
-    let output = run(stack.command(API));
+    let mut command = stack.command(API);
+    command.env("API_PORT", free_port().to_string());
+    let output = run(command);
     let _ = fs::remove_dir_all(&folder);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");

@@ -56,6 +56,7 @@ impl Stack {
         let group = unique("tbd-workers");
         let variables = [
             ("API_HOST", "127.0.0.1"),
+            ("WORKER_HOST", "127.0.0.1"),
             ("LOG_LEVEL", "info"),
             ("OTEL_SDK_DISABLED", "true"),
             ("DB_HOST", &database.host),
@@ -71,7 +72,7 @@ impl Stack {
             ("KAFKA_TOPIC_ORDER_DLQ", &topics.dlq),
             ("KAFKA_TOPIC_PARTITIONS", "3"),
             ("KAFKA_CONSUMER_GROUP", &group),
-            ("KAFKA_SESSION_TIMEOUT", "3s"),
+            ("KAFKA_SESSION_TIMEOUT", "6s"),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -350,7 +351,7 @@ pub fn id(order: &Value) -> &str {
 
 /// A port that nobody listens on, below the range from which the kernel takes the ports of outgoing connections, and
 /// not given to another test of this process.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
