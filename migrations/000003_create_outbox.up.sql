@@ -1,9 +1,9 @@
 -- Events that are committed with their order and not yet acknowledged by the broker. Rows live for milliseconds.
+-- The api writes one event per order, order.created; ids sort as creation times do, so the key is also the order
+-- in which the relay publishes.
 CREATE TABLE outbox (
-    id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    order_id    uuid        NOT NULL,
-    topic       text        NOT NULL,
-    payload     text        NOT NULL,
+    order_id    uuid        PRIMARY KEY,
+    payload     bytea       NOT NULL,
     traceparent text,
     created_at  timestamptz NOT NULL DEFAULT now()
 ) WITH (
@@ -17,6 +17,3 @@ CREATE TABLE outbox (
     autovacuum_analyze_threshold = 50000,
     autovacuum_vacuum_cost_delay = 0
 );
-
--- Acknowledged events are deleted by the order they belong to.
-CREATE INDEX outbox_order_id ON outbox (order_id);

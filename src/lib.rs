@@ -7,5 +7,8 @@ pub mod database;
 pub mod deadline;
 pub mod http_server;
 pub mod kafka;
+pub mod health;
 pub mod orders;
+pub mod service;
+pub mod stop;
 pub mod telemetry;

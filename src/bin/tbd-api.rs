@@ -1,1 +1,118 @@
-fn main() {}
+//! The API: wires the rooms together, starts them, stops them in order.
+
+use std::process;
+use std::sync::Arc;
+
+use tbd::config::{ApiConfig, EventDelivery, Program};
+use tbd::database::HealthCheck;
+use tbd::database::migrations::{Migrator, Source};
+use tbd::deadline::Deadline;
+use tbd::health::Monitor;
+use tbd::http_server::{Router, Server, ServerConfig};
+use tbd::orders::adapters::http::{Api, routes};
+use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus};
+use tbd::orders::adapters::PrometheusMeter;
+use tbd::orders::adapters::postgres::PostgresStore;
+use tbd::orders::app::commands::{CancelOrder, CreateOrder};
+use tbd::orders::app::queries::{GetOrder, ListOrders};
+use tbd::orders::app::{DeliveryMode, Housekeeping};
+use tbd::orders::ports::EventBus;
+use tbd::service::{self, Checks, Kafka, SHUTDOWN_BUDGET, Telemetry};
+use tbd::stop::StopSignal;
+use tbd::telemetry::metrics::Metrics;
+
+type AnyError = Box<dyn std::error::Error>;
+
+fn main() {
+    let config = service::load(Program::Api, ApiConfig::from_env);
+    if let Err(error) = run(&config) {
+        log::error!("{error}");
+        eprintln!("tbd-api: {error}");
+        process::exit(1);
+    }
+}
+
+fn run(config: &ApiConfig) -> Result<(), AnyError> {
+    let metrics = Metrics::new();
+    let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
+    let stop = StopSignal::new();
+
+    let migrator = Migrator::new(match &config.migrations_dir {
+        None => Source::Embedded,
+        Some(dir) => Source::Dir(dir.clone()),
+    })?;
+    let database = service::database_config(&config.database, "tbd-api");
+    let pool = service::pool(database.clone(), &metrics)?;
+    let store = Arc::new(PostgresStore::new(pool, &config.database.name));
+
+    let kafka = Kafka::new(&config.kafka, "tbd-api");
+    let producer = kafka.producer(&metrics)?;
+    let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
+    let state = metrics.orders.circuit_breaker_state.with_label_values(&["kafka-publish"]);
+    let breaker = Breaker::new(move |new| state.set(new as i64));
+    let guarded = Arc::new(GuardedBus::new(Arc::clone(&bus) as Arc<dyn EventBus>, breaker));
+
+    let meter = Arc::new(PrometheusMeter::new(metrics.orders.clone()));
+    let housekeeping = Housekeeping {
+        outbox: store.clone(),
+        keys: store.clone(),
+        bus: bus.clone(),
+        meter: meter.clone(),
+        stop: stop.clone(),
+    };
+    let (delivery, mut threads) = housekeeping.start(match config.event_delivery {
+        EventDelivery::Direct => DeliveryMode::Direct,
+        EventDelivery::Outbox => DeliveryMode::Outbox,
+    })?;
+
+    let mut check = HealthCheck::new(database.clone(), migrator.clone());
+    let (database_health, thread) =
+        Monitor::start("database-health", stop.clone(), move || check.run())?;
+    threads.push(thread);
+    let (kafka_health, thread) =
+        Monitor::start("kafka-health", stop.clone(), kafka.clone().health_check())?;
+    threads.push(thread);
+    if config.auto_migrate {
+        threads.push(service::start_migrations(migrator, database, stop.clone())?);
+    }
+
+    let api = Api {
+        create: CreateOrder::new(store.clone(), guarded, delivery, meter, config.idempotency_ttl),
+        cancel: CancelOrder::new(store.clone()),
+        get: GetOrder::new(store.clone()),
+        list: ListOrders::new(store),
+    };
+    let checks = Checks {
+        database: database_health,
+        kafka: kafka_health,
+        stop: stop.clone(),
+    };
+    let router = service::probes(routes(Router::new(), api), checks, metrics.clone());
+    let http = ServerConfig {
+        addr: config.http.address(),
+        acceptors: config.http.acceptors,
+        workers: config.http.workers,
+        queue: config.http.queue,
+        memory_limit_bytes: config.http.memory_limit_bytes,
+        ..ServerConfig::default()
+    };
+    let server = Server::start(http, router, metrics.http.clone(), Box::new(service::exit_self_check))?;
+    log::info!(address:% = server.local_addr(); "listening");
+
+    service::shutdown_signal()?;
+
+    // Readiness fails first; then no new requests, the last answers, their events, the spans.
+    let deadline = Deadline::after(SHUTDOWN_BUDGET);
+    service::watchdog(StopSignal::new())?;
+    stop.stop();
+    server.shutdown(deadline)?;
+    for thread in threads {
+        if thread.join().is_err() {
+            log::error!("a thread had panicked");
+        }
+    }
+    bus.close(deadline);
+    telemetry.shutdown(deadline);
+    log::info!("stopped");
+    Ok(())
+}

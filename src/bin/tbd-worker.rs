@@ -1,1 +1,130 @@
-fn main() {}
+//! The worker: wires the rooms together, starts them, stops them in order.
+
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tbd::config::{Program, WorkerConfig};
+use tbd::database::HealthCheck;
+use tbd::database::migrations::{Migrator, Source};
+use tbd::deadline::Deadline;
+use tbd::health::Monitor;
+use tbd::http_server::{Router, Server, ServerConfig};
+use tbd::kafka::consumer::ConsumerConfig;
+use tbd::orders::adapters::kafka::{ConsumerSettings, KafkaEventBus, OrderConsumers};
+use tbd::orders::adapters::postgres::PostgresStore;
+use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
+use tbd::orders::app::commands::ProcessOrders;
+use tbd::service::{self, Checks, Kafka, SHUTDOWN_BUDGET, Telemetry};
+use tbd::stop::StopSignal;
+use tbd::telemetry::metrics::Metrics;
+
+type AnyError = Box<dyn std::error::Error>;
+
+/// How long the steps of one poll's orders should take together: a rebalance waits
+/// for a member until its next poll.
+const BATCH_TIME: Duration = Duration::from_secs(1);
+/// The most orders of one poll.
+const BATCH_MAX: usize = 500;
+
+fn main() {
+    let config = service::load(Program::Worker, WorkerConfig::from_env);
+    if let Err(error) = run(&config) {
+        log::error!("{error}");
+        eprintln!("tbd-worker: {error}");
+        process::exit(1);
+    }
+}
+
+fn run(config: &WorkerConfig) -> Result<(), AnyError> {
+    let metrics = Metrics::new();
+    let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
+    let stop = StopSignal::new();
+    let abort = StopSignal::new();
+
+    let database = service::database_config(&config.database, "tbd-worker");
+    let pool = service::pool(database.clone(), &metrics)?;
+    let store = Arc::new(PostgresStore::new(pool, &config.database.name));
+    let kafka = Kafka::new(&config.kafka, "tbd-worker");
+    let producer = kafka.producer(&metrics)?;
+    let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
+
+    let mut check = HealthCheck::new(database, Migrator::new(Source::Embedded)?);
+    let (database_health, database_thread) =
+        Monitor::start("database-health", stop.clone(), move || check.run())?;
+    let (kafka_health, kafka_thread) =
+        Monitor::start("kafka-health", stop.clone(), kafka.clone().health_check())?;
+
+    let step = SimulatedStep::new(
+        config.processing_time,
+        config.processing_failure_rate,
+        abort.clone(),
+    );
+    let consumers = OrderConsumers {
+        process: ProcessOrders {
+            repository: store,
+            step: Arc::new(step),
+            meter: Arc::new(PrometheusMeter::new(metrics.orders.clone())),
+            max_attempts: config.max_attempts,
+            stop: stop.clone(),
+        },
+        bus: bus.clone(),
+        orders: metrics.orders.clone(),
+        worker: metrics.worker.clone(),
+        stop: stop.clone(),
+    };
+    let mut consumer = ConsumerConfig::new(
+        config.kafka.consumer_group.clone(),
+        [config.kafka.topic_order_created.clone()],
+    );
+    consumer.set_session_timeout(config.kafka.session_timeout);
+    consumer.max_poll_records = batch_size(config.processing_time);
+    let mut threads = consumers.start(ConsumerSettings {
+        cluster: kafka.cluster.clone(),
+        consumer,
+        metrics: metrics.kafka.clone(),
+        concurrency: config.concurrency,
+    })?;
+    threads.extend([database_thread, kafka_thread]);
+
+    let checks = Checks {
+        database: database_health,
+        kafka: kafka_health,
+        stop: stop.clone(),
+    };
+    let http = ServerConfig {
+        addr: config.http.address(),
+        acceptors: config.http.acceptors,
+        workers: config.http.workers,
+        queue: config.http.queue,
+        memory_limit_bytes: config.http.memory_limit_bytes,
+        ..ServerConfig::default()
+    };
+    let router = service::probes(Router::new(), checks, metrics.clone());
+    let server = Server::start(http, router, metrics.http.clone(), Box::new(service::exit_self_check))?;
+    log::info!(address:% = server.local_addr(); "listening");
+
+    service::shutdown_signal()?;
+
+    // Readiness fails first; then the orders in hand are finished, their offsets
+    // committed, the group left; then the last events and spans.
+    let deadline = Deadline::after(SHUTDOWN_BUDGET);
+    service::watchdog(abort)?;
+    stop.stop();
+    for thread in threads {
+        if thread.join().is_err() {
+            log::error!("a thread had panicked");
+        }
+    }
+    server.shutdown(deadline)?;
+    bus.close(deadline);
+    telemetry.shutdown(deadline);
+    log::info!("stopped");
+    Ok(())
+}
+
+/// How many orders one poll may bring, if each takes `processing_time`.
+fn batch_size(processing_time: Duration) -> usize {
+    let fits = BATCH_TIME.as_nanos() / processing_time.as_nanos().max(1);
+    usize::try_from(fits).unwrap_or(BATCH_MAX).clamp(1, BATCH_MAX)
+}

@@ -5,6 +5,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use postgres::Config;
+use postgres::config::{SslMode, SslNegotiation};
 
 use super::error::DatabaseError;
 
@@ -14,7 +15,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 /// How many of them may go unanswered.
 const KEEPALIVE_RETRIES: u32 = 3;
-/// How long sent bytes may stay unacknowledged by the peer's kernel: what ends a statement whose server vanished.
+/// How long sent bytes may stay unacknowledged by the peer's kernel before the connection counts as broken.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A transaction left open by a process that hangs gives its locks back after this long. Longer than any
 /// transaction of ours waits for anything.
@@ -23,7 +24,8 @@ const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// How to reach the database and how to behave there. `Debug` shows everything but the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DatabaseConfig {
-    /// A host name, an address, or the folder of a Unix socket (when it begins with `/`).
+    /// A host name, an address, or the folder of a Unix socket (when it begins with `/`; then a frozen server is
+    /// not noticed).
     pub host: String,
     /// The TCP port; for a Unix socket, the number in the socket's name.
     pub port: u16,
@@ -85,6 +87,10 @@ impl DatabaseConfig {
             config.host(&self.host);
             return Ok(config);
         }
+        // The transport takes the place of TLS, see its module; over a Unix socket the driver knows no TLS.
+        config
+            .ssl_mode(SslMode::Require)
+            .ssl_negotiation(SslNegotiation::Direct);
         for address in self.addresses()? {
             config.host(&self.host).hostaddr(address);
         }
@@ -121,6 +127,7 @@ impl DatabaseConfig {
             .application_name(&self.application_name)
             .options(&self.session_options())
             .connect_timeout(self.connect_timeout)
+            .ssl_mode(SslMode::Disable)
             .keepalives(true)
             .keepalives_idle(KEEPALIVE_IDLE)
             .keepalives_interval(KEEPALIVE_INTERVAL)

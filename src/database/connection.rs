@@ -6,18 +6,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::types::ToSql;
-use postgres::{Client, NoTls, Row};
+use postgres::{Client, Row};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 
 use super::config::DatabaseConfig;
 use super::error::{DatabaseError, is_stale_statement};
 use super::hooks::Hooks;
+use super::transport::{TimeLimit, TimedConnector};
 use crate::deadline::Deadline;
 
 /// Parameters of a statement.
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
+/// How much longer than the server we let a statement run before we give up the server itself.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long the server may take to authenticate us once the TCP connection stands.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long closing a session may take.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest time a statement is given by [`Connection::limit_to`]: zero would mean "without limit".
 const MIN_STATEMENT_TIMEOUT: Duration = Duration::from_millis(1);
 
@@ -56,9 +63,11 @@ impl From<&'static str> for Statement {
 /// use exactly one (bind, execute and sync travel together), and outside a transaction commits by itself.
 ///
 /// **Blocking:** each call waits for the server's answer. The server ends a statement at `statement_timeout` (or
-/// earlier, after [`limit_to`](Self::limit_to)); a server that vanished is noticed after 10 s (`TCP_USER_TIMEOUT`).
+/// earlier, after [`limit_to`](Self::limit_to)). A server that does not even do that within 2 s more is taken for
+/// gone, and the connection with it.
 pub struct Connection {
     client: Client,
+    limit: TimeLimit,
     // Bounded by the number of statements in the program, since every text is 'static.
     prepared: HashMap<&'static str, postgres::Statement>,
     hooks: Arc<dyn Hooks>,
@@ -69,14 +78,16 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects. Waits for the resolver, then at most `connect_timeout` for each of the host's addresses, then for
+    /// Connects. Waits for the resolver, then for each of the host's addresses at most `connect_timeout`, and 3 s for
     /// the server to authenticate us.
     pub(super) fn open(
         config: &DatabaseConfig,
         hooks: Arc<dyn Hooks>,
     ) -> Result<Self, DatabaseError> {
+        let (client, limit) = connect(config)?;
         Ok(Self {
-            client: connect(config)?,
+            client,
+            limit,
             prepared: HashMap::new(),
             hooks,
             lost: false,
@@ -124,8 +135,11 @@ impl Connection {
         &mut self,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        let allowance = self.allowance();
+        self.limit.set(allowance);
         let Self {
             client,
+            limit,
             prepared,
             hooks,
             lost,
@@ -134,14 +148,26 @@ impl Connection {
         let inner = client.transaction().map_err(|error| noted(lost, error))?;
         let mut transaction = Transaction {
             inner,
+            limit,
+            allowance,
             prepared,
             hooks,
             lost,
         };
-        let value = work(&mut transaction)?;
+        let outcome = work(&mut transaction);
         let Transaction { inner, lost, .. } = transaction;
-        inner.commit().map_err(|error| noted(lost, error))?;
-        Ok(value)
+        limit.set(allowance);
+        match outcome {
+            Ok(value) => {
+                inner.commit().map_err(|error| noted(lost, error))?;
+                Ok(value)
+            }
+            Err(error) => {
+                // What the caller hears is why its work failed; a failed rollback ends with the session.
+                let _ = inner.rollback().map_err(|error| noted(lost, error));
+                Err(error)
+            }
+        }
     }
 
     /// Lets the statements that follow, until the connection goes back to the pool, run no longer than `deadline`
@@ -169,6 +195,7 @@ impl Connection {
         }
         // SET takes no parameters; a number of milliseconds is safe to spell out.
         let set = format!("SET statement_timeout = {}", timeout.as_millis());
+        self.limit.set(self.allowance());
         self.client
             .batch_execute(&set)
             .map_err(|error| noted(&mut self.lost, error))?;
@@ -176,16 +203,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Asks the server for a sign of life: one round trip, at most `timeout` long. Without one the connection is
-    /// lost.
+    /// Asks the server for a sign of life: one round trip, at most `timeout` long. Without an answer the connection
+    /// is lost.
     pub fn ping(&mut self, timeout: Duration) -> Result<(), DatabaseError> {
-        self.client.is_valid(timeout).map_err(|error| {
-            // An answer left unread makes the session unusable, whatever the reason.
+        self.limit.set(timeout);
+        self.client.check_connection().map_err(|error| {
             self.lost = true;
-            match error.as_db_error() {
-                Some(_) => error.into(),
-                None => DatabaseError::ConnectionLost("no sign of life".to_owned()),
-            }
+            error.into()
         })
     }
 
@@ -200,6 +224,7 @@ impl Connection {
         mut call: impl FnMut(&mut Client, &postgres::Statement) -> Result<T, postgres::Error>,
     ) -> Result<T, DatabaseError> {
         let started = Instant::now();
+        self.limit.set(self.allowance());
         let mut outcome = self.attempt(statement, &mut call);
         // The server refused the prepared form before running anything, so a second try cannot do the work twice.
         if outcome
@@ -212,6 +237,14 @@ impl Connection {
         self.hooks
             .query_finished(statement.name, started.elapsed(), outcome.is_ok());
         outcome.map_err(|error| noted(&mut self.lost, error))
+    }
+
+    /// How long a statement may keep us waiting.
+    fn allowance(&self) -> Duration {
+        match self.statement_timeout_now {
+            Duration::ZERO => Duration::MAX,
+            timeout => timeout.saturating_add(GRACE),
+        }
     }
 
     fn attempt<T>(
@@ -232,9 +265,23 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The driver says goodbye as it is dropped, and first waits for answers still due: not for ever, and not at
+        // all when there is no use.
+        self.limit.set(if self.is_lost() {
+            Duration::ZERO
+        } else {
+            FAREWELL_TIMEOUT
+        });
+    }
+}
+
 /// An open transaction, see [`Connection::transaction`].
 pub struct Transaction<'a> {
     inner: postgres::Transaction<'a>,
+    limit: &'a TimeLimit,
+    allowance: Duration,
     prepared: &'a mut HashMap<&'static str, postgres::Statement>,
     hooks: &'a Arc<dyn Hooks>,
     lost: &'a mut bool,
@@ -281,6 +328,7 @@ impl<'a> Transaction<'a> {
         ) -> Result<T, postgres::Error>,
     ) -> Result<T, DatabaseError> {
         let started = Instant::now();
+        self.limit.set(self.allowance);
         let outcome = self.attempt(statement, call);
         self.hooks
             .query_finished(statement.name, started.elapsed(), outcome.is_ok());
@@ -319,12 +367,17 @@ fn noted(lost: &mut bool, error: postgres::Error) -> DatabaseError {
 }
 
 /// Connects with the given configuration; see [`Connection::open`].
-pub(super) fn connect(config: &DatabaseConfig) -> Result<Client, DatabaseError> {
-    let manager = PostgresConnectionManager::new(config.resolve()?, NoTls);
+pub(super) fn connect(config: &DatabaseConfig) -> Result<(Client, TimeLimit), DatabaseError> {
+    let limit = TimeLimit::after(HANDSHAKE_TIMEOUT);
+    let connector = TimedConnector {
+        limit: limit.clone(),
+        handshake_timeout: HANDSHAKE_TIMEOUT,
+    };
+    let manager = PostgresConnectionManager::new(config.resolve()?, connector);
     // The driver panics when it cannot get a descriptor for its event loop ("FIXME don't unwrap"). Running out of
     // descriptors passes; a panic would cost the pool this connection's place for good.
     match catch_unwind(AssertUnwindSafe(|| manager.connect())) {
-        Ok(Ok(client)) => Ok(client),
+        Ok(Ok(client)) => Ok((client, limit)),
         Ok(Err(error)) => Err(DatabaseError::connecting(config, &error)),
         Err(_) => Err(DatabaseError::Unavailable {
             location: config.location(),

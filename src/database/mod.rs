@@ -4,28 +4,30 @@
 //! - [`Connection`] runs prepared [`Statement`]s (one round trip each) and transactions;
 //! - [`DatabaseError`] says what the caller can do about a failure, [`retry`] is the one place that repeats work;
 //! - [`migrations`] brings the schema up to date, in turn with golang-migrate's CLI if need be;
-//! - [`health`] asks every two seconds whether the database answers, so that readiness never waits for it.
+//! - [`HealthCheck`] asks whether the database can be used, for a [monitor](crate::health::Monitor).
 //!
 //! | thread | how many | waits for | ends |
 //! |---|---|---|---|
 //! | `database-connect-N` | 3 per pool | the pool's next task; a connection being made | with the pool's last clone |
-//! | `database-health` | 1 | its next check; the server's answer | [`Monitor::stop`](health::Monitor::stop) |
 //!
-//! The driver (`postgres`) runs a private single-threaded event loop inside each connection and drives it from the
-//! calling thread; it starts no threads of its own here.
+//! The driver (`postgres`) keeps a private single-threaded event loop inside each connection and drives it from the
+//! calling thread; it starts no threads of its own here. A time limit under it (`transport`) sees to it that no call
+//! outlasts a server that has stopped answering.
 
 mod config;
 mod connection;
 mod error;
-pub mod health;
+mod health;
 mod hooks;
 pub mod migrations;
 mod pool;
 mod retry;
+mod transport;
 
 pub use config::DatabaseConfig;
 pub use connection::{Connection, Params, Statement, Transaction};
 pub use error::DatabaseError;
+pub use health::HealthCheck;
 pub use hooks::{Hooks, NoHooks};
 pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use postgres::Row;

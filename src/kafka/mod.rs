@@ -1,1 +1,58 @@
+//! A blocking Kafka client on plain threads.
+//!
+//! Built on the message codec `kafka-protocol`; everything that moves bytes,
+//! waits, retries or remembers is here. It knows no orders, no metrics and no
+//! tracing: whoever wants to watch gives it hooks.
+//!
+//! # The parts
+//!
+//! | File | Thought |
+//! | --- | --- |
+//! | `config` | where the brokers are and how long to wait for them |
+//! | `error` | what can go wrong, and whether trying again may help |
+//! | `wire` | frames, headers, the request versions we speak, hostile bytes |
+//! | `connection` | one socket: deadlines, version negotiation, answers in order |
+//! | `cluster` | who leads which partition, and how to reach them |
+//! | `partitioner` | which partition a key belongs to, as the Java client decides it |
+//! | `admin` | make, list and delete topics, read offsets |
+//! | `producer` | records out: one thread per leader, acknowledged, in order, once |
+//!
+//! # What it promises
+//!
+//! - Every call takes a [`Deadline`](crate::deadline::Deadline) and returns by then. The one exception is the
+//!   operating system's name resolution, which has time-outs of its own.
+//! - A connection that failed in any way is never used again.
+//! - No lock is held while bytes move.
+//! - A claim in a broker's answer ("two billion topics follow") never makes us
+//!   reserve memory for more than has arrived.
+//!
+//! # What it does not do
+//!
+//! TLS and SASL, transactions, and requests that address topics by id only.
 
+pub mod admin;
+pub mod batch;
+pub mod cluster;
+pub mod config;
+pub mod connection;
+pub mod consumer;
+pub mod error;
+pub mod partitioner;
+pub mod producer;
+pub mod group;
+pub mod wire;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use admin::Admin;
+pub use cluster::Cluster;
+pub use config::{Backoff, ClientConfig};
+pub use connection::Connection;
+pub use error::Error;
+pub use producer::{Producer, ProducerConfig};
+
+/// Takes a lock whether or not another thread panicked while it held it. What
+/// these locks guard is changed in whole steps, so a panic leaves it usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -10,7 +10,12 @@ use super::source::Migration;
 use super::{Outcome, lock, recorded};
 use crate::database::config::DatabaseConfig;
 use crate::database::connection;
+use crate::database::transport::TimeLimit;
 use crate::deadline::Deadline;
+
+/// How long reading and writing the version may take before the server is taken for gone: writing waits for
+/// whoever reads.
+const BOOKKEEPING_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn up(
     migrations: &[Migration],
@@ -24,7 +29,8 @@ pub(super) fn up(
         application_name: format!("{}-migrations", config.application_name),
         ..config.clone()
     };
-    let mut client = connection::connect(&config)?;
+    let (mut client, limit) = connection::connect(&config)?;
+    limit.set(deadline.remaining() + BOOKKEEPING_TIMEOUT);
     let row = client.query_one("SELECT current_schema(), current_database()", &[])?;
     let schema: Option<String> = row.try_get(0)?;
     let schema = schema.ok_or(MigrationError::NoSchema)?;
@@ -33,6 +39,7 @@ pub(super) fn up(
     let locks = lock::acquire(&mut client, &schema, &database, deadline)?;
     let mut session = Session {
         client,
+        limit,
         table: VersionTable::new(&schema),
     };
     let outcome = session.up(migrations);
@@ -43,11 +50,13 @@ pub(super) fn up(
 /// A session that holds the lock.
 struct Session {
     client: Client,
+    limit: TimeLimit,
     table: VersionTable,
 }
 
 impl Session {
     fn up(&mut self, migrations: &[Migration]) -> Result<Outcome, MigrationError> {
+        self.limit.set(BOOKKEEPING_TIMEOUT);
         self.ensure_version_table()?;
         let from = self.version(migrations)?;
         let latest = migrations.last().map(|migration| migration.version);
@@ -100,6 +109,8 @@ impl Session {
             .as_deref()
             .filter(|text| !text.trim().is_empty())
         {
+            // A migration takes as long as it takes.
+            self.limit.clear();
             self.client
                 .batch_execute(text)
                 .map_err(|error| failed(migration, previous, text, error))?;
@@ -146,6 +157,7 @@ impl Session {
 
     /// Records a version in a transaction of its own, always as the table's only row.
     fn set_version(&mut self, version: i64, dirty: bool) -> Result<(), MigrationError> {
+        self.limit.set(BOOKKEEPING_TIMEOUT);
         let mut transaction = self.client.transaction()?;
         transaction.batch_execute(&format!("TRUNCATE {}", self.table.quoted))?;
         let insert = format!(

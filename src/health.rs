@@ -1,0 +1,69 @@
+//! Whether a dependency answers, known at any time without asking it.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::stop::StopSignal;
+
+/// The pause between two checks.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// A verdict older than this is no longer believed: the check itself hangs, which
+/// is what a frozen server does to it. Longer than an interval and a slow answer
+/// together, well within the 10 s in which readiness has to fail.
+const VERDICT_LIFETIME: Duration = Duration::from_secs(6);
+
+/// A thread that checks one dependency every two seconds and remembers the verdict.
+/// Clones share it.
+#[derive(Clone)]
+pub struct Monitor(Arc<Mutex<Verdict>>);
+
+struct Verdict {
+    /// Why the dependency is not usable, or that it is.
+    health: Result<(), String>,
+    at: Instant,
+}
+
+impl Monitor {
+    /// Starts the thread `name`, which calls `check` at once and again until
+    /// `stop` is given; the caller joins it. A check should answer within 3 seconds.
+    ///
+    /// # Errors
+    /// The system refuses another thread.
+    pub fn start(
+        name: &str,
+        stop: StopSignal,
+        mut check: impl FnMut() -> Result<(), String> + Send + 'static,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
+        let monitor = Self(Arc::new(Mutex::new(Verdict {
+            health: Err("not asked yet".to_owned()),
+            at: Instant::now(),
+        })));
+        let written = monitor.clone();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            loop {
+                let health = check();
+                let at = Instant::now();
+                *written.0.lock().unwrap_or_else(PoisonError::into_inner) = Verdict { health, at };
+                if stop.wait_for(INTERVAL) {
+                    return;
+                }
+            }
+        })?;
+        Ok((monitor, thread))
+    }
+
+    /// The latest verdict: `Err` says why the dependency cannot be used. Never waits for it.
+    ///
+    /// # Errors
+    /// The reason, in a sentence without secrets.
+    pub fn health(&self) -> Result<(), String> {
+        let verdict = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = verdict.at.elapsed();
+        if verdict.health.is_ok() && age > VERDICT_LIFETIME {
+            return Err(format!("no answer for {} s", age.as_secs()));
+        }
+        verdict.health.clone()
+    }
+}

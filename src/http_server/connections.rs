@@ -1,0 +1,209 @@
+//! One request at a time per connection.
+//!
+//! tiny_http reads ahead: a client that does not wait for its answers
+//! (pipelining) has many requests here at once, any number of them, and a
+//! thread that writes the second answer first waits inside tiny_http for the
+//! first one. So a connection's next request waits here, holding no thread,
+//! until the one before is answered; a connection with too many is ended.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::deadline::Deadline;
+
+/// Requests of one connection that may wait behind the one being answered.
+const PIPELINE: usize = 32;
+
+/// How long what still comes from an ended connection is ignored: leftovers of
+/// an unread body that look like requests arrive within milliseconds. The same
+/// client port could be a new connection only later than that.
+const AFTERMATH: Duration = Duration::from_secs(2);
+
+/// From this number on, ended connections that are over are looked for.
+const ENDED: usize = 1024;
+
+/// The connections that have a request here. `T` is the request.
+pub(super) struct Connections<T> {
+    state: Mutex<State<T>>,
+    idle: Condvar,
+}
+
+struct State<T> {
+    /// Waiting requests of each connection that has one in progress.
+    busy: HashMap<SocketAddr, VecDeque<T>>,
+    /// Ended connections and when they were.
+    ended: HashMap<SocketAddr, Instant>,
+}
+
+/// What to do with a request that came in.
+pub(super) enum Arrival<T> {
+    /// Answer it, then call [`Connections::next`].
+    Go(T),
+    /// It waits for the one before it.
+    Waits,
+    /// Its connection was ended: drop it unanswered.
+    Ended(T),
+    /// More than [`PIPELINE`] wait: end the connection, drop it unanswered.
+    TooMany(T),
+}
+
+impl<T> Connections<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                busy: HashMap::new(),
+                ended: HashMap::new(),
+            }),
+            idle: Condvar::new(),
+        }
+    }
+
+    /// A request of `peer` came in.
+    pub(super) fn arrived(&self, peer: SocketAddr, request: T) -> Arrival<T> {
+        let mut state = self.lock();
+        // Nearly always empty: then this costs nothing.
+        if let Some(at) = state.ended.get(&peer) {
+            if at.elapsed() < AFTERMATH {
+                return Arrival::Ended(request);
+            }
+            state.ended.remove(&peer);
+        }
+        match state.busy.get_mut(&peer) {
+            None => {
+                state.busy.insert(peer, VecDeque::new());
+                Arrival::Go(request)
+            }
+            Some(waiting) if waiting.len() < PIPELINE => {
+                waiting.push_back(request);
+                Arrival::Waits
+            }
+            Some(_) => Arrival::TooMany(request),
+        }
+    }
+
+    /// The request in progress is answered; the next one is the caller's.
+    pub(super) fn next(&self, peer: SocketAddr) -> Option<T> {
+        let mut state = self.lock();
+        let next = state.busy.get_mut(&peer).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            state.busy.remove(&peer);
+            if state.busy.is_empty() {
+                self.idle.notify_all();
+            }
+        }
+        next
+    }
+
+    /// From now on nothing of `peer` is answered. Returns what was waiting, to be
+    /// dropped outside the lock.
+    pub(super) fn ended(&self, peer: SocketAddr) -> VecDeque<T> {
+        let mut state = self.lock();
+        if state.ended.len() >= ENDED {
+            state.ended.retain(|_, at| at.elapsed() < AFTERMATH);
+        }
+        state.ended.insert(peer, Instant::now());
+        state
+            .busy
+            .get_mut(&peer)
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Waits until no request is in progress; false when the deadline came first.
+    pub(super) fn wait_until_idle(&self, deadline: Deadline) -> bool {
+        let mut state = self.lock();
+        while !state.busy.is_empty() {
+            let left = deadline.remaining();
+            if left.is_zero() {
+                return false;
+            }
+            state = self
+                .idle
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    #[test]
+    fn a_connections_requests_go_one_after_the_other() {
+        let connections = Connections::new();
+        assert!(matches!(
+            connections.arrived(peer(1), 'a'),
+            Arrival::Go('a')
+        ));
+        assert!(matches!(connections.arrived(peer(1), 'b'), Arrival::Waits));
+        assert!(matches!(
+            connections.arrived(peer(2), 'c'),
+            Arrival::Go('c')
+        ));
+        assert_eq!(connections.next(peer(1)), Some('b'));
+        assert_eq!(connections.next(peer(1)), None);
+        assert!(matches!(
+            connections.arrived(peer(1), 'd'),
+            Arrival::Go('d')
+        ));
+    }
+
+    #[test]
+    fn a_connection_holds_a_bounded_number_of_requests() {
+        let connections = Connections::new();
+        assert!(matches!(connections.arrived(peer(1), 0), Arrival::Go(0)));
+        for n in 0..PIPELINE {
+            assert!(matches!(connections.arrived(peer(1), n), Arrival::Waits));
+        }
+        assert!(matches!(
+            connections.arrived(peer(1), 99),
+            Arrival::TooMany(99)
+        ));
+    }
+
+    #[test]
+    fn what_an_ended_connection_still_sends_is_not_answered() {
+        let connections = Connections::new();
+        assert!(matches!(
+            connections.arrived(peer(1), 'a'),
+            Arrival::Go('a')
+        ));
+        assert!(matches!(connections.arrived(peer(1), 'b'), Arrival::Waits));
+        assert_eq!(connections.ended(peer(1)), ['b']);
+        assert!(matches!(
+            connections.arrived(peer(1), 'c'),
+            Arrival::Ended('c')
+        ));
+        assert_eq!(connections.next(peer(1)), None);
+        assert!(matches!(
+            connections.arrived(peer(1), 'd'),
+            Arrival::Ended('d')
+        ));
+    }
+
+    #[test]
+    fn idle_is_when_nothing_is_in_progress() {
+        let connections = Connections::new();
+        assert!(connections.wait_until_idle(Deadline::after(Duration::ZERO)));
+        assert!(matches!(
+            connections.arrived(peer(1), 'a'),
+            Arrival::Go('a')
+        ));
+        assert!(!connections.wait_until_idle(Deadline::after(Duration::ZERO)));
+        assert_eq!(connections.next(peer(1)), None);
+        assert!(connections.wait_until_idle(Deadline::after(Duration::ZERO)));
+    }
+}

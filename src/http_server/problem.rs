@@ -1,0 +1,228 @@
+//! Errors as the client sees them: problem details (RFC 9457).
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+use super::response::Response;
+
+/// What every problem type starts with; the slug that follows is stable, since
+/// clients tell problems apart by it.
+pub const TYPE_PREFIX: &str = "urn:tbd:problem:";
+
+/// An error answer. The server adds `trace_id` and `span_id` when it renders it.
+///
+/// `detail` is for the client: no statement, no stack, no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    status: u16,
+    slug: &'static str,
+    title: &'static str,
+    detail: Cow<'static, str>,
+    errors: Vec<FieldError>,
+    headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+}
+
+/// One field of the request that is not as it must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FieldError {
+    /// The field's name as the client knows it.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl FieldError {
+    /// A faulty field.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [FieldError],
+    trace_id: &'a str,
+    span_id: &'a str,
+}
+
+impl Problem {
+    /// A problem of type `urn:tbd:problem:{slug}`; the title is the same for
+    /// every occurrence of the type, the detail speaks of this one.
+    pub fn new(
+        status: u16,
+        slug: &'static str,
+        title: &'static str,
+        detail: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            status,
+            slug,
+            title,
+            detail: detail.into(),
+            errors: Vec::new(),
+            headers: Vec::new(),
+        }
+    }
+
+    /// Adds the faulty fields.
+    pub fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
+        self.errors = errors;
+        self
+    }
+
+    /// Says after how many seconds trying again is worth it.
+    pub fn retry_after(self, seconds: u64) -> Self {
+        self.header("Retry-After", seconds.to_string())
+    }
+
+    /// Adds a header to the answer.
+    pub fn header(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Status code.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The type's last part.
+    pub fn slug(&self) -> &'static str {
+        self.slug
+    }
+
+    /// What is said of this occurrence.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The answer, naming the span it came from.
+    pub(super) fn into_response(self, trace_id: &str, span_id: &str) -> Response {
+        let body = Body {
+            kind: format!("{TYPE_PREFIX}{}", self.slug),
+            title: self.title,
+            status: self.status,
+            detail: &self.detail,
+            errors: &self.errors,
+            trace_id,
+            span_id,
+        };
+        // Strings and numbers always serialize.
+        let json = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = Response::new(self.status)
+            .header("Content-Type", "application/problem+json")
+            .body(json);
+        response.headers.extend(self.headers);
+        response
+    }
+}
+
+pub(super) fn not_found() -> Problem {
+    Problem::new(404, "not-found", "Not found", "Nothing is at this path.")
+}
+
+pub(super) fn method_not_allowed(allow: &str) -> Problem {
+    Problem::new(
+        405,
+        "method-not-allowed",
+        "Method not allowed",
+        format!("This path answers {allow}."),
+    )
+    .header("Allow", allow.to_owned())
+}
+
+pub(super) fn malformed(detail: &'static str) -> Problem {
+    Problem::new(400, "malformed-request", "Malformed request", detail)
+}
+
+pub(super) fn body_too_large(limit: usize) -> Problem {
+    Problem::new(
+        413,
+        "body-too-large",
+        "Body too large",
+        format!("The body may have {limit} bytes at most."),
+    )
+}
+
+pub(super) fn body_timeout() -> Problem {
+    Problem::new(
+        408,
+        "request-timeout",
+        "Request timed out",
+        "The body did not arrive in time.",
+    )
+}
+
+pub(super) fn overloaded() -> Problem {
+    Problem::new(
+        503,
+        "overloaded",
+        "Overloaded",
+        "More requests are waiting than can be answered in time.",
+    )
+    .retry_after(1)
+}
+
+pub(super) fn waited_too_long() -> Problem {
+    Problem::new(
+        503,
+        "overloaded",
+        "Overloaded",
+        "The request's time was over before a thread was free.",
+    )
+    .retry_after(1)
+}
+
+pub(super) fn internal() -> Problem {
+    Problem::new(
+        500,
+        "internal-error",
+        "Internal error",
+        "Something went wrong on our side.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_names_its_type_its_span_and_the_faulty_fields() {
+        let response = Problem::new(400, "validation-failed", "Validation failed", "One field.")
+            .with_errors(vec![FieldError::new("amount_cents", "is missing")])
+            .into_response("t", "s");
+        assert_eq!(
+            String::from_utf8(response.body).unwrap(),
+            r#"{"type":"urn:tbd:problem:validation-failed","title":"Validation failed","status":400,"detail":"One field.","errors":[{"field":"amount_cents","message":"is missing"}],"trace_id":"t","span_id":"s"}"#
+        );
+    }
+
+    #[test]
+    fn a_problem_without_faulty_fields_has_no_list_of_them() {
+        let response = overloaded().into_response("t", "s");
+        assert!(
+            !String::from_utf8(response.body.clone())
+                .unwrap()
+                .contains("errors")
+        );
+        assert!(
+            response
+                .headers
+                .contains(&("Retry-After".into(), "1".into()))
+        );
+    }
+}

@@ -1,0 +1,260 @@
+//! A request as a handler sees it.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::framing::{BodyLength, Framing};
+use super::incoming::Incoming;
+use super::problem::{self, Problem};
+use super::router::Match;
+use super::watch::Watch;
+use crate::deadline::Deadline;
+
+/// One request: its head, and its body when asked for.
+pub struct Request {
+    inner: Incoming,
+    framing: Framing,
+    pub(super) found: Match,
+    path: Range<usize>,
+    deadline: Deadline,
+    request_id: String,
+    body_limit: usize,
+    body: Body,
+    watch: Arc<Watch>,
+}
+
+enum Body {
+    Unread,
+    Read(Vec<u8>),
+    Failed(Problem),
+}
+
+impl Request {
+    pub(super) fn new(
+        inner: Incoming,
+        framing: Framing,
+        found: Match,
+        deadline: Deadline,
+        request_id: String,
+        body_limit: usize,
+        watch: Arc<Watch>,
+    ) -> Self {
+        let path = path_range(inner.url());
+        Self {
+            inner,
+            framing,
+            found,
+            path,
+            deadline,
+            request_id,
+            body_limit,
+            body: Body::Unread,
+            watch,
+        }
+    }
+
+    /// The method as sent: `GET`.
+    pub fn method(&self) -> &str {
+        self.inner.method().as_str()
+    }
+
+    /// The path as sent, without query; not decoded.
+    pub fn path(&self) -> &str {
+        &self.inner.url()[self.path.clone()]
+    }
+
+    /// What follows the first `?`, as sent; `None` without one.
+    pub fn query(&self) -> Option<&str> {
+        self.inner.url()[self.path.end..].strip_prefix('?')
+    }
+
+    /// The value of the template's parameter `name`, as sent; `None` when the
+    /// template has no such parameter.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        let Match::Found { params, .. } = &self.found else {
+            return None;
+        };
+        let (_, place) = params.iter().find(|(other, _)| *other == name)?;
+        Some(&self.path()[place.clone()])
+    }
+
+    /// The first header `name` (in any case), without surrounding spaces.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.inner, name)
+    }
+
+    /// All headers `name` (in any case), in the order they were sent.
+    pub fn headers<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        headers(&self.inner, name)
+    }
+
+    /// Until when the response should be there.
+    pub fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
+    /// The client's `X-Request-Id` if it is sane, else the trace id.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// The whole body; empty without one. The first call reads it, which waits
+    /// for the client until [`deadline`](Self::deadline) and, if the client asked,
+    /// tells it to go on (`100 Continue`).
+    ///
+    /// # Errors
+    /// 413 over the limit, 408 when the body does not arrive in time, 400 when
+    /// it ends early or its chunks are malformed. The connection is closed
+    /// after each of these, and after a response to an unread body.
+    pub fn body(&mut self) -> Result<&[u8], Problem> {
+        if matches!(self.body, Body::Unread) {
+            self.body = match self.read_body() {
+                Ok(bytes) => Body::Read(bytes),
+                Err(problem) => Body::Failed(problem),
+            };
+        }
+        match &self.body {
+            Body::Read(bytes) => Ok(bytes),
+            Body::Failed(problem) => Err(problem.clone()),
+            Body::Unread => Ok(&[]),
+        }
+    }
+
+    /// Whether bytes of the body may still come, so that the next request's
+    /// start is not known.
+    pub(super) fn body_outstanding(&self) -> bool {
+        match self.body {
+            Body::Unread => !self.framing.prefetched,
+            Body::Read(_) => false,
+            Body::Failed(_) => true,
+        }
+    }
+
+    /// What is left when the handler is done: the request and its id.
+    pub(super) fn into_parts(self) -> (Incoming, String) {
+        (self.inner, self.request_id)
+    }
+
+    fn read_body(&mut self) -> Result<Vec<u8>, Problem> {
+        let limit = self.body_limit;
+        let (length, capacity) = match self.framing.length {
+            BodyLength::Known(0) => return Ok(Vec::new()),
+            BodyLength::Known(length) => {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                if length > limit {
+                    return Err(problem::body_too_large(limit));
+                }
+                (Some(length), length)
+            }
+            BodyLength::Chunked => (None, 4096),
+        };
+        // From here on a client that stalls is cut off at the deadline.
+        let watched = (!self.framing.prefetched)
+            .then(|| self.watch.until(self.inner.remote_addr(), self.deadline));
+        let mut body = vec![0; capacity];
+        let mut filled = 0;
+        while length.is_none_or(|length| filled < length) {
+            if filled == body.len() {
+                // Only a chunked body's length is not known beforehand; one byte
+                // over the limit tells that it is exceeded.
+                body.resize((body.len() * 2).min(limit + 1), 0);
+            }
+            let read = match self.inner.as_reader().read(&mut body[filled..]) {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(self.read_failed(&error)),
+            };
+            if read == 0 {
+                if length.is_none() && !self.deadline.is_past() {
+                    break;
+                }
+                return Err(self.read_failed(&io::ErrorKind::UnexpectedEof.into()));
+            }
+            filled += read;
+            if filled > limit {
+                return Err(problem::body_too_large(limit));
+            }
+            if self.deadline.is_past() && length != Some(filled) {
+                return Err(problem::body_timeout());
+            }
+        }
+        drop(watched);
+        body.truncate(filled);
+        Ok(body)
+    }
+
+    fn read_failed(&self, error: &io::Error) -> Problem {
+        // The socket's read time-out reads as "would block".
+        let timed_out = matches!(
+            error.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        );
+        if timed_out || self.deadline.is_past() {
+            problem::body_timeout()
+        } else if error.kind() == io::ErrorKind::UnexpectedEof {
+            problem::malformed("The body ended before its length.")
+        } else {
+            problem::malformed("The body's chunks are malformed.")
+        }
+    }
+}
+
+/// The first header `name` of a request.
+pub(super) fn header<'a>(request: &'a tiny_http::Request, name: &str) -> Option<&'a str> {
+    request
+        .headers()
+        .iter()
+        .find(|header| header.field.as_str().as_str().eq_ignore_ascii_case(name))
+        .map(|header| header.value.as_str())
+}
+
+/// All headers `name` of a request.
+fn headers<'a>(request: &'a tiny_http::Request, name: &'a str) -> impl Iterator<Item = &'a str> {
+    request
+        .headers()
+        .iter()
+        .filter(move |header| header.field.as_str().as_str().eq_ignore_ascii_case(name))
+        .map(|header| header.value.as_str())
+}
+
+/// Where the path stands in a request target: a path and query as a rule, the
+/// absolute form of a proxy request as well (RFC 9112, section 3.2).
+pub(super) fn path_range(target: &str) -> Range<usize> {
+    let start = if target.starts_with('/') {
+        0
+    } else {
+        target
+            .find("://")
+            .and_then(|scheme| Some(scheme + 3 + target[scheme + 3..].find('/')?))
+            .unwrap_or(0)
+    };
+    let end = target[start..]
+        .find('?')
+        .map_or(target.len(), |query| start + query);
+    start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(target: &str) -> &str {
+        &target[path_range(target)]
+    }
+
+    #[test]
+    fn the_path_ends_at_the_query() {
+        assert_eq!(path("/v1/orders?page=1?"), "/v1/orders");
+        assert_eq!(path("/v1/orders"), "/v1/orders");
+        assert_eq!(path("/?/"), "/");
+    }
+
+    #[test]
+    fn an_absolute_target_has_a_path_too() {
+        assert_eq!(path("http://host:80/v1/orders?a=b"), "/v1/orders");
+        assert_eq!(path("*"), "*");
+        assert_eq!(path("http://host"), "http://host");
+        assert_eq!(path("?a"), "");
+    }
+}

@@ -1,0 +1,316 @@
+//! From a request's arrival to the end of its response.
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use super::connections::{Arrival, Connections};
+use super::framing::Framing;
+use super::incoming::Incoming;
+use super::observe::{Observation, Recorder};
+use super::problem::{self, Problem};
+use super::request::{Request, header, path_range};
+use super::response::{Persistence, Response};
+use super::router::{Match, Router};
+use super::socket::Connection;
+use super::watch::Watch;
+use crate::deadline::Deadline;
+
+/// What all threads of one server share.
+pub(super) struct Shared {
+    pub(super) router: Router,
+    pub(super) request_timeout: Duration,
+    pub(super) body_limit: usize,
+    pub(super) local_port: u16,
+    pub(super) connections: Connections<Exchange>,
+    pub(super) watch: Arc<Watch>,
+    /// The self-check's request target; nobody else knows it.
+    pub(super) ping: String,
+    /// Responses say that they are the connection's last.
+    pub(super) stopping: AtomicBool,
+    /// To the pool's threads.
+    pub(super) queue: Sender<Work>,
+    /// To the probe threads.
+    pub(super) probes: Sender<Work>,
+    /// To the thread that lets connections end gently.
+    pub(super) lingering: Sender<Linger>,
+}
+
+/// What a thread of the pool takes from its queue.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the queue holds requests; a box for each would cost an allocation"
+)]
+pub(super) enum Work {
+    Answer(Exchange),
+    Stop,
+}
+
+/// What the lingering thread takes from its queue.
+pub(super) enum Linger {
+    Until(Incoming, Connection),
+    Stop,
+}
+
+/// A request on its way, and since when it is here.
+pub(super) struct Exchange {
+    request: Incoming,
+    peer: SocketAddr,
+    arrived: Instant,
+}
+
+/// How much of an unread body is read and thrown away so that the client gets
+/// to read its answer, and for how long.
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER: Duration = Duration::from_millis(500);
+
+impl Shared {
+    /// Takes in a request from tiny_http. Waits for nothing: what no thread is
+    /// free for, and no place in the queue, is refused at once.
+    pub(super) fn arrived(&self, recorder: &mut Recorder, request: tiny_http::Request) {
+        let request = Incoming::new(request);
+        if request.url() == self.ping {
+            return pong(request);
+        }
+        // Only Unix sockets have no address, and we never listen on one.
+        let Some(peer) = request.remote_addr().copied() else {
+            return;
+        };
+        let exchange = Exchange {
+            request,
+            peer,
+            arrived: Instant::now(),
+        };
+        match self.connections.arrived(peer, exchange) {
+            Arrival::Go(exchange) => self.dispatch(recorder, exchange),
+            Arrival::Waits => {}
+            Arrival::Ended(exchange) => drop(exchange),
+            // Dropped at the end, after its connection.
+            Arrival::TooMany(_exchange) => {
+                recorder.metrics.shed.with_label_values(&["pipeline"]).inc();
+                log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: connection closed");
+                let waiting = self.connections.ended(peer);
+                if let Some(connection) = Connection::find(peer, self.local_port) {
+                    connection.end();
+                }
+                drop(waiting);
+            }
+        }
+    }
+
+    /// Puts a request into its queue, or refuses it and goes on with the
+    /// connection's next one.
+    pub(super) fn dispatch(&self, recorder: &mut Recorder, exchange: Exchange) {
+        let mut next = Some(exchange);
+        while let Some(exchange) = next {
+            let peer = exchange.peer;
+            let target = exchange.request.url();
+            let probe = self.router.is_probe(&target[path_range(target)]);
+            let queue = if probe { &self.probes } else { &self.queue };
+            let refused = match queue.try_send(Work::Answer(exchange)) {
+                Ok(()) => {
+                    recorder.metrics.queue_depth.inc();
+                    return;
+                }
+                Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => work,
+            };
+            if let Work::Answer(exchange) = refused {
+                let reason = if probe { "probes" } else { "queue_full" };
+                recorder.metrics.shed.with_label_values(&[reason]).inc();
+                self.answer(recorder, exchange, |_| Err(problem::overloaded()));
+            }
+            next = self.connections.next(peer);
+        }
+    }
+
+    /// A pool thread's life: answers until it is told to stop.
+    pub(super) fn work(&self, recorder: &mut Recorder, queue: &Receiver<Work>) {
+        while let Ok(Work::Answer(exchange)) = queue.recv() {
+            recorder.metrics.queue_depth.dec();
+            recorder.metrics.threads_busy.inc();
+            let waited = exchange.arrived.elapsed();
+            recorder.metrics.queue_wait.observe(waited.as_secs_f64());
+            let peer = exchange.peer;
+            // Handlers have a net of their own; this one is for the rest.
+            let answered = catch_unwind(AssertUnwindSafe(|| {
+                self.answer(recorder, exchange, |request| self.handle(request));
+            }));
+            if answered.is_err() {
+                log::error!(target: "tbd::http", "a request ended in a panic outside its handler");
+            }
+            recorder.metrics.threads_busy.dec();
+            if let Some(next) = self.connections.next(peer) {
+                self.dispatch(recorder, next);
+            }
+        }
+    }
+
+    fn answer(
+        &self,
+        recorder: &mut Recorder,
+        exchange: Exchange,
+        handle: impl FnOnce(&mut Request) -> Result<Response, Problem>,
+    ) {
+        let Exchange {
+            request,
+            peer,
+            arrived,
+        } = exchange;
+        let target = request.url();
+        let path = &target[path_range(target)];
+        let found = self.router.find(request.method().as_str(), path);
+        let route = found.route().map(|route| self.router.template(route));
+        let probe = self.router.is_probe(path);
+        let observation = Observation::begin(&request, route, arrived);
+        let request_id = header(&request, "x-request-id")
+            .filter(|id| is_sane_request_id(id))
+            .map_or_else(|| observation.trace_id(), str::to_owned);
+
+        let (framing, fault) = match Framing::of(request.http_version(), request.headers()) {
+            Ok(framing) => (framing, None),
+            Err((fault, framing)) => (framing, Some(fault)),
+        };
+        let mut request = Request::new(
+            request,
+            framing,
+            found,
+            Deadline::after_instant(arrived, self.request_timeout),
+            request_id,
+            self.body_limit,
+            self.watch.clone(),
+        );
+        let outcome = match fault {
+            Some(fault) => Err(problem::malformed(fault)),
+            None if request.deadline().is_past() => {
+                recorder.metrics.shed.with_label_values(&["deadline"]).inc();
+                Err(problem::waited_too_long())
+            }
+            None => catch_unwind(AssertUnwindSafe(|| handle(&mut request))).unwrap_or_else(
+                |payload| {
+                    recorder.metrics.panics.inc();
+                    log::error!(target: "tbd::http", "a handler panicked: {}", panic_text(&*payload));
+                    Err(problem::internal())
+                },
+            ),
+        };
+        let response = outcome.unwrap_or_else(|problem| {
+            problem.into_response(&observation.trace_id(), &observation.span_id())
+        });
+
+        let unclear = fault.is_some() || request.body_outstanding();
+        let stopping = self.stopping.load(Ordering::Relaxed);
+        let persistence = if unclear || stopping || framing.last {
+            Persistence::Close
+        } else if framing.http_1_0 {
+            Persistence::KeepAlive
+        } else {
+            Persistence::Implicit
+        };
+        let head_only = request.method() == "HEAD";
+        let bytes = response.to_bytes(head_only, persistence, request.request_id());
+        let (request, request_id) = request.into_parts();
+        if unclear {
+            self.end(request, peer, &bytes);
+        } else {
+            // A client that is gone needs no answer.
+            self.send(request, peer, &bytes, stopping && !framing.last);
+        }
+        observation.end(recorder, response.status, &request_id, probe);
+    }
+
+    /// Calls the handler of the request's route.
+    fn handle(&self, request: &mut Request) -> Result<Response, Problem> {
+        match request.found {
+            Match::Found { route, handler, .. } => self.router.handler(route, handler)(request),
+            Match::WrongMethod { route } => {
+                Err(problem::method_not_allowed(self.router.allow(route)))
+            }
+            Match::Unmatched => Err(problem::not_found()),
+        }
+    }
+
+    /// Writes the response the usual way. All of it is one write; the request is
+    /// clear of its body, so dropping it waits for nothing.
+    fn send(&self, request: Incoming, peer: SocketAddr, bytes: &[u8], last: bool) {
+        let mut writer = request.into_writer();
+        let written = writer.write_all(bytes).and_then(|()| writer.flush());
+        if let Err(error) = written {
+            log::debug!(target: "tbd::http", "the client did not take its response: {error}");
+        }
+        if last && let Some(connection) = Connection::find(peer, self.local_port) {
+            connection.stop_reading();
+        }
+    }
+
+    /// Answers a request after which nobody knows where the next one starts,
+    /// and ends its connection.
+    fn end(&self, request: Incoming, peer: SocketAddr, bytes: &[u8]) {
+        drop(self.connections.ended(peer));
+        // No connection any more: the client has gone already.
+        let Some(connection) = Connection::find(peer, self.local_port) else {
+            return;
+        };
+        if let Err(error) = connection.send(bytes) {
+            log::debug!(target: "tbd::http", "the client did not take its response: {error}");
+        }
+        connection.finish_sending();
+        if let Err(refused) = self.lingering.try_send(Linger::Until(request, connection))
+            && let Linger::Until(request, connection) = refused.into_inner()
+        {
+            connection.end();
+            drop(request);
+        }
+    }
+
+    /// The lingering thread's life. Closing a socket with unread bytes makes the
+    /// kernel reset it, and the client may lose the answer it has not read yet;
+    /// so a little of what still comes is read first.
+    pub(super) fn linger(&self, queue: &Receiver<Linger>) {
+        while let Ok(Linger::Until(mut request, connection)) = queue.recv() {
+            let deadline = Deadline::after(LINGER);
+            let peer = request.remote_addr().copied();
+            let watched = self.watch.until(peer.as_ref(), deadline);
+            let mut buffer = [0; 16 * 1024];
+            let mut left = LINGER_BYTES;
+            // At an early end tiny_http cleans up, see `Incoming`.
+            while left > 0 && !deadline.is_past() && !request.is_absurd() {
+                match request.as_reader().read(&mut buffer) {
+                    Ok(0) | Err(_) => break,
+                    Ok(read) => left = left.saturating_sub(read),
+                }
+            }
+            drop(watched);
+            connection.end();
+            // What is left in tiny_http's buffer comes as requests from now on.
+            if let Some(peer) = peer {
+                drop(self.connections.ended(peer));
+            }
+            drop(request);
+        }
+    }
+}
+
+/// Answers the self-check.
+fn pong(request: Incoming) {
+    let mut writer = request.into_writer();
+    let _ = writer
+        .write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        .and_then(|()| writer.flush());
+}
+
+/// 1 to 128 visible ASCII characters.
+fn is_sane_request_id(id: &str) -> bool {
+    (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
+}

@@ -1,0 +1,362 @@
+//! Starting and stopping the server's threads.
+
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use socket2::SockRef;
+use uuid::Uuid;
+
+use super::connections::Connections;
+use super::observe::Recorder;
+use super::router::Router;
+use super::self_check::{PING_INTERVAL, SelfCheck};
+use super::serve::{Linger, Shared, Work};
+use super::socket;
+use super::watch::Watch;
+use crate::deadline::Deadline;
+use crate::telemetry::metrics::HttpMetrics;
+
+/// Threads for probe routes, and how many probes may wait for them.
+const PROBE_THREADS: usize = 2;
+const PROBE_QUEUE: usize = 64;
+
+/// Connections that may wait for the lingering thread; more are cut short.
+const LINGER_QUEUE: usize = 64;
+
+/// How long dropping a server that was not shut down waits for its threads.
+const DROP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long threads that have nothing left to do get to end after the deadline.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// What a server is made of.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub addr: SocketAddr,
+    /// Threads that take requests from tiny_http.
+    pub acceptors: usize,
+    /// Threads that run handlers: how many requests are answered at a time.
+    pub workers: usize,
+    /// Requests that may wait for a thread; with more, 503 at once.
+    pub queue: usize,
+    /// From a request's arrival to its response, waiting included.
+    pub request_timeout: Duration,
+    /// How long a connection may send nothing before it is closed. Longer than
+    /// the proxy in front keeps its idle connections (nginx: 60 s), or the proxy
+    /// will now and then send a request into a closing connection. At least 15 s
+    /// (three times the self-check's interval).
+    pub idle_timeout: Duration,
+    /// Longest request body, in bytes.
+    pub body_limit: usize,
+    /// Resident memory of the process beyond which it has to end, in bytes.
+    pub memory_limit_bytes: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            addr: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            acceptors: 2,
+            workers: 64,
+            queue: 1024,
+            request_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            body_limit: 64 * 1024,
+            memory_limit_bytes: 512 * 1024 * 1024,
+        }
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on: taken, not ours, or not permitted.
+    #[error("cannot listen on {addr}: {source}")]
+    Listen {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// tiny_http did not take the listener.
+    #[error("tiny_http did not start: {0}")]
+    TinyHttp(String),
+    /// The operating system gives no more threads.
+    #[error("cannot start thread {name}: {source}")]
+    Thread {
+        /// The thread's name.
+        name: String,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// The shutdown's deadline came before the last request was answered.
+#[derive(Debug, thiserror::Error)]
+#[error("{threads} threads of the HTTP server were still busy at the deadline")]
+pub struct StillBusy {
+    /// Threads that had not ended; they are left to the end of the process.
+    pub threads: usize,
+}
+
+/// Called once, with the reason, when the server cannot go on and only a new
+/// process will do. A program exits with code 70 here.
+pub type OnFatal = Box<dyn Fn(&str) + Send + Sync>;
+
+/// A running server. Dropped without [`shutdown`](Self::shutdown), it stops the
+/// same way but waits 5 s at most.
+pub struct Server {
+    local_addr: SocketAddr,
+    workers: usize,
+    acceptors: usize,
+    shared: Arc<Shared>,
+    /// tiny_http's own; shared with the acceptors.
+    tiny: Arc<tiny_http::Server>,
+    /// The same socket as tiny_http's, to stop it from accepting.
+    listener: TcpListener,
+    /// Acceptors end at their next wake-up.
+    quit: Arc<AtomicBool>,
+    stop_check: Sender<()>,
+    threads: Vec<JoinHandle<()>>,
+    /// Disconnected once every thread has ended.
+    ended: Receiver<()>,
+}
+
+impl Server {
+    /// Raises the process's descriptor limit, listens and starts all threads:
+    /// requests are answered from now on. Does not wait.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub fn start(
+        config: ServerConfig,
+        router: Router,
+        metrics: HttpMetrics,
+        on_fatal: OnFatal,
+    ) -> Result<Server, StartError> {
+        let descriptors = socket::raise_descriptor_limit();
+        let listen_error = |source| StartError::Listen {
+            addr: config.addr,
+            source,
+        };
+        let idle_timeout = config.idle_timeout.max(3 * PING_INTERVAL);
+        let listener = socket::listen(config.addr, idle_timeout).map_err(listen_error)?;
+        let local_addr = listener.local_addr().map_err(listen_error)?;
+        let handed_over = listener.try_clone().map_err(listen_error)?;
+
+        let (queue, work) = bounded(config.queue.max(1));
+        let (probes, probe_work) = bounded(PROBE_QUEUE);
+        let (lingering, linger_work) = bounded(LINGER_QUEUE);
+        let (stop_check, stopped) = bounded(1);
+        let (alive, ended) = bounded(0);
+        let shared = Arc::new(Shared {
+            router,
+            request_timeout: config.request_timeout,
+            body_limit: config.body_limit,
+            local_port: local_addr.port(),
+            connections: Connections::new(),
+            watch: Arc::new(Watch::new(local_addr.port())),
+            ping: format!("/{}", Uuid::now_v7()),
+            stopping: AtomicBool::new(false),
+            queue,
+            probes,
+            lingering,
+        });
+        let tiny = tiny_http::Server::from_listener(handed_over, None)
+            .map_err(|error| StartError::TinyHttp(error.to_string()))?;
+        let workers = config.workers.max(1);
+        let acceptors = config.acceptors.max(1);
+        metrics
+            .threads
+            .set(i64::try_from(workers).unwrap_or(i64::MAX));
+
+        // From here on dropping the half-made server stops what has started.
+        let mut server = Server {
+            local_addr,
+            workers,
+            acceptors,
+            shared: shared.clone(),
+            tiny: Arc::new(tiny),
+            listener,
+            quit: Arc::new(AtomicBool::new(false)),
+            stop_check,
+            threads: Vec::new(),
+            ended,
+        };
+        let on_fatal = Arc::new(on_fatal);
+        for number in 0..workers {
+            let (shared, work, metrics) = (shared.clone(), work.clone(), metrics.clone());
+            server.spawn(&alive, format!("http-worker-{number}"), move || {
+                shared.work(&mut Recorder::new(metrics), &work);
+            })?;
+        }
+        for number in 0..PROBE_THREADS {
+            let (shared, work, metrics) = (shared.clone(), probe_work.clone(), metrics.clone());
+            server.spawn(&alive, format!("http-probe-{number}"), move || {
+                shared.work(&mut Recorder::new(metrics), &work);
+            })?;
+        }
+        let lingerer = shared.clone();
+        server.spawn(&alive, "http-linger".to_owned(), move || {
+            lingerer.linger(&linger_work);
+        })?;
+        for number in 0..acceptors {
+            let acceptor = Acceptor {
+                shared: shared.clone(),
+                tiny: server.tiny.clone(),
+                quit: server.quit.clone(),
+                on_fatal: on_fatal.clone(),
+            };
+            let metrics = metrics.clone();
+            server.spawn(&alive, format!("http-acceptor-{number}"), move || {
+                acceptor.run(&mut Recorder::new(metrics));
+            })?;
+        }
+        let check = SelfCheck {
+            addr: local_addr,
+            memory_limit_bytes: config.memory_limit_bytes,
+        };
+        server.spawn(&alive, "http-self-check".to_owned(), move || {
+            if let Some(reason) = check.run(&shared, &stopped) {
+                fatal(&**on_fatal, &reason);
+            }
+        })?;
+        log::info!(
+            target: "tbd::http",
+            workers = workers,
+            queue = config.queue,
+            descriptors = descriptors.unwrap_or(u64::MAX);
+            "listening on {local_addr}"
+        );
+        Ok(server)
+    }
+
+    /// The address in use, with the port that was free if 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Stops accepting, answers what is here and what connections already open
+    /// still ask (each response is its connection's last), and joins all
+    /// threads. Idle connections are not waited for.
+    ///
+    /// # Errors
+    /// [`StillBusy`] when `deadline` came first; what still runs is left alone.
+    /// Known a quarter of a second after `deadline` at the latest.
+    pub fn shutdown(mut self, deadline: Deadline) -> Result<(), StillBusy> {
+        self.stop(deadline)
+    }
+
+    fn stop(&mut self, deadline: Deadline) -> Result<(), StillBusy> {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        // Wakes tiny_http's accept thread with an error, which ends it.
+        let _ = SockRef::from(&self.listener).shutdown(std::net::Shutdown::Both);
+        self.shared.connections.wait_until_idle(deadline);
+        self.quit.store(true, Ordering::Release);
+        for _ in 0..self.acceptors {
+            self.tiny.unblock();
+        }
+        for _ in 0..self.workers {
+            let _ = self
+                .shared
+                .queue
+                .send_deadline(Work::Stop, deadline.instant());
+        }
+        for _ in 0..PROBE_THREADS {
+            let _ = self
+                .shared
+                .probes
+                .send_deadline(Work::Stop, deadline.instant());
+        }
+        let _ = self
+            .shared
+            .lingering
+            .send_deadline(Linger::Stop, deadline.instant());
+        let _ = self.stop_check.try_send(());
+        // Nothing is ever sent: this ends when the last thread's sender is gone.
+        let patience = deadline.remaining().max(GRACE);
+        let all_ended = self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected);
+        let mut threads = 0;
+        for thread in self.threads.drain(..) {
+            if all_ended || thread.is_finished() {
+                let _ = thread.join();
+            } else {
+                threads += 1;
+            }
+        }
+        match threads {
+            0 => Ok(()),
+            threads => Err(StillBusy { threads }),
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        alive: &Sender<()>,
+        name: String,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), StartError> {
+        let alive = alive.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                run();
+                drop(alive);
+            })
+            .map_err(|source| StartError::Thread { name, source })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            let _ = self.stop(Deadline::after(DROP_TIMEOUT));
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("local_addr", &self.local_addr)
+            .field("workers", &self.workers)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Acceptor {
+    shared: Arc<Shared>,
+    tiny: Arc<tiny_http::Server>,
+    quit: Arc<AtomicBool>,
+    on_fatal: Arc<OnFatal>,
+}
+
+impl Acceptor {
+    fn run(&self, recorder: &mut Recorder) {
+        loop {
+            match self.tiny.recv() {
+                Ok(request) => self.shared.arrived(recorder, request),
+                Err(_) if self.quit.load(Ordering::Acquire) => return,
+                // The accept thread's farewell; requests still come.
+                Err(_) if self.shared.stopping.load(Ordering::Relaxed) => {}
+                Err(error) => {
+                    let reason = format!("connections are no longer accepted: {error}");
+                    fatal(&**self.on_fatal, &reason);
+                }
+            }
+        }
+    }
+}
+
+fn fatal(on_fatal: &(dyn Fn(&str) + Send + Sync), reason: &str) {
+    log::error!(target: "tbd::http", "the HTTP server cannot go on: {reason}");
+    on_fatal(reason);
+}

@@ -1,0 +1,158 @@
+//! Sockets: the listener and its options, and the way to end a connection that
+//! tiny_http would keep.
+//!
+//! tiny_http hands out neither the socket of a connection nor a way to close
+//! one. The socket is found again by the client's address among the process's
+//! descriptors (`/proc/self/fd`), which takes about a millisecond per thousand
+//! of them and happens only for a request that is broken, unread or too slow.
+
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use nix::sys::socket::{
+    MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, send, shutdown,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections the kernel may complete before they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// How long a write may make no progress. Responses fit into the socket's
+/// buffer, so only a client that does not read at all gets there.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opens the listener. On Linux an accepted socket starts with the listener's
+/// options, so they are set here, for every connection to come.
+///
+/// The read time-out bounds `accept` as well, and tiny_http's accept thread ends
+/// when that fails: something has to connect more often than `read_timeout`
+/// (`self_check` does).
+pub(super) fn listen(addr: SocketAddr, read_timeout: Duration) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    // A restarted server gets its port back although old connections linger.
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_read_timeout(Some(read_timeout))?;
+    socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Raises the limit of open descriptors to what the process may have; each
+/// connection takes two. Returns the limit in force, `None` when there is none.
+pub(super) fn raise_descriptor_limit() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    match setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    }
+}
+
+/// The socket of one connection, named by number.
+///
+/// Valid only while the connection's `tiny_http::Request` is held: that keeps
+/// its descriptor open, so the number cannot come to mean another file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connection(RawFd);
+
+impl Connection {
+    /// Finds the connection of `peer` with our port `local_port`. `None` when
+    /// there is none (or no `/proc`).
+    pub(super) fn find(peer: SocketAddr, local_port: u16) -> Option<Connection> {
+        // tiny_http holds the accepted descriptor for writing and a later
+        // duplicate for reading; the first stays open as long as the request.
+        std::fs::read_dir("/proc/self/fd")
+            .ok()?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok())
+            .filter(|fd| {
+                getpeername::<SockaddrStorage>(*fd).is_ok_and(|addr| to_std(&addr) == Some(peer))
+                    && getsockname::<SockaddrStorage>(*fd).is_ok_and(|addr| {
+                        to_std(&addr).is_some_and(|addr| addr.port() == local_port)
+                    })
+            })
+            .min()
+            .map(Connection)
+    }
+
+    /// Sends all of `bytes`, past tiny_http's own buffer: only when no earlier
+    /// response of the connection is outstanding. Waits [`WRITE_TIMEOUT`] at most
+    /// between two parts.
+    pub(super) fn send(self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match send(self.0, bytes, MsgFlags::MSG_NOSIGNAL) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends our half: the client sees the end after what was sent.
+    pub(super) fn finish_sending(self) {
+        let _ = shutdown(self.0, Shutdown::Write);
+    }
+
+    /// Makes every read of the connection end once its buffer is empty.
+    pub(super) fn stop_reading(self) {
+        let _ = shutdown(self.0, Shutdown::Read);
+    }
+
+    /// Ends both halves.
+    pub(super) fn end(self) {
+        let _ = shutdown(self.0, Shutdown::Both);
+    }
+}
+
+fn to_std(addr: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = addr.as_sockaddr_in() {
+        return Some(SocketAddrV4::from(*v4).into());
+    }
+    // Flow and scope are not part of the comparison tiny_http's address allows.
+    addr.as_sockaddr_in6()
+        .map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::net::TcpStream;
+
+    #[test]
+    fn an_accepted_socket_has_the_listeners_time_outs() {
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Duration::from_secs(7)).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert_eq!(
+            accepted.read_timeout().unwrap(),
+            Some(Duration::from_secs(7))
+        );
+        assert_eq!(accepted.write_timeout().unwrap(), Some(WRITE_TIMEOUT));
+        assert!(accepted.nodelay().unwrap());
+    }
+
+    #[test]
+    fn a_connection_is_found_by_its_client_and_can_be_ended() {
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Duration::from_secs(7)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_accepted, peer) = listener.accept().unwrap();
+        let connection = Connection::find(peer, port).unwrap();
+        connection.send(b"bye").unwrap();
+        connection.end();
+        let mut received = String::new();
+        client.read_to_string(&mut received).unwrap();
+        assert_eq!(received, "bye");
+        assert!(Connection::find(peer, port.wrapping_add(1)).is_none());
+    }
+}

@@ -1,0 +1,387 @@
+//! Walks the record batches of a fetch answer, safely on any bytes.
+//!
+//! The codec's own record decoder throws a batch's last offset away (so a
+//! compacted topic would be fetched for ever), trusts claimed counts when it
+//! reserves memory, folds duplicate headers, and unpacks without a limit. So
+//! batches are read here: nothing is allocated because a length field says so,
+//! nothing is added without a check, and a batch cut short at the end of an
+//! answer, which is normal, simply ends the walk.
+//!
+//! Format: Kafka protocol guide, "Record Batch" (magic 2). Older magics are
+//! refused with a typed error.
+
+use std::fmt;
+use std::io::Read;
+
+use bytes::{Buf, Bytes};
+use thiserror::Error;
+
+/// Bytes before the length field's coverage begins: base offset (8) and length (4).
+const PREFIX_BYTES: usize = 12;
+/// Bytes of a whole batch header, up to the first record.
+const HEADER_BYTES: usize = 61;
+/// The checksum covers everything from the attributes on.
+const CRC_START: usize = 21;
+/// The most one batch may unpack to. The packed size is bounded by the frame
+/// limit; this bounds what a few hostile kilobytes can ask of the memory.
+pub const UNPACKED_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// The smallest possible record: length, attributes, two deltas, key and value
+/// length, header count, one byte each.
+const RECORD_BYTES_MIN: usize = 7;
+
+/// Why bytes are not a record batch. Never transient in itself, though damage
+/// done on the way may be gone after fetching again.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BatchError {
+    /// A message format this client does not read (magic 0 and 1 ended with Kafka 0.11).
+    #[error("record format with magic {0} is not supported, only 2")]
+    UnsupportedMagic(i8),
+    /// A compression code nobody has defined.
+    #[error("unknown compression code {0}")]
+    UnknownCompression(i16),
+    /// The checksum of a whole batch does not match.
+    #[error("record batch at offset {base_offset} fails its checksum")]
+    Checksum {
+        /// The batch's first offset.
+        base_offset: i64,
+    },
+    /// The bytes contradict the format.
+    #[error("malformed record batch: {0}")]
+    Malformed(&'static str),
+    /// The compressed part does not unpack.
+    #[error("record batch does not unpack: {0}")]
+    Unpack(String),
+    /// The compressed part would unpack to more than [`UNPACKED_BYTES_MAX`].
+    #[error("record batch unpacks to more than {UNPACKED_BYTES_MAX} bytes")]
+    TooLarge,
+}
+
+/// How the records of a batch are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// Not at all.
+    None,
+    /// gzip (RFC 1952).
+    Gzip,
+    /// Snappy, raw or in the framing of snappy-java.
+    Snappy,
+    /// LZ4 frames.
+    Lz4,
+    /// Zstandard.
+    Zstd,
+}
+
+/// One record as the log holds it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Position in the partition.
+    pub offset: i64,
+    /// Milliseconds since 1970 UTC: the producer's time, or the broker's for
+    /// topics with log-append time. -1 when there is none.
+    pub timestamp_ms: i64,
+    /// The key, if any.
+    pub key: Option<Bytes>,
+    /// The value; `None` is a tombstone.
+    pub value: Option<Bytes>,
+    /// Headers in their order, repeated names kept.
+    pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+impl fmt::Debug for Record {
+    // Keys and values are the users' data and stay out of logs.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Record")
+            .field("offset", &self.offset)
+            .field("timestamp_ms", &self.timestamp_ms)
+            .field("value_bytes", &self.value.as_ref().map(Bytes::len))
+            .field("headers", &self.headers.len())
+            .finish()
+    }
+}
+
+/// One batch: its header, and the records still packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Offset of the first record the batch was made with.
+    pub base_offset: i64,
+    /// Offset of the last record the batch was made with; compaction may have
+    /// removed that record, but fetching goes on after it all the same.
+    pub last_offset: i64,
+    /// Epoch of the leader that wrote the batch; -1 when unknown.
+    pub leader_epoch: i32,
+    /// Control batches (transaction markers) hold nothing for users.
+    pub is_control: bool,
+    /// How the records are packed.
+    pub codec: Codec,
+    /// `Some` when the broker's time at appending stands for all records.
+    log_append_time_ms: Option<i64>,
+    base_timestamp_ms: i64,
+    record_count: usize,
+    packed: Bytes,
+}
+
+/// Takes the next whole batch off the front of `input`.
+///
+/// `Ok(None)`: nothing left, or only the beginning of a batch (`input` then
+/// holds that rest). After an error `input` is unspecified: fetch again.
+///
+/// # Errors
+/// When a whole batch is there but is not one we can read.
+pub fn next_batch(input: &mut Bytes) -> Result<Option<Batch>, BatchError> {
+    if input.len() < PREFIX_BYTES {
+        return Ok(None);
+    }
+    let mut prefix = &input[..PREFIX_BYTES];
+    let base_offset = prefix.get_i64();
+    let length = usize::try_from(prefix.get_i32())
+        .map_err(|_| BatchError::Malformed("negative batch length"))?;
+    let total = PREFIX_BYTES
+        .checked_add(length)
+        .ok_or(BatchError::Malformed("batch length"))?;
+    // The magic sits at the same place in every format, so look at it first:
+    // an old message set must not pass for a short batch.
+    if let Some(&magic) = input.get(16)
+        && magic != 2
+    {
+        return Err(BatchError::UnsupportedMagic(magic as i8));
+    }
+    if input.len() < total {
+        return Ok(None);
+    }
+    if total < HEADER_BYTES {
+        return Err(BatchError::Malformed("batch shorter than its header"));
+    }
+    let mut batch = input.split_to(total);
+    let checksum_found = crc32c::crc32c(&batch[CRC_START..]);
+    batch.advance(PREFIX_BYTES);
+    let leader_epoch = batch.get_i32();
+    batch.advance(1); // magic, seen above
+    let checksum = batch.get_u32();
+    if checksum != checksum_found {
+        return Err(BatchError::Checksum { base_offset });
+    }
+    let attributes = batch.get_i16();
+    let last_offset_delta = batch.get_i32();
+    let base_timestamp_ms = batch.get_i64();
+    let max_timestamp_ms = batch.get_i64();
+    batch.advance(8 + 2 + 4); // producer id, producer epoch, base sequence
+    let record_count = usize::try_from(batch.get_i32())
+        .map_err(|_| BatchError::Malformed("negative record count"))?;
+    if base_offset < 0 || last_offset_delta < 0 {
+        return Err(BatchError::Malformed("negative offset"));
+    }
+    let last_offset = base_offset
+        .checked_add(i64::from(last_offset_delta))
+        // The offset after the last one must exist too.
+        .filter(|&last_offset| last_offset < i64::MAX)
+        .ok_or(BatchError::Malformed("offset beyond the range"))?;
+    let codec = match attributes & 0b111 {
+        0 => Codec::None,
+        1 => Codec::Gzip,
+        2 => Codec::Snappy,
+        3 => Codec::Lz4,
+        4 => Codec::Zstd,
+        code => return Err(BatchError::UnknownCompression(code)),
+    };
+    Ok(Some(Batch {
+        base_offset,
+        last_offset,
+        leader_epoch,
+        is_control: attributes & 0b10_0000 != 0,
+        codec,
+        log_append_time_ms: (attributes & 0b1000 != 0).then_some(max_timestamp_ms),
+        base_timestamp_ms,
+        record_count,
+        packed: batch,
+    }))
+}
+
+impl Batch {
+    /// Where fetching goes on after this batch.
+    pub fn next_offset(&self) -> i64 {
+        self.last_offset + 1
+    }
+
+    /// Unpacks the records, in order. A control batch has none for users, and
+    /// a batch emptied by compaction has none at all.
+    ///
+    /// # Errors
+    /// When the packed part is damaged or too large; no record is returned then.
+    pub fn records(&self) -> Result<Vec<Record>, BatchError> {
+        if self.is_control || self.record_count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut unpacked = unpack(self.codec, &self.packed)?;
+        // The count is a claim; what is there bounds what it may reserve.
+        if self.record_count > unpacked.len() / RECORD_BYTES_MIN {
+            return Err(BatchError::Malformed("more records claimed than fit"));
+        }
+        let mut records: Vec<Record> = Vec::with_capacity(self.record_count);
+        for _ in 0..self.record_count {
+            let record = self.record(&mut unpacked)?;
+            if record.offset > self.last_offset
+                || records
+                    .last()
+                    .is_some_and(|last| last.offset >= record.offset)
+            {
+                return Err(BatchError::Malformed("record offsets out of order"));
+            }
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    fn record(&self, input: &mut Bytes) -> Result<Record, BatchError> {
+        let size = length(varint(input)?)?.ok_or(BatchError::Malformed("record length"))?;
+        let mut body = take(input, size)?;
+        take(&mut body, 1)?; // attributes, unused so far
+        let timestamp_delta = varint(&mut body)?;
+        let offset_delta = varint(&mut body)?;
+        if !(0..=i64::from(i32::MAX)).contains(&offset_delta) {
+            return Err(BatchError::Malformed("offset delta"));
+        }
+        let offset = self
+            .base_offset
+            .checked_add(offset_delta)
+            .ok_or(BatchError::Malformed("offset delta"))?;
+        let timestamp_ms = match self.log_append_time_ms {
+            Some(time_ms) => time_ms,
+            None => self
+                .base_timestamp_ms
+                .checked_add(timestamp_delta)
+                .ok_or(BatchError::Malformed("timestamp delta"))?,
+        };
+        let key = nullable(&mut body)?;
+        let value = nullable(&mut body)?;
+        let header_count =
+            length(varint(&mut body)?)?.ok_or(BatchError::Malformed("header count"))?;
+        // Each header takes two bytes at least.
+        if header_count > body.len() / 2 {
+            return Err(BatchError::Malformed("more headers claimed than fit"));
+        }
+        let mut headers = Vec::with_capacity(header_count);
+        for _ in 0..header_count {
+            let name = nullable(&mut body)?.ok_or(BatchError::Malformed("header without name"))?;
+            // A name that is not UTF-8 is against the format; losing the whole
+            // record over it would stop the partition for ever.
+            let name = String::from_utf8_lossy(&name).into_owned();
+            headers.push((name, nullable(&mut body)?));
+        }
+        Ok(Record {
+            offset,
+            timestamp_ms,
+            key,
+            value,
+            headers,
+        })
+    }
+}
+
+/// Reads a zigzag varint of at most 64 bits.
+fn varint(input: &mut Bytes) -> Result<i64, BatchError> {
+    let mut value = 0u64;
+    for (index, &byte) in input.iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            input.advance(index + 1);
+            return Ok((value >> 1) as i64 ^ -((value & 1) as i64));
+        }
+    }
+    Err(BatchError::Malformed("number does not end"))
+}
+
+/// A length field: -1 is "absent", other negative numbers are refused.
+fn length(value: i64) -> Result<Option<usize>, BatchError> {
+    match value {
+        -1 => Ok(None),
+        _ => usize::try_from(value)
+            .map(Some)
+            .map_err(|_| BatchError::Malformed("negative length")),
+    }
+}
+
+fn take(input: &mut Bytes, size: usize) -> Result<Bytes, BatchError> {
+    if size > input.len() {
+        return Err(BatchError::Malformed("length beyond the end"));
+    }
+    Ok(input.split_to(size))
+}
+
+fn nullable(input: &mut Bytes) -> Result<Option<Bytes>, BatchError> {
+    match length(varint(input)?)? {
+        None => Ok(None),
+        Some(size) => take(input, size).map(Some),
+    }
+}
+
+fn unpack(codec: Codec, packed: &Bytes) -> Result<Bytes, BatchError> {
+    match codec {
+        Codec::None => Ok(packed.clone()),
+        Codec::Gzip => read_bounded(flate2::read::MultiGzDecoder::new(packed.as_ref())),
+        Codec::Snappy => unpack_snappy(packed),
+        Codec::Lz4 => read_bounded(lz4::Decoder::new(packed.as_ref()).map_err(unpack_error)?),
+        Codec::Zstd => {
+            read_bounded(zstd::stream::read::Decoder::new(packed.as_ref()).map_err(unpack_error)?)
+        }
+    }
+}
+
+fn unpack_error(error: impl fmt::Display) -> BatchError {
+    BatchError::Unpack(error.to_string())
+}
+
+/// Reads to the end, growing as bytes really arrive, up to the limit.
+fn read_bounded(reader: impl Read) -> Result<Bytes, BatchError> {
+    let mut unpacked = Vec::new();
+    reader
+        .take(UNPACKED_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut unpacked)
+        .map_err(unpack_error)?;
+    if unpacked.len() > UNPACKED_BYTES_MAX {
+        return Err(BatchError::TooLarge);
+    }
+    Ok(unpacked.into())
+}
+
+/// The first eight bytes of snappy-java's framing; two version numbers follow.
+const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\x00";
+
+/// Java frames snappy in blocks (`SnappyOutputStream`), librdkafka and others
+/// send one raw block; both are read, as Java does.
+fn unpack_snappy(packed: &Bytes) -> Result<Bytes, BatchError> {
+    let mut unpacked = Vec::new();
+    if !packed.starts_with(XERIAL_MAGIC) {
+        snappy_block(packed, &mut unpacked)?;
+        return Ok(unpacked.into());
+    }
+    let mut rest = packed.clone();
+    take(&mut rest, XERIAL_MAGIC.len() + 8)?;
+    while !rest.is_empty() {
+        let size = take(&mut rest, 4)?.get_u32() as usize;
+        let block = take(&mut rest, size)?;
+        snappy_block(&block, &mut unpacked)?;
+    }
+    Ok(unpacked.into())
+}
+
+fn snappy_block(block: &[u8], unpacked: &mut Vec<u8>) -> Result<(), BatchError> {
+    let size = snap::raw::decompress_len(block).map_err(unpack_error)?;
+    let start = unpacked.len();
+    // Snappy copies at most 64 bytes per three-byte tag, so a claim far beyond
+    // that ratio is a lie and gets no memory.
+    if size > block.len().saturating_mul(64) {
+        return Err(BatchError::Malformed("snappy block claims too much"));
+    }
+    if start + size > UNPACKED_BYTES_MAX {
+        return Err(BatchError::TooLarge);
+    }
+    unpacked.resize(start + size, 0);
+    snap::raw::Decoder::new()
+        .decompress(block, &mut unpacked[start..])
+        .map_err(unpack_error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,438 @@
+//! One socket to one broker.
+//!
+//! A connection belongs to one thread at a time. Requests may be sent ahead of
+//! their answers; answers are taken in the order of the requests. Any failure
+//! poisons the connection: what was in flight has an unknown fate, and bytes that
+//! come later could be taken for an answer to something else.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{ErrorKind, Read, Write};
+use std::marker::PhantomData;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Instant;
+
+use bytes::{Buf, BytesMut};
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
+use kafka_protocol::protocol::{StrBytes, VersionRange};
+
+use super::config::ClientConfig;
+use super::error::Error;
+use super::wire::{self, Request};
+use crate::deadline::Deadline;
+
+/// What one read asks the socket for, at least. Buffers grow by what arrives, so
+/// that a claimed length alone never takes memory.
+const READ_BYTES_MIN: usize = 16 * 1024;
+
+/// What one read asks the socket for, at most.
+const READ_BYTES_MAX: usize = 256 * 1024;
+
+/// Requests that may wait for answers on one connection; more is a fault of ours.
+const IN_FLIGHT_MAX: usize = 64;
+
+/// An open connection to a broker, versions negotiated.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    address: String,
+    client_id: String,
+    versions: HashMap<i16, VersionRange>,
+    next_correlation_id: i32,
+    in_flight: VecDeque<i32>,
+    written: BytesMut,
+    received: BytesMut,
+    /// Why the connection can no longer be used.
+    poison: Option<Error>,
+    last_used: Instant,
+}
+
+/// A request whose answer has not been taken yet: the claim ticket for
+/// [`Connection::receive`]. Dropping it poisons nothing, but the connection then
+/// refuses to go on, because answers come in order.
+#[derive(Debug)]
+#[must_use = "the answer has to be received"]
+pub struct Sent<R> {
+    correlation_id: i32,
+    version: i16,
+    request: PhantomData<fn() -> R>,
+}
+
+impl<R> Sent<R> {
+    /// The version the request was sent in, which its answer has too.
+    pub fn version(&self) -> i16 {
+        self.version
+    }
+}
+
+/// Breaks a [`Connection`] off, so that a thread that waits on it goes on with
+/// [`Error::ConnectionLost`].
+#[derive(Debug)]
+pub struct Interrupter {
+    stream: TcpStream,
+}
+
+impl Interrupter {
+    /// Breaks the connection off. Does not wait.
+    pub fn interrupt(&self) {
+        // It may be closed already, which is what we want.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl std::os::fd::AsFd for Connection {
+    /// For waiting on several connections at once: readable means that an answer
+    /// has begun to arrive. Holds as long as no more than one request is in
+    /// flight, because answers that came together are read together.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Connection {
+    /// Connects to `address` (`host:port`) and negotiates versions.
+    ///
+    /// Waits at most until the earlier of `deadline` and the configured connect
+    /// time-out; name resolution goes by the operating system's own limits. A name
+    /// with several addresses is tried in order, each with a fair share of what
+    /// is left.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] when no address could be connected to; otherwise as
+    /// [`Connection::call`].
+    pub fn open(address: &str, config: &ClientConfig, deadline: Deadline) -> Result<Self, Error> {
+        let deadline = deadline.earlier_of(Deadline::after(config.connect_timeout));
+        let stream = dial(address, deadline)?;
+        let mut connection = Self {
+            stream,
+            address: address.to_owned(),
+            client_id: config.client_id.clone(),
+            versions: HashMap::new(),
+            next_correlation_id: 0,
+            in_flight: VecDeque::new(),
+            written: BytesMut::new(),
+            received: BytesMut::new(),
+            poison: None,
+            last_used: Instant::now(),
+        };
+        connection.negotiate(deadline)?;
+        Ok(connection)
+    }
+
+    /// The address this connection was dialled with.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The version in which `api` is spoken on this connection.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedVersion`] when the two sides have none in common.
+    pub fn version_of(&self, api: ApiKey) -> Result<i16, Error> {
+        self.versions
+            .get(&(api as i16))
+            .and_then(|range| wire::common_version(api, *range))
+            .ok_or_else(|| Error::UnsupportedVersion {
+                address: self.address.clone(),
+                api,
+            })
+    }
+
+    /// Sends a request and waits for its answer, at most until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::ConnectionLost`] or [`Error::Protocol`] leave
+    /// the request's fate unknown and the connection poisoned;
+    /// [`Error::UnsupportedVersion`] and [`Error::Encode`] mean nothing was sent
+    /// and the connection is fine. Error codes inside the answer are the caller's.
+    pub fn call<R: Request>(
+        &mut self,
+        request: &R,
+        deadline: Deadline,
+    ) -> Result<R::Response, Error> {
+        let sent = self.send(request, deadline)?;
+        self.receive(sent, deadline)
+    }
+
+    /// Sends a request without waiting for its answer. Waits, at most until
+    /// `deadline`, for the socket to take the bytes.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub fn send<R: Request>(&mut self, request: &R, deadline: Deadline) -> Result<Sent<R>, Error> {
+        let version = self.version_of(R::API)?;
+        self.send_as(request, version, deadline)
+    }
+
+    /// Waits, at most until `deadline`, for the answer to the oldest request in
+    /// flight, which `sent` must be the ticket of.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub fn receive<R: Request>(
+        &mut self,
+        sent: Sent<R>,
+        deadline: Deadline,
+    ) -> Result<R::Response, Error> {
+        let frame = self.receive_frame(&sent, deadline)?;
+        wire::decode_response::<R>(frame, sent.version)
+            .map_err(|reason| self.poison_protocol(format!("{:?}: {reason}", R::API)))
+    }
+
+    /// Whether the connection can still be used, as far as is known without
+    /// asking the broker: nothing failed on it, and the broker has neither closed
+    /// it nor sent what nobody asked for. Does not wait. Brokers close connections
+    /// that were idle for some minutes; finding out before a request is sent saves
+    /// a request of unknown fate.
+    pub fn is_usable(&mut self) -> bool {
+        if self.poison.is_some() || !self.in_flight.is_empty() {
+            return self.poison.is_none();
+        }
+        let mut byte = [0];
+        let silent = self.stream.set_nonblocking(true).is_ok()
+            && matches!(self.stream.peek(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
+            && self.stream.set_nonblocking(false).is_ok();
+        if !silent || !self.received.is_empty() {
+            self.poison_lost("closed while idle".to_owned());
+        }
+        self.poison.is_none()
+    }
+
+    /// A way to break this connection off from another thread, or `None` when the
+    /// operating system has no descriptor left for it.
+    pub fn interrupter(&self) -> Option<Interrupter> {
+        self.stream
+            .try_clone()
+            .ok()
+            .map(|stream| Interrupter { stream })
+    }
+
+    /// When the last request was sent or the last answer received.
+    pub fn last_used(&self) -> Instant {
+        self.last_used
+    }
+
+    /// ApiVersions. A broker that does not know our version of this very request
+    /// answers with code 35 in the oldest form, and is asked again in that one.
+    fn negotiate(&mut self, deadline: Deadline) -> Result<(), Error> {
+        let newest = wire::supported(ApiKey::ApiVersions).map_or(0, |range| range.max);
+        let mut response = self.ask_versions(newest, deadline)?;
+        if ResponseError::try_from_code(response.error_code)
+            == Some(ResponseError::UnsupportedVersion)
+        {
+            response = self.ask_versions(0, deadline)?;
+        }
+        Error::check(ApiKey::ApiVersions, response.error_code)?;
+        self.versions = response
+            .api_keys
+            .iter()
+            .map(|api| {
+                let range = VersionRange {
+                    min: api.min_version,
+                    max: api.max_version,
+                };
+                (api.api_key, range)
+            })
+            .collect();
+        Ok(())
+    }
+
+    fn ask_versions(
+        &mut self,
+        version: i16,
+        deadline: Deadline,
+    ) -> Result<ApiVersionsResponse, Error> {
+        let mut request = ApiVersionsRequest::default();
+        if version >= 3 {
+            request.client_software_name = StrBytes::from_static_str("tbd");
+            request.client_software_version = StrBytes::from_static_str(env!("CARGO_PKG_VERSION"));
+        }
+        let sent = self.send_as(&request, version, deadline)?;
+        let mut frame = self.receive_frame(&sent, deadline)?;
+        // The code is the first field in every version; a refusal of the version
+        // itself comes in version 0, whatever was asked.
+        let code = frame
+            .get(4..6)
+            .map(|code| i16::from_be_bytes([code[0], code[1]]));
+        if code == Some(ResponseError::UnsupportedVersion.code()) && version > 0 {
+            frame.advance(4);
+            let mut refusal = ApiVersionsResponse::default();
+            refusal.error_code = ResponseError::UnsupportedVersion.code();
+            return Ok(refusal);
+        }
+        wire::decode_response::<ApiVersionsRequest>(frame, version)
+            .map_err(|reason| self.poison_protocol(format!("ApiVersions: {reason}")))
+    }
+
+    fn send_as<R: Request>(
+        &mut self,
+        request: &R,
+        version: i16,
+        deadline: Deadline,
+    ) -> Result<Sent<R>, Error> {
+        self.check_poison()?;
+        let api = R::API;
+        let refuse = |reason: String| Error::Encode { api, reason };
+        if self.in_flight.len() >= IN_FLIGHT_MAX {
+            return Err(refuse(format!("{IN_FLIGHT_MAX} requests are in flight")));
+        }
+        let correlation_id = self.next_correlation_id;
+        self.written.clear();
+        wire::encode_request(
+            &mut self.written,
+            request,
+            version,
+            correlation_id,
+            &self.client_id,
+        )
+        .map_err(refuse)?;
+        self.next_correlation_id = self.next_correlation_id.wrapping_add(1);
+        self.write_all(deadline)?;
+        self.in_flight.push_back(correlation_id);
+        self.last_used = Instant::now();
+        Ok(Sent {
+            correlation_id,
+            version,
+            request: PhantomData,
+        })
+    }
+
+    fn write_all(&mut self, deadline: Deadline) -> Result<(), Error> {
+        let mut from = 0;
+        while from < self.written.len() {
+            let left = deadline.remaining();
+            if left.is_zero() {
+                return Err(self.poison_timeout("to take a request"));
+            }
+            let written = self
+                .stream
+                .set_write_timeout(Some(left))
+                .and_then(|()| self.stream.write(&self.written[from..]));
+            match written {
+                Ok(0) => return Err(self.poison_lost("it takes no more bytes".to_owned())),
+                Ok(count) => from += count,
+                Err(error) => self.io_error(&error, "to take a request")?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The next frame, without its length, checked to be the answer to `sent`.
+    fn receive_frame<R: Request>(
+        &mut self,
+        sent: &Sent<R>,
+        deadline: Deadline,
+    ) -> Result<bytes::Bytes, Error> {
+        self.check_poison()?;
+        if self.in_flight.front() != Some(&sent.correlation_id) {
+            return Err(self.poison_protocol("answers were taken out of order".to_owned()));
+        }
+        let api = R::API;
+        self.fill(4, deadline)?;
+        let length = self.received.get_i32();
+        let length = usize::try_from(length)
+            .ok()
+            .filter(|length| (4..=wire::frame_bytes_max(api)).contains(length))
+            .ok_or_else(|| {
+                self.poison_protocol(format!("a frame of {length} bytes for {api:?}"))
+            })?;
+        self.fill(length, deadline)?;
+        let frame = self.received.split_to(length).freeze();
+        self.in_flight.pop_front();
+        if wire::correlation_id(&frame) != Some(sent.correlation_id) {
+            return Err(self.poison_protocol("an answer to another request".to_owned()));
+        }
+        self.last_used = Instant::now();
+        Ok(frame)
+    }
+
+    /// Reads until at least `wanted` bytes are buffered.
+    fn fill(&mut self, wanted: usize, deadline: Deadline) -> Result<(), Error> {
+        while self.received.len() < wanted {
+            let left = deadline.remaining();
+            if left.is_zero() {
+                return Err(self.poison_timeout("to answer"));
+            }
+            let have = self.received.len();
+            let step = (wanted - have).clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+            self.received.resize(have + step, 0);
+            let read = self
+                .stream
+                .set_read_timeout(Some(left))
+                .and_then(|()| self.stream.read(&mut self.received[have..]));
+            self.received
+                .truncate(have + read.as_ref().map_or(0, |count| *count));
+            match read {
+                Ok(0) => return Err(self.poison_lost("closed by the broker".to_owned())),
+                Ok(_) => {}
+                Err(error) => self.io_error(&error, "to answer")?,
+            }
+        }
+        Ok(())
+    }
+
+    /// `Ok` when the call should simply be made again.
+    fn io_error(&mut self, error: &std::io::Error, what: &str) -> Result<(), Error> {
+        match error.kind() {
+            ErrorKind::Interrupted => Ok(()),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Err(self.poison_timeout(what)),
+            _ => Err(self.poison_lost(error.to_string())),
+        }
+    }
+
+    fn check_poison(&self) -> Result<(), Error> {
+        self.poison.clone().map_or(Ok(()), Err)
+    }
+
+    fn poison_timeout(&mut self, what: &str) -> Error {
+        let what = format!("kafka broker {} {what}", self.address);
+        self.poisoned(Error::Timeout { what })
+    }
+
+    fn poison_lost(&mut self, reason: String) -> Error {
+        let address = self.address.clone();
+        self.poisoned(Error::ConnectionLost { address, reason })
+    }
+
+    fn poison_protocol(&mut self, reason: String) -> Error {
+        let address = self.address.clone();
+        self.poisoned(Error::Protocol { address, reason })
+    }
+
+    /// Remembers the first failure. The socket is shut down at once, so that the
+    /// broker need not wait for the owner to drop us.
+    fn poisoned(&mut self, error: Error) -> Error {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.poison.get_or_insert(error).clone()
+    }
+}
+
+fn dial(address: &str, deadline: Deadline) -> Result<TcpStream, Error> {
+    let unreachable = |reason: String| Error::Unreachable {
+        address: address.to_owned(),
+        reason,
+    };
+    let addresses: Vec<SocketAddr> = address
+        .to_socket_addrs()
+        .map_err(|error| unreachable(error.to_string()))?
+        .collect();
+    let mut reason = "the name has no address".to_owned();
+    for (index, socket_address) in addresses.iter().enumerate() {
+        let untried = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+        let share = deadline.remaining() / untried;
+        if share.is_zero() {
+            reason = "no time left".to_owned();
+            break;
+        }
+        let connected = TcpStream::connect_timeout(socket_address, share).and_then(|stream| {
+            // A request waits for nothing that could fill its packet up.
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        });
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => reason = error.to_string(),
+        }
+    }
+    Err(unreachable(reason))
+}

@@ -1,0 +1,175 @@
+//! Committing: what the application has finished with.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::{ApiKey, OffsetCommitResponse};
+
+use super::{CommitError, Consumer, RETRY_BACKOFF};
+use crate::deadline::Deadline;
+use crate::kafka::Error;
+use crate::kafka::group::TopicPartition;
+use crate::kafka::group::coordinator;
+use crate::kafka::group::machine::{CommitVerdict, Failure, Identity, PollStep};
+
+type Offsets = BTreeMap<TopicPartition, (i64, i32)>;
+
+impl Consumer {
+    /// Commits everything handed out so far, for the partitions this member
+    /// still has. Does nothing when there is nothing new.
+    ///
+    /// Waits for the coordinator's answer at most until `deadline`, asking
+    /// again when that may help.
+    ///
+    /// # Errors
+    /// See [`CommitError`]; nothing else changes by an error.
+    pub fn commit_polled(&mut self, deadline: Deadline) -> Result<(), CommitError> {
+        let offsets: Offsets = self
+            .partitions
+            .iter()
+            .filter_map(|(name, partition)| {
+                partition.to_commit().map(|offset| (name.clone(), offset))
+            })
+            .collect();
+        // Even with nothing left to commit the caller must hear that what it
+        // polled is no longer its own.
+        self.commit_offsets(offsets, deadline)
+    }
+
+    /// Commits `(partition, next offset to read)`. All of the partitions must be
+    /// this member's, or nothing is committed at all. An offset below the last
+    /// committed one is passed over.
+    ///
+    /// Waits as [`commit_polled`](Self::commit_polled).
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub fn commit(
+        &mut self,
+        offsets: &[(TopicPartition, i64)],
+        deadline: Deadline,
+    ) -> Result<(), CommitError> {
+        let mut wanted = Offsets::new();
+        for (name, offset) in offsets {
+            let partition = self.partitions.get(name).ok_or(CommitError::Lost)?;
+            if !partition.is_backwards(*offset) {
+                wanted.insert(name.clone(), (*offset, partition.epoch_at(*offset)));
+            }
+        }
+        self.commit_offsets(wanted, deadline)
+    }
+
+    fn commit_offsets(
+        &mut self,
+        mut offsets: Offsets,
+        deadline: Deadline,
+    ) -> Result<(), CommitError> {
+        loop {
+            let identity = self
+                .shared
+                .machine()
+                .commit_identity()
+                .map_err(|verdict| explain(verdict, None))?;
+            if offsets.is_empty() {
+                return Ok(());
+            }
+            let (verdict, error) = match self.try_commit(&mut offsets, &identity, deadline) {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    let failure = coordinator::failure(&error);
+                    if failure == Failure::Transport {
+                        self.coordinator.disconnect();
+                    }
+                    (
+                        self.shared.machine().commit_failed(&identity, failure),
+                        error,
+                    )
+                }
+            };
+            self.shared.notify();
+            if verdict != CommitVerdict::Retry || deadline.remaining() <= RETRY_BACKOFF {
+                return Err(explain(verdict, Some(error)));
+            }
+            // A pause between attempts, not a wait for an event.
+            std::thread::sleep(RETRY_BACKOFF);
+        }
+    }
+
+    /// One attempt. What succeeded is taken out of `offsets`.
+    fn try_commit(
+        &mut self,
+        offsets: &mut Offsets,
+        identity: &Identity,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        self.settle_coordinator(deadline)?;
+        let coordinator = self.known_coordinator(deadline)?;
+        let request = coordinator::commit_request(&self.config, identity, offsets);
+        let answer = self
+            .coordinator_connection(&coordinator, deadline)?
+            .call(&request, deadline)?;
+        self.take_commit_answer(offsets, &answer)
+    }
+
+    fn take_commit_answer(
+        &mut self,
+        offsets: &mut Offsets,
+        answer: &OffsetCommitResponse,
+    ) -> Result<(), Error> {
+        let mut failed: Option<ResponseError> = None;
+        for topic in &answer.topics {
+            for told in &topic.partitions {
+                let name = TopicPartition::new(&*topic.name.0, told.partition_index);
+                match ResponseError::try_from_code(told.error_code) {
+                    // An error of the membership says more than one of a partition.
+                    Some(code) if failed.is_none_or(|failed| failed.is_retriable()) => {
+                        failed = Some(code)
+                    }
+                    Some(_) => {}
+                    None => {
+                        if let (Some((offset, _)), Some(partition)) =
+                            (offsets.remove(&name), self.partitions.get_mut(&name))
+                        {
+                            partition.committed(offset);
+                        }
+                    }
+                }
+            }
+        }
+        match failed {
+            Some(code) => Err(Error::Broker {
+                api: ApiKey::OffsetCommit,
+                code,
+            }),
+            None if offsets.is_empty() => Ok(()),
+            None => Err(self.bad_answer("OffsetCommit passes over partitions")),
+        }
+    }
+
+    fn known_coordinator(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<crate::kafka::group::machine::Coordinator, Error> {
+        if let PollStep::Ready(coordinator) | PollStep::Join(coordinator) =
+            self.shared.machine().poll_step(Instant::now())
+        {
+            return Ok(coordinator);
+        }
+        let found = coordinator::find(&self.cluster, &self.config.group_id, deadline)?;
+        self.shared
+            .machine()
+            .coordinator_found(found.clone(), Instant::now());
+        Ok(found)
+    }
+}
+
+fn explain(verdict: CommitVerdict, error: Option<Error>) -> CommitError {
+    match verdict {
+        CommitVerdict::Rebalancing => CommitError::Rebalancing,
+        CommitVerdict::Lost => CommitError::Lost,
+        CommitVerdict::Fatal(code) => CommitError::Fatal(code),
+        CommitVerdict::Report(code) => CommitError::Refused(code),
+        CommitVerdict::Retry => CommitError::Unavailable(error.unwrap_or(Error::Closed)),
+    }
+}

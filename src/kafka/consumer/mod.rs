@@ -1,0 +1,358 @@
+//! A member of a consumer group: records in, offsets committed when the
+//! application says so.
+//!
+//! # Threads
+//!
+//! A [`Consumer`] belongs to one thread, the one that polls. Everything about
+//! records happens there: joining, rebalancing, fetching, committing, and the
+//! hooks. One more thread, `kafka-heartbeat-<n>`, keeps the membership while the
+//! application works, and makes the member leave when it has not polled for
+//! `max_poll_interval`. Each of the two has its own connection to the
+//! coordinator; the polling thread has one more per leader.
+//!
+//! # How records flow
+//!
+//! At most one fetch per leader is on its way, for partitions with nothing left
+//! to hand out. It is sent before a poll returns, so that brokers answer while
+//! the application works. A poll waits for all leaders at once and returns as
+//! soon as one has brought records.
+//!
+//! # What it promises
+//!
+//! - A record of a partition that is no longer assigned is never handed out,
+//!   and its offset never committed.
+//! - Nothing is committed but what the application commits.
+//! - No record is handed out while a rebalance is under way: it ends sooner so.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tbd::deadline::Deadline;
+//! use tbd::kafka::{ClientConfig, Cluster};
+//! use tbd::kafka::consumer::{Consumer, ConsumerConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let cluster = Cluster::new(ClientConfig::default());
+//! let mut consumer = Consumer::start(cluster, ConsumerConfig::new("group", ["topic"]), Box::new(()))?;
+//! let records = consumer.poll(Deadline::after(Duration::from_secs(1)))?;
+//! for record in &records {
+//!     println!("{}-{}@{}", record.topic, record.partition, record.offset);
+//! }
+//! consumer.commit_polled(Deadline::after(Duration::from_secs(5)))?;
+//! consumer.close(Deadline::after(Duration::from_secs(5)))?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod commit;
+mod config;
+mod fetch;
+mod membership;
+mod partitions;
+pub(crate) mod wait;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use config::{CommitError, ConsumerConfig, ConsumerHooks, ConsumerRecord, OffsetReset};
+pub use wait::Waker;
+
+use self::fetch::Leader;
+use self::membership::{CoordinatorLink, Progress};
+use self::partitions::Partitions;
+use self::wait::WakeReceiver;
+use super::group::TopicPartition;
+use super::group::assignor::Assignor;
+use super::group::heartbeat::{self, Shared};
+use super::group::machine::{Machine, Settings};
+use super::{Cluster, Error};
+use crate::deadline::Deadline;
+
+/// Pause before the coordinator or a leader is asked again (Java: `retry.backoff.ms`).
+const RETRY_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest such pause (Java: `retry.backoff.max.ms`).
+const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Exchanges that a poll waits for (connecting, metadata, finding the
+/// coordinator) get at least this long, or a caller with short polls would
+/// never get anywhere with slow brokers.
+const STEP_MIN: Duration = Duration::from_secs(1);
+
+/// One member of a consumer group; see the module.
+///
+/// Dropping it without [`close`](Self::close) is like a crash: the group
+/// notices after the session time-out.
+pub struct Consumer {
+    cluster: Cluster,
+    config: Arc<ConsumerConfig>,
+    hooks: Box<dyn ConsumerHooks>,
+    shared: Arc<Shared>,
+    heartbeat: Option<JoinHandle<()>>,
+    waker: Waker,
+    wake_receiver: WakeReceiver,
+    coordinator: CoordinatorLink,
+    leaders: BTreeMap<i32, Leader>,
+    partitions: Partitions,
+    /// What the group agreed on last.
+    assignor: Option<Assignor>,
+    /// When this member led the last rebalance: the partition counts it saw.
+    led_counts: Option<HashMap<Arc<str>, Option<i32>>>,
+    /// Which partition is first in the next round, so that none starves.
+    turn: usize,
+    metadata_wanted: bool,
+    metadata_not_before: Instant,
+    /// What went wrong last and has not gone right since.
+    trouble: Option<Error>,
+    is_closed: bool,
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Consumer")
+            .field("group_id", &self.config.group_id)
+            .field("partitions", &self.partitions.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Consumer {
+    /// A member to be. Starts the heartbeat thread and does no other I/O: the
+    /// group is joined by [`poll`](Self::poll), also when Kafka is away for now.
+    ///
+    /// # Errors
+    /// [`Error::Resource`] when the operating system gives no thread or socket pair.
+    pub fn start(
+        cluster: Cluster,
+        config: ConsumerConfig,
+        hooks: Box<dyn ConsumerHooks>,
+    ) -> Result<Self, Error> {
+        static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
+        let resource = |error: std::io::Error| Error::Resource {
+            reason: error.to_string(),
+        };
+        let now = Instant::now();
+        let config = Arc::new(config);
+        let (waker, wake_receiver) = wait::waker().map_err(resource)?;
+        let settings = Settings {
+            session_timeout: config.session_timeout,
+            heartbeat_interval: config.heartbeat_interval,
+            max_poll_interval: config.max_poll_interval,
+            retry_backoff: RETRY_BACKOFF,
+            retry_backoff_max: RETRY_BACKOFF_MAX,
+            is_static: config.group_instance_id.is_some(),
+        };
+        let shared = Arc::new(Shared::new(Machine::new(settings, now), waker.clone()));
+        let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string();
+        let heartbeat = heartbeat::spawn(&name, shared.clone(), cluster.clone(), config.clone())
+            .map_err(resource)?;
+        Ok(Self {
+            cluster,
+            config,
+            hooks,
+            shared,
+            heartbeat: Some(heartbeat),
+            waker,
+            wake_receiver,
+            coordinator: CoordinatorLink::default(),
+            leaders: BTreeMap::new(),
+            partitions: Partitions::new(),
+            assignor: None,
+            led_counts: None,
+            turn: 0,
+            metadata_wanted: false,
+            metadata_not_before: now,
+            trouble: None,
+            is_closed: false,
+        })
+    }
+
+    /// Interrupts a poll of this consumer from another thread.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// The next records, at most `max_poll_records`, in order within each
+    /// partition. Does on the way what the group asks for.
+    ///
+    /// Waits until there are records, [`Waker::wake`] is called, or `deadline`
+    /// has passed, and returns none in the latter cases. An answer that has
+    /// begun to arrive is read to its end, and a broker that has to be connected
+    /// to gets a second at least.
+    ///
+    /// # Errors
+    /// Transient ones ([`Error::is_transient`]) when at the deadline something
+    /// stands in the way that may pass: poll again. Others mean that polling again
+    /// will not help.
+    pub fn poll(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
+        self.turn_wheel(deadline, true)
+    }
+
+    /// As [`poll`](Self::poll), but hands out no records: for an application
+    /// that cannot work now, yet wants to stay a member and let others rebalance.
+    /// Returns at `deadline`, or when woken.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    pub fn idle(&mut self, deadline: Deadline) -> Result<(), Error> {
+        self.turn_wheel(deadline, false).map(drop)
+    }
+
+    fn turn_wheel(
+        &mut self,
+        deadline: Deadline,
+        wants_records: bool,
+    ) -> Result<Vec<ConsumerRecord>, Error> {
+        if self.is_closed {
+            return Err(Error::Closed);
+        }
+        loop {
+            self.shared.machine().polled(Instant::now());
+            if self.wake_receiver.take() {
+                return Ok(Vec::new());
+            }
+            let mut look_again = deadline;
+            match self.advance_group(deadline)? {
+                Progress::Ready => {
+                    if let Some(until) = self.advance_positions(deadline)? {
+                        look_again = look_again.earlier_of(Deadline::at(until));
+                    }
+                    if wants_records {
+                        let records = self.take_records()?;
+                        if let Some(until) = self.send_fetches(deadline) {
+                            look_again = look_again.earlier_of(Deadline::at(until));
+                        }
+                        if !records.is_empty() {
+                            self.trouble = None;
+                            return Ok(records);
+                        }
+                    }
+                }
+                Progress::Awaiting => {}
+                Progress::Pause(until) => look_again = look_again.earlier_of(Deadline::at(until)),
+            }
+            if deadline.is_past() {
+                return match self.trouble.take() {
+                    Some(trouble) => Err(trouble),
+                    None => Ok(Vec::new()),
+                };
+            }
+            self.wait(look_again)?;
+        }
+    }
+
+    /// Waits for an answer, a wake-up or the time, and takes in what came.
+    fn wait(&mut self, deadline: Deadline) -> Result<(), Error> {
+        let mut sources = vec![self.wake_receiver.as_fd()];
+        let group = self.coordinator.awaited();
+        sources.extend(group.map(AsFd::as_fd));
+        let mut nodes = Vec::new();
+        for (&node, leader) in &self.leaders {
+            if let Some(connection) = leader.awaited() {
+                nodes.push(node);
+                sources.push(connection.as_fd());
+            }
+        }
+        let has_group = group.is_some();
+        let mut ready = wait::readable(&sources, deadline).into_iter();
+        drop(sources);
+        if ready.next() == Some(true) {
+            self.wake_receiver.drain();
+        }
+        if has_group {
+            let is_ready = ready.next() == Some(true);
+            self.group_answer(is_ready, deadline)?;
+        }
+        for node in nodes {
+            let is_ready = ready.next() == Some(true);
+            self.leader_answer(node, is_ready)?;
+        }
+        Ok(())
+    }
+
+    /// The partitions this member reads now.
+    pub fn assignment(&self) -> Vec<TopicPartition> {
+        self.partitions.keys().cloned().collect()
+    }
+
+    /// The next offset [`poll`](Self::poll) will return for a partition, or
+    /// `None` when it is not assigned or not known yet.
+    pub fn position(&self, partition: &TopicPartition) -> Option<i64> {
+        self.partitions.get(partition)?.position()
+    }
+
+    /// Reads on from `offset`; commits stay as they are. False when the
+    /// partition is not assigned.
+    pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> bool {
+        let found = self.partitions.get_mut(partition);
+        if let Some(found) = found {
+            found.seek(offset.max(0));
+            return true;
+        }
+        false
+    }
+
+    /// Forgets what was handed out since the last commit: the next polls hand
+    /// it out again.
+    pub fn rewind(&mut self) {
+        for partition in self.partitions.values_mut() {
+            partition.rewind();
+        }
+    }
+
+    /// Records in the log beyond what is committed, for each partition whose
+    /// end is known. As fresh as the last answer about it.
+    pub fn lag(&self) -> Vec<(TopicPartition, i64)> {
+        self.partitions
+            .iter()
+            .filter_map(|(name, partition)| partition.lag().map(|lag| (name.clone(), lag)))
+            .collect()
+    }
+
+    /// Whether the group is rebalancing, or wants this member to poll so that
+    /// it can. Long work may be cut short on this.
+    pub fn rebalance_pending(&self) -> bool {
+        self.shared.machine().is_rebalancing()
+    }
+
+    /// Leaves the group, so that others take over at once, and stops the
+    /// heartbeat thread. Commits nothing: that is the application's, before.
+    /// Waits at most until `deadline`, plus a heartbeat interval when a broker hangs.
+    ///
+    /// # Errors
+    /// When the group could not be told; it will notice after the session
+    /// time-out. The consumer is closed all the same.
+    pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
+        self.is_closed = true;
+        let left = self.leave(deadline);
+        self.stop_heartbeat();
+        left
+    }
+
+    fn stop_heartbeat(&mut self) {
+        self.shared.machine().close();
+        self.shared.notify();
+        if let Some(thread) = self.heartbeat.take()
+            && thread.join().is_err()
+        {
+            log::error!(
+                "consumer group {}: the heartbeat thread panicked",
+                self.config.group_id
+            );
+        }
+    }
+
+    /// The time one blocking exchange within a poll may take.
+    fn step_deadline(&self, deadline: Deadline) -> Deadline {
+        let step = Deadline::at(deadline.instant().max(Deadline::after(STEP_MIN).instant()));
+        step.earlier_of(Deadline::after(self.cluster.config().request_timeout))
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.stop_heartbeat();
+    }
+}

@@ -1,0 +1,243 @@
+//! Where a consumer stands in each of its partitions, and what it has fetched
+//! but not handed out. No I/O.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::config::ConsumerRecord;
+use crate::kafka::batch::{self, BatchError, Record};
+use crate::kafka::group::TopicPartition;
+
+/// What has to be found out before fetching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lookup {
+    /// What the group has committed.
+    Committed,
+    /// The first offset there is, or the next to come.
+    Reset(ResetTo),
+}
+
+/// The special timestamps of ListOffsets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ResetTo {
+    Earliest,
+    Latest,
+}
+
+/// One assigned partition.
+#[derive(Debug)]
+pub(super) struct Partition {
+    /// `Some` while the position is not known.
+    pub lookup: Option<Lookup>,
+    /// The next offset to hand out.
+    position: i64,
+    /// Leader epoch of the last record handed out, for the commit.
+    epoch: i32,
+    /// Where the group goes on when nothing more is committed: the last
+    /// committed position, or where this member began.
+    anchor: i64,
+    /// Whether the coordinator knows the anchor.
+    is_anchor_committed: bool,
+    /// End of the log as last told.
+    pub high_watermark: Option<i64>,
+    /// Not to be asked about before this moment.
+    pub not_before: Option<Instant>,
+    /// Whole answers not looked at yet, and the records of the batch in hand.
+    raw: Bytes,
+    records: VecDeque<Record>,
+    batch_epoch: i32,
+    batch_next: i64,
+}
+
+impl Partition {
+    pub fn new() -> Self {
+        Self {
+            lookup: Some(Lookup::Committed),
+            position: 0,
+            epoch: -1,
+            anchor: 0,
+            is_anchor_committed: false,
+            high_watermark: None,
+            not_before: None,
+            raw: Bytes::new(),
+            records: VecDeque::new(),
+            batch_epoch: -1,
+            batch_next: 0,
+        }
+    }
+
+    pub fn position(&self) -> Option<i64> {
+        self.lookup.is_none().then_some(self.position)
+    }
+
+    /// The group had committed this.
+    pub fn start_committed(&mut self, offset: i64, epoch: i32) {
+        self.begin(offset, true);
+        self.epoch = epoch;
+    }
+
+    /// Nothing is committed, or it is gone: reading begins here.
+    pub fn start_at(&mut self, offset: i64) {
+        self.begin(offset, false);
+    }
+
+    fn begin(&mut self, offset: i64, is_committed: bool) {
+        self.lookup = None;
+        self.position = offset;
+        self.anchor = offset;
+        self.is_anchor_committed = is_committed;
+        self.epoch = -1;
+        self.not_before = None;
+        self.drop_fetched();
+    }
+
+    /// Reads on from elsewhere; what is committed stays.
+    pub fn seek(&mut self, offset: i64) {
+        self.lookup = None;
+        self.position = offset;
+        self.epoch = -1;
+        self.drop_fetched();
+    }
+
+    /// The position has to be found again, and everything fetched is void.
+    pub fn reset(&mut self, to: ResetTo) {
+        self.lookup = Some(Lookup::Reset(to));
+        self.drop_fetched();
+    }
+
+    fn drop_fetched(&mut self) {
+        self.raw = Bytes::new();
+        self.records.clear();
+        self.batch_next = 0;
+    }
+
+    /// Hands out again what was handed out since the last commit.
+    pub fn rewind(&mut self) {
+        if self.lookup.is_none() && self.position != self.anchor {
+            self.seek(self.anchor);
+        }
+    }
+
+    /// Whether there is nothing left to hand out, so that more may be fetched.
+    pub fn is_drained(&self) -> bool {
+        self.raw.is_empty() && self.records.is_empty()
+    }
+
+    /// What a commit of everything handed out would store, unless it is known
+    /// to be stored already.
+    pub fn to_commit(&self) -> Option<(i64, i32)> {
+        let is_news = self.position > self.anchor
+            || (self.position == self.anchor && !self.is_anchor_committed);
+        (self.lookup.is_none() && is_news).then_some((self.position, self.epoch))
+    }
+
+    /// The leader epoch to store with a commit of `offset`.
+    pub fn epoch_at(&self, offset: i64) -> i32 {
+        if offset == self.position {
+            self.epoch
+        } else {
+            -1
+        }
+    }
+
+    /// A commit within this generation that would go backwards is not one.
+    pub fn is_backwards(&self, offset: i64) -> bool {
+        self.is_anchor_committed && offset < self.anchor
+    }
+
+    pub fn committed(&mut self, offset: i64) {
+        if !self.is_backwards(offset) {
+            self.anchor = offset;
+            self.is_anchor_committed = true;
+        }
+    }
+
+    /// Records that are in the log but not committed by this group.
+    pub fn lag(&self) -> Option<i64> {
+        let known = self.lookup.is_none();
+        self.high_watermark
+            .filter(|_| known)
+            .map(|end| (end - self.anchor).max(0))
+    }
+
+    /// Takes an answer's records, fetched from `offset` on. False when they are
+    /// no longer wanted, because the position has changed since.
+    pub fn fetched(&mut self, offset: i64, records: Bytes) -> bool {
+        let is_wanted = self.lookup.is_none() && self.position == offset && self.is_drained();
+        if is_wanted {
+            self.raw = records;
+        }
+        is_wanted
+    }
+
+    /// Moves up to `max` records to `out`, unpacking batch by batch. Returns
+    /// false when what was fetched ended without a single whole batch.
+    pub fn hand_out(
+        &mut self,
+        name: &TopicPartition,
+        max: usize,
+        out: &mut Vec<ConsumerRecord>,
+    ) -> Result<bool, BatchError> {
+        let mut is_progress = self.raw.is_empty();
+        let end = out.len() + max;
+        loop {
+            while out.len() < end {
+                let Some(record) = self.records.pop_front() else {
+                    break;
+                };
+                self.position = record.offset + 1;
+                self.epoch = self.batch_epoch;
+                out.push(ConsumerRecord {
+                    topic: name.topic.clone(),
+                    partition: name.partition,
+                    offset: record.offset,
+                    leader_epoch: self.batch_epoch,
+                    timestamp_ms: record.timestamp_ms,
+                    key: record.key,
+                    value: record.value,
+                    headers: record.headers,
+                });
+            }
+            if !self.records.is_empty() {
+                return Ok(true);
+            }
+            // Past what the batch ever held: compaction leaves gaps at its end.
+            self.position = self.position.max(self.batch_next);
+            if out.len() >= end {
+                return Ok(true);
+            }
+            match self.unpack_next() {
+                Ok(true) => is_progress = true,
+                Ok(false) => return Ok(is_progress),
+                Err(error) => {
+                    self.drop_fetched();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn unpack_next(&mut self) -> Result<bool, BatchError> {
+        let Some(batch) = batch::next_batch(&mut self.raw)? else {
+            self.raw = Bytes::new();
+            return Ok(false);
+        };
+        self.batch_epoch = batch.leader_epoch;
+        self.batch_next = batch.next_offset();
+        // A batch begins where it was written, which may be before our position.
+        let position = self.position;
+        if batch.last_offset >= position {
+            self.records = batch
+                .records()?
+                .into_iter()
+                .filter(|record| record.offset >= position)
+                .collect();
+        }
+        Ok(true)
+    }
+}
+
+/// All assigned partitions.
+pub(super) type Partitions = BTreeMap<TopicPartition, Partition>;

@@ -1,0 +1,151 @@
+//! What can go wrong between us and a Kafka cluster.
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::ApiKey;
+
+/// A failed exchange with the cluster. Cheap to clone, because one lost
+/// connection is told to everybody who waited on it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No connection could be made; nothing was sent.
+    #[error("cannot reach kafka broker {address}: {reason}")]
+    Unreachable {
+        /// `host:port` as dialled.
+        address: String,
+        /// The operating system's words.
+        reason: String,
+    },
+    /// An established connection broke; requests in flight may have been done.
+    #[error("lost the connection to kafka broker {address}: {reason}")]
+    ConnectionLost {
+        /// `host:port` as dialled.
+        address: String,
+        /// What was seen.
+        reason: String,
+    },
+    /// The deadline passed before the work was done; a request in flight may
+    /// have been done.
+    #[error("timed out waiting for {what}")]
+    Timeout {
+        /// What was being waited for.
+        what: String,
+    },
+    /// The peer sent bytes that are not a valid answer. The connection is dead.
+    #[error("kafka broker {address} sent an invalid answer: {reason}")]
+    Protocol {
+        /// `host:port` as dialled.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The broker answered with an error code.
+    #[error("kafka refused {api:?}: {code} (code {})", .code.code())]
+    Broker {
+        /// The request that was refused.
+        api: ApiKey,
+        /// Kafka's code.
+        code: ResponseError,
+    },
+    /// The broker speaks no version of this request that we speak too.
+    #[error("kafka broker {address} supports no version of {api:?} that this client speaks")]
+    UnsupportedVersion {
+        /// `host:port` as dialled.
+        address: String,
+        /// The request in question.
+        api: ApiKey,
+    },
+    /// The cluster does not know the node we wanted to talk to (any more).
+    #[error("kafka node {node} is not part of the known cluster")]
+    UnknownNode {
+        /// The broker's node id.
+        node: i32,
+    },
+    /// A request cannot be put into bytes in the negotiated version: our own
+    /// fault or a field too large. Nothing was sent.
+    #[error("cannot encode {api:?}: {reason}")]
+    Encode {
+        /// The request in question.
+        api: ApiKey,
+        /// The codec's words.
+        reason: String,
+    },
+    /// What the caller handed over cannot be sent as it is.
+    #[error("invalid record: {reason}")]
+    InvalidRecord {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The client was closed by its owner.
+    #[error("the kafka client is closed")]
+    Closed,
+    /// The operating system refused a thread or another resource.
+    #[error("cannot start the kafka client: {reason}")]
+    Resource {
+        /// The operating system's words.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether the same request may succeed later, with nothing changed on our side.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::ConnectionLost { .. }
+            | Self::Timeout { .. }
+            | Self::UnknownNode { .. }
+            // Half a cluster may be of another make or being upgraded, and a
+            // garbled answer may have been a proxy's: a new connection decides.
+            | Self::Protocol { .. } => true,
+            Self::Broker { code, .. } => code.is_retriable(),
+            Self::UnsupportedVersion { .. }
+            | Self::Encode { .. }
+            | Self::InvalidRecord { .. }
+            | Self::Closed
+            | Self::Resource { .. } => false,
+        }
+    }
+
+    /// The code, when a broker answered with one.
+    pub fn code(&self) -> Option<ResponseError> {
+        match self {
+            Self::Broker { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// `Err` with `code` unless it is 0, which means success.
+    pub(crate) fn check(api: ApiKey, code: i16) -> Result<(), Self> {
+        match ResponseError::try_from_code(code) {
+            None => Ok(()),
+            Some(code) => Err(Self::Broker { api, code }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moved_leader_is_transient_and_a_forbidden_topic_is_not() {
+        let refused = |code| Error::Broker {
+            api: ApiKey::Produce,
+            code,
+        };
+        assert!(refused(ResponseError::NotLeaderOrFollower).is_transient());
+        assert!(!refused(ResponseError::TopicAuthorizationFailed).is_transient());
+    }
+
+    #[test]
+    fn code_zero_is_success() {
+        assert!(Error::check(ApiKey::Metadata, 0).is_ok());
+        let error = Error::check(ApiKey::Metadata, 5).unwrap_err();
+        assert_eq!(error.code(), Some(ResponseError::LeaderNotAvailable));
+        assert_eq!(
+            error.to_string(),
+            "kafka refused Metadata: LeaderNotAvailable (code 5)"
+        );
+    }
+}

@@ -1,0 +1,204 @@
+//! The thread that keeps a member alive while its owner works on a batch.
+//!
+//! It has a connection of its own and shares nothing with the polling thread
+//! but the machine, whose lock neither holds across I/O. It sleeps on a condition
+//! variable until the next heartbeat is due or something changes.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::ApiKey;
+
+use super::coordinator;
+use super::machine::{Coordinator, HeartbeatStep, Identity, Machine};
+use crate::deadline::Deadline;
+use crate::kafka::consumer::ConsumerConfig;
+use crate::kafka::consumer::wait::Waker;
+use crate::kafka::{Cluster, Connection, Error};
+
+/// What the two threads of a consumer share.
+#[derive(Debug)]
+pub struct Shared {
+    machine: Mutex<Machine>,
+    changed: Condvar,
+    waker: Waker,
+}
+
+impl Shared {
+    /// Around a fresh machine; `waker` interrupts the polling thread's waits.
+    pub fn new(machine: Machine, waker: Waker) -> Self {
+        Self {
+            machine: Mutex::new(machine),
+            changed: Condvar::new(),
+            waker,
+        }
+    }
+
+    /// The machine, for a moment: never keep the guard across I/O.
+    pub fn machine(&self) -> MutexGuard<'_, Machine> {
+        // Each transition is complete or not begun, so a panic elsewhere leaves
+        // nothing half done behind.
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the heartbeat thread look at the machine again.
+    pub fn notify(&self) {
+        self.changed.notify_all();
+    }
+}
+
+/// Starts the thread `kafka-heartbeat-<name>`. It ends when the machine is
+/// closed and [`Shared::notify`] was called; one call on the network, at most a
+/// heartbeat interval long, may have to end first.
+///
+/// # Errors
+/// When the operating system gives no thread.
+pub fn spawn(
+    name: &str,
+    shared: Arc<Shared>,
+    cluster: Cluster,
+    config: Arc<ConsumerConfig>,
+) -> io::Result<JoinHandle<()>> {
+    let mut heart = Heart {
+        shared,
+        cluster,
+        config,
+        connection: None,
+    };
+    std::thread::Builder::new()
+        .name(format!("kafka-heartbeat-{name}"))
+        .spawn(move || while heart.run_once() {})
+}
+
+struct Heart {
+    shared: Arc<Shared>,
+    cluster: Cluster,
+    config: Arc<ConsumerConfig>,
+    connection: Option<(Coordinator, Connection)>,
+}
+
+impl Heart {
+    /// One step; false when it was the last.
+    fn run_once(&mut self) -> bool {
+        let now = Instant::now();
+        let mut machine = self.shared.machine();
+        match machine.heartbeat_step(now) {
+            HeartbeatStep::Stop => return false,
+            HeartbeatStep::Wait(until) => {
+                // With nothing due, look again anyway: no wait is without end.
+                let far = now + self.config.heartbeat_interval;
+                let pause = until.unwrap_or(far).saturating_duration_since(now);
+                let woken = self.shared.changed.wait_timeout(machine, pause);
+                drop(woken.unwrap_or_else(PoisonError::into_inner));
+            }
+            HeartbeatStep::FindCoordinator => {
+                drop(machine);
+                let found =
+                    coordinator::find(&self.cluster, &self.config.group_id, self.call_deadline());
+                let mut machine = self.shared.machine();
+                match found {
+                    Ok(coordinator) => machine.coordinator_found(coordinator, Instant::now()),
+                    Err(error) => {
+                        log::debug!(
+                            "consumer group {}: no coordinator: {error}",
+                            self.config.group_id
+                        );
+                        machine.heartbeat_coordinator_not_found(
+                            coordinator::failure(&error),
+                            Instant::now(),
+                        );
+                    }
+                }
+            }
+            HeartbeatStep::Send(coordinator, identity) => {
+                drop(machine);
+                let result = self.beat(&coordinator, &identity);
+                let result = result.map_err(|error| {
+                    if error.code() != Some(ResponseError::RebalanceInProgress) {
+                        log::warn!(
+                            "consumer group {}: heartbeat failed: {error}",
+                            self.config.group_id
+                        );
+                    }
+                    coordinator::failure(&error)
+                });
+                if self
+                    .shared
+                    .machine()
+                    .heartbeat_answered(&identity, result, Instant::now())
+                {
+                    self.shared.waker.nudge();
+                }
+            }
+            HeartbeatStep::Leave(coordinator, identity) => {
+                drop(machine);
+                log::warn!(
+                    "consumer group {}: leaving, because nobody polled for {:?}",
+                    self.config.group_id,
+                    self.config.max_poll_interval
+                );
+                if let Err(error) = self.leave(&coordinator, &identity) {
+                    log::warn!(
+                        "consumer group {}: leaving failed: {error}",
+                        self.config.group_id
+                    );
+                }
+                self.shared.waker.nudge();
+            }
+        }
+        true
+    }
+
+    fn beat(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
+        let deadline = self.call_deadline();
+        let request = coordinator::heartbeat_request(&self.config, identity);
+        let answer = self
+            .connection_to(coordinator, deadline)?
+            .call(&request, deadline)?;
+        Error::check(ApiKey::Heartbeat, answer.error_code)
+    }
+
+    fn leave(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
+        let deadline = self.call_deadline();
+        let request = coordinator::leave_request(&self.config, identity);
+        let answer = self
+            .connection_to(coordinator, deadline)?
+            .call(&request, deadline)?;
+        Error::check(ApiKey::LeaveGroup, answer.error_code)
+    }
+
+    fn connection_to(
+        &mut self,
+        coordinator: &Coordinator,
+        deadline: Deadline,
+    ) -> Result<&mut Connection, Error> {
+        if let Some((node, connection)) = &mut self.connection
+            && (node != coordinator || !connection.is_usable())
+        {
+            self.connection = None;
+        }
+        let (_, connection) = match self.connection.take() {
+            Some(open) => self.connection.insert(open),
+            None => {
+                let connection =
+                    Connection::open(&coordinator.address, self.cluster.config(), deadline)?;
+                self.connection.insert((coordinator.clone(), connection))
+            }
+        };
+        Ok(connection)
+    }
+
+    /// A coordinator that does not answer within a heartbeat interval is asked
+    /// anew: waiting longer would spend the session on one lost packet, and
+    /// would make closing slow.
+    fn call_deadline(&self) -> Deadline {
+        Deadline::after(
+            self.config
+                .heartbeat_interval
+                .max(Duration::from_millis(500)),
+        )
+    }
+}

@@ -1,0 +1,153 @@
+//! What each error code of the coordinator means for a member, as one table.
+//!
+//! The rules are those of Java's `AbstractCoordinator` and
+//! `ConsumerCoordinator`. Two cells are milder than Java's, which calls them
+//! unexpected and gives up: "coordinator is loading" in answer to SyncGroup
+//! and Heartbeat. Apache Kafka never says that there, but a broker that does is
+//! coming up, and a member that waits is right again in a moment.
+
+use kafka_protocol::error::ResponseError;
+
+/// The request an error code came in answer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GroupApi {
+    /// FindCoordinator.
+    FindCoordinator,
+    /// JoinGroup.
+    Join,
+    /// SyncGroup.
+    Sync,
+    /// Heartbeat.
+    Heartbeat,
+    /// OffsetCommit, for the whole answer or one partition of it.
+    OffsetCommit,
+    /// OffsetFetch, for the whole answer or one partition of it.
+    OffsetFetch,
+}
+
+/// What a member does about an error code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reaction {
+    /// Back off and ask the same again.
+    Retry,
+    /// The coordinator is elsewhere or not up: find it, then go on.
+    FindCoordinator,
+    /// Join again with the member id the answer brought.
+    TakeMemberId,
+    /// Join again; member id, generation and partitions are kept meanwhile.
+    Rejoin,
+    /// The generation is over: partitions are lost, the member id is kept.
+    ResetGeneration,
+    /// The group has forgotten the member: partitions and member id are lost.
+    ResetMember,
+    /// The request failed for good, the membership is untouched.
+    Report,
+    /// Nothing this member does will help; it stops.
+    Fatal,
+}
+
+/// Looks the table up.
+pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
+    use GroupApi::{FindCoordinator, Heartbeat, Join, OffsetCommit, OffsetFetch, Sync};
+    use ResponseError as E;
+    match (api, code) {
+        (_, E::FencedInstanceId) => Reaction::Fatal,
+        (
+            _,
+            E::InconsistentGroupProtocol
+            | E::InvalidGroupId
+            | E::InvalidSessionTimeout
+            | E::GroupAuthorizationFailed
+            | E::GroupMaxSizeReached,
+        ) => Reaction::Fatal,
+
+        (FindCoordinator, E::CoordinatorNotAvailable | E::NotCoordinator) => Reaction::Retry,
+        (_, E::CoordinatorNotAvailable | E::NotCoordinator) => Reaction::FindCoordinator,
+        (OffsetCommit, E::RequestTimedOut) => Reaction::FindCoordinator,
+
+        (Sync, E::CoordinatorLoadInProgress) => Reaction::Rejoin,
+        (_, E::CoordinatorLoadInProgress) => Reaction::Retry,
+
+        (Join, E::MemberIdRequired) => Reaction::TakeMemberId,
+        (Join, E::RebalanceInProgress) => Reaction::Retry,
+        (Sync | Heartbeat | OffsetCommit, E::RebalanceInProgress) => Reaction::Rejoin,
+        (Sync | Heartbeat | OffsetCommit | OffsetFetch, E::IllegalGeneration) => {
+            Reaction::ResetGeneration
+        }
+        (Join | Sync | Heartbeat | OffsetCommit | OffsetFetch, E::UnknownMemberId) => {
+            Reaction::ResetMember
+        }
+
+        // Also when the topic is unknown (3), which heals with the next metadata.
+        (_, code) if code.is_retriable() => Reaction::Retry,
+        (OffsetCommit | OffsetFetch, _) => Reaction::Report,
+        _ => Reaction::Fatal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table as the protocol's users know it; columns Join, Sync, Heartbeat, OffsetCommit.
+    #[test]
+    fn the_ladder_is_javas() {
+        use Reaction::{
+            Fatal, FindCoordinator as Find, Rejoin, Report, ResetGeneration as Gen,
+            ResetMember as Member, Retry, TakeMemberId as Take,
+        };
+        let table = [
+            (79, [Take, Fatal, Fatal, Report]),
+            (14, [Retry, Rejoin, Retry, Retry]),
+            (15, [Find, Find, Find, Find]),
+            (16, [Find, Find, Find, Find]),
+            (27, [Retry, Rejoin, Rejoin, Rejoin]),
+            (22, [Fatal, Gen, Gen, Gen]),
+            (25, [Member, Member, Member, Member]),
+            (82, [Fatal; 4]),
+            (23, [Fatal; 4]),
+            (24, [Fatal; 4]),
+            (26, [Fatal; 4]),
+            (30, [Fatal; 4]),
+            (81, [Fatal; 4]),
+            (3, [Retry; 4]),
+            (7, [Retry, Retry, Retry, Find]),
+            (12, [Fatal, Fatal, Fatal, Report]),
+            (28, [Fatal, Fatal, Fatal, Report]),
+            (29, [Fatal, Fatal, Fatal, Report]),
+            (-1, [Fatal, Fatal, Fatal, Report]),
+            (999, [Fatal, Fatal, Fatal, Report]),
+        ];
+        let apis = [
+            GroupApi::Join,
+            GroupApi::Sync,
+            GroupApi::Heartbeat,
+            GroupApi::OffsetCommit,
+        ];
+        for (code, expected) in table {
+            let error = ResponseError::try_from_code(code).unwrap();
+            assert_eq!(
+                apis.map(|api| reaction(api, error)),
+                expected,
+                "code {code}"
+            );
+        }
+    }
+
+    #[test]
+    fn looking_for_the_coordinator_and_for_offsets_waits_where_waiting_helps() {
+        for (api, code, expected) in [
+            (GroupApi::FindCoordinator, 15, Reaction::Retry),
+            (GroupApi::FindCoordinator, 14, Reaction::Retry),
+            (GroupApi::FindCoordinator, 30, Reaction::Fatal),
+            (GroupApi::OffsetFetch, 14, Reaction::Retry),
+            (GroupApi::OffsetFetch, 16, Reaction::FindCoordinator),
+            (GroupApi::OffsetFetch, 88, Reaction::Retry),
+            (GroupApi::OffsetFetch, 25, Reaction::ResetMember),
+            (GroupApi::OffsetFetch, 29, Reaction::Report),
+        ] {
+            let error = ResponseError::try_from_code(code).unwrap();
+            assert_eq!(reaction(api, error), expected, "{api:?} {code}");
+        }
+    }
+}

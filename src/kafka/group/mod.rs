@@ -1,0 +1,48 @@
+//! Membership of a consumer group (the classic protocol).
+//!
+//! | file | thought |
+//! |---|---|
+//! | `ladder` | what each error code means for a member, as a table |
+//! | `machine` | the member's life: answers and the clock in, next steps out; no I/O |
+//! | `protocol` | the bytes members exchange: subscription and assignment |
+//! | `assignor` | who gets which partition: range and cooperative-sticky |
+//! | `heartbeat` | the thread that keeps a member alive while its owner works |
+//! | `coordinator` | the requests to the group's coordinator |
+//!
+//! Lock order: there is one lock, the machine's, and nobody holds it across I/O
+//! or a callback.
+
+pub mod assignor;
+pub mod coordinator;
+pub mod heartbeat;
+pub mod ladder;
+pub mod machine;
+pub mod protocol;
+
+use std::fmt;
+use std::sync::Arc;
+
+/// One partition of one topic.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicPartition {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's number, from 0.
+    pub partition: i32,
+}
+
+impl TopicPartition {
+    /// Names a partition.
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
+        Self {
+            topic: topic.into(),
+            partition,
+        }
+    }
+}
+
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}-{}", self.topic, self.partition)
+    }
+}

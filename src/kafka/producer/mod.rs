@@ -1,0 +1,451 @@
+//! Records out: acknowledged by all in-sync replicas, in order, once.
+//!
+//! # Threads
+//!
+//! | Thread | Waits for | Ends |
+//! | --- | --- | --- |
+//! | the caller's | room in the buffer; its record's outcome | - |
+//! | `kafka-producer-<node>`, one per leading broker | records; the broker's answer | [`Producer::close`] |
+//! | `kafka-producer` | something to find out: leaders, a producer id, overdue records | [`Producer::close`] |
+//!
+//! While a leader's answer is awaited, records for it gather, and the next request
+//! takes them all. So a lone record leaves at once, and a flood travels in large
+//! batches, without any tuning.
+//!
+//! # Guarantees
+//!
+//! - Records of one partition (so: of one key) are written in the order they were
+//!   handed over, unless one of them fails.
+//! - The producer is idempotent: a batch whose answer got lost is sent again and
+//!   recognised by the broker. A record acknowledged once is in the topic once.
+//! - A failed record says whether it may be in the topic ([`Certainty`]).
+//! - Memory is bounded: when the buffer is full, handing over waits, at most until
+//!   the record's deadline.
+//!
+//! # Locks
+//!
+//! `Shared::state` first, then the cluster's picture or a record's slot; no lock
+//! is held while bytes move or hooks run.
+
+mod accumulator;
+mod batch;
+mod keeper;
+mod record;
+mod sender;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub use batch::Compression;
+pub use record::{Certainty, Outcome, ProduceError, Record, RecordMetadata};
+
+use super::cluster::Cluster;
+use super::connection::Interrupter;
+use super::error::Error;
+use super::lock;
+use crate::deadline::Deadline;
+use accumulator::{Accumulator, Completion, Limits, Queued};
+use record::{GaveUp, Slot};
+
+/// How a producer works. The defaults suit events of some kilobytes published by
+/// request threads.
+#[derive(Clone, Debug)]
+pub struct ProducerConfig {
+    /// Topics whose leaders are found out at the start instead of at the first
+    /// record.
+    pub topics: Vec<String>,
+    /// How batches are compressed.
+    pub compression: Compression,
+    /// How long a record waits for company although its leader is idle.
+    pub linger: Duration,
+    /// About the largest batch, in bytes before compression. Brokers refuse more
+    /// than 1 MiB unless told otherwise.
+    pub batch_bytes: usize,
+    /// About the largest request, in bytes before compression.
+    pub request_bytes: usize,
+    /// About the memory that unacknowledged records may take, in bytes.
+    pub buffer_bytes: usize,
+    /// How long one produce request may go without an answer before its
+    /// connection is given up.
+    pub request_timeout: Duration,
+    /// How long a batch that may have been written is kept and repeated in the
+    /// hope for an answer. Its partition is blocked meanwhile, to keep the order.
+    pub delivery_timeout: Duration,
+    /// The pauses before a record is offered again that a broker refused for a
+    /// passing reason; after the last it fails. Waiting for a new leader or for a
+    /// connection does not count.
+    pub refusal_pauses: [Duration; 3],
+}
+
+impl Default for ProducerConfig {
+    fn default() -> Self {
+        Self {
+            topics: Vec::new(),
+            compression: Compression::None,
+            linger: Duration::ZERO,
+            batch_bytes: 900_000,
+            request_bytes: 4 * 1024 * 1024,
+            buffer_bytes: 32 * 1024 * 1024,
+            request_timeout: Duration::from_secs(10),
+            delivery_timeout: Duration::from_secs(120),
+            refusal_pauses: [
+                Duration::from_millis(100),
+                Duration::from_millis(500),
+                Duration::from_secs(2),
+            ],
+        }
+    }
+}
+
+/// What a producer tells its owner. Called on the producer's threads, without
+/// locks held; must return quickly.
+pub trait ProducerHooks: Send + Sync {
+    /// A record's outcome is certain, `latency` after it was handed over.
+    fn record_settled(&self, topic: &str, latency: Duration, outcome: &Outcome) {
+        let _ = (topic, latency, outcome);
+    }
+
+    /// A produce request ended: `records` in `bytes` sent to `node`.
+    fn request_ended(&self, node: i32, records: usize, bytes: usize, result: Result<(), &Error>) {
+        let _ = (node, records, bytes, result);
+    }
+}
+
+/// No hooks.
+impl ProducerHooks for () {}
+
+/// A running producer. Shared by any number of threads; see the module's page.
+///
+/// Dropping it without [`Producer::close`] gives up what is not acknowledged yet.
+pub struct Producer {
+    shared: Arc<Shared>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A record on its way.
+#[must_use = "the outcome is known only to who waits for it"]
+pub struct Pending {
+    shared: Arc<Shared>,
+    slot: Arc<Slot>,
+    topic: Arc<str>,
+    queued_at: Instant,
+}
+
+struct Shared {
+    cluster: Cluster,
+    config: ProducerConfig,
+    hooks: Arc<dyn ProducerHooks>,
+    state: Mutex<State>,
+    /// Wakes the keeper.
+    errand: Condvar,
+    /// Wakes callers: room in the buffer, news about a topic, all sent.
+    progress: Condvar,
+}
+
+struct State {
+    records: Accumulator,
+    nodes: HashMap<i32, Arc<Node>>,
+    /// No new records.
+    closing: bool,
+    /// Threads are to end.
+    stopping: bool,
+    /// What stands in the way at present, to explain time-outs.
+    trouble: Option<Error>,
+}
+
+/// One leading broker's thread, seen from outside.
+struct Node {
+    id: i32,
+    /// Wakes the thread; goes with `Shared::state`.
+    wake: Condvar,
+    /// Breaks off what the thread may be waiting for.
+    interrupter: Mutex<Option<Interrupter>>,
+}
+
+impl Producer {
+    /// Starts a producer. Does no I/O and works with the cluster away.
+    ///
+    /// # Errors
+    /// [`Error::Resource`] when no thread can be started.
+    pub fn start(
+        cluster: Cluster,
+        config: ProducerConfig,
+        hooks: Arc<dyn ProducerHooks>,
+    ) -> Result<Self, Error> {
+        let limits = Limits {
+            buffer_bytes: config.buffer_bytes,
+            batch_bytes: config.batch_bytes,
+            request_bytes: config.request_bytes,
+            linger: config.linger,
+            delivery_timeout: config.delivery_timeout,
+            refusal_pauses: config.refusal_pauses,
+        };
+        let topics = config.topics.iter().map(|topic| Arc::from(topic.as_str()));
+        let state = State {
+            records: Accumulator::new(limits, topics),
+            nodes: HashMap::new(),
+            closing: false,
+            stopping: false,
+            trouble: None,
+        };
+        let shared = Arc::new(Shared {
+            cluster,
+            config,
+            hooks,
+            state: Mutex::new(state),
+            errand: Condvar::new(),
+            progress: Condvar::new(),
+        });
+        let for_keeper = Arc::clone(&shared);
+        let keeper = std::thread::Builder::new()
+            .name("kafka-producer".to_owned())
+            .spawn(move || keeper::run(&for_keeper))
+            .map_err(|error| Error::Resource {
+                reason: error.to_string(),
+            })?;
+        Ok(Self {
+            shared,
+            keeper: Mutex::new(Some(keeper)),
+        })
+    }
+
+    /// Hands a record over, to be delivered by `deadline`. Waits, at most until
+    /// then, for room in the buffer and, for a topic never heard of, for its
+    /// partitions to be known.
+    ///
+    /// A record that has not left by `deadline` never will. One that has is
+    /// pursued further; see [`Pending::wait`].
+    ///
+    /// # Errors
+    /// Always [`Certainty::NotSent`].
+    pub fn send(&self, record: Record, deadline: Deadline) -> Result<Pending, ProduceError> {
+        let shared = &self.shared;
+        let weight = record.weight();
+        if weight > shared.config.batch_bytes {
+            return Err(ProduceError::not_sent(Error::InvalidRecord {
+                reason: format!("{weight} bytes are more than a batch may have"),
+            }));
+        }
+        let started = Instant::now();
+        let mut state = shared.state();
+        let index = loop {
+            if state.closing {
+                return Err(ProduceError::not_sent(Error::Closed));
+            }
+            let what = match state
+                .records
+                .place(&record)
+                .map_err(ProduceError::not_sent)?
+            {
+                Some(index) if state.records.has_room(weight) => break index,
+                Some(_) => "room in the kafka producer's buffer",
+                None => {
+                    shared.errand.notify_one();
+                    "the kafka topic's partitions"
+                }
+            };
+            let left = deadline.remaining();
+            if left.is_zero() {
+                let error = state.explain(format!("{what} for {}", record.topic));
+                drop(state);
+                let failed = ProduceError::not_sent(error);
+                let latency = started.elapsed();
+                let outcome = Err(failed.clone());
+                shared
+                    .hooks
+                    .record_settled(&record.topic, latency, &outcome);
+                return Err(failed);
+            }
+            state = wait(&shared.progress, state, left);
+        };
+        let now = Instant::now();
+        let pending = Pending {
+            shared: Arc::clone(shared),
+            slot: Arc::default(),
+            topic: Arc::clone(&record.topic),
+            queued_at: now,
+        };
+        let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
+        let queued = Queued::new(
+            record,
+            timestamp_ms,
+            Arc::clone(&pending.slot),
+            deadline,
+            now,
+        );
+        let leader = state.records.push(index, queued);
+        match leader.and_then(|leader| state.nodes.get(&leader)) {
+            Some(node) if !state.records.needs_identity() => node.wake.notify_one(),
+            _ => shared.errand.notify_one(),
+        }
+        Ok(pending)
+    }
+
+    /// Hands records over together and waits for all outcomes, at most until
+    /// `deadline`. The outcomes are in the order of the records.
+    pub fn publish(&self, records: Vec<Record>, deadline: Deadline) -> Vec<Outcome> {
+        let pending: Vec<Result<Pending, ProduceError>> = records
+            .into_iter()
+            .map(|record| self.send(record, deadline))
+            .collect();
+        pending
+            .into_iter()
+            .map(|pending| pending.and_then(|pending| pending.wait(deadline)))
+            .collect()
+    }
+
+    /// Waits, at most until `deadline`, until nothing is on its way: neither what
+    /// was handed over before nor what other threads hand over meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`].
+    pub fn flush(&self, deadline: Deadline) -> Result<(), Error> {
+        let mut state = self.shared.state();
+        state.records.flushing += 1;
+        state.wake_all();
+        while state.records.outstanding() > 0 {
+            let left = deadline.remaining();
+            if left.is_zero() {
+                state.records.flushing -= 1;
+                let count = state.records.outstanding();
+                return Err(state.explain(format!("kafka to take {count} records")));
+            }
+            state = wait(&self.shared.progress, state, left);
+        }
+        state.records.flushing -= 1;
+        Ok(())
+    }
+
+    /// Takes no more records, delivers what it has until `deadline`, gives up the
+    /// rest, ends all threads and waits for them; that takes a moment beyond the
+    /// deadline at most, unless a connection is just being made (then up to
+    /// [`connect_timeout`](super::ClientConfig::connect_timeout) more). Closing
+    /// twice does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when records were given up; each told its owner.
+    pub fn close(&self, deadline: Deadline) -> Result<(), Error> {
+        self.shared.state().closing = true;
+        // Callers that wait for room learn that there will be none.
+        self.shared.progress.notify_all();
+        let flushed = self.flush(deadline);
+        self.stop();
+        flushed
+    }
+
+    fn stop(&self) {
+        let given_up = {
+            let mut state = self.shared.state();
+            state.closing = true;
+            state.stopping = true;
+            let given_up = state.records.abort();
+            state.wake_all();
+            for node in state.nodes.values() {
+                if let Some(interrupter) = lock(&node.interrupter).take() {
+                    interrupter.interrupt();
+                }
+            }
+            given_up
+        };
+        self.shared.errand.notify_all();
+        self.shared.tell(given_up);
+        if let Some(keeper) = lock(&self.keeper).take()
+            && keeper.join().is_err()
+        {
+            log::error!("the kafka producer's thread panicked");
+        }
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Pending {
+    /// Waits for the record's outcome, at most until `deadline`.
+    ///
+    /// # Errors
+    /// Giving up before the record left takes it back
+    /// ([`Certainty::NotSent`]); giving up later leaves it to its fate
+    /// ([`Certainty::MaybeSent`]).
+    pub fn wait(self, deadline: Deadline) -> Outcome {
+        let gave_up = match self.slot.wait(deadline) {
+            Ok(outcome) => return outcome,
+            Err(gave_up) => gave_up,
+        };
+        let what = format!("kafka to acknowledge a record for {}", self.topic);
+        let error = self.shared.state().explain(what);
+        match gave_up {
+            GaveUp::Withdrawn => {
+                let outcome = Err(ProduceError::not_sent(error));
+                let latency = self.queued_at.elapsed();
+                self.shared
+                    .hooks
+                    .record_settled(&self.topic, latency, &outcome);
+                outcome
+            }
+            GaveUp::Sent => Err(ProduceError::maybe_sent(error)),
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Tells owners and hooks; never called with a lock held.
+    fn tell(&self, completions: Vec<Completion>) {
+        if completions.is_empty() {
+            return;
+        }
+        for done in completions {
+            let latency = done.queued_at.elapsed();
+            if done.slot.complete(done.outcome.clone()) {
+                self.hooks
+                    .record_settled(&done.topic, latency, &done.outcome);
+            }
+        }
+        self.progress.notify_all();
+    }
+}
+
+impl State {
+    /// A time-out with what stood in the way, if that is known.
+    fn explain(&self, mut what: String) -> Error {
+        if let Some(trouble) = &self.trouble {
+            what = format!("{what} ({trouble})");
+        }
+        Error::Timeout { what }
+    }
+
+    fn wake_all(&self) {
+        for node in self.nodes.values() {
+            node.wake.notify_all();
+        }
+    }
+}
+
+fn wait<'a>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, State>,
+    at_most: Duration,
+) -> MutexGuard<'a, State> {
+    match condvar.wait_timeout(guard, at_most) {
+        Ok((guard, _)) => guard,
+        Err(poisoned) => poisoned.into_inner().0,
+    }
+}
+
+/// Milliseconds since 1970; 0 with a clock set before.
+fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_millis()).ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,240 @@
+//! What is handed to the producer, and what comes back.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use bytes::Bytes;
+
+use crate::deadline::Deadline;
+use crate::kafka::error::Error;
+use crate::kafka::lock;
+
+/// What a record takes in memory beside its bytes, roughly: queue entry, slot,
+/// and what Kafka adds on the wire.
+const RECORD_OVERHEAD_BYTES: usize = 256;
+
+/// One record to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The topic, which must exist.
+    pub topic: Arc<str>,
+    /// Records with the same key keep their order. Without one, the record goes
+    /// wherever a batch is being gathered.
+    pub key: Option<Bytes>,
+    /// The payload; `None` is a tombstone on compacted topics.
+    pub value: Option<Bytes>,
+    /// Kept in order, duplicates included.
+    pub headers: Vec<(String, Option<Bytes>)>,
+    /// Milliseconds since 1970; `None` means the moment of handing over.
+    pub timestamp_ms: Option<i64>,
+    /// A partition chosen by the caller instead of by the key.
+    pub partition: Option<i32>,
+}
+
+impl Record {
+    /// A record without headers for `topic`.
+    pub fn new(topic: impl Into<Arc<str>>, key: Option<Bytes>, value: Option<Bytes>) -> Self {
+        Self {
+            topic: topic.into(),
+            key,
+            value,
+            headers: Vec::new(),
+            timestamp_ms: None,
+            partition: None,
+        }
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        self.headers.push((name.into(), Some(value.into())));
+        self
+    }
+
+    /// What the record counts for in the producer's memory limit, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + len(value) + 10)
+            .sum();
+        len(&self.key) + len(&self.value) + headers + RECORD_OVERHEAD_BYTES
+    }
+}
+
+/// Where an acknowledged record is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordMetadata {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: i32,
+    /// `None` when the broker recognised a repetition whose offset it no longer knew.
+    pub offset: Option<i64>,
+}
+
+/// Whether a record that was not acknowledged may be in the topic all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// It is not there and will not get there.
+    NotSent,
+    /// It may be there, or get there yet.
+    MaybeSent,
+}
+
+/// A record was not acknowledged.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}: {cause}", match .certainty {
+    Certainty::NotSent => "record not sent",
+    Certainty::MaybeSent => "record possibly sent",
+})]
+pub struct ProduceError {
+    /// Whether it may be in the topic.
+    pub certainty: Certainty,
+    /// Why.
+    #[source]
+    pub cause: Error,
+}
+
+impl ProduceError {
+    pub(super) fn not_sent(cause: Error) -> Self {
+        Self {
+            certainty: Certainty::NotSent,
+            cause,
+        }
+    }
+
+    pub(super) fn maybe_sent(cause: Error) -> Self {
+        Self {
+            certainty: Certainty::MaybeSent,
+            cause,
+        }
+    }
+
+    /// Whether publishing the same record may succeed later.
+    pub fn is_transient(&self) -> bool {
+        self.cause.is_transient()
+    }
+}
+
+/// The outcome of one record.
+pub type Outcome = Result<RecordMetadata, ProduceError>;
+
+/// Where a record's outcome is put by the threads of the producer and taken by
+/// whoever waits. Its lock is always the innermost.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    stage: Mutex<Stage>,
+    done: Condvar,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    /// In the queue; nothing of it has left the process.
+    #[default]
+    Queued,
+    /// Taken back by its owner before it was sent.
+    Withdrawn,
+    /// In a batch that is about to be sent or was.
+    Sent,
+    Done(Outcome),
+}
+
+impl Slot {
+    /// Moves on from the queue into a batch; false when it was withdrawn.
+    pub(super) fn take_for_sending(&self) -> bool {
+        let mut stage = self.stage();
+        match *stage {
+            Stage::Queued => {
+                *stage = Stage::Sent;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Back into the queue, after a broker said it took nothing.
+    pub(super) fn return_to_queue(&self) {
+        let mut stage = self.stage();
+        if matches!(*stage, Stage::Sent) {
+            *stage = Stage::Queued;
+        }
+    }
+
+    pub(super) fn is_withdrawn(&self) -> bool {
+        matches!(*self.stage(), Stage::Withdrawn)
+    }
+
+    /// Puts the outcome; false when the owner had already been told another.
+    pub(super) fn complete(&self, outcome: Outcome) -> bool {
+        let mut stage = self.stage();
+        if matches!(*stage, Stage::Withdrawn | Stage::Done(_)) {
+            return false;
+        }
+        *stage = Stage::Done(outcome);
+        self.done.notify_all();
+        true
+    }
+
+    /// Waits for the outcome at most until `deadline`.
+    pub(super) fn wait(&self, deadline: Deadline) -> Result<Outcome, GaveUp> {
+        let mut stage = self.stage();
+        loop {
+            if let Stage::Done(outcome) = &*stage {
+                return Ok(outcome.clone());
+            }
+            let left = deadline.remaining();
+            if left.is_zero() {
+                return Err(match *stage {
+                    Stage::Queued => {
+                        *stage = Stage::Withdrawn;
+                        GaveUp::Withdrawn
+                    }
+                    Stage::Withdrawn => GaveUp::Withdrawn,
+                    Stage::Sent | Stage::Done(_) => GaveUp::Sent,
+                });
+            }
+            stage = match self.done.wait_timeout(stage, left) {
+                Ok((stage, _)) => stage,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        lock(&self.stage)
+    }
+}
+
+/// What became of a record whose owner stopped waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GaveUp {
+    Withdrawn,
+    Sent,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_record_given_up_while_queued_can_no_longer_be_sent() {
+        let slot = Slot::default();
+        let gave_up = slot.wait(Deadline::after(Duration::ZERO)).unwrap_err();
+        assert_eq!(gave_up, GaveUp::Withdrawn);
+        assert!(!slot.take_for_sending());
+        assert!(!slot.complete(Err(ProduceError::not_sent(Error::Closed))));
+    }
+
+    #[test]
+    fn a_record_given_up_after_sending_still_gets_its_outcome() {
+        let slot = Slot::default();
+        assert!(slot.take_for_sending());
+        let gave_up = slot.wait(Deadline::after(Duration::ZERO)).unwrap_err();
+        assert_eq!(gave_up, GaveUp::Sent);
+        assert!(slot.complete(Err(ProduceError::maybe_sent(Error::Closed))));
+        let outcome = slot.wait(Deadline::after(Duration::ZERO)).unwrap();
+        assert_eq!(outcome.unwrap_err().certainty, Certainty::MaybeSent);
+    }
+}

@@ -1,0 +1,288 @@
+//! The thread that talks to one leading broker.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::produce_response::PartitionProduceResponse;
+use kafka_protocol::messages::{ProduceRequest, ProduceResponse, TopicName};
+use kafka_protocol::protocol::StrBytes;
+
+use super::accumulator::{Answer, Batch, Ready};
+use super::batch::encode;
+use super::{Node, Shared, wait};
+use crate::deadline::Deadline;
+use crate::kafka::config::Backoff;
+use crate::kafka::connection::Connection;
+use crate::kafka::error::Error;
+use crate::kafka::lock;
+
+/// How long the thread sleeps at most without looking around by itself.
+const IDLE_WAIT: Duration = Duration::from_secs(60);
+
+/// A connection idle for longer is looked at before it is used: brokers close
+/// theirs after minutes, proxies after less.
+const IDLE_SUSPECT: Duration = Duration::from_secs(5);
+
+/// All in-sync replicas acknowledge.
+const ACKS_ALL: i16 = -1;
+
+/// Works until the producer stops.
+pub(super) fn run(shared: &Shared, node: &Node) {
+    let config = shared.cluster.config();
+    let mut sender = Sender {
+        shared,
+        node,
+        connection: None,
+        backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
+    };
+    while sender.wait_for_work() {
+        sender.run_once();
+    }
+}
+
+struct Sender<'a> {
+    shared: &'a Shared,
+    node: &'a Node,
+    connection: Option<Connection>,
+    backoff: Backoff,
+}
+
+impl Sender<'_> {
+    /// Waits until there is something to send; false when it is time to end.
+    fn wait_for_work(&self) -> bool {
+        let mut state = self.shared.state();
+        loop {
+            if state.stopping {
+                return false;
+            }
+            let now = Instant::now();
+            let pause = match state.records.ready(self.node.id, now) {
+                Ready::Now => return true,
+                Ready::At(moment) => moment.saturating_duration_since(now),
+                Ready::Idle => IDLE_WAIT,
+            };
+            state = wait(&self.node.wake, state, pause);
+        }
+    }
+
+    /// Sends what is due in one request and settles it. Connects first: what is
+    /// not cut into batches can still be taken back.
+    fn run_once(&mut self) {
+        let Some(mut connection) = self.connection.take() else {
+            return self.connect();
+        };
+        if connection.last_used().elapsed() > IDLE_SUSPECT && !connection.is_usable() {
+            return self.connect();
+        }
+        let (batches, expired) = {
+            let mut state = self.shared.state();
+            state.records.cut(self.node.id, Instant::now())
+        };
+        self.shared.tell(expired);
+        if batches.is_empty() {
+            self.connection = Some(connection);
+            return;
+        }
+        let healthy = self.deliver(&mut connection, batches);
+        if healthy {
+            self.connection = Some(connection);
+        } else {
+            lock(&self.node.interrupter).take();
+        }
+    }
+
+    fn connect(&mut self) {
+        let config = self.shared.cluster.config();
+        let deadline = Deadline::after(config.connect_timeout);
+        match self.shared.cluster.connect(self.node.id, deadline) {
+            Ok(connection) => {
+                *lock(&self.node.interrupter) = connection.interrupter();
+                self.connection = Some(connection);
+                self.backoff.reset();
+            }
+            Err(error) => {
+                log::debug!("kafka node {}: {error}", self.node.id);
+                let mut state = self.shared.state();
+                state.trouble = Some(error);
+                state.records.doubt_leaders();
+                self.shared.errand.notify_one();
+                let until = Deadline::after(self.backoff.next_pause());
+                while !state.stopping && !until.is_past() {
+                    state = wait(&self.node.wake, state, until.remaining());
+                }
+            }
+        }
+    }
+
+    /// One produce request; whether the connection can be used again.
+    fn deliver(&self, connection: &mut Connection, batches: Vec<Batch>) -> bool {
+        let (batches, impossible) = self.encode(batches);
+        self.settle(impossible);
+        if batches.is_empty() {
+            return true;
+        }
+        let config = &self.shared.config;
+        let deadline = Deadline::after(config.request_timeout);
+        let request = request(&batches, config.request_timeout);
+        let records = batches.iter().map(|batch| batch.records.len()).sum();
+        let bytes = batches
+            .iter()
+            .filter_map(|batch| batch.encoded.as_ref())
+            .map(bytes::Bytes::len)
+            .sum();
+        let result = connection.call(&request, deadline);
+        let hooks = &self.shared.hooks;
+        hooks.request_ended(self.node.id, records, bytes, result.as_ref().map(|_| ()));
+        match result {
+            Ok(response) => {
+                self.settle(self.answers(batches, &response));
+                true
+            }
+            Err(error) => {
+                let answer = match error {
+                    // Neither left the process, nor ever will.
+                    Error::UnsupportedVersion { .. } | Error::Encode { .. } => {
+                        Answer::Impossible(error.clone())
+                    }
+                    _ => Answer::Unknown(error.clone()),
+                };
+                log::debug!("kafka node {}: {error}", self.node.id);
+                self.shared.state().trouble = Some(error);
+                self.settle(batches.into_iter().map(|batch| (batch, answer.clone())));
+                false
+            }
+        }
+    }
+
+    /// Encodes what is not encoded yet; second, what cannot be.
+    fn encode(&self, batches: Vec<Batch>) -> (Vec<Batch>, Vec<(Batch, Answer)>) {
+        let mut ready = Vec::with_capacity(batches.len());
+        let mut impossible = Vec::new();
+        for mut batch in batches {
+            if batch.encoded.is_none() {
+                let records = batch
+                    .records
+                    .iter()
+                    .map(|queued| (&queued.record, queued.timestamp_ms));
+                let encoded = encode(
+                    records,
+                    self.shared.config.compression,
+                    batch.identity,
+                    batch.base_sequence,
+                );
+                match encoded {
+                    Ok(bytes) => batch.encoded = Some(bytes),
+                    Err(reason) => {
+                        let answer = Answer::Impossible(Error::InvalidRecord { reason });
+                        impossible.push((batch, answer));
+                        continue;
+                    }
+                }
+            }
+            ready.push(batch);
+        }
+        (ready, impossible)
+    }
+
+    /// Finds each batch's answer in the response.
+    fn answers(&self, batches: Vec<Batch>, response: &ProduceResponse) -> Vec<(Batch, Answer)> {
+        let mut found: HashMap<(&str, i32), &PartitionProduceResponse> = HashMap::new();
+        for topic in &response.responses {
+            for partition in &topic.partition_responses {
+                found.insert((topic.name.as_str(), partition.index), partition);
+            }
+        }
+        batches
+            .into_iter()
+            .map(|batch| {
+                let answer = match found.get(&(&*batch.topic, batch.partition)) {
+                    Some(partition) => self.answer(&batch, partition),
+                    None => Answer::Unknown(Error::Protocol {
+                        address: format!("node {}", self.node.id),
+                        reason: "no answer for a partition that was sent".to_owned(),
+                    }),
+                };
+                (batch, answer)
+            })
+            .collect()
+    }
+
+    fn answer(&self, batch: &Batch, partition: &PartitionProduceResponse) -> Answer {
+        let Some(code) = ResponseError::try_from_code(partition.error_code) else {
+            return Answer::Written(Some(partition.base_offset).filter(|offset| *offset >= 0));
+        };
+        log::debug!(
+            "kafka node {} refused {}/{}: {code} {}",
+            self.node.id,
+            batch.topic,
+            batch.partition,
+            partition.error_message.as_deref().unwrap_or_default(),
+        );
+        let hint = &partition.current_leader;
+        if hint.leader_id.0 >= 0 {
+            self.shared.cluster.observe_leader(
+                &batch.topic,
+                batch.partition,
+                hint.leader_id.0,
+                hint.leader_epoch,
+            );
+        }
+        Answer::Refused(code)
+    }
+
+    fn settle(&self, answers: impl IntoIterator<Item = (Batch, Answer)>) {
+        let mut completions = Vec::new();
+        {
+            let mut state = self.shared.state();
+            let now = Instant::now();
+            let mut trouble = None;
+            let mut written = false;
+            for (batch, answer) in answers {
+                match &answer {
+                    Answer::Written(_) => written = true,
+                    Answer::Refused(code) => {
+                        trouble = Some(Error::Broker {
+                            api: kafka_protocol::messages::ApiKey::Produce,
+                            code: *code,
+                        });
+                    }
+                    _ => {}
+                }
+                completions.extend(state.records.settle(batch, answer, now));
+            }
+            if trouble.is_some() || written {
+                state.trouble = trouble;
+            }
+            if state.records.needs_leaders() || state.records.needs_identity() {
+                self.shared.errand.notify_one();
+            }
+        }
+        self.shared.tell(completions);
+    }
+}
+
+fn request(batches: &[Batch], timeout: Duration) -> ProduceRequest {
+    let mut by_topic: HashMap<&Arc<str>, Vec<PartitionProduceData>> = HashMap::new();
+    for batch in batches {
+        by_topic.entry(&batch.topic).or_default().push(
+            PartitionProduceData::default()
+                .with_index(batch.partition)
+                .with_records(batch.encoded.clone()),
+        );
+    }
+    let topics = by_topic.into_iter().map(|(topic, partitions)| {
+        TopicProduceData::default()
+            .with_name(TopicName(StrBytes::from_string(topic.to_string())))
+            .with_partition_data(partitions)
+    });
+    // The broker gives up on its replicas before we give up on the broker: an
+    // answer of any kind is better than none.
+    let timeout_ms = i32::try_from((timeout * 3 / 4).as_millis()).unwrap_or(i32::MAX);
+    ProduceRequest::default()
+        .with_acks(ACKS_ALL)
+        .with_timeout_ms(timeout_ms)
+        .with_topic_data(topics.collect())
+}

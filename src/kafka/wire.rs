@@ -1,0 +1,311 @@
+//! Frames, headers, and the request versions we speak.
+//!
+//! A frame is an i32 length and that many bytes: a header (with a correlation
+//! id), then the message in a version both sides know. The codec for headers and
+//! messages is `kafka-protocol`; this file decides versions and limits, and
+//! stands between the codec and hostile bytes. It does no I/O.
+
+use bytes::{Buf, Bytes, BytesMut, TryGetError};
+use kafka_protocol::messages::*;
+use kafka_protocol::protocol::buf::ByteBuf;
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes, VersionRange};
+
+/// The largest frame with fetched records that is accepted: twice what a
+/// consumer asks for by default, because one batch may exceed the limit it asked.
+const FETCH_FRAME_BYTES_MAX: usize = 100 * 1024 * 1024;
+
+/// The largest other frame that is accepted. Metadata of 10,000 partitions takes
+/// about 1 MiB.
+const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Counts and numbers up to this size are taken at face value: memory reserved
+/// for so many elements is small.
+const HARMLESS_COUNT: usize = 10_000;
+
+/// As [`HARMLESS_COUNT`], for the old fixed-width fields, where a count cannot be
+/// told from a node id or a generation number. A reservation for a million
+/// elements that never come is address space, not memory.
+const HARMLESS_NUMBER: usize = 1_000_000;
+
+/// A request that this client sends.
+pub trait Request: Encodable + HeaderVersion {
+    /// Which one it is.
+    const API: ApiKey;
+    /// The versions of it that this client speaks.
+    const VERSIONS: VersionRange;
+    /// What answers it.
+    type Response: Decodable + HeaderVersion;
+}
+
+/// One line per request: its type, its answer's, and the versions we speak.
+macro_rules! requests {
+    ($($(#[$comment:meta])* $api:ident: $request:ident => $response:ident, $min:literal to $max:literal;)*) => {
+        $(
+            impl Request for $request {
+                const API: ApiKey = ApiKey::$api;
+                const VERSIONS: VersionRange = VersionRange { min: $min, max: $max };
+                type Response = $response;
+            }
+        )*
+
+        /// The versions of `api` that this client speaks, or `None` when it never
+        /// sends that request.
+        pub fn supported(api: ApiKey) -> Option<VersionRange> {
+            match api {
+                $(ApiKey::$api => Some(<$request as Request>::VERSIONS),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+// Upper ends: the newest version that addresses topics by name, or whose newer
+// ones bring nothing we use. Lower ends: the oldest with the fields we need; all
+// are offered by Kafka 2.8 to 4.1 and by Redpanda.
+requests! {
+    // 13 addresses topics by id.
+    Produce: ProduceRequest => ProduceResponse, 3 to 12;
+    // 13 addresses topics by id.
+    Fetch: FetchRequest => FetchResponse, 4 to 12;
+    ListOffsets: ListOffsetsRequest => ListOffsetsResponse, 1 to 7;
+    // 4 can be told not to create topics; 13 adds re-bootstrapping.
+    Metadata: MetadataRequest => MetadataResponse, 4 to 12;
+    // 7 knows static members; 10 addresses topics by id.
+    OffsetCommit: OffsetCommitRequest => OffsetCommitResponse, 7 to 9;
+    // 8 asks for many groups at once.
+    OffsetFetch: OffsetFetchRequest => OffsetFetchResponse, 5 to 7;
+    // 4 asks for many coordinators at once.
+    FindCoordinator: FindCoordinatorRequest => FindCoordinatorResponse, 1 to 3;
+    // 5 knows static members; 9 lets the leader skip the assignment.
+    JoinGroup: JoinGroupRequest => JoinGroupResponse, 5 to 8;
+    SyncGroup: SyncGroupRequest => SyncGroupResponse, 3 to 5;
+    Heartbeat: HeartbeatRequest => HeartbeatResponse, 3 to 4;
+    LeaveGroup: LeaveGroupRequest => LeaveGroupResponse, 3 to 5;
+    ApiVersions: ApiVersionsRequest => ApiVersionsResponse, 0 to 3;
+    // 5 belongs to transactions.
+    InitProducerId: InitProducerIdRequest => InitProducerIdResponse, 0 to 4;
+    CreateTopics: CreateTopicsRequest => CreateTopicsResponse, 2 to 7;
+    // 6 addresses topics by id.
+    DeleteTopics: DeleteTopicsRequest => DeleteTopicsResponse, 1 to 5;
+    OffsetForLeaderEpoch: OffsetForLeaderEpochRequest => OffsetForLeaderEpochResponse, 2 to 4;
+    DescribeGroups: DescribeGroupsRequest => DescribeGroupsResponse, 0 to 5;
+    ListGroups: ListGroupsRequest => ListGroupsResponse, 0 to 4;
+}
+
+/// The newest version that both sides speak.
+pub fn common_version(api: ApiKey, broker: VersionRange) -> Option<i16> {
+    let common = supported(api)?.intersect(&broker);
+    (!common.is_empty()).then_some(common.max)
+}
+
+/// The largest answer to `api` that is accepted, in bytes.
+pub(crate) fn frame_bytes_max(api: ApiKey) -> usize {
+    match api {
+        ApiKey::Fetch => FETCH_FRAME_BYTES_MAX,
+        _ => FRAME_BYTES_MAX,
+    }
+}
+
+/// Appends the whole frame of a request to `out`.
+///
+/// # Errors
+/// The codec's words, when a field is set that this version does not have, or is
+/// too long. `out` is left as it was.
+pub(crate) fn encode_request<R: Request>(
+    out: &mut BytesMut,
+    request: &R,
+    version: i16,
+    correlation_id: i32,
+    client_id: &str,
+) -> Result<(), String> {
+    let start = out.len();
+    let header = RequestHeader::default()
+        .with_request_api_key(R::API as i16)
+        .with_request_api_version(version)
+        .with_correlation_id(correlation_id)
+        .with_client_id(Some(StrBytes::from_string(client_id.to_owned())));
+    out.extend_from_slice(&[0; 4]);
+    let encoded = header
+        .encode(out, R::header_version(version))
+        .and_then(|()| request.encode(out, version))
+        .map_err(|error| error.to_string())
+        .and_then(|()| {
+            i32::try_from(out.len() - start - 4).map_err(|_| "the frame is too large".to_owned())
+        });
+    match encoded {
+        Ok(length) => {
+            out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+            Ok(())
+        }
+        Err(reason) => {
+            out.truncate(start);
+            Err(reason)
+        }
+    }
+}
+
+/// The correlation id of an answer: its first four bytes, in every version.
+pub(crate) fn correlation_id(frame: &[u8]) -> Option<i32> {
+    frame
+        .get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i32::from_be_bytes)
+}
+
+/// Decodes an answer's frame (without its length).
+pub(crate) fn decode_response<R: Request>(
+    frame: Bytes,
+    version: i16,
+) -> Result<R::Response, String> {
+    let mut buf = Claims::new(frame);
+    ResponseHeader::decode(&mut buf, R::Response::header_version(version))
+        .and_then(|_| R::Response::decode(&mut buf, version))
+        .map_err(|error| error.to_string())
+}
+
+/// Decodes a message that is embedded in another (member metadata, assignments)
+/// with the same care as an answer.
+///
+/// # Errors
+/// The codec's words, when the bytes are not such a message.
+pub fn decode_embedded<M: Decodable>(bytes: Bytes, version: i16) -> Result<M, String> {
+    M::decode(&mut Claims::new(bytes), version).map_err(|error| error.to_string())
+}
+
+/// A buffer that refuses claims it cannot honour.
+///
+/// The codec reserves memory for as many elements as an array's count says
+/// before it reads the first one, so nine bytes could ask for gigabytes, and a
+/// refused reservation ends the process. A count is the one thing the codec
+/// reads as a varint (new versions) or as an i32 (old ones), and every element
+/// takes a byte at least: a count beyond the bytes that are left is a lie, and
+/// is reported as missing bytes.
+struct Claims {
+    bytes: Bytes,
+    /// The varint being read, byte by byte, and its width so far in bits.
+    varint: u64,
+    varint_bits: u32,
+}
+
+impl Claims {
+    fn new(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            varint: 0,
+            varint_bits: 0,
+        }
+    }
+
+    fn check(&self, claim: usize, harmless: usize) -> Result<(), TryGetError> {
+        // Lengths in compact form are stored plus one.
+        if claim > harmless && claim > self.bytes.len() + 1 {
+            return Err(TryGetError {
+                requested: claim,
+                available: self.bytes.len(),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Buf for Claims {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+    }
+
+    fn copy_to_bytes(&mut self, len: usize) -> Bytes {
+        self.bytes.copy_to_bytes(len)
+    }
+
+    /// Booleans come this way too: one byte, no claim either way.
+    fn try_get_u8(&mut self) -> Result<u8, TryGetError> {
+        let byte = self.bytes.try_get_u8()?;
+        if self.varint_bits < 64 {
+            self.varint |= u64::from(byte & 0x7f) << self.varint_bits;
+        }
+        self.varint_bits += 7;
+        // The codec stops after five bytes whatever they say.
+        if byte & 0x80 == 0 || self.varint_bits >= 35 {
+            let claim = usize::try_from(self.varint).unwrap_or(usize::MAX);
+            self.varint = 0;
+            self.varint_bits = 0;
+            self.check(claim, HARMLESS_COUNT)?;
+        }
+        Ok(byte)
+    }
+
+    fn try_get_i32(&mut self) -> Result<i32, TryGetError> {
+        let number = self.bytes.try_get_i32()?;
+        self.check(usize::try_from(number).unwrap_or(0), HARMLESS_NUMBER)?;
+        Ok(number)
+    }
+}
+
+impl ByteBuf for Claims {
+    fn peek_bytes(&mut self, range: std::ops::Range<usize>) -> Bytes {
+        self.bytes.slice(range)
+    }
+
+    fn get_bytes(&mut self, size: usize) -> Bytes {
+        self.bytes.split_to(size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_newest_common_version_is_chosen() {
+        let broker = |min, max| VersionRange { min, max };
+        assert_eq!(common_version(ApiKey::Produce, broker(0, 13)), Some(12));
+        assert_eq!(common_version(ApiKey::Produce, broker(0, 7)), Some(7));
+        assert_eq!(common_version(ApiKey::Produce, broker(13, 15)), None);
+        assert_eq!(common_version(ApiKey::Vote, broker(0, 1)), None);
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_encoded_leaves_the_buffer_alone() {
+        let mut out = BytesMut::from(&b"before"[..]);
+        let request = MetadataRequest::default().with_allow_auto_topic_creation(false);
+        assert!(encode_request(&mut out, &request, 3, 1, "test").is_err());
+        assert_eq!(&out[..], b"before");
+    }
+
+    #[test]
+    fn a_count_beyond_the_frame_is_refused_before_memory_is_reserved() {
+        // Correlation id, no tags, throttle time, then "four billion brokers".
+        let mut frame = vec![0, 0, 0, 1, 0, 0, 0, 0, 0];
+        frame.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0x0f]);
+        let error = decode_response::<MetadataRequest>(frame.into(), 12).unwrap_err();
+        assert!(error.to_lowercase().contains("bytes"), "{error}");
+
+        // The same in the old fixed-width form: two billion.
+        let frame = vec![0, 0, 0, 1, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff];
+        assert!(decode_response::<MetadataRequest>(frame.into(), 8).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_an_error_or_a_message_but_never_a_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..400),
+            version in 0i16..13,
+        ) {
+            let frame = Bytes::from(bytes);
+            let _ = decode_response::<MetadataRequest>(frame.clone(), version);
+            let _ = decode_response::<ProduceRequest>(frame.clone(), version);
+            let _ = decode_response::<FetchRequest>(frame.clone(), version);
+            let _ = decode_response::<JoinGroupRequest>(frame.clone(), version);
+            let _ = decode_response::<ApiVersionsRequest>(frame, version);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Entity tags and the conditions on them (RFC 9110, sections 8.8.3 and 13.1).
+
+use crate::orders::domain::Order;
+
+/// The entity tag of an order's representation, quotes included. It changes
+/// whenever the representation does: every transition moves status or time.
+pub(super) fn etag(order: &Order) -> String {
+    format!("\"{:x}-{}\"", order.updated_at.as_microsecond(), order.status)
+}
+
+/// Whether `If-Match` holds: `*`, or one of the tags by strong comparison. No
+/// header, no condition.
+pub(super) fn if_match(header: Option<&str>, etag: &str) -> bool {
+    header.is_none_or(|header| any(header, |tag| tag == etag))
+}
+
+/// Whether `If-None-Match` says that the client has this representation: `*`, or
+/// one of the tags by weak comparison.
+pub(super) fn client_has(header: Option<&str>, etag: &str) -> bool {
+    header.is_some_and(|header| any(header, |tag| tag.strip_prefix("W/").unwrap_or(tag) == etag))
+}
+
+fn any(header: &str, matches: impl Fn(&str) -> bool) -> bool {
+    // Our own tags hold no comma, so a tag that does, and is cut here, is not ours.
+    header.trim() == "*" || header.split(',').any(|tag| matches(tag.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAG: &str = "\"1-pending\"";
+
+    #[test]
+    fn if_match_compares_strongly() {
+        for (header, holds) in [
+            (None, true),
+            (Some("*"), true),
+            (Some(TAG), true),
+            (Some("\"a,b\" , \"1-pending\""), true),
+            (Some("W/\"1-pending\""), false),
+            (Some("1-pending"), false),
+            (Some("\"2-pending\""), false),
+            (Some(""), false),
+        ] {
+            assert_eq!(if_match(header, TAG), holds, "{header:?}");
+        }
+    }
+
+    #[test]
+    fn if_none_match_compares_weakly() {
+        for (header, has) in [
+            (None, false),
+            (Some("*"), true),
+            (Some("\"x\", W/\"1-pending\""), true),
+            (Some("\"2-pending\""), false),
+        ] {
+            assert_eq!(client_has(header, TAG), has, "{header:?}");
+        }
+    }
+}

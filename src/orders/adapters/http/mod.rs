@@ -1,0 +1,8 @@
+//! The HTTP API: routes, what is read from requests, what is answered.
+
+mod conditional;
+mod dto;
+mod handlers;
+mod query;
+
+pub use handlers::{Api, routes};

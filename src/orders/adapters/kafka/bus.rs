@@ -1,0 +1,135 @@
+//! [`EventBus`] on our producer.
+
+use bytes::Bytes;
+
+use crate::deadline::Deadline;
+use crate::kafka::producer::{ProduceError, Producer, Record};
+use crate::orders::domain::OrderEvent;
+use crate::orders::ports::{EventBus, Message, PublishError};
+use crate::telemetry::semconv;
+use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
+
+use super::events::{self, CONTENT_TYPE, Topics};
+
+/// Publishes to the topics of events.
+pub struct KafkaEventBus {
+    producer: Producer,
+    topics: Topics,
+}
+
+impl KafkaEventBus {
+    /// A bus that publishes to `topics` by `producer`.
+    pub fn new(producer: Producer, topics: Topics) -> Self {
+        Self { producer, topics }
+    }
+
+    /// Where events go.
+    pub fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// Sends what is left and stops the producer; waits until `deadline` at most.
+    pub fn close(&self, deadline: Deadline) {
+        if let Err(error) = self.producer.close(deadline) {
+            log::warn!("producer: {error}");
+        }
+    }
+
+    /// Publishes records together and waits until `deadline` at most for each
+    /// one's acknowledgement. Each gets a span of its own in the trace of its
+    /// `cause`, and carries that span on.
+    pub(super) fn send(
+        &self,
+        records: Vec<(Record, Option<String>)>,
+        deadline: Deadline,
+    ) -> Vec<Result<(), PublishError>> {
+        let (records, spans): (Vec<Record>, Vec<DetachedSpan>) = records
+            .into_iter()
+            .map(|(mut record, cause)| {
+                let span = send_span(&record, cause.as_deref());
+                if let Some(traceparent) = tracing::inject(&span.context()) {
+                    let value = Some(Bytes::from(traceparent));
+                    record.headers.push((TRACEPARENT.to_owned(), value));
+                }
+                (record, span)
+            })
+            .unzip();
+        self.producer
+            .publish(records, deadline)
+            .into_iter()
+            .zip(spans)
+            .map(|(result, span)| match result {
+                Ok(metadata) => {
+                    let partition = metadata.partition.to_string();
+                    span.set(semconv::MESSAGING_DESTINATION_PARTITION_ID, partition);
+                    if let Some(offset) = metadata.offset {
+                        span.set(semconv::MESSAGING_KAFKA_OFFSET, offset);
+                    }
+                    Ok(())
+                }
+                Err(error) => {
+                    let error = publish_error(error);
+                    span.fail("publish_failed", &error.to_string());
+                    Err(error)
+                }
+            })
+            .collect()
+    }
+}
+
+/// The header that carries the trace (W3C Trace Context).
+pub(super) const TRACEPARENT: &str = "traceparent";
+
+fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
+    let parent = tracing::extract(cause, None);
+    let name = format!("send {}", record.topic);
+    tracing::detached_span_in(&parent, name, SpanKind::Producer, || {
+        [
+            KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
+            KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "send"),
+            KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "send"),
+            KeyValue::new(semconv::MESSAGING_DESTINATION_NAME, record.topic.to_string()),
+        ]
+    })
+}
+
+fn publish_error(error: ProduceError) -> PublishError {
+    match error.is_transient() {
+        true => PublishError::Unavailable(error.to_string()),
+        false => PublishError::Refused(error.to_string()),
+    }
+}
+
+impl EventBus for KafkaEventBus {
+    fn encode(&self, event: &OrderEvent) -> Message {
+        let kind = event.kind();
+        Message {
+            kind,
+            order_id: event.order().id,
+            payload: events::encode(event, self.topics.of(kind)).into(),
+            traceparent: tracing::inject(&tracing::Context::current()),
+        }
+    }
+
+    fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
+        let records = messages
+            .iter()
+            .map(|message| (self.record(message), message.traceparent.clone()))
+            .collect();
+        self.send(records, deadline)
+    }
+}
+
+impl KafkaEventBus {
+    pub(super) fn record(&self, message: &Message) -> Record {
+        let content_type = Bytes::from_static(CONTENT_TYPE.as_bytes());
+        Record {
+            topic: self.topics.of(message.kind).clone(),
+            partition: None,
+            key: Some(Bytes::from(message.order_id.to_string())),
+            value: Some(message.payload.clone()),
+            headers: vec![("content-type".to_owned(), Some(content_type))],
+            timestamp_ms: None,
+        }
+    }
+}

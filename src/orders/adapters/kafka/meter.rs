@@ -1,0 +1,81 @@
+//! What the Kafka client tells, as metrics.
+
+use std::time::Duration;
+
+use crate::kafka::Error;
+use crate::kafka::consumer::ConsumerHooks;
+use crate::kafka::group::TopicPartition;
+use crate::kafka::producer::{Outcome, ProducerHooks};
+use crate::telemetry::metrics::KafkaMetrics;
+
+/// Measures a producer.
+pub struct ProducerMeter(pub KafkaMetrics);
+
+impl ProducerHooks for ProducerMeter {
+    fn record_settled(&self, topic: &str, latency: Duration, outcome: &Outcome) {
+        match outcome {
+            Ok(_) => {
+                let latency = latency.as_secs_f64();
+                self.0.producer_latency.with_label_values(&[topic]).observe(latency);
+            }
+            Err(_) => self.0.producer_errors.with_label_values(&[topic]).inc(),
+        }
+    }
+
+    fn request_ended(&self, _: i32, records: usize, _: usize, _: Result<(), &Error>) {
+        self.0.batch_records.observe(records as f64);
+    }
+}
+
+/// Measures one member of a group.
+#[derive(Clone)]
+pub(super) struct ConsumerMeter {
+    pub(super) metrics: KafkaMetrics,
+    pub(super) group: String,
+}
+
+impl ConsumerMeter {
+    pub(super) fn polled(&self, topic: &str, records: usize) {
+        let records = records.try_into().unwrap_or(u64::MAX);
+        self.metrics.consumer_records.with_label_values(&[topic]).inc_by(records);
+    }
+
+    pub(super) fn commit_failed(&self) {
+        self.metrics.commit_failures.with_label_values(&[&self.group]).inc();
+    }
+
+    pub(super) fn lag(&self, partitions: &[(TopicPartition, i64)]) {
+        for (partition, lag) in partitions {
+            let number = partition.partition.to_string();
+            let labels = [&*partition.topic, &number, &self.group];
+            self.metrics.consumer_lag.with_label_values(&labels).set(*lag);
+        }
+    }
+
+    /// What this member no longer reads is no longer its to report.
+    fn forget(&self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            let number = partition.partition.to_string();
+            let labels = [&*partition.topic, &number, &self.group];
+            // An error says that nothing was reported yet.
+            let _ = self.metrics.consumer_lag.remove_label_values(&labels);
+        }
+    }
+}
+
+impl ConsumerHooks for ConsumerMeter {
+    fn assigned(&self, added: &[TopicPartition]) {
+        self.metrics.rebalances.with_label_values(&[&self.group]).inc();
+        log::info!(group = &*self.group, partitions = added.len(); "rebalanced: partitions assigned");
+    }
+
+    fn revoked(&self, partitions: &[TopicPartition]) {
+        self.forget(partitions);
+        log::info!(group = &*self.group, partitions = partitions.len(); "rebalanced: partitions revoked");
+    }
+
+    fn lost(&self, partitions: &[TopicPartition]) {
+        self.forget(partitions);
+        log::warn!(group = &*self.group, partitions = partitions.len(); "partitions lost");
+    }
+}

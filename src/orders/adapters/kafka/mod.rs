@@ -1,0 +1,14 @@
+//! Events on Kafka: how they look, how they are published, how they are consumed.
+
+mod breaker;
+mod bus;
+mod consumer;
+mod dead_letter;
+mod events;
+mod meter;
+
+pub use breaker::{Breaker, BreakerState, GuardedBus};
+pub use bus::KafkaEventBus;
+pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
+pub use events::Topics;
+pub use meter::ProducerMeter;

@@ -1,0 +1,82 @@
+//! Orders, keys and outbox in PostgreSQL: a file for each port, its SQL at the top.
+
+mod idempotency;
+mod outbox;
+mod repository;
+mod rows;
+
+use crate::database::{Connection, DatabaseError, Pool, Statement, retry};
+use crate::deadline::Deadline;
+use crate::orders::ports::StoreError;
+use crate::telemetry::semconv;
+use crate::telemetry::tracing::{KeyValue, SpanKind, span};
+
+/// Every statement of this adapter, for the test that looks at their plans.
+pub fn statements() -> Vec<Statement> {
+    [repository::STATEMENTS, idempotency::STATEMENTS, outbox::STATEMENTS].concat()
+}
+
+/// Implements every storage port on one pool. Clones share the pool.
+#[derive(Clone)]
+pub struct PostgresStore {
+    pool: Pool,
+    /// `database|schema`, as the semantic conventions name it.
+    namespace: String,
+}
+
+impl PostgresStore {
+    /// A store on the database `name` behind `pool`.
+    pub fn new(pool: Pool, name: &str) -> Self {
+        Self {
+            pool,
+            namespace: format!("{name}|public"),
+        }
+    }
+
+    /// Runs `work` on a connection, and again on a fresh one after a transient
+    /// error: everything in this folder may be repeated (each file says why).
+    /// Waits for a connection and for the server until `deadline` at most.
+    fn run<T>(
+        &self,
+        statement: Statement,
+        deadline: Deadline,
+        mut work: impl FnMut(&mut Connection) -> Result<T, DatabaseError>,
+    ) -> Result<T, DatabaseError> {
+        let span = span(statement.name(), SpanKind::Client, || {
+            [
+                KeyValue::new(semconv::DB_SYSTEM_NAME, "postgresql"),
+                KeyValue::new(semconv::DB_NAMESPACE, self.namespace.clone()),
+                KeyValue::new(semconv::DB_QUERY_SUMMARY, statement.name()),
+                KeyValue::new(semconv::DB_QUERY_TEXT, statement.sql()),
+            ]
+        });
+        let result = retry(deadline, || {
+            let mut connection = self.pool.get(deadline)?;
+            connection.limit_to(deadline)?;
+            work(&mut connection)
+        });
+        if let Err(error) = &result {
+            if let Some(sqlstate) = error.sqlstate() {
+                span.set(semconv::DB_RESPONSE_STATUS_CODE, sqlstate.to_owned());
+            }
+            span.fail(error.kind(), &error.to_string());
+        }
+        result
+    }
+}
+
+impl From<DatabaseError> for StoreError {
+    fn from(error: DatabaseError) -> Self {
+        /// PostgreSQL's undefined_table: the schema is not migrated yet, and will be.
+        const UNDEFINED_TABLE: &str = "42P01";
+        let later = match &error {
+            DatabaseError::Driver(_) => false,
+            DatabaseError::Other { sqlstate, .. } => sqlstate == UNDEFINED_TABLE,
+            _ => true,
+        };
+        match later {
+            true => StoreError::Unavailable(error.to_string()),
+            false => StoreError::Internal(error.to_string()),
+        }
+    }
+}

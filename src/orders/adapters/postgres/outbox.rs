@@ -1,0 +1,89 @@
+//! [`Outbox`]. Everything may be repeated: publishing twice and deleting twice are harmless.
+
+use std::time::Duration;
+
+use crate::database::{DatabaseError, Statement};
+use crate::deadline::Deadline;
+use crate::orders::domain::{EventKind, OrderId};
+use crate::orders::ports::{Backlog, Message, Outbox, StoreError};
+
+use super::PostgresStore;
+use super::rows::{column, uuids};
+
+pub(super) const STATEMENTS: &[Statement] = &[TAKE, REMOVE, BACKLOG];
+
+// The api writes one event per order, order.created, so passing over locked rows
+// cannot reorder the events of an order. Ids sort as creation times do.
+const TAKE: Statement = Statement::new(
+    "SELECT outbox",
+    "SELECT order_id, payload, traceparent FROM outbox
+      WHERE created_at <= now() - make_interval(secs => $1)
+      ORDER BY order_id LIMIT $2 FOR UPDATE SKIP LOCKED",
+);
+
+const REMOVE: Statement = Statement::new("DELETE outbox", "DELETE FROM outbox WHERE order_id = ANY($1)");
+
+const BACKLOG: Statement = Statement::new(
+    "SELECT outbox backlog",
+    "SELECT count(*) AS rows,
+            coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8 AS oldest_seconds
+       FROM outbox",
+);
+
+impl Outbox for PostgresStore {
+    fn relay(
+        &self,
+        limit: u32,
+        min_age: Duration,
+        deadline: Deadline,
+        publish: &mut dyn FnMut(&[Message]) -> Vec<bool>,
+    ) -> Result<(usize, usize), StoreError> {
+        let counts = self.run(TAKE, deadline, |connection| {
+            connection.transaction(|transaction| {
+                let rows =
+                    transaction.query(TAKE, &[&min_age.as_secs_f64(), &i64::from(limit)])?;
+                let messages: Vec<Message> = rows.iter().map(message).collect::<Result<_, _>>()?;
+                if messages.is_empty() {
+                    return Ok((0, 0));
+                }
+                let acknowledged: Vec<OrderId> = publish(&messages)
+                    .into_iter()
+                    .zip(&messages)
+                    .filter_map(|(acknowledged, message)| acknowledged.then_some(message.order_id))
+                    .collect();
+                // Exactly those that were acknowledged; never "up to the last id".
+                transaction.execute(REMOVE, &[&uuids(&acknowledged)])?;
+                Ok::<_, DatabaseError>((messages.len(), acknowledged.len()))
+            })
+        })?;
+        Ok(counts)
+    }
+
+    fn remove(&self, order_ids: &[OrderId], deadline: Deadline) -> Result<(), StoreError> {
+        let ids = uuids(order_ids);
+        self.run(REMOVE, deadline, |connection| connection.execute(REMOVE, &[&ids]))?;
+        Ok(())
+    }
+
+    fn backlog(&self, deadline: Deadline) -> Result<Backlog, StoreError> {
+        let backlog = self.run(BACKLOG, deadline, |connection| {
+            match connection.query_opt(BACKLOG, &[])? {
+                None => Ok(Backlog::default()),
+                Some(row) => Ok(Backlog {
+                    rows: column(&row, "rows")?,
+                    oldest_seconds: column(&row, "oldest_seconds")?,
+                }),
+            }
+        })?;
+        Ok(backlog)
+    }
+}
+
+fn message(row: &postgres::Row) -> Result<Message, DatabaseError> {
+    Ok(Message {
+        kind: EventKind::Created,
+        order_id: OrderId(column(row, "order_id")?),
+        payload: column::<Vec<u8>>(row, "payload")?.into(),
+        traceparent: column(row, "traceparent")?,
+    })
+}

@@ -1,0 +1,188 @@
+//! [`OrderRepository`]. Reads may be repeated; each update names the status it
+//! starts from, so repeating one after a lost connection changes nothing twice.
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::database::Statement;
+use crate::deadline::Deadline;
+use crate::orders::domain::{Order, OrderId};
+use crate::orders::ports::{OrderRepository, Page, Started, StoreError};
+
+use super::PostgresStore;
+use super::rows::{column, order, uuids};
+
+pub(super) const STATEMENTS: &[Statement] =
+    &[GET, LIST, LIST_BY_STATUS, REPLACE, START, LOOK, COMPLETE, FAIL];
+
+const GET: Statement = Statement::new(
+    "SELECT order",
+    "SELECT id, customer_email, amount_cents, status, created_at, updated_at
+       FROM orders WHERE id = $1",
+);
+
+// Ids sort as creation times do (see `OrderId::at`), so the primary key serves
+// "newest first" at any depth.
+const LIST: Statement = Statement::new(
+    "SELECT orders",
+    "SELECT id, customer_email, amount_cents, status, created_at, updated_at
+       FROM orders WHERE id < $1 ORDER BY id DESC OFFSET $2 LIMIT $3",
+);
+
+const LIST_BY_STATUS: Statement = Statement::new(
+    "SELECT orders by status",
+    "SELECT id, customer_email, amount_cents, status, created_at, updated_at
+       FROM orders WHERE id < $1 AND status = $4 ORDER BY id DESC OFFSET $2 LIMIT $3",
+);
+
+const REPLACE: Statement = Statement::new(
+    "UPDATE order",
+    "UPDATE orders SET status = $2, updated_at = $3
+      WHERE id = $1 AND status = $4 AND updated_at = $5",
+);
+
+// The SELECT sees the table as it was before the UPDATE. An order that someone
+// else moves in between is in neither half; `LOOK` finds it then.
+const START: Statement = Statement::new(
+    "UPDATE orders processing",
+    "WITH started AS (
+         UPDATE orders SET status = 'processing', updated_at = greatest($2, created_at)
+          WHERE id = ANY($1) AND status = 'pending'
+      RETURNING id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
+     )
+     SELECT * FROM started
+     UNION ALL
+     SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
+       FROM orders WHERE id = ANY($1) AND status <> 'pending'",
+);
+
+const LOOK: Statement = Statement::new(
+    "SELECT orders by id",
+    "SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
+       FROM orders WHERE id = ANY($1)",
+);
+
+const COMPLETE: Statement = Statement::new(
+    "UPDATE orders completed",
+    "UPDATE orders SET status = 'completed', updated_at = greatest($2, created_at)
+      WHERE id = ANY($1) AND status = 'processing'
+  RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
+);
+
+const FAIL: Statement = Statement::new(
+    "UPDATE order failed",
+    "UPDATE orders SET status = 'failed', failure_reason = $2, updated_at = greatest($3, created_at)
+      WHERE id = $1 AND status = 'processing'
+  RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
+);
+
+impl OrderRepository for PostgresStore {
+    fn get(&self, id: OrderId, deadline: Deadline) -> Result<Option<Order>, StoreError> {
+        let found = self.run(GET, deadline, |connection| {
+            connection
+                .query_opt(GET, &[&id.0])?
+                .as_ref()
+                .map(order)
+                .transpose()
+        })?;
+        Ok(found)
+    }
+
+    fn list(&self, page: &Page, deadline: Deadline) -> Result<Vec<Order>, StoreError> {
+        let before = page.before.map_or(Uuid::max(), |id| id.0);
+        let skip = i64::try_from(page.skip).unwrap_or(i64::MAX);
+        let limit = i64::from(page.limit);
+        let statement = match page.status {
+            None => LIST,
+            Some(_) => LIST_BY_STATUS,
+        };
+        let orders = self.run(statement, deadline, |connection| {
+            let rows = match page.status {
+                None => connection.query(LIST, &[&before, &skip, &limit])?,
+                Some(status) => connection
+                    .query(LIST_BY_STATUS, &[&before, &skip, &limit, &status.as_str()])?,
+            };
+            rows.iter().map(order).collect()
+        })?;
+        Ok(orders)
+    }
+
+    fn replace(&self, old: &Order, new: &Order, deadline: Deadline) -> Result<bool, StoreError> {
+        let replaced = self.run(REPLACE, deadline, |connection| {
+            connection.execute(
+                REPLACE,
+                &[
+                    &old.id.0,
+                    &new.status.as_str(),
+                    &new.updated_at,
+                    &old.status.as_str(),
+                    &old.updated_at,
+                ],
+            )
+        })?;
+        Ok(replaced == 1)
+    }
+
+    fn start_processing(
+        &self,
+        ids: &[OrderId],
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Vec<Started>, StoreError> {
+        let wanted = uuids(ids);
+        let mut started = self.run(START, deadline, |connection| {
+            let rows = connection.query(START, &[&wanted, &now])?;
+            rows.iter().map(started_row).collect::<Result<Vec<_>, _>>()
+        })?;
+        if started.len() < ids.len() {
+            let missing: Vec<Uuid> = wanted
+                .into_iter()
+                .filter(|id| started.iter().all(|found| found.order.id.0 != *id))
+                .collect();
+            let rest = self.run(LOOK, deadline, |connection| {
+                let rows = connection.query(LOOK, &[&missing])?;
+                rows.iter().map(started_row).collect::<Result<Vec<_>, _>>()
+            })?;
+            started.extend(rest);
+        }
+        Ok(started)
+    }
+
+    fn complete(
+        &self,
+        ids: &[OrderId],
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Vec<Order>, StoreError> {
+        let ids = uuids(ids);
+        let completed = self.run(COMPLETE, deadline, |connection| {
+            let rows = connection.query(COMPLETE, &[&ids, &now])?;
+            rows.iter().map(order).collect()
+        })?;
+        Ok(completed)
+    }
+
+    fn fail(
+        &self,
+        id: OrderId,
+        reason: &str,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Option<Order>, StoreError> {
+        let failed = self.run(FAIL, deadline, |connection| {
+            connection
+                .query_opt(FAIL, &[&id.0, &reason, &now])?
+                .as_ref()
+                .map(order)
+                .transpose()
+        })?;
+        Ok(failed)
+    }
+}
+
+fn started_row(row: &postgres::Row) -> Result<Started, crate::database::DatabaseError> {
+    Ok(Started {
+        order: order(row)?,
+        failure_reason: column(row, "failure_reason")?,
+    })
+}

@@ -1,0 +1,165 @@
+//! A customer orders, once, however often the request is sent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use crate::deadline::Deadline;
+use crate::orders::app::Delivery;
+use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
+use crate::orders::ports::{
+    EventBus, IdempotencyKey, IdempotencyStore, Meter, Once, PublishError, StoreError,
+    StoredResponse, Submission,
+};
+
+/// Accepts orders.
+pub struct CreateOrder {
+    store: Arc<dyn IdempotencyStore>,
+    bus: Arc<dyn EventBus>,
+    delivery: Delivery,
+    meter: Arc<dyn Meter>,
+    ttl: Duration,
+}
+
+/// What a customer asks for.
+pub struct NewOrder {
+    /// The client's name for the request.
+    pub key: IdempotencyKey,
+    /// Who orders.
+    pub customer_email: CustomerEmail,
+    /// For how much.
+    pub amount: AmountCents,
+}
+
+/// The answer to a new order.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The answer, stored with the key.
+    pub response: StoredResponse,
+    /// Whether an earlier request with the same key made the order.
+    pub replayed: bool,
+}
+
+/// Why an order was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The key was used for another request.
+    #[error("the idempotency key was used for another request")]
+    OtherRequest,
+    /// The first request with the key has not ended yet.
+    #[error("the first request with this idempotency key is still running")]
+    Running,
+    /// The order is safe, but its event is not known to have arrived. The same
+    /// request with the same key resumes.
+    #[error("the order is stored, its event not yet published: {0}")]
+    NotPublished(PublishError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl CreateOrder {
+    /// The command; keys are remembered for `ttl`.
+    pub fn new(
+        store: Arc<dyn IdempotencyStore>,
+        bus: Arc<dyn EventBus>,
+        delivery: Delivery,
+        meter: Arc<dyn Meter>,
+        ttl: Duration,
+    ) -> Self {
+        Self {
+            store,
+            bus,
+            delivery,
+            meter,
+            ttl,
+        }
+    }
+
+    /// Stores the order with the answer that `respond` gives for it, and delivers
+    /// its event. Waits for the store, for a twin in progress and, in direct mode,
+    /// for the event bus; until `deadline` at most.
+    ///
+    /// # Errors
+    /// [`CreateError`]. Repeating the request with the same key is always safe.
+    pub fn handle(
+        &self,
+        new_order: NewOrder,
+        respond: impl FnOnce(&Order) -> StoredResponse,
+        deadline: Deadline,
+    ) -> Result<Accepted, CreateError> {
+        let request_hash = meaning(&new_order);
+        let order = Order::create(new_order.customer_email, new_order.amount, Timestamp::now());
+        let response = respond(&order);
+        let event = OrderEvent::Created(order);
+        let message = self.bus.encode(&event);
+        let once = self.store.submit(
+            &Submission {
+                key: &new_order.key,
+                request_hash,
+                order: event.order(),
+                response: &response,
+                message: &message,
+                ttl: self.ttl,
+            },
+            deadline,
+        )?;
+        let (response, unpublished, replayed) = match once {
+            Once::First => {
+                self.meter.order_created();
+                (response, Some(message), false)
+            }
+            Once::Again {
+                response,
+                unpublished,
+            } => {
+                self.meter.idempotency_hit();
+                (response, unpublished, true)
+            }
+            Once::OtherRequest => return Err(CreateError::OtherRequest),
+            Once::Running => return Err(CreateError::Running),
+        };
+        // A twin must not promise more than the first could: if the event is not
+        // known to have arrived, it is delivered (again) before the answer.
+        if let Some(message) = unpublished {
+            self.delivery
+                .deliver(&*self.bus, message, deadline)
+                .map_err(CreateError::NotPublished)?;
+        }
+        Ok(Accepted { response, replayed })
+    }
+}
+
+/// SHA-256 over what the request means, whatever its whitespace or the order of its fields.
+fn meaning(new_order: &NewOrder) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(b"POST /v1/orders\0");
+    hash.update(new_order.customer_email.as_str());
+    // No address holds a NUL, so no two requests run into one another.
+    hash.update(b"\0");
+    hash.update(new_order.amount.get().to_be_bytes());
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(email: &str, cents: i64) -> NewOrder {
+        NewOrder {
+            key: IdempotencyKey::parse("key").unwrap(),
+            customer_email: CustomerEmail::new(email.into()).unwrap(),
+            amount: AmountCents::new(cents).unwrap(),
+        }
+    }
+
+    #[test]
+    fn requests_that_differ_in_any_field_have_different_hashes() {
+        let hash = meaning(&request("a@b.co", 1));
+        assert_eq!(hash, meaning(&request("a@b.co", 1)));
+        assert_ne!(hash, meaning(&request("a@b.com", 1)));
+        assert_ne!(hash, meaning(&request("a@b.co", 2)));
+    }
+}

@@ -1,0 +1,9 @@
+//! What changes orders.
+
+mod cancel_order;
+mod create_order;
+mod process_orders;
+
+pub use cancel_order::{CancelError, CancelOrder};
+pub use create_order::{Accepted, CreateError, CreateOrder, NewOrder};
+pub use process_orders::{ProcessOrders, Processed};

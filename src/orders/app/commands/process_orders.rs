@@ -1,0 +1,174 @@
+//! A worker processes accepted orders, a batch at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::deadline::Deadline;
+use crate::orders::domain::{Order, OrderId, Status};
+use crate::orders::ports::{
+    Meter, OrderRepository, Outcome, ProcessingStep, Started, StepError, StoreError,
+};
+use crate::stop::StopSignal;
+
+/// What one order's processing may take, all attempts apart (the seed's table of time-outs).
+const PROCESSING_LIMIT: Duration = Duration::from_secs(60);
+
+/// What one call to the store may take here, repetitions included.
+const STORE_BUDGET: Duration = Duration::from_secs(10);
+
+/// Waits between attempts: the seed's backoff for whatever may say no.
+const BACKOFF: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+];
+
+/// How an order stands after its message was worked on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Processed {
+    /// Completed, now or before: to be announced (again).
+    Completed(Order),
+    /// Failed, now or before: to be announced (again).
+    Failed {
+        /// The order.
+        order: Order,
+        /// Why the last attempt failed.
+        reason: String,
+        /// Attempts made.
+        attempts: u32,
+    },
+    /// Canceled by the customer; nothing to announce.
+    Canceled,
+    /// There is no such order.
+    Unknown,
+    /// The program stops before this one's turn; its message must come again.
+    Interrupted,
+}
+
+/// Processes orders.
+pub struct ProcessOrders {
+    /// Where orders are kept.
+    pub repository: Arc<dyn OrderRepository>,
+    /// The work itself.
+    pub step: Arc<dyn ProcessingStep>,
+    /// Where outcomes are counted.
+    pub meter: Arc<dyn Meter>,
+    /// Attempts before an order fails; at least 1.
+    pub max_attempts: u32,
+    /// Cuts waits short.
+    pub stop: StopSignal,
+}
+
+impl ProcessOrders {
+    /// Works on the orders `ids`, taking each from wherever an earlier, broken
+    /// run left it, and says how each one stands. One store call takes all up,
+    /// one completes all; the steps run one after another in between, each
+    /// attempt for 60 seconds at most.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some orders may have moved on; working on the same ids again resumes.
+    pub fn handle(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Processed>, StoreError> {
+        let mut results = HashMap::with_capacity(ids.len());
+        let mut done = Vec::new();
+        let mut failed = Vec::new();
+        for Started {
+            order,
+            failure_reason,
+        } in self.take_up(ids)?
+        {
+            let id = order.id;
+            let result = match order.status {
+                Status::Completed => self.replayed(Processed::Completed(order)),
+                Status::Failed => self.replayed(Processed::Failed {
+                    reason: failure_reason.unwrap_or_else(|| "unknown".into()),
+                    attempts: self.max_attempts,
+                    order,
+                }),
+                Status::Canceled => {
+                    self.meter.order_processed(Outcome::Canceled);
+                    Processed::Canceled
+                }
+                Status::Pending | Status::Processing => {
+                    match self.attempt(&order) {
+                        Ok(()) => done.push(id),
+                        Err((StepError::Stopped, _)) => {}
+                        Err((error, attempts)) => failed.push((id, error.to_string(), attempts)),
+                    }
+                    // Until the store says otherwise.
+                    Processed::Interrupted
+                }
+            };
+            results.insert(id, result);
+        }
+        self.complete(&done, &mut results)?;
+        for (id, reason, attempts) in failed {
+            let deadline = Deadline::after(STORE_BUDGET);
+            if let Some(order) = self.repository.fail(id, &reason, Timestamp::now(), deadline)? {
+                self.meter.order_processed(Outcome::Failed);
+                let failed = Processed::Failed {
+                    order,
+                    reason,
+                    attempts,
+                };
+                results.insert(id, failed);
+            }
+        }
+        for id in ids {
+            results.entry(*id).or_insert(Processed::Unknown);
+        }
+        Ok(results)
+    }
+
+    fn take_up(&self, ids: &[OrderId]) -> Result<Vec<Started>, StoreError> {
+        let deadline = Deadline::after(STORE_BUDGET);
+        self.repository.start_processing(ids, Timestamp::now(), deadline)
+    }
+
+    fn replayed(&self, result: Processed) -> Processed {
+        self.meter.order_processed(Outcome::Duplicate);
+        result
+    }
+
+    fn complete(
+        &self,
+        ids: &[OrderId],
+        results: &mut HashMap<OrderId, Processed>,
+    ) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let deadline = Deadline::after(STORE_BUDGET);
+        for order in self.repository.complete(ids, Timestamp::now(), deadline)? {
+            self.meter.order_processed(Outcome::Completed);
+            results.insert(order.id, Processed::Completed(order));
+        }
+        // An order that another worker finished meanwhile (we had lost the
+        // partition without knowing) stays `Interrupted`: its message comes
+        // again, to us or to its new owner, and finds it finished.
+        Ok(())
+    }
+
+    /// Tries the step; after a failure also how many attempts were made.
+    fn attempt(&self, order: &Order) -> Result<(), (StepError, u32)> {
+        let mut attempt = 1;
+        loop {
+            if self.stop.is_stopped() {
+                return Err((StepError::Stopped, attempt - 1));
+            }
+            let error = match self.step.process(order, Deadline::after(PROCESSING_LIMIT)) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if error == StepError::Stopped || attempt >= self.max_attempts {
+                return Err((error, attempt));
+            }
+            log::info!(order_id:% = order.id, attempt = attempt; "processing failed, trying again: {error}");
+            let pause = BACKOFF[(attempt as usize - 1).min(BACKOFF.len() - 1)];
+            self.stop.wait_for(pause);
+            attempt += 1;
+        }
+    }
+}

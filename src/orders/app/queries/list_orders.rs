@@ -1,0 +1,44 @@
+//! Orders, newest first.
+
+use std::sync::Arc;
+
+use crate::deadline::Deadline;
+use crate::orders::domain::Order;
+use crate::orders::ports::{OrderRepository, Page, StoreError};
+
+/// Lists orders.
+pub struct ListOrders {
+    repository: Arc<dyn OrderRepository>,
+}
+
+/// A page of orders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The page's orders, newest first.
+    pub orders: Vec<Order>,
+    /// Whether there are older ones.
+    pub has_more: bool,
+}
+
+impl ListOrders {
+    /// The query on `repository`.
+    pub fn new(repository: Arc<dyn OrderRepository>) -> Self {
+        Self { repository }
+    }
+
+    /// The orders of `page`. Waits for the store until `deadline` at most.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn handle(&self, page: &Page, deadline: Deadline) -> Result<Listed, StoreError> {
+        // One more than asked for tells whether there are more, without a count.
+        let probe = Page {
+            limit: page.limit + 1,
+            ..*page
+        };
+        let mut orders = self.repository.list(&probe, deadline)?;
+        let has_more = orders.len() > page.limit as usize;
+        orders.truncate(page.limit as usize);
+        Ok(Listed { orders, has_more })
+    }
+}

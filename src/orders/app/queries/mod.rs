@@ -1,0 +1,7 @@
+//! What only looks.
+
+mod get_order;
+mod list_orders;
+
+pub use get_order::GetOrder;
+pub use list_orders::{ListOrders, Listed};

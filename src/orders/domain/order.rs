@@ -1,0 +1,292 @@
+//! The order, its values and its transitions.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use uuid::{Builder, Uuid};
+
+use super::Status;
+
+/// Identifies an order: a UUIDv7 (RFC 9562) whose order is the order of creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OrderId(pub Uuid);
+
+impl OrderId {
+    /// A new id for an order created at `created_at`.
+    ///
+    /// The 12 bits after the milliseconds carry the microseconds (RFC 9562,
+    /// section 6.2, method 3), so sorting by id is sorting by `created_at` down
+    /// to the microsecond, whichever instance made the id. That lets the primary
+    /// key serve "newest first" and cursors without a second index.
+    pub fn at(created_at: Timestamp) -> Self {
+        let micros = created_at.as_microsecond().max(0).unsigned_abs();
+        // Microseconds within the millisecond, 0..1000, spread over 0..4096.
+        let fraction = (micros % 1000) * 4096 / 1000;
+        // The bytes of a v4 outside its fixed version and variant bits are random.
+        let entropy = Uuid::new_v4().into_bytes();
+        let mut tail = [0; 10];
+        tail[0] = (fraction >> 8) as u8;
+        tail[1] = (fraction & 0xff) as u8;
+        tail[2..8].copy_from_slice(&entropy[..6]);
+        tail[8..].copy_from_slice(&entropy[14..]);
+        Self(Builder::from_unix_timestamp_millis(micros / 1000, &tail).into_uuid())
+    }
+}
+
+impl fmt::Display for OrderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A plausible e-mail address: one `@`, 1 to 64 bytes before it, a domain with a
+/// dot behind it, at most 254 bytes in all, no spaces or control characters.
+///
+/// Plausible only: whether it receives mail is known by sending some.
+/// `Debug` hides the address, which must not reach a log by accident.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CustomerEmail(String);
+
+/// Why a text is no plausible address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EmailError {
+    /// Longer than an address may be (RFC 5321, as RFC 3696 erratum 1690 counts).
+    #[error("must be at most 254 bytes long")]
+    TooLong,
+    /// A space, a line break or another invisible character.
+    #[error("must not contain spaces or control characters")]
+    Invisible,
+    /// No `@`, or more than one.
+    #[error("must contain exactly one @")]
+    NotOneAt,
+    /// Nothing, or more than 64 bytes, before the `@`.
+    #[error("must have 1 to 64 bytes before the @")]
+    LocalPart,
+    /// No domain with a dot inside behind the `@`.
+    #[error("must have a domain with a dot after the @")]
+    Domain,
+}
+
+impl CustomerEmail {
+    /// Checks `text`.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn new(text: String) -> Result<Self, EmailError> {
+        const BYTES_MAX: usize = 254;
+        const LOCAL_BYTES_MAX: usize = 64;
+        if text.len() > BYTES_MAX {
+            return Err(EmailError::TooLong);
+        }
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(EmailError::Invisible);
+        }
+        let (local, domain) = text.split_once('@').ok_or(EmailError::NotOneAt)?;
+        if domain.contains('@') {
+            return Err(EmailError::NotOneAt);
+        }
+        if local.is_empty() || local.len() > LOCAL_BYTES_MAX {
+            return Err(EmailError::LocalPart);
+        }
+        if !domain.contains('.') || domain.split('.').any(str::is_empty) {
+            return Err(EmailError::Domain);
+        }
+        Ok(Self(text))
+    }
+
+    /// The address.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for CustomerEmail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CustomerEmail(..)")
+    }
+}
+
+/// An amount in cents, 1 to 2^53 - 1: every JSON reader holds it exactly (RFC 8259, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AmountCents(i64);
+
+/// The amount is outside 1..=9007199254740991.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be an integer from 1 to 9007199254740991")]
+pub struct AmountError;
+
+impl AmountCents {
+    /// The largest amount.
+    pub const MAX: i64 = 9_007_199_254_740_991;
+
+    /// Checks `cents`.
+    ///
+    /// # Errors
+    /// [`AmountError`] outside the range.
+    pub fn new(cents: i64) -> Result<Self, AmountError> {
+        if (1..=Self::MAX).contains(&cents) {
+            Ok(Self(cents))
+        } else {
+            Err(AmountError)
+        }
+    }
+
+    /// The amount in cents.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+/// An order as it stood at `updated_at`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Identity, and order of creation.
+    pub id: OrderId,
+    /// Who ordered.
+    pub customer_email: CustomerEmail,
+    /// For how much.
+    pub amount: AmountCents,
+    /// Where it stands.
+    pub status: Status,
+    /// When it was accepted, to the microsecond.
+    pub created_at: Timestamp,
+    /// When it last changed, to the microsecond.
+    pub updated_at: Timestamp,
+}
+
+/// Only a pending order can be canceled; this one is not pending any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the order is {0} and can no longer be canceled")]
+pub struct NotPending(pub Status);
+
+impl Order {
+    /// A new, pending order accepted at `now`, cut to the microsecond that the
+    /// database keeps, so that what is answered is what is stored.
+    pub fn create(customer_email: CustomerEmail, amount: AmountCents, now: Timestamp) -> Self {
+        let now = to_microsecond(now);
+        Self {
+            id: OrderId::at(now),
+            customer_email,
+            amount,
+            status: Status::Pending,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+
+    /// The order canceled at `now`; an order canceled before stays as it is.
+    ///
+    /// # Errors
+    /// [`NotPending`] once processing has begun.
+    pub fn cancel(&self, now: Timestamp) -> Result<Self, NotPending> {
+        match self.status {
+            Status::Canceled => Ok(self.clone()),
+            Status::Pending => Ok(Self {
+                status: Status::Canceled,
+                // Never before the creation, whatever another machine's clock says.
+                updated_at: to_microsecond(now).max(self.created_at),
+                ..self.clone()
+            }),
+            status => Err(NotPending(status)),
+        }
+    }
+}
+
+fn to_microsecond(timestamp: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(timestamp.as_microsecond()).unwrap_or(timestamp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_microsecond(micros).unwrap()
+    }
+
+    fn order(status: Status) -> Order {
+        let email = CustomerEmail::new("a@b.example".into()).unwrap();
+        let mut order = Order::create(email, AmountCents::new(1).unwrap(), at(5_000_000));
+        order.status = status;
+        order
+    }
+
+    #[test]
+    fn ids_sort_as_their_creation_times_to_the_microsecond() {
+        let start = 1_760_000_000_000_000;
+        let ids: Vec<OrderId> = (0..3000).map(|n| OrderId::at(at(start + n))).collect();
+        assert!(ids.is_sorted());
+        assert!(ids.iter().all(|id| id.0.get_version_num() == 7));
+    }
+
+    #[test]
+    fn ids_of_one_microsecond_differ() {
+        let ids: std::collections::HashSet<OrderId> =
+            (0..10_000).map(|_| OrderId::at(at(1))).collect();
+        assert_eq!(ids.len(), 10_000);
+    }
+
+    #[test]
+    fn plausible_addresses_are_taken() {
+        let longest = format!("{}@{}.example", "l".repeat(64), "d".repeat(254 - 65 - 8));
+        for text in ["a@b.co", "jürgen@straße.example", "o'neil+x@b.c.d", &longest] {
+            assert!(CustomerEmail::new(text.into()).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn implausible_addresses_are_refused_with_the_broken_rule() {
+        for (text, error) in [
+            ("", EmailError::NotOneAt),
+            ("ab.co", EmailError::NotOneAt),
+            ("a@b@c.co", EmailError::NotOneAt),
+            ("@b.co", EmailError::LocalPart),
+            (&format!("{}@b.co", "l".repeat(65)), EmailError::LocalPart),
+            ("a@", EmailError::Domain),
+            ("a@localhost", EmailError::Domain),
+            ("a@.co", EmailError::Domain),
+            ("a@b..co", EmailError::Domain),
+            ("a@b.", EmailError::Domain),
+            ("a b@c.co", EmailError::Invisible),
+            ("a@b.co\n", EmailError::Invisible),
+            ("a\0@b.co", EmailError::Invisible),
+            (&format!("a@{}.co", "d".repeat(250)), EmailError::TooLong),
+        ] {
+            assert_eq!(CustomerEmail::new(text.into()), Err(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn amounts_have_a_first_and_a_last() {
+        for (cents, fits) in [
+            (i64::MIN, false),
+            (0, false),
+            (1, true),
+            (AmountCents::MAX, true),
+            (AmountCents::MAX + 1, false),
+        ] {
+            assert_eq!(AmountCents::new(cents).is_ok(), fits, "{cents}");
+        }
+    }
+
+    #[test]
+    fn only_a_pending_order_can_be_canceled() {
+        let canceled = order(Status::Pending).cancel(at(6_000_000)).unwrap();
+        assert_eq!(canceled.status, Status::Canceled);
+        assert_eq!(canceled.updated_at, at(6_000_000));
+        for status in [Status::Processing, Status::Completed, Status::Failed] {
+            assert_eq!(order(status).cancel(at(6_000_000)), Err(NotPending(status)));
+        }
+    }
+
+    #[test]
+    fn canceling_again_changes_nothing() {
+        let canceled = order(Status::Pending).cancel(at(6_000_000)).unwrap();
+        assert_eq!(canceled.cancel(at(7_000_000)), Ok(canceled));
+    }
+
+    #[test]
+    fn an_address_stays_out_of_debug_output() {
+        assert!(!format!("{:?}", order(Status::Pending)).contains("b.example"));
+    }
+}

@@ -1,0 +1,41 @@
+//! Where events go.
+
+use bytes::Bytes;
+
+use crate::deadline::Deadline;
+use crate::orders::domain::{EventKind, OrderEvent, OrderId};
+
+/// An event as it travels: encoded once, and the same bytes at every repetition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// What happened; decides where the message goes.
+    pub kind: EventKind,
+    /// Whom it happened to; messages of one order keep their order.
+    pub order_id: OrderId,
+    /// The encoded event.
+    pub payload: Bytes,
+    /// W3C `traceparent` of the work that caused the event.
+    pub traceparent: Option<String>,
+}
+
+/// Why a message is not known to have arrived.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The bus is away or too slow; the message may or may not have arrived.
+    /// Publishing it again is harmless.
+    #[error("event bus unavailable: {0}")]
+    Unavailable(String),
+    /// The bus refuses this message for good.
+    #[error("event refused: {0}")]
+    Refused(String),
+}
+
+/// Publishes events to whoever listens, at least once.
+pub trait EventBus: Send + Sync {
+    /// The message that announces `event`, caused by the current trace.
+    fn encode(&self, event: &OrderEvent) -> Message;
+
+    /// Publishes `messages` and waits, until `deadline` at most, for each to be
+    /// acknowledged; one answer for each message, in their order.
+    fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>>;
+}

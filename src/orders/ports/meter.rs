@@ -1,0 +1,48 @@
+//! What the business counts.
+
+use super::Backlog;
+
+/// How a message about an order ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Processed now.
+    Completed,
+    /// Every attempt failed.
+    Failed,
+    /// Skipped: the customer canceled it first.
+    Canceled,
+    /// A replay of an order that had ended before; nothing changed.
+    Duplicate,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Outcome; 4] = [
+        Outcome::Completed,
+        Outcome::Failed,
+        Outcome::Canceled,
+        Outcome::Duplicate,
+    ];
+
+    /// The outcome as a metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Completed => "completed",
+            Outcome::Failed => "failed",
+            Outcome::Canceled => "canceled",
+            Outcome::Duplicate => "duplicate",
+        }
+    }
+}
+
+/// Counts what happens to orders. Never blocks.
+pub trait Meter: Send + Sync {
+    /// A new order was stored.
+    fn order_created(&self);
+    /// A repeated request got the first one's answer.
+    fn idempotency_hit(&self);
+    /// A message about an order was dealt with.
+    fn order_processed(&self, outcome: Outcome);
+    /// What waits in the outbox now.
+    fn outbox_backlog(&self, backlog: Backlog);
+}

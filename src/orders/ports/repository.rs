@@ -1,0 +1,86 @@
+//! Where orders are kept.
+
+use jiff::Timestamp;
+
+use crate::deadline::Deadline;
+use crate::orders::domain::{Order, OrderId, Status};
+
+use super::StoreError;
+
+/// Which orders to list, newest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Only orders with this status.
+    pub status: Option<Status>,
+    /// Only orders older than this one.
+    pub before: Option<OrderId>,
+    /// How many to pass over. Costs as much as reading them; `before` does not.
+    pub skip: u64,
+    /// How many at most.
+    pub limit: u32,
+}
+
+/// An order as a worker found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The order; `processing` if there is work to do.
+    pub order: Order,
+    /// Why it failed, if it did.
+    pub failure_reason: Option<String>,
+}
+
+/// Keeps orders. Every call waits for the store until its deadline at most.
+pub trait OrderRepository: Send + Sync {
+    /// The order, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn get(&self, id: OrderId, deadline: Deadline) -> Result<Option<Order>, StoreError>;
+
+    /// The orders of a page.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn list(&self, page: &Page, deadline: Deadline) -> Result<Vec<Order>, StoreError>;
+
+    /// Replaces `old` by `new` if the order still is as `old` says; whether it was.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn replace(&self, old: &Order, new: &Order, deadline: Deadline) -> Result<bool, StoreError>;
+
+    /// Takes up the pending ones of `ids` at `now`, all in one step, and tells how each of `ids`
+    /// then stands. Ids that no order has are missing from the answer.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn start_processing(
+        &self,
+        ids: &[OrderId],
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Vec<Started>, StoreError>;
+
+    /// Moves those of `ids` that are `processing` to `completed`; the orders moved.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn complete(
+        &self,
+        ids: &[OrderId],
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Vec<Order>, StoreError>;
+
+    /// Moves the order, if it is `processing`, to `failed`; the order, if it was.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn fail(
+        &self,
+        id: OrderId,
+        reason: &str,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Option<Order>, StoreError>;
+}

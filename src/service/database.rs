@@ -1,0 +1,110 @@
+//! The database as both programs use it.
+
+use std::io;
+use std::process;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::config::DatabaseSettings;
+use crate::database::migrations::{MigrationError, Migrator};
+use crate::database::{DatabaseConfig, DatabaseError, Hooks, Pool};
+use crate::deadline::Deadline;
+use crate::stop::StopSignal;
+use crate::telemetry::metrics::{DatabaseMetrics, Metrics};
+
+/// How long one try at migrating waits for another instance that is migrating.
+const LOCK_BUDGET: Duration = Duration::from_secs(60);
+/// The pause between tries while the database is away.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A database that cannot be migrated needs a person.
+const EXIT_MIGRATION: i32 = 1;
+
+/// The configuration for `settings`, under the name `application` in `pg_stat_activity`.
+pub fn database_config(settings: &DatabaseSettings, application: &str) -> DatabaseConfig {
+    DatabaseConfig {
+        max_conns: settings.max_conns,
+        max_idle_conns: settings.max_idle_conns,
+        conn_max_lifetime: settings.conn_max_lifetime,
+        application_name: application.to_owned(),
+        ..DatabaseConfig::new(
+            &settings.host,
+            settings.port,
+            &settings.user,
+            settings.password.expose(),
+            &settings.name,
+        )
+    }
+}
+
+/// The pool, with its metrics. Does no I/O.
+///
+/// # Errors
+/// When the configuration makes no sense.
+pub fn pool(config: DatabaseConfig, metrics: &Metrics) -> Result<Pool, DatabaseError> {
+    let hooks = Arc::new(DatabaseMeter(metrics.database.clone()));
+    let pool = Pool::with_hooks(config, hooks)?;
+    let (measured, gauges) = (pool.clone(), metrics.database.clone());
+    metrics.on_scrape(Box::new(move || {
+        let status = measured.status();
+        gauges.in_use.set(status.in_use.into());
+        gauges.idle.set(status.idle.into());
+        gauges.waiting.set(status.waiting.into());
+        gauges.max.set(status.max.into());
+    }));
+    Ok(pool)
+}
+
+struct DatabaseMeter(DatabaseMetrics);
+
+impl Hooks for DatabaseMeter {
+    fn query_finished(&self, name: &'static str, duration: Duration, ok: bool) {
+        let labels = [name];
+        let seconds = duration.as_secs_f64();
+        self.0.query_duration.with_label_values(&labels).observe(seconds);
+        if !ok {
+            self.0.query_errors.with_label_values(&labels).inc();
+        }
+    }
+
+    fn connection_waited(&self, duration: Duration) {
+        self.0.wait.observe(duration.as_secs_f64());
+    }
+}
+
+/// Starts the thread `migrations`, which brings the schema up to date as soon as the
+/// database is there, and ends. A database that cannot be migrated ends the process
+/// with code 1, saying how to mend it. The caller joins the thread.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start_migrations(
+    migrator: Migrator,
+    config: DatabaseConfig,
+    stop: StopSignal,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().name("migrations".into()).spawn(move || {
+        let mut said = String::new();
+        while !stop.is_stopped() {
+            match migrator.run(&config, Deadline::after(LOCK_BUDGET)) {
+                Ok(outcome) => {
+                    log::info!(applied = outcome.applied, version = outcome.to; "schema is up to date");
+                    return;
+                }
+                // Whether the database is away or refuses us, somebody may yet mend it.
+                Err(error @ (MigrationError::Locked | MigrationError::Database(_))) => {
+                    let reason = error.to_string();
+                    if reason != said {
+                        log::warn!("migrations wait: {reason}");
+                        said = reason;
+                    }
+                    stop.wait_for(PAUSE);
+                }
+                Err(error) => {
+                    log::error!("{error}");
+                    process::exit(EXIT_MIGRATION);
+                }
+            }
+        }
+    })
+}

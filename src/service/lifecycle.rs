@@ -1,0 +1,136 @@
+//! From the command line to the last log line.
+
+use std::io;
+use std::process;
+use std::thread;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::config::{self, CommandLine, ConfigErrors, LogConfig, Program, TelemetrySettings};
+use crate::deadline::Deadline;
+use crate::stop::StopSignal;
+use crate::telemetry::logging;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::tracing::{self, Sampler, Tracing, TracingConfig};
+use std::time::Duration;
+
+/// All that stopping may take (the seed's table of time-outs).
+pub const SHUTDOWN_BUDGET: Duration = Duration::from_secs(30);
+
+/// Of which this much is left when work that waits is cut short.
+const ABORT_BEFORE_END: Duration = Duration::from_secs(5);
+
+/// A command line or configuration that cannot be used.
+const EXIT_USAGE: i32 = 2;
+/// `EX_SOFTWARE` of sysexits.h: the supervisor should start us anew.
+const EXIT_SELF_CHECK: i32 = 70;
+
+/// Answers `--help` and `--version`, reads the configuration; ends the process
+/// with code 0 or 2 where that is all there is to do.
+pub fn load<C>(program: Program, from_env: fn() -> Result<C, ConfigErrors>) -> C {
+    let arguments = std::env::args_os().skip(1);
+    match config::command_line(program, arguments) {
+        CommandLine::Run => {}
+        CommandLine::Print(text) => {
+            println!("{text}");
+            process::exit(0);
+        }
+        CommandLine::Refuse(message) => fail(&message),
+    }
+    from_env().unwrap_or_else(|errors| fail(&errors.to_string()))
+}
+
+fn fail(message: &str) -> ! {
+    eprintln!("{message}");
+    process::exit(EXIT_USAGE);
+}
+
+/// Logs and spans of the process.
+pub struct Telemetry {
+    tracing: Tracing,
+}
+
+impl Telemetry {
+    /// Sets up logging, then tracing.
+    ///
+    /// # Errors
+    /// When the export's thread cannot be started.
+    pub fn start(
+        log: &LogConfig,
+        settings: &TelemetrySettings,
+        metrics: &Metrics,
+    ) -> io::Result<Self> {
+        let format = match log.format {
+            config::LogFormat::Json => logging::LogFormat::Json,
+            config::LogFormat::Text => logging::LogFormat::Text,
+        };
+        logging::init(&settings.service_name, log.level, format);
+        if let Some(note) = &settings.endpoint_note {
+            log::info!("{note}");
+        }
+        let sampler = Sampler::from_name(settings.sampler, settings.sampler_arg);
+        let config = TracingConfig {
+            service_name: settings.service_name.clone(),
+            endpoint: settings.otlp_endpoint.clone(),
+            sampler: sampler.unwrap_or(Sampler::ParentBasedAlwaysOn),
+            resource_attributes: settings.resource_attributes.clone(),
+        };
+        let tracing = tracing::init(config, &metrics.tracing)?;
+        Ok(Self { tracing })
+    }
+
+    /// Sends what spans are left, until `deadline` at most.
+    pub fn shutdown(self, deadline: Deadline) {
+        self.tracing.shutdown(deadline);
+    }
+}
+
+/// Waits for SIGTERM or SIGINT, or for `failed` to be given. From then on a second
+/// signal ends the process at once, with code 1.
+///
+/// # Errors
+/// When the signals cannot be caught.
+pub fn shutdown_signal() -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    // The iterator only ends when it is closed, which nobody does.
+    if let Some(signal) = signals.forever().next() {
+        log::info!(signal = signal; "stopping; a second signal ends the process at once");
+    }
+    thread::Builder::new()
+        .name("second-signal".into())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                log::warn!("second signal, not waiting any longer");
+                process::exit(1);
+            }
+        })?;
+    Ok(())
+}
+
+/// Starts the thread `shutdown-watchdog`: it gives `abort` when the shutdown's budget is
+/// nearly spent, and ends the process with code 1 when it is.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn watchdog(abort: StopSignal) -> io::Result<()> {
+    let end = Deadline::after(SHUTDOWN_BUDGET);
+    thread::Builder::new()
+        .name("shutdown-watchdog".into())
+        .spawn(move || {
+            // Nobody else gives this signal; it is a clock that can be waited on.
+            StopSignal::new().wait_for(SHUTDOWN_BUDGET - ABORT_BEFORE_END);
+            abort.stop();
+            StopSignal::new().wait_until(end);
+            log::error!("not everything ended within {SHUTDOWN_BUDGET:?}, ending anyway");
+            process::exit(1);
+        })?;
+    Ok(())
+}
+
+/// What the HTTP server's self-check calls: says why and ends the process with code 70, so
+/// that its supervisor starts it anew.
+pub fn exit_self_check(reason: &str) {
+    log::error!("self-check failed, ending so that the supervisor restarts us: {reason}");
+    process::exit(EXIT_SELF_CHECK);
+}

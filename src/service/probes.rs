@@ -1,0 +1,61 @@
+//! `/healthz`, `/readyz`, `/metrics`: answered from memory, outside the pool.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::health::Monitor;
+use crate::http_server::{Response, Router};
+use crate::stop::StopSignal;
+use crate::telemetry::metrics::{self, Metrics};
+
+/// What readiness depends on.
+pub struct Checks {
+    /// PostgreSQL and its schema.
+    pub database: Monitor,
+    /// Kafka and its topics.
+    pub kafka: Monitor,
+    /// Readiness fails once this is given.
+    pub stop: StopSignal,
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    status: &'static str,
+    checks: BTreeMap<&'static str, String>,
+}
+
+impl Checks {
+    fn readiness(&self) -> Response {
+        let verdicts = [
+            ("database", self.database.health()),
+            ("kafka", self.kafka.health()),
+        ];
+        let healthy = verdicts.iter().all(|(_, verdict)| verdict.is_ok());
+        let status = match (self.stop.is_stopped(), healthy) {
+            (true, _) => "stopping",
+            (false, true) => "ready",
+            (false, false) => "unready",
+        };
+        let word = |verdict: Result<(), String>| verdict.err().unwrap_or_else(|| "ok".into());
+        let readiness = Readiness {
+            status,
+            checks: verdicts.map(|(name, verdict)| (name, word(verdict))).into(),
+        };
+        let code = if status == "ready" { 200 } else { 503 };
+        // Strings and a map of strings: nothing in it can fail to serialize.
+        Response::json(code, serde_json::to_vec(&readiness).unwrap_or_default())
+    }
+}
+
+/// Adds the probes to `router`.
+pub fn probes(router: Router, checks: Checks, metrics: Metrics) -> Router {
+    router
+        .probe_get("/healthz", |_| Ok(Response::json(200, r#"{"status":"ok"}"#)))
+        .probe_get("/readyz", move |_| Ok(checks.readiness()))
+        .probe_get("/metrics", move |_| {
+            Ok(Response::new(200)
+                .header("Content-Type", metrics::CONTENT_TYPE)
+                .body(metrics.render()))
+        })
+}

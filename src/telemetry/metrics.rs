@@ -1,0 +1,545 @@
+//! Every metric of both programs, in one registry.
+//!
+//! The metrics are public fields, grouped by the folder that moves them, so
+//! that a name exists once and a typing error does not compile. Both programs
+//! register all of them: a metric without labels starts at 0, one with labels
+//! appears with its first value. Labels are bounded by the code (route
+//! templates, topics, statement names), never by what a client sends.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Media type of [`Metrics::render`]'s text.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Upper bounds in seconds: from a statement answered out of PostgreSQL's cache
+/// to the 30 s a request may take.
+const SECONDS: &[f64] = &[
+    0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0,
+];
+
+/// Upper bounds for counts of records.
+const RECORDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0];
+
+/// All metrics of the process. Cloning is cheap and shares them.
+#[derive(Clone)]
+pub struct Metrics {
+    /// The HTTP server.
+    pub http: HttpMetrics,
+    /// The Kafka client.
+    pub kafka: KafkaMetrics,
+    /// The database pool and its statements.
+    pub database: DatabaseMetrics,
+    /// What orders go through.
+    pub orders: OrdersMetrics,
+    /// The worker's consumer threads.
+    pub worker: WorkerMetrics,
+    /// The export of spans.
+    pub tracing: TracingMetrics,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    registry: Registry,
+    hooks: Mutex<Vec<Arc<Hook>>>,
+}
+
+type Hook = dyn Fn() + Send + Sync;
+
+/// Requests and the thread pool that answers them.
+#[derive(Clone, Debug)]
+pub struct HttpMetrics {
+    /// `http_request_duration_seconds{method,route,status}`: from the end of
+    /// the request head to the response written, waiting in the queue included.
+    pub duration: HistogramVec,
+    /// `http_requests_total{method,route,status}`.
+    pub requests: IntCounterVec,
+    /// `http_queue_wait_seconds`: time a request waited for a thread.
+    pub queue_wait: Histogram,
+    /// `http_threads`: threads of the pool.
+    pub threads: IntGauge,
+    /// `http_threads_busy`: threads that are answering a request.
+    pub threads_busy: IntGauge,
+    /// `http_queue_depth`: requests waiting for a thread.
+    pub queue_depth: IntGauge,
+    /// `http_requests_shed_total{reason}`: requests refused unhandled.
+    pub shed: IntCounterVec,
+    /// `http_handler_panics_total`.
+    pub panics: IntCounter,
+}
+
+/// Producer and consumer.
+#[derive(Clone, Debug)]
+pub struct KafkaMetrics {
+    /// `kafka_producer_latency_seconds{topic}`: from handing a record over to
+    /// its acknowledgement.
+    pub producer_latency: HistogramVec,
+    /// `kafka_producer_errors_total{topic}`: records that failed for good.
+    pub producer_errors: IntCounterVec,
+    /// `kafka_producer_batch_records`: records that shared one request's batch.
+    pub batch_records: Histogram,
+    /// `kafka_consumer_lag{topic,partition,group}`: records behind the end.
+    pub consumer_lag: IntGaugeVec,
+    /// `kafka_consumer_records_total{topic}`: records handed out by polls.
+    pub consumer_records: IntCounterVec,
+    /// `kafka_consumer_rebalances_total{group}`.
+    pub rebalances: IntCounterVec,
+    /// `kafka_consumer_commit_failures_total{group}`.
+    pub commit_failures: IntCounterVec,
+}
+
+/// Statements and pool occupancy.
+#[derive(Clone, Debug)]
+pub struct DatabaseMetrics {
+    /// `db_query_duration_seconds{query}`: by statement name.
+    pub query_duration: HistogramVec,
+    /// `db_query_errors_total{query}`.
+    pub query_errors: IntCounterVec,
+    /// `db_connections_in_use`.
+    pub in_use: IntGauge,
+    /// `db_connections_idle`.
+    pub idle: IntGauge,
+    /// `db_connections_waiting`: threads that wait for a connection.
+    pub waiting: IntGauge,
+    /// `db_connections_max`.
+    pub max: IntGauge,
+    /// `db_connection_wait_seconds`: time spent waiting for a connection.
+    pub wait: Histogram,
+}
+
+/// What orders go through.
+#[derive(Clone, Debug)]
+pub struct OrdersMetrics {
+    /// `orders_created_total`.
+    pub created: IntCounter,
+    /// `orders_processed_total{outcome}`: completed, failed, canceled, duplicate.
+    pub processed: IntCounterVec,
+    /// `order_processing_duration_seconds`: one order's processing step.
+    pub processing_duration: Histogram,
+    /// `orders_dead_lettered_total{reason}`: messages sent to the dead-letter topic.
+    pub dead_lettered: IntCounterVec,
+    /// `idempotency_hits_total`: answers replayed to a key seen before.
+    pub idempotency_hits: IntCounter,
+    /// `idempotency_keys_swept_total`: expired keys deleted.
+    pub idempotency_swept: IntCounter,
+    /// `outbox_backlog`: rows not yet published.
+    pub outbox_backlog: IntGauge,
+    /// `outbox_oldest_seconds`: age of the oldest such row.
+    pub outbox_oldest_seconds: Gauge,
+    /// `outbox_published_total`: rows published by the relay.
+    pub outbox_published: IntCounter,
+    /// `circuit_breaker_state{name}`: 0 closed, 1 half-open, 2 open.
+    pub circuit_breaker_state: IntGaugeVec,
+}
+
+/// The worker's consumer threads.
+#[derive(Clone, Debug)]
+pub struct WorkerMetrics {
+    /// `worker_threads`.
+    pub threads: IntGauge,
+    /// `worker_threads_busy`: threads that are processing orders.
+    pub threads_busy: IntGauge,
+}
+
+/// The export of spans.
+#[derive(Clone, Debug)]
+pub struct TracingMetrics {
+    /// `otel_spans_exported_total`.
+    pub exported: IntCounter,
+    /// `otel_spans_dropped_total`: the queue was full or the collector away.
+    pub dropped: IntCounter,
+}
+
+impl Metrics {
+    /// Registers every metric, and the process's own (`process_*`).
+    ///
+    /// # Panics
+    /// If two metrics of this file bear one name; the tests would show it.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let register = Registrar(&registry);
+        #[cfg(target_os = "linux")]
+        register.add(prometheus::process_collector::ProcessCollector::for_self());
+        register
+            .int_gauges(
+                "tbd_build_info",
+                "Always 1; the version is the label.",
+                &["version"],
+            )
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        Self {
+            http: HttpMetrics::new(&register),
+            kafka: KafkaMetrics::new(&register),
+            database: DatabaseMetrics::new(&register),
+            orders: OrdersMetrics::new(&register),
+            worker: WorkerMetrics::new(&register),
+            tracing: TracingMetrics::new(&register),
+            shared: Arc::new(Shared {
+                registry,
+                hooks: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Adds a function that runs before each [`render`](Self::render), for
+    /// gauges that are read rather than kept. It must not block.
+    pub fn on_scrape(&self, hook: Box<dyn Fn() + Send + Sync>) {
+        self.hooks().push(Arc::from(hook));
+    }
+
+    /// The Prometheus text of all metrics, after running the scrape hooks.
+    pub fn render(&self) -> String {
+        // Copied, so that no lock is held while foreign code runs.
+        let hooks = self.hooks().clone();
+        hooks.iter().for_each(|hook| hook());
+        let mut text = String::with_capacity(32 * 1024);
+        if let Err(error) =
+            TextEncoder::new().encode_utf8(&self.shared.registry.gather(), &mut text)
+        {
+            log::error!(error:%; "rendering the metrics failed");
+        }
+        text
+    }
+
+    fn hooks(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Hook>>> {
+        self.shared
+            .hooks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+const REQUEST_LABELS: &[&str] = &["method", "route", "status"];
+
+impl HttpMetrics {
+    fn new(register: &Registrar<'_>) -> Self {
+        Self {
+            duration: register.histograms(
+                "http_request_duration_seconds",
+                "Time from the end of the request head to the response.",
+                SECONDS,
+                REQUEST_LABELS,
+            ),
+            requests: register.counters(
+                "http_requests_total",
+                "Requests answered.",
+                REQUEST_LABELS,
+            ),
+            queue_wait: register.histogram(
+                "http_queue_wait_seconds",
+                "Time requests waited for a thread.",
+                SECONDS,
+            ),
+            threads: register.int_gauge("http_threads", "Threads that answer requests."),
+            threads_busy: register.int_gauge(
+                "http_threads_busy",
+                "Threads that are answering a request right now.",
+            ),
+            queue_depth: register.int_gauge(
+                "http_queue_depth",
+                "Requests waiting for a thread right now.",
+            ),
+            shed: register.counters(
+                "http_requests_shed_total",
+                "Requests refused without being handled, because of load.",
+                &["reason"],
+            ),
+            panics: register.counter("http_handler_panics_total", "Handlers that panicked."),
+        }
+    }
+}
+
+impl KafkaMetrics {
+    fn new(register: &Registrar<'_>) -> Self {
+        Self {
+            producer_latency: register.histograms(
+                "kafka_producer_latency_seconds",
+                "Time from handing a record over to its acknowledgement.",
+                SECONDS,
+                &["topic"],
+            ),
+            producer_errors: register.counters(
+                "kafka_producer_errors_total",
+                "Records whose publishing failed for good.",
+                &["topic"],
+            ),
+            batch_records: register.histogram(
+                "kafka_producer_batch_records",
+                "Records per batch sent.",
+                RECORDS,
+            ),
+            consumer_lag: register.int_gauges(
+                "kafka_consumer_lag",
+                "Records between the group's position and the end of the partition.",
+                &["topic", "partition", "group"],
+            ),
+            consumer_records: register.counters(
+                "kafka_consumer_records_total",
+                "Records consumed.",
+                &["topic"],
+            ),
+            rebalances: register.counters(
+                "kafka_consumer_rebalances_total",
+                "Rebalances that members of this process took part in.",
+                &["group"],
+            ),
+            commit_failures: register.counters(
+                "kafka_consumer_commit_failures_total",
+                "Offset commits that failed.",
+                &["group"],
+            ),
+        }
+    }
+}
+
+impl DatabaseMetrics {
+    fn new(register: &Registrar<'_>) -> Self {
+        Self {
+            query_duration: register.histograms(
+                "db_query_duration_seconds",
+                "Time one statement took, by its name.",
+                SECONDS,
+                &["query"],
+            ),
+            query_errors: register.counters(
+                "db_query_errors_total",
+                "Statements that failed, by their name.",
+                &["query"],
+            ),
+            in_use: register.int_gauge("db_connections_in_use", "Connections doing work."),
+            idle: register.int_gauge("db_connections_idle", "Connections open and unused."),
+            waiting: register.int_gauge(
+                "db_connections_waiting",
+                "Threads waiting for a connection right now.",
+            ),
+            max: register.int_gauge("db_connections_max", "Connections the pool may open."),
+            wait: register.histogram(
+                "db_connection_wait_seconds",
+                "Time spent waiting for a connection.",
+                SECONDS,
+            ),
+        }
+    }
+}
+
+impl OrdersMetrics {
+    fn new(register: &Registrar<'_>) -> Self {
+        Self {
+            created: register.counter("orders_created_total", "Orders created."),
+            processed: register.counters(
+                "orders_processed_total",
+                "Orders processed: completed, failed, canceled (skipped), duplicate (replayed).",
+                &["outcome"],
+            ),
+            processing_duration: register.histogram(
+                "order_processing_duration_seconds",
+                "Time the processing step of one order took.",
+                SECONDS,
+            ),
+            dead_lettered: register.counters(
+                "orders_dead_lettered_total",
+                "Messages sent to the dead-letter topic.",
+                &["reason"],
+            ),
+            idempotency_hits: register.counter(
+                "idempotency_hits_total",
+                "Requests answered from a stored response.",
+            ),
+            idempotency_swept: register.counter(
+                "idempotency_keys_swept_total",
+                "Expired idempotency keys deleted.",
+            ),
+            outbox_backlog: register.int_gauge("outbox_backlog", "Outbox rows not yet published."),
+            outbox_oldest_seconds: register.gauge(
+                "outbox_oldest_seconds",
+                "Age of the oldest outbox row not yet published.",
+            ),
+            outbox_published: register.counter(
+                "outbox_published_total",
+                "Outbox rows published by the relay.",
+            ),
+            circuit_breaker_state: register.int_gauges(
+                "circuit_breaker_state",
+                "0 closed, 1 half-open, 2 open.",
+                &["name"],
+            ),
+        }
+    }
+}
+
+impl WorkerMetrics {
+    fn new(register: &Registrar<'_>) -> Self {
+        Self {
+            threads: register.int_gauge("worker_threads", "Threads that consume events."),
+            threads_busy: register.int_gauge(
+                "worker_threads_busy",
+                "Threads that are processing orders right now.",
+            ),
+        }
+    }
+}
+
+impl TracingMetrics {
+    fn new(register: &Registrar<'_>) -> Self {
+        Self {
+            exported: register
+                .counter("otel_spans_exported_total", "Spans the collector accepted."),
+            dropped: register.counter(
+                "otel_spans_dropped_total",
+                "Spans dropped: the queue was full or the collector away.",
+            ),
+        }
+    }
+}
+
+/// Makes metrics and registers them. The names are this file's constants: a
+/// failure is a mistake in it, which every test of the file meets.
+struct Registrar<'a>(&'a Registry);
+
+impl Registrar<'_> {
+    fn add<C: Collector + 'static>(&self, collector: C) {
+        self.0
+            .register(Box::new(collector))
+            .expect("metric names of this file are valid and unique");
+    }
+
+    fn keep<C: Collector + Clone + 'static>(&self, collector: prometheus::Result<C>) -> C {
+        let collector = collector.expect("metric definitions of this file are valid");
+        self.add(collector.clone());
+        collector
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.keep(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.keep(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.keep(Gauge::new(name, help))
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.keep(IntGauge::new(name, help))
+    }
+
+    fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.keep(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.keep(Histogram::with_opts(options))
+    }
+
+    fn histograms(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.keep(HistogramVec::new(options, labels))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_without_labels_start_at_zero() {
+        let text = Metrics::new().render();
+        for line in [
+            "orders_created_total 0",
+            "idempotency_hits_total 0",
+            "otel_spans_dropped_total 0",
+            "outbox_backlog 0",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "no `{line}` in\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_scrape_hook_sets_what_the_same_scrape_shows() {
+        let metrics = Metrics::new();
+        let in_use = metrics.database.in_use.clone();
+        metrics.on_scrape(Box::new(move || in_use.set(7)));
+        assert!(metrics.render().contains("\ndb_connections_in_use 7\n"));
+    }
+
+    #[test]
+    fn the_names_promised_to_dashboards_are_there() {
+        let metrics = Metrics::new();
+        let request = &["GET", "/v1/orders/{id}", "200"];
+        metrics.http.requests.with_label_values(request).inc();
+        metrics
+            .http
+            .duration
+            .with_label_values(request)
+            .observe(0.1);
+        metrics
+            .kafka
+            .producer_latency
+            .with_label_values(&["t"])
+            .observe(0.1);
+        metrics
+            .kafka
+            .consumer_lag
+            .with_label_values(&["t", "0", "g"])
+            .set(1);
+        metrics
+            .database
+            .query_duration
+            .with_label_values(&["q"])
+            .observe(0.1);
+        metrics
+            .orders
+            .processed
+            .with_label_values(&["completed"])
+            .inc();
+        metrics
+            .orders
+            .circuit_breaker_state
+            .with_label_values(&["kafka"])
+            .set(2);
+        let text = metrics.render();
+        for start in [
+            "http_request_duration_seconds_count{method=\"GET\",route=\"/v1/orders/{id}\",status=\"200\"} 1",
+            "http_requests_total{method=\"GET\",route=\"/v1/orders/{id}\",status=\"200\"} 1",
+            "kafka_producer_latency_seconds_sum{topic=\"t\"} 0.1",
+            "kafka_consumer_lag{group=\"g\",partition=\"0\",topic=\"t\"} 1",
+            "db_query_duration_seconds_count{query=\"q\"} 1",
+            "orders_created_total 0",
+            "orders_processed_total{outcome=\"completed\"} 1",
+            "circuit_breaker_state{name=\"kafka\"} 2",
+            "process_resident_memory_bytes ",
+            "tbd_build_info{version=",
+        ] {
+            assert!(
+                text.lines().any(|line| line.starts_with(start)),
+                "no `{start}` in\n{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Names of span attributes, as OpenTelemetry's semantic conventions have them.
+//!
+//! Source: `open-telemetry/semantic-conventions` after v1.44.0. The HTTP and
+//! database names are stable; the messaging names are still "in development"
+//! upstream and may change, which is why they are written down here alone.
+
+// Any span.
+/// What kind of failure ended the operation; of low cardinality.
+pub const ERROR_TYPE: &str = "error.type";
+/// Host name or address of the server side.
+pub const SERVER_ADDRESS: &str = "server.address";
+/// Port of the server side.
+pub const SERVER_PORT: &str = "server.port";
+/// The error's text, on an `exception` event.
+pub const EXCEPTION_MESSAGE: &str = "exception.message";
+/// The error's type, on an `exception` event.
+pub const EXCEPTION_TYPE: &str = "exception.type";
+
+// HTTP server spans (stable). Name: `{method} {http.route}`, or the method
+// alone; status 5xx is an error, 4xx is not.
+/// The method, `_OTHER` if it is not a known one.
+pub const HTTP_REQUEST_METHOD: &str = "http.request.method";
+/// The method as it was sent, if it is not a known one.
+pub const HTTP_REQUEST_METHOD_ORIGINAL: &str = "http.request.method_original";
+/// The status code, an integer.
+pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
+/// The route's template, never the raw path.
+pub const HTTP_ROUTE: &str = "http.route";
+/// Path of the request's target.
+pub const URL_PATH: &str = "url.path";
+/// Query of the request's target.
+pub const URL_QUERY: &str = "url.query";
+/// `http` here.
+pub const URL_SCHEME: &str = "url.scheme";
+/// The client's address as far as it is known.
+pub const CLIENT_ADDRESS: &str = "client.address";
+/// Address of the connection's other end.
+pub const NETWORK_PEER_ADDRESS: &str = "network.peer.address";
+/// Port of the connection's other end.
+pub const NETWORK_PEER_PORT: &str = "network.peer.port";
+/// `1.0` or `1.1`.
+pub const NETWORK_PROTOCOL_VERSION: &str = "network.protocol.version";
+/// The `User-Agent` header.
+pub const USER_AGENT_ORIGINAL: &str = "user_agent.original";
+
+// Database client spans (stable). Name: `{db.query.summary}`.
+/// [`POSTGRESQL`] here.
+pub const DB_SYSTEM_NAME: &str = "db.system.name";
+/// Value of [`DB_SYSTEM_NAME`].
+pub const POSTGRESQL: &str = "postgresql";
+/// Database and schema, `tbd|public`.
+pub const DB_NAMESPACE: &str = "db.namespace";
+/// `INSERT`, `SELECT`, ...
+pub const DB_OPERATION_NAME: &str = "db.operation.name";
+/// The main table.
+pub const DB_COLLECTION_NAME: &str = "db.collection.name";
+/// Operation and target in a few words: `INSERT orders`.
+pub const DB_QUERY_SUMMARY: &str = "db.query.summary";
+/// The statement, with placeholders.
+pub const DB_QUERY_TEXT: &str = "db.query.text";
+/// The SQLSTATE of a failure.
+pub const DB_RESPONSE_STATUS_CODE: &str = "db.response.status_code";
+
+// Messaging spans (in development upstream). Name: `{operation} {destination}`.
+/// [`KAFKA`] here.
+pub const MESSAGING_SYSTEM: &str = "messaging.system";
+/// Value of [`MESSAGING_SYSTEM`].
+pub const KAFKA: &str = "kafka";
+/// What the client calls the operation: `send`, `poll`, `process`, `commit`.
+pub const MESSAGING_OPERATION_NAME: &str = "messaging.operation.name";
+/// The operation's kind: `create`, `send`, `receive`, `process`, `settle`.
+pub const MESSAGING_OPERATION_TYPE: &str = "messaging.operation.type";
+/// The topic.
+pub const MESSAGING_DESTINATION_NAME: &str = "messaging.destination.name";
+/// The partition, as text.
+pub const MESSAGING_DESTINATION_PARTITION_ID: &str = "messaging.destination.partition.id";
+/// The consumer group.
+pub const MESSAGING_CONSUMER_GROUP_NAME: &str = "messaging.consumer.group.name";
+/// The client's id.
+pub const MESSAGING_CLIENT_ID: &str = "messaging.client.id";
+/// Messages in a batch; absent for single messages.
+pub const MESSAGING_BATCH_MESSAGE_COUNT: &str = "messaging.batch.message_count";
+/// The message's own id: the event's.
+pub const MESSAGING_MESSAGE_ID: &str = "messaging.message.id";
+/// The record's offset, an integer.
+pub const MESSAGING_KAFKA_OFFSET: &str = "messaging.kafka.offset";
+/// The record's key.
+pub const MESSAGING_KAFKA_MESSAGE_KEY: &str = "messaging.kafka.message.key";
+/// Whether the record's value is null.
+pub const MESSAGING_KAFKA_MESSAGE_TOMBSTONE: &str = "messaging.kafka.message.tombstone";
+
+// Resource: who sends.
+/// Name of the service.
+pub const SERVICE_NAME: &str = "service.name";
+/// Version of the service.
+pub const SERVICE_VERSION: &str = "service.version";
+/// One running process of the service.
+pub const SERVICE_INSTANCE_ID: &str = "service.instance.id";
+/// The process's number.
+pub const PROCESS_PID: &str = "process.pid";
+/// `opentelemetry`.
+pub const TELEMETRY_SDK_NAME: &str = "telemetry.sdk.name";
+/// `rust`.
+pub const TELEMETRY_SDK_LANGUAGE: &str = "telemetry.sdk.language";
+/// Version of `opentelemetry_sdk`.
+pub const TELEMETRY_SDK_VERSION: &str = "telemetry.sdk.version";
+
+// tbd's own.
+/// The order a span is about.
+pub const ORDER_ID: &str = "tbd.order.id";

@@ -1,0 +1,514 @@
+//! OpenTelemetry traces for synchronous code.
+//!
+//! The *current* context belongs to the thread: a [`SpanGuard`] makes its span
+//! current while it lives, and spans begun meanwhile become its children. Work
+//! that moves to another thread takes [`SpanGuard::context`] along and begins
+//! its spans there with [`span_in`]; work that moves to another process takes
+//! [`inject`]'s text along.
+//!
+//! Trace and span ids exist always, also when nothing is exported or a trace is
+//! not sampled: logs, error bodies and `X-Request-Id` use them. In those cases
+//! a span costs its ids and no more; attributes given as a closure are not
+//! built.
+//!
+//! ```
+//! use tbd::telemetry::tracing::{KeyValue, SpanKind, span};
+//!
+//! let span = span("INSERT orders", SpanKind::Client, || {
+//!     vec![KeyValue::new("db.system.name", "postgresql")]
+//! });
+//! span.set("db.response.status_code", "23505");
+//! span.fail("23505", "the key is taken");
+//! ```
+
+mod export;
+mod otlp;
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::{PoisonError, RwLock};
+
+use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use opentelemetry::trace::{
+    Link, Span as _, SpanBuilder, Status, TraceContextExt, Tracer as _, TracerProvider as _,
+};
+use opentelemetry::{ContextGuard, InstrumentationScope};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+
+pub use opentelemetry::trace::{SpanContext, SpanKind};
+pub use opentelemetry::{Context, Key, KeyValue, Value};
+
+use super::metrics::TracingMetrics;
+use super::semconv;
+use crate::deadline::Deadline;
+use export::Exporter;
+
+/// The name tbd's spans bear as their origin.
+const SCOPE: &str = "tbd";
+/// The longest text an attribute carries, in bytes; the rest is cut off. With
+/// the SDK's own limit of 128 attributes it bounds what one span can hold.
+const VALUE_BYTES_MAX: usize = 1024;
+
+/// Which traces are recorded, as `OTEL_TRACES_SAMPLER` names it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampler {
+    /// `always_on`.
+    AlwaysOn,
+    /// `always_off`.
+    AlwaysOff,
+    /// `traceidratio`: this share of all traces, 0 to 1.
+    TraceIdRatio(f64),
+    /// `parentbased_always_on`: as the caller decided, else always. The default.
+    ParentBasedAlwaysOn,
+    /// `parentbased_always_off`: as the caller decided, else never.
+    ParentBasedAlwaysOff,
+    /// `parentbased_traceidratio`: as the caller decided, else this share.
+    ParentBasedTraceIdRatio(f64),
+}
+
+impl Sampler {
+    /// The sampler of this name, with `OTEL_TRACES_SAMPLER_ARG` as its ratio.
+    pub fn from_name(name: &str, ratio: f64) -> Option<Self> {
+        Some(match name {
+            "always_on" => Self::AlwaysOn,
+            "always_off" => Self::AlwaysOff,
+            "traceidratio" => Self::TraceIdRatio(ratio),
+            "parentbased_always_on" => Self::ParentBasedAlwaysOn,
+            "parentbased_always_off" => Self::ParentBasedAlwaysOff,
+            "parentbased_traceidratio" => Self::ParentBasedTraceIdRatio(ratio),
+            _ => return None,
+        })
+    }
+
+    fn to_sdk(self) -> opentelemetry_sdk::trace::Sampler {
+        use opentelemetry_sdk::trace::Sampler as Sdk;
+        match self {
+            Self::AlwaysOn => Sdk::AlwaysOn,
+            Self::AlwaysOff => Sdk::AlwaysOff,
+            Self::TraceIdRatio(ratio) => Sdk::TraceIdRatioBased(ratio),
+            Self::ParentBasedAlwaysOn => Sdk::ParentBased(Box::new(Sdk::AlwaysOn)),
+            Self::ParentBasedAlwaysOff => Sdk::ParentBased(Box::new(Sdk::AlwaysOff)),
+            Self::ParentBasedTraceIdRatio(ratio) => {
+                Sdk::ParentBased(Box::new(Sdk::TraceIdRatioBased(ratio)))
+            }
+        }
+    }
+}
+
+/// What [`init`] needs to know.
+#[derive(Clone, Debug)]
+pub struct TracingConfig {
+    /// `service.name`.
+    pub service_name: String,
+    /// The collector's base URL, `http://host:4318`; `/v1/traces` is appended.
+    /// `None`: nothing is recorded or exported.
+    pub endpoint: Option<String>,
+    /// Which traces are recorded.
+    pub sampler: Sampler,
+    /// More attributes of the process; they win over our own, `service.name` excepted.
+    pub resource_attributes: Vec<(String, String)>,
+}
+
+/// Owner of the export: spans are recorded while it lives.
+#[derive(Debug)]
+pub struct Tracing {
+    provider: SdkTracerProvider,
+    exporter: Option<Exporter>,
+}
+
+/// The process's tracer; `None` before [`init`].
+static TRACER: RwLock<Option<SdkTracer>> = RwLock::new(None);
+
+/// Sets up the process's tracing; called once, by `main`. Does no I/O itself.
+///
+/// # Errors
+/// If the operating system gives no thread for the export.
+pub fn init(config: TracingConfig, metrics: &TracingMetrics) -> std::io::Result<Tracing> {
+    let tracing = Tracing::start(config, metrics)?;
+    *TRACER.write().unwrap_or_else(PoisonError::into_inner) = Some(tracing.tracer());
+    Ok(tracing)
+}
+
+impl Tracing {
+    fn start(config: TracingConfig, metrics: &TracingMetrics) -> std::io::Result<Self> {
+        let exporter = match &config.endpoint {
+            None => None,
+            Some(endpoint) => Some(Exporter::start(
+                format!("{}/v1/traces", endpoint.trim_end_matches('/')),
+                resource(&config),
+                otlp::Scope {
+                    name: SCOPE.to_owned(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                },
+                metrics.clone(),
+            )?),
+        };
+        let builder = SdkTracerProvider::builder()
+            // The SDK's default would read the environment a second time.
+            .with_resource(Resource::builder_empty().build());
+        let provider = match &exporter {
+            None => builder.with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff),
+            Some(exporter) => builder
+                .with_sampler(config.sampler.to_sdk())
+                .with_span_processor(exporter.processor()),
+        }
+        .build();
+        Ok(Self { provider, exporter })
+    }
+
+    fn tracer(&self) -> SdkTracer {
+        self.provider
+            .tracer_with_scope(InstrumentationScope::builder(SCOPE).build())
+    }
+
+    /// Sends the spans that have ended, until `deadline`, and ends the export
+    /// thread. Spans that end later are dropped and counted. Waits for the
+    /// collector until `deadline`, and returns whether the thread had ended.
+    pub fn shutdown(mut self, deadline: Deadline) -> bool {
+        self.exporter
+            .take()
+            .is_none_or(|mut exporter| exporter.close(deadline))
+    }
+}
+
+impl Drop for Tracing {
+    /// Without [`shutdown`](Tracing::shutdown), what is queued is dropped and
+    /// the thread joined, which waits for a request to the collector that is
+    /// under way (5 s at most).
+    fn drop(&mut self) {
+        if let Some(mut exporter) = self.exporter.take() {
+            exporter.abandon();
+        }
+    }
+}
+
+fn resource(config: &TracingConfig) -> otlp::Resource {
+    let mut attributes = vec![
+        KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
+        KeyValue::new(
+            semconv::SERVICE_INSTANCE_ID,
+            uuid::Uuid::now_v7().to_string(),
+        ),
+        KeyValue::new(semconv::PROCESS_PID, i64::from(std::process::id())),
+        KeyValue::new(semconv::TELEMETRY_SDK_NAME, "opentelemetry"),
+        KeyValue::new(semconv::TELEMETRY_SDK_LANGUAGE, "rust"),
+    ];
+    let given = config
+        .resource_attributes
+        .iter()
+        .map(|(key, value)| KeyValue::new(key.clone(), value.clone()))
+        .chain([KeyValue::new(
+            semconv::SERVICE_NAME,
+            config.service_name.clone(),
+        )]);
+    for attribute in given {
+        attributes.retain(|other| other.key != attribute.key);
+        attributes.push(attribute);
+    }
+    otlp::Resource {
+        attributes: otlp::attributes(&attributes),
+    }
+}
+
+/// Attributes for a new span: a list, or a closure that makes one and is only
+/// called if the span is recorded.
+pub trait Attributes {
+    /// The attributes.
+    fn build(self) -> impl IntoIterator<Item = KeyValue>;
+}
+
+impl Attributes for Vec<KeyValue> {
+    fn build(self) -> impl IntoIterator<Item = KeyValue> {
+        self
+    }
+}
+
+impl<const N: usize> Attributes for [KeyValue; N] {
+    fn build(self) -> impl IntoIterator<Item = KeyValue> {
+        self
+    }
+}
+
+impl<F, I> Attributes for F
+where
+    F: FnOnce() -> I,
+    I: IntoIterator<Item = KeyValue>,
+{
+    fn build(self) -> impl IntoIterator<Item = KeyValue> {
+        self()
+    }
+}
+
+/// Begins a span as a child of the thread's current one and makes it current.
+pub fn span(
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+) -> SpanGuard {
+    span_in(&Context::current(), name, kind, attributes, Vec::new())
+}
+
+/// Begins a span as a child of `parent`'s (a context from elsewhere), linked to
+/// `links`, and makes it current. `Context::new()` as the parent begins a trace.
+pub fn span_in(
+    parent: &Context,
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+    links: Vec<SpanContext>,
+) -> SpanGuard {
+    start(&tracer(), parent, name.into(), kind, attributes, links).into_current()
+}
+
+/// As [`span_in`], but the span does not become the thread's current one: for
+/// work on many things at once, of which each has its own trace.
+pub fn detached_span_in(
+    parent: &Context,
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+) -> DetachedSpan {
+    start(&tracer(), parent, name.into(), kind, attributes, Vec::new())
+}
+
+/// A span under way that is not any thread's current one. Ends when dropped.
+#[derive(Debug)]
+pub struct DetachedSpan(Context);
+
+impl DetachedSpan {
+    /// Makes the span the thread's current one for as long as the guard lives.
+    pub fn enter(&self) -> ContextGuard {
+        self.0.clone().attach()
+    }
+
+    fn into_current(self) -> SpanGuard {
+        SpanGuard {
+            attached: Some(self.0.clone().attach()),
+            span: self,
+            not_send: PhantomData,
+        }
+    }
+}
+
+fn start(
+    tracer: &SdkTracer,
+    parent: &Context,
+    name: Cow<'static, str>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+    links: Vec<SpanContext>,
+) -> DetachedSpan {
+    let mut builder = SpanBuilder::from_name(name).with_kind(kind);
+    if !links.is_empty() {
+        builder = builder.with_links(links.into_iter().map(Link::with_context).collect());
+    }
+    let mut span = tracer.build_with_context(builder, parent);
+    if span.is_recording() {
+        for mut attribute in attributes.build() {
+            attribute.value = bounded(attribute.value);
+            span.set_attribute(attribute);
+        }
+    }
+    DetachedSpan(parent.with_span(span))
+}
+
+/// The process's tracer.
+fn tracer() -> SdkTracer {
+    let tracer = TRACER.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tracer) = tracer.as_ref() {
+        return tracer.clone();
+    }
+    drop(tracer);
+    let mut tracer = TRACER.write().unwrap_or_else(PoisonError::into_inner);
+    tracer
+        .get_or_insert_with(|| {
+            // Before `init`, in tests mostly: ids alone.
+            SdkTracerProvider::builder()
+                .with_resource(Resource::builder_empty().build())
+                .with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff)
+                .build()
+                .tracer(SCOPE)
+        })
+        .clone()
+}
+
+impl DetachedSpan {
+    /// Whether attributes and events are kept; if not, do not compute them.
+    pub fn is_recording(&self) -> bool {
+        self.0.span().is_recording()
+    }
+
+    /// Sets an attribute; a text longer than 1 KiB is cut.
+    pub fn set(&self, key: impl Into<Key>, value: impl Into<Value>) {
+        let span = self.0.span();
+        if span.is_recording() {
+            span.set_attribute(KeyValue::new(key.into(), bounded(value.into())));
+        }
+    }
+
+    /// Gives the span another name, once more is known than at its beginning.
+    pub fn rename(&self, name: impl Into<Cow<'static, str>>) {
+        self.0.span().update_name(name);
+    }
+
+    /// Marks the span as failed: status `Error` with `message`, `error.type`
+    /// (of low cardinality: a code, a kind) and an `exception` event.
+    pub fn fail(&self, error_type: &str, message: &str) {
+        let span = self.0.span();
+        if !span.is_recording() {
+            return;
+        }
+        let error_type = || bounded(Value::from(error_type.to_owned()));
+        let message = || bounded(Value::from(message.to_owned()));
+        span.set_attribute(KeyValue::new(semconv::ERROR_TYPE, error_type()));
+        span.add_event(
+            "exception",
+            vec![
+                KeyValue::new(semconv::EXCEPTION_TYPE, error_type()),
+                KeyValue::new(semconv::EXCEPTION_MESSAGE, message()),
+            ],
+        );
+        span.set_status(Status::error(message().as_str().into_owned()));
+    }
+
+    /// The context to hand to another thread ([`span_in`]) or process ([`inject`]).
+    pub fn context(&self) -> Context {
+        self.0.clone()
+    }
+
+    /// Trace id, span id and flags: what another span links to.
+    pub fn span_context(&self) -> SpanContext {
+        self.0.span().span_context().clone()
+    }
+
+    /// The trace's id: 32 lower-case hexadecimal digits.
+    pub fn trace_id(&self) -> String {
+        self.0.span().span_context().trace_id().to_string()
+    }
+
+    /// The span's id: 16 lower-case hexadecimal digits.
+    pub fn span_id(&self) -> String {
+        self.0.span().span_context().span_id().to_string()
+    }
+}
+
+/// A span under way, current on this thread until dropped, which ends it.
+///
+/// Guards of one thread end in the reverse order of their beginning.
+#[derive(Debug)]
+pub struct SpanGuard {
+    // Dropped in this order: no longer current, then ended.
+    attached: Option<ContextGuard>,
+    span: DetachedSpan,
+    /// The current context is the thread's: a guard must not leave it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Deref for SpanGuard {
+    type Target = DetachedSpan;
+
+    fn deref(&self) -> &DetachedSpan {
+        &self.span
+    }
+}
+
+impl Drop for DetachedSpan {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail("panic", "the thread panicked within this span");
+        }
+        // Others may hold the context still: the span ends here all the same.
+        self.0.span().end();
+    }
+}
+
+impl Drop for SpanGuard {
+    fn drop(&mut self) {
+        self.attached = None;
+    }
+}
+
+/// The ids of the thread's current span: `(trace_id, span_id)`.
+pub fn current_ids() -> Option<(String, String)> {
+    Context::map_current(|context| {
+        let span = context.span();
+        let ids = span.span_context();
+        ids.is_valid()
+            .then(|| (ids.trace_id().to_string(), ids.span_id().to_string()))
+    })
+}
+
+/// The context a caller sent along (W3C Trace Context). Whatever is not
+/// well-formed counts as absent: then the context is empty and a span begun in
+/// it begins a trace.
+pub fn extract(traceparent: Option<&str>, tracestate: Option<&str>) -> Context {
+    struct Headers<'a>(&'a str, Option<&'a str>);
+
+    impl Extractor for Headers<'_> {
+        fn get(&self, key: &str) -> Option<&str> {
+            match key {
+                "traceparent" => Some(self.0),
+                "tracestate" => self.1,
+                _ => None,
+            }
+        }
+
+        fn keys(&self) -> Vec<&str> {
+            vec!["traceparent", "tracestate"]
+        }
+    }
+
+    match traceparent.map(str::trim) {
+        Some(traceparent) if is_traceparent(traceparent) => TraceContextPropagator::new()
+            .extract_with_context(&Context::new(), &Headers(traceparent, tracestate)),
+        _ => Context::new(),
+    }
+}
+
+/// `version-trace_id-parent_id-flags` with fields of 2, 32, 16 and 2 digits;
+/// versions after 00 may add more. The SDK alone would also take shorter ones.
+fn is_traceparent(text: &str) -> bool {
+    let fields: Vec<&str> = text.splitn(5, '-').collect();
+    let is_hex = |field: &str| {
+        field
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    fields.len() >= 4
+        && fields[..4]
+            .iter()
+            .zip([2, 32, 16, 2])
+            .all(|(field, length)| field.len() == length && is_hex(field))
+}
+
+/// The `traceparent` that carries `context` to another process; `None` if it
+/// holds no span.
+pub fn inject(context: &Context) -> Option<String> {
+    let span = context.span();
+    let span = span.span_context();
+    span.is_valid().then(|| {
+        let flags = u8::from(span.is_sampled());
+        format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id())
+    })
+}
+
+/// `value`, cut at a character if it is a text of more than [`VALUE_BYTES_MAX`].
+fn bounded(value: Value) -> Value {
+    match value {
+        Value::String(text) if text.as_str().len() > VALUE_BYTES_MAX => {
+            let text = text.as_str();
+            let mut end = VALUE_BYTES_MAX;
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            Value::from(text[..end].to_owned())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,526 @@
+//! The producer and the admin client against a real Kafka.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::{BrokerId, FetchRequest, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::records::RecordBatchDecoder;
+use tbd::deadline::Deadline;
+use tbd::kafka::admin::TopicSpec;
+use tbd::kafka::partitioner::partition_for_key;
+use tbd::kafka::producer::{Certainty, Compression, Outcome, Record, RecordMetadata};
+use tbd::kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
+
+use crate::support::{self, OwnServer};
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(20))
+}
+
+fn cluster() -> Cluster {
+    cluster_at(support::kafka())
+}
+
+fn cluster_at(address: String) -> Cluster {
+    Cluster::new(ClientConfig {
+        brokers: vec![address],
+        client_id: "test".to_owned(),
+        ..ClientConfig::default()
+    })
+}
+
+/// A new topic with a name of its own.
+fn topic(cluster: &Cluster, partitions: i32) -> String {
+    let name = support::unique("producer");
+    let spec = TopicSpec {
+        name: name.clone(),
+        partitions,
+        replication: 1,
+    };
+    Admin::new(cluster.clone())
+        .create_topics(&[spec], soon())
+        .unwrap();
+    name
+}
+
+fn start(cluster: &Cluster, config: ProducerConfig) -> Producer {
+    Producer::start(cluster.clone(), config, Arc::new(())).unwrap()
+}
+
+fn record(topic: &str, key: String, value: String) -> Record {
+    Record::new(topic, Some(key.into()), Some(value.into()))
+}
+
+type Read = kafka_protocol::records::Record;
+
+/// Everything in a partition, in order.
+fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> Vec<Read> {
+    cluster.refresh(&[topic], soon()).unwrap();
+    let (node, _) = cluster.leader(topic, partition).unwrap();
+    let mut connection = cluster.connect(node, soon()).unwrap();
+    let mut records: Vec<Read> = Vec::new();
+    let mut position = 0;
+    while position < end {
+        let wanted = FetchPartition::default()
+            .with_partition(partition)
+            .with_current_leader_epoch(-1)
+            .with_fetch_offset(position)
+            .with_partition_max_bytes(10_000_000);
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_session_epoch(-1)
+            .with_max_wait_ms(500)
+            .with_min_bytes(1)
+            .with_max_bytes(50_000_000)
+            .with_topics(vec![
+                FetchTopic::default()
+                    .with_topic(TopicName(StrBytes::from_string(topic.to_owned())))
+                    .with_partitions(vec![wanted]),
+            ]);
+        let response = connection.call(&request, soon()).unwrap();
+        let answer = &response.responses[0].partitions[0];
+        assert_eq!(answer.error_code, 0);
+        let mut bytes: Bytes = answer.records.clone().unwrap();
+        while !bytes.is_empty() {
+            let batch = RecordBatchDecoder::decode(&mut bytes).unwrap();
+            records.extend(
+                batch
+                    .records
+                    .into_iter()
+                    .filter(|one| one.offset >= position),
+            );
+        }
+        position = records.last().unwrap().offset + 1;
+    }
+    records
+}
+
+fn read_topic(cluster: &Cluster, topic: &str) -> BTreeMap<i32, Vec<Read>> {
+    let ends = Admin::new(cluster.clone())
+        .end_offsets(topic, soon())
+        .unwrap();
+    ends.into_iter()
+        .zip(0..)
+        .map(|(end, partition)| (partition, read_partition(cluster, topic, partition, end)))
+        .collect()
+}
+
+fn text(bytes: &Option<Bytes>) -> String {
+    String::from_utf8(bytes.as_deref().unwrap_or_default().to_vec()).unwrap()
+}
+
+#[test]
+fn topics_are_made_once_listed_and_deleted() {
+    let cluster = cluster();
+    let admin = Admin::new(cluster.clone());
+    let name = topic(&cluster, 3);
+    let again = TopicSpec {
+        name: name.clone(),
+        partitions: 5,
+        replication: 1,
+    };
+    admin.create_topics(&[again], soon()).unwrap();
+    assert_eq!(admin.partition_count(&name, soon()).unwrap(), 3);
+    assert!(admin.list_topics(soon()).unwrap().contains(&name));
+    assert_eq!(admin.end_offsets(&name, soon()).unwrap(), [0, 0, 0]);
+    let committed = admin.committed_offsets("nobody", &[&name], soon()).unwrap();
+    assert!(committed.is_empty());
+    admin.delete_topics(&[&name], soon()).unwrap();
+    admin.delete_topics(&[&name], soon()).unwrap();
+    // Brokers hear of it a moment after the controller has answered.
+    let deadline = soon();
+    while admin.list_topics(deadline).unwrap().contains(&name) {}
+    cluster.ping(soon()).unwrap();
+}
+
+#[test]
+fn an_impossible_topic_is_refused_for_good() {
+    let admin = Admin::new(cluster());
+    let spec = TopicSpec {
+        name: "no spaces allowed".to_owned(),
+        partitions: 1,
+        replication: 1,
+    };
+    let error = admin.create_topics(&[spec], soon()).unwrap_err();
+    assert!(!error.is_transient(), "{error}");
+}
+
+#[test]
+fn a_record_arrives_as_it_was_handed_over_in_every_compression() {
+    let cluster = cluster();
+    for compression in [
+        Compression::None,
+        Compression::Snappy,
+        Compression::Gzip,
+        Compression::Lz4,
+        Compression::Zstd,
+    ] {
+        let topic = topic(&cluster, 1);
+        let config = ProducerConfig {
+            compression,
+            ..ProducerConfig::default()
+        };
+        let producer = start(&cluster, config);
+        let mut sent = record(&topic, "key".to_owned(), "value".to_owned())
+            .header("traceparent", "00-abc")
+            .header("other", "1");
+        sent.headers.push(("none".to_owned(), None));
+        sent.timestamp_ms = Some(1_700_000_000_123);
+        let tombstone = Record::new(topic.as_str(), Some("key".into()), None);
+        let outcomes = producer.publish(vec![sent, tombstone], soon());
+        let offsets: Vec<_> = outcomes
+            .into_iter()
+            .map(|one| one.unwrap().offset)
+            .collect();
+        assert_eq!(offsets, [Some(0), Some(1)]);
+        producer.close(soon()).unwrap();
+
+        let read = &read_topic(&cluster, &topic)[&0];
+        assert_eq!(text(&read[0].key), "key");
+        assert_eq!(text(&read[0].value), "value");
+        assert_eq!(read[0].timestamp, 1_700_000_000_123);
+        let headers: Vec<_> = read[0]
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_deref()))
+            .collect();
+        assert_eq!(
+            headers,
+            [
+                ("traceparent", Some(&b"00-abc"[..])),
+                ("other", Some(&b"1"[..])),
+                ("none", None),
+            ]
+        );
+        assert_eq!(read[1].value, None);
+    }
+}
+
+#[test]
+fn many_threads_publish_every_record_once_and_keep_each_keys_order() {
+    const THREADS: usize = 32;
+    const RECORDS: usize = 400;
+    let cluster = cluster();
+    let topic = topic(&cluster, 8);
+    let producer = start(&cluster, ProducerConfig::default());
+    let acknowledged: Vec<(String, RecordMetadata)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let (producer, topic) = (&producer, &topic);
+                scope.spawn(move || {
+                    // Some wait for each record, some hand over ahead.
+                    let ahead = if thread % 2 == 0 { 1 } else { 50 };
+                    let mut acknowledged = Vec::new();
+                    let numbers: Vec<usize> = (0..RECORDS).collect();
+                    for chunk in numbers.chunks(ahead) {
+                        let values: Vec<_> =
+                            chunk.iter().map(|one| format!("{thread}:{one}")).collect();
+                        let records = values
+                            .iter()
+                            .map(|value| record(topic, format!("key-{thread}"), value.clone()))
+                            .collect();
+                        for (value, outcome) in values.iter().zip(producer.publish(records, soon()))
+                        {
+                            acknowledged.push((value.clone(), outcome.unwrap()));
+                        }
+                    }
+                    acknowledged
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    producer.close(soon()).unwrap();
+    assert_eq!(acknowledged.len(), THREADS * RECORDS);
+
+    let read = read_topic(&cluster, &topic);
+    let mut places = HashMap::new();
+    let mut last_by_key: HashMap<String, usize> = HashMap::new();
+    for (partition, records) in &read {
+        for one in records {
+            let (key, value) = (text(&one.key), text(&one.value));
+            assert_eq!(partition_for_key(key.as_bytes(), 8), *partition);
+            let number: usize = value.split(':').nth(1).unwrap().parse().unwrap();
+            let last = last_by_key.insert(key.clone(), number);
+            assert!(last.is_none_or(|last| last < number), "{key} out of order");
+            let before = places.insert(value.clone(), (*partition, one.offset));
+            assert!(before.is_none(), "{value} is there twice");
+        }
+    }
+    assert_eq!(places.len(), THREADS * RECORDS);
+    for (value, place) in acknowledged {
+        assert_eq!(places[&value], (place.partition, place.offset.unwrap()));
+    }
+}
+
+#[test]
+fn records_without_a_key_reach_all_partitions() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 4);
+    let producer = start(&cluster, ProducerConfig::default());
+    let mut partitions = HashSet::new();
+    for _ in 0..16 {
+        let record = Record::new(topic.as_str(), None, Some("v".into()));
+        let outcome = producer.publish(vec![record], soon()).remove(0);
+        partitions.insert(outcome.unwrap().partition);
+    }
+    assert_eq!(partitions.len(), 4);
+}
+
+#[test]
+fn a_record_too_large_for_the_broker_fails_alone() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 1);
+    let config = ProducerConfig {
+        // Beyond the broker's 1 MiB, so that the broker has to refuse.
+        batch_bytes: 3_000_000,
+        ..ProducerConfig::default()
+    };
+    let producer = start(&cluster, config);
+    let mut records: Vec<Record> = (0..20)
+        .map(|number| record(&topic, "k".to_owned(), format!("small-{number}")))
+        .collect();
+    let huge = record(&topic, "k".to_owned(), "x".repeat(2_000_000));
+    records.insert(7, huge);
+    let outcomes = producer.publish(records, soon());
+    for (position, outcome) in outcomes.iter().enumerate() {
+        if position == 7 {
+            let error = outcome.as_ref().unwrap_err();
+            assert_eq!(error.certainty, Certainty::NotSent);
+            assert!(!error.is_transient(), "{error}");
+        } else {
+            assert!(outcome.is_ok(), "{outcome:?}");
+        }
+    }
+    let read = &read_topic(&cluster, &topic)[&0];
+    let values: Vec<_> = read.iter().map(|one| text(&one.value)).collect();
+    let expected: Vec<_> = (0..20).map(|number| format!("small-{number}")).collect();
+    assert_eq!(values, expected);
+}
+
+#[test]
+fn a_missing_topic_is_told_at_the_deadline_and_used_once_it_exists() {
+    let cluster = cluster();
+    let producer = start(&cluster, ProducerConfig::default());
+    let name = support::unique("late");
+    let send = |deadline| {
+        let record = record(&name, "k".to_owned(), "v".to_owned());
+        producer.publish(vec![record], deadline).remove(0)
+    };
+    let started = Instant::now();
+    let error = send(Deadline::after(Duration::from_millis(500))).unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert_eq!(error.certainty, Certainty::NotSent);
+    assert!(error.is_transient());
+    assert!(error.to_string().contains("UnknownTopic"), "{error}");
+
+    let spec = TopicSpec {
+        name: name.clone(),
+        partitions: 1,
+        replication: 1,
+    };
+    Admin::new(cluster.clone())
+        .create_topics(&[spec], soon())
+        .unwrap();
+    assert_eq!(send(soon()).unwrap().offset, Some(0));
+}
+
+#[test]
+fn a_closed_producer_has_delivered_everything_and_takes_nothing_more() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 2);
+    let producer = start(&cluster, ProducerConfig::default());
+    let pending: Vec<_> = (0..100)
+        .map(|number| {
+            let record = record(&topic, format!("k{number}"), "v".to_owned());
+            producer.send(record, soon()).unwrap()
+        })
+        .collect();
+    producer.close(soon()).unwrap();
+    for one in pending {
+        one.wait(Deadline::after(Duration::ZERO)).unwrap();
+    }
+    let refused = producer.send(record(&topic, "k".to_owned(), "v".to_owned()), soon());
+    assert_eq!(refused.err().unwrap().certainty, Certainty::NotSent);
+}
+
+/// Publishes one numbered record after the other until told to stop; returns what
+/// became of each.
+fn publish_steadily(
+    producer: &Producer,
+    topic: &str,
+    thread: usize,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Vec<(String, Outcome)> {
+    let mut outcomes = Vec::new();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let value = format!("{thread}:{number}");
+        let record = record(topic, format!("key-{thread}"), value.clone());
+        let mut outcome = producer.publish(vec![record], Deadline::after(patience));
+        outcomes.push((value, outcome.remove(0)));
+    }
+    outcomes
+}
+
+/// Checks a topic against what the producers of its records were told: the
+/// acknowledged are there once, those not sent are not there, those possibly sent
+/// at most once; and each key's records are in order.
+fn check_promises(cluster: &Cluster, topic: &str, outcomes: &[(String, Outcome)]) {
+    let mut places: HashMap<String, i64> = HashMap::new();
+    let mut last_by_key: HashMap<String, usize> = HashMap::new();
+    for one in read_topic(cluster, topic).values().flatten() {
+        let value = text(&one.value);
+        let number: usize = value.split(':').nth(1).unwrap().parse().unwrap();
+        let last = last_by_key.insert(text(&one.key), number);
+        assert!(
+            last.is_none_or(|last| last < number),
+            "{value} out of order"
+        );
+        let before = places.insert(value.clone(), one.offset);
+        assert!(before.is_none(), "{value} is there twice");
+    }
+    for (value, outcome) in outcomes {
+        match outcome {
+            Ok(metadata) => {
+                let offset = places.get(value).copied();
+                assert!(offset.is_some(), "{value} was acknowledged and is lost");
+                assert!(metadata.offset.is_none() || metadata.offset == offset);
+            }
+            Err(error) if error.certainty == Certainty::NotSent => {
+                assert!(!places.contains_key(value), "{value}: {error}, but there");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Runs `trouble` while four threads publish, and for a while after.
+fn publish_through(
+    server: &OwnServer,
+    patience: Duration,
+    trouble: impl FnOnce(&Cluster),
+) -> Vec<(String, Outcome)> {
+    let cluster = cluster_at(server.address());
+    let topic = topic(&cluster, 4);
+    let config = ProducerConfig {
+        request_timeout: Duration::from_secs(3),
+        ..ProducerConfig::default()
+    };
+    let producer = start(&cluster, config);
+    let stop = AtomicBool::new(false);
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let (producer, topic, stop) = (&producer, topic.as_str(), &stop);
+                scope.spawn(move || publish_steadily(producer, topic, thread, patience, stop))
+            })
+            .collect();
+        trouble(&cluster);
+        stop.store(true, Ordering::Relaxed);
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    producer.close(soon()).unwrap();
+    check_promises(&cluster, &topic, &outcomes);
+    // After the trouble, all is well again.
+    for thread in 0..4 {
+        let prefix = format!("{thread}:");
+        let last = outcomes
+            .iter()
+            .rfind(|(value, _)| value.starts_with(&prefix));
+        assert!(last.unwrap().1.is_ok(), "{last:?}");
+    }
+    outcomes
+}
+
+fn soon_after_recovery(cluster: &Cluster) {
+    cluster.ping(soon()).unwrap();
+    // The publishers need a moment of peace to show that they recovered.
+    std::thread::sleep(Duration::from_secs(3));
+}
+
+#[test]
+fn a_broker_killed_and_started_again_loses_and_doubles_nothing() {
+    let server = OwnServer::kafka();
+    let outcomes = publish_through(&server, Duration::from_secs(30), |cluster| {
+        std::thread::sleep(Duration::from_secs(1));
+        server.kill();
+        server.start();
+        soon_after_recovery(cluster);
+    });
+    // Patience outlasts the outage: nobody is told of it.
+    for (value, outcome) in &outcomes {
+        assert!(outcome.is_ok(), "{value}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_broker_away_for_longer_than_patience_fails_records_in_time_and_truthfully() {
+    let server = OwnServer::kafka();
+    let patience = Duration::from_millis(700);
+    let outcomes = publish_through(&server, patience, |cluster| {
+        std::thread::sleep(Duration::from_secs(1));
+        server.stop();
+        std::thread::sleep(Duration::from_secs(3));
+        server.start();
+        soon_after_recovery(cluster);
+    });
+    let failed = outcomes.iter().filter(|(_, outcome)| outcome.is_err());
+    assert!(failed.count() >= 4);
+}
+
+#[test]
+fn a_frozen_broker_fails_records_in_time_and_doubles_nothing_when_it_thaws() {
+    let server = OwnServer::kafka();
+    let patience = Duration::from_secs(1);
+    let outcomes = publish_through(&server, patience, |cluster| {
+        std::thread::sleep(Duration::from_secs(1));
+        server.pause();
+        let frozen = Instant::now();
+        // Long enough for the producer to give its connection up and make another.
+        std::thread::sleep(Duration::from_secs(5));
+        server.resume();
+        assert!(frozen.elapsed() < Duration::from_secs(8));
+        soon_after_recovery(cluster);
+    });
+    let uncertain = outcomes.iter().filter(
+        |(_, outcome)| matches!(outcome, Err(error) if error.certainty == Certainty::MaybeSent),
+    );
+    assert!(uncertain.count() >= 1);
+}
+
+#[test]
+fn closing_with_the_broker_frozen_ends_in_time() {
+    let server = OwnServer::kafka();
+    let cluster = cluster_at(server.address());
+    let topic = topic(&cluster, 1);
+    let producer = start(&cluster, ProducerConfig::default());
+    let first = record(&topic, "k".to_owned(), "v".to_owned());
+    producer.publish(vec![first], soon()).remove(0).unwrap();
+    server.pause();
+    let stuck = producer
+        .send(record(&topic, "k".to_owned(), "v".to_owned()), soon())
+        .unwrap();
+    let started = Instant::now();
+    producer
+        .close(Deadline::after(Duration::from_millis(300)))
+        .unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(2));
+    let error = stuck.wait(Deadline::after(Duration::ZERO)).unwrap_err();
+    assert_eq!(error.certainty, Certainty::MaybeSent);
+    server.resume();
+}
