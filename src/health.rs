@@ -41,16 +41,19 @@ impl Monitor {
             at: Instant::now(),
         })));
         let written = monitor.clone();
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            loop {
-                let health = check();
-                let at = Instant::now();
-                *written.0.lock().unwrap_or_else(PoisonError::into_inner) = Verdict { health, at };
-                if stop.wait_for(INTERVAL) {
-                    return;
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                loop {
+                    let health = check();
+                    let at = Instant::now();
+                    *written.0.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Verdict { health, at };
+                    if stop.wait_for(INTERVAL) {
+                        return;
+                    }
                 }
-            }
-        })?;
+            })?;
         Ok((monitor, thread))
     }
 

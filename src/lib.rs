@@ -5,9 +5,9 @@
 pub mod config;
 pub mod database;
 pub mod deadline;
+pub mod health;
 pub mod http_server;
 pub mod kafka;
-pub mod health;
 pub mod orders;
 pub mod service;
 pub mod stop;

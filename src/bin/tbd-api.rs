@@ -9,9 +9,9 @@ use tbd::database::migrations::{Migrator, Source};
 use tbd::deadline::Deadline;
 use tbd::health::Monitor;
 use tbd::http_server::{Router, Server, ServerConfig};
+use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, routes};
 use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus};
-use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::postgres::PostgresStore;
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
@@ -48,9 +48,15 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let kafka = Kafka::new(&config.kafka, "tbd-api");
     let producer = kafka.producer(&metrics)?;
     let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
-    let state = metrics.orders.circuit_breaker_state.with_label_values(&["kafka-publish"]);
+    let state = metrics
+        .orders
+        .circuit_breaker_state
+        .with_label_values(&["kafka-publish"]);
     let breaker = Breaker::new(move |new| state.set(new as i64));
-    let guarded = Arc::new(GuardedBus::new(Arc::clone(&bus) as Arc<dyn EventBus>, breaker));
+    let guarded = Arc::new(GuardedBus::new(
+        Arc::clone(&bus) as Arc<dyn EventBus>,
+        breaker,
+    ));
 
     let meter = Arc::new(PrometheusMeter::new(metrics.orders.clone()));
     let housekeeping = Housekeeping {
@@ -77,7 +83,13 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     }
 
     let api = Api {
-        create: CreateOrder::new(store.clone(), guarded, delivery, meter, config.idempotency_ttl),
+        create: CreateOrder::new(
+            store.clone(),
+            guarded,
+            delivery,
+            meter,
+            config.idempotency_ttl,
+        ),
         cancel: CancelOrder::new(store.clone()),
         get: GetOrder::new(store.clone()),
         list: ListOrders::new(store),
@@ -96,7 +108,12 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         memory_limit_bytes: config.http.memory_limit_bytes,
         ..ServerConfig::default()
     };
-    let server = Server::start(http, router, metrics.http.clone(), Box::new(service::exit_self_check))?;
+    let server = Server::start(
+        http,
+        router,
+        metrics.http.clone(),
+        Box::new(service::exit_self_check),
+    )?;
     log::info!(address:% = server.local_addr(); "listening");
 
     service::shutdown_signal()?;

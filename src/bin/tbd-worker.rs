@@ -101,7 +101,12 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         ..ServerConfig::default()
     };
     let router = service::probes(Router::new(), checks, metrics.clone());
-    let server = Server::start(http, router, metrics.http.clone(), Box::new(service::exit_self_check))?;
+    let server = Server::start(
+        http,
+        router,
+        metrics.http.clone(),
+        Box::new(service::exit_self_check),
+    )?;
     log::info!(address:% = server.local_addr(); "listening");
 
     service::shutdown_signal()?;
@@ -126,5 +131,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
 /// How many orders one poll may bring, if each takes `processing_time`.
 fn batch_size(processing_time: Duration) -> usize {
     let fits = BATCH_TIME.as_nanos() / processing_time.as_nanos().max(1);
-    usize::try_from(fits).unwrap_or(BATCH_MAX).clamp(1, BATCH_MAX)
+    usize::try_from(fits)
+        .unwrap_or(BATCH_MAX)
+        .clamp(1, BATCH_MAX)
 }

@@ -37,9 +37,9 @@ pub mod config;
 pub mod connection;
 pub mod consumer;
 pub mod error;
+pub mod group;
 pub mod partitioner;
 pub mod producer;
-pub mod group;
 pub mod wire;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -61,7 +61,10 @@ impl Hooks for DatabaseMeter {
     fn query_finished(&self, name: &'static str, duration: Duration, ok: bool) {
         let labels = [name];
         let seconds = duration.as_secs_f64();
-        self.0.query_duration.with_label_values(&labels).observe(seconds);
+        self.0
+            .query_duration
+            .with_label_values(&labels)
+            .observe(seconds);
         if !ok {
             self.0.query_errors.with_label_values(&labels).inc();
         }

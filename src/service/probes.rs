@@ -51,7 +51,9 @@ impl Checks {
 /// Adds the probes to `router`.
 pub fn probes(router: Router, checks: Checks, metrics: Metrics) -> Router {
     router
-        .probe_get("/healthz", |_| Ok(Response::json(200, r#"{"status":"ok"}"#)))
+        .probe_get("/healthz", |_| {
+            Ok(Response::json(200, r#"{"status":"ok"}"#))
+        })
         .probe_get("/readyz", move |_| Ok(checks.readiness()))
         .probe_get("/metrics", move |_| {
             Ok(Response::new(200)

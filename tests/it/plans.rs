@@ -42,14 +42,22 @@ fn sample(of: &Type, id: &str) -> String {
 }
 
 fn explain(client: &mut Client, sql: &str) -> String {
-    let rows = client.query(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error}"));
-    rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join("\n")
+    let rows = client
+        .query(sql, &[])
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    rows.iter()
+        .map(|row| row.get::<_, String>(0))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn assert_reads_no_whole_table(name: &str, plan: &str) {
     for line in plan.lines().filter(|line| line.contains("Seq Scan on")) {
         for table in ["orders", "idempotency_keys"] {
-            assert!(!line.contains(&format!("Seq Scan on {table}")), "{name}:\n{plan}");
+            assert!(
+                !line.contains(&format!("Seq Scan on {table}")),
+                "{name}:\n{plan}"
+            );
         }
     }
 }
@@ -59,22 +67,39 @@ fn no_plan_scans_orders_or_keys_whole() {
     let stack = Stack::new();
     fill(&stack);
     let mut client = stack.database.connect();
-    let id: uuid::Uuid = client.query_one("SELECT id FROM orders OFFSET 500 LIMIT 1", &[]).expect("an id").get(0);
+    let id: uuid::Uuid = client
+        .query_one("SELECT id FROM orders OFFSET 500 LIMIT 1", &[])
+        .expect("an id")
+        .get(0);
     let statements = statements();
     assert!(statements.len() >= 10);
     for (number, statement) in statements.iter().enumerate() {
         let name = statement.name();
-        let parameters = client.prepare(statement.sql()).expect("prepare").params().to_vec();
-        let samples: Vec<String> = parameters.iter().map(|of| sample(of, &id.to_string())).collect();
+        let parameters = client
+            .prepare(statement.sql())
+            .expect("prepare")
+            .params()
+            .to_vec();
+        let samples: Vec<String> = parameters
+            .iter()
+            .map(|of| sample(of, &id.to_string()))
+            .collect();
         let arguments = match samples.is_empty() {
             true => String::new(),
             false => format!("({})", samples.join(", ")),
         };
-        client.batch_execute(&format!("PREPARE s{number} AS {}", statement.sql())).expect("prepare");
+        client
+            .batch_execute(&format!("PREPARE s{number} AS {}", statement.sql()))
+            .expect("prepare");
         // What PostgreSQL plans for the first executions, and what it settles on afterwards.
         for mode in ["force_custom_plan", "force_generic_plan"] {
-            client.batch_execute(&format!("SET plan_cache_mode = {mode}")).expect("set the mode");
-            let plan = explain(&mut client, &format!("EXPLAIN EXECUTE s{number}{arguments}"));
+            client
+                .batch_execute(&format!("SET plan_cache_mode = {mode}"))
+                .expect("set the mode");
+            let plan = explain(
+                &mut client,
+                &format!("EXPLAIN EXECUTE s{number}{arguments}"),
+            );
             assert_reads_no_whole_table(&format!("{name} ({mode})"), &plan);
         }
     }

@@ -26,7 +26,10 @@ impl Meter for PrometheusMeter {
     }
 
     fn order_processed(&self, outcome: Outcome) {
-        self.0.processed.with_label_values(&[outcome.as_str()]).inc();
+        self.0
+            .processed
+            .with_label_values(&[outcome.as_str()])
+            .inc();
     }
 
     fn outbox_backlog(&self, backlog: Backlog) {

@@ -95,7 +95,9 @@ impl Housekeeping {
         while !self.stop.is_stopped() {
             match self.relay_once(min_age) {
                 // A full batch that went through: there may be more.
-                Ok((taken, removed)) if taken == RELAY_BATCH as usize && removed == taken => continue,
+                Ok((taken, removed)) if taken == RELAY_BATCH as usize && removed == taken => {
+                    continue;
+                }
                 Ok(_) => {}
                 Err(error) => log::warn!("outbox relay: {error}"),
             }
@@ -130,9 +132,14 @@ impl Housekeeping {
                 .collect()
         };
         let deadline = Deadline::after(STORE_BUDGET);
-        let (taken, removed) = self.outbox.relay(RELAY_BATCH, min_age, deadline, &mut publish)?;
+        let (taken, removed) = self
+            .outbox
+            .relay(RELAY_BATCH, min_age, deadline, &mut publish)?;
         if removed < taken {
-            log::warn!("outbox relay: {} of {taken} events not published, they stay", taken - removed);
+            log::warn!(
+                "outbox relay: {} of {taken} events not published, they stay",
+                taken - removed
+            );
         }
         Ok((taken, removed))
     }
@@ -157,8 +164,14 @@ impl Housekeeping {
                 Err(_) => break,
             }
         }
-        if let Err(error) = self.outbox.remove(&order_ids, Deadline::after(STORE_BUDGET)) {
-            log::warn!("outbox cleaner: {} rows stay for the relay: {error}", order_ids.len());
+        if let Err(error) = self
+            .outbox
+            .remove(&order_ids, Deadline::after(STORE_BUDGET))
+        {
+            log::warn!(
+                "outbox cleaner: {} rows stay for the relay: {error}",
+                order_ids.len()
+            );
         }
     }
 
@@ -176,7 +189,9 @@ impl Housekeeping {
     fn sweep_once(&self) -> Result<u64, StoreError> {
         let mut swept = 0;
         while !self.stop.is_stopped() {
-            let batch = self.keys.sweep(SWEEP_BATCH, Deadline::after(STORE_BUDGET))?;
+            let batch = self
+                .keys
+                .sweep(SWEEP_BATCH, Deadline::after(STORE_BUDGET))?;
             swept += batch;
             if batch < u64::from(SWEEP_BATCH) {
                 break;

@@ -229,7 +229,12 @@ mod tests {
     #[test]
     fn plausible_addresses_are_taken() {
         let longest = format!("{}@{}.example", "l".repeat(64), "d".repeat(254 - 65 - 8));
-        for text in ["a@b.co", "jürgen@straße.example", "o'neil+x@b.c.d", &longest] {
+        for text in [
+            "a@b.co",
+            "jürgen@straße.example",
+            "o'neil+x@b.c.d",
+            &longest,
+        ] {
             assert!(CustomerEmail::new(text.into()).is_ok(), "{text}");
         }
     }

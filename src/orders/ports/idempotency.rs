@@ -122,7 +122,15 @@ mod tests {
     fn a_key_has_1_to_255_visible_ascii_characters() {
         assert!(key(&"k".repeat(255)).is_some());
         assert!(key(&format!("\"{}\"", "k".repeat(255))).is_some());
-        for value in ["", " ", "\"\"", "a b", "schlüssel", "a\tb", &"k".repeat(256)] {
+        for value in [
+            "",
+            " ",
+            "\"\"",
+            "a b",
+            "schlüssel",
+            "a\tb",
+            &"k".repeat(256),
+        ] {
             assert_eq!(key(value), None, "{value:?}");
         }
     }

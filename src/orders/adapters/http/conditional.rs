@@ -5,7 +5,11 @@ use crate::orders::domain::Order;
 /// The entity tag of an order's representation, quotes included. It changes
 /// whenever the representation does: every transition moves status or time.
 pub(super) fn etag(order: &Order) -> String {
-    format!("\"{:x}-{}\"", order.updated_at.as_microsecond(), order.status)
+    format!(
+        "\"{:x}-{}\"",
+        order.updated_at.as_microsecond(),
+        order.status
+    )
 }
 
 /// Whether `If-Match` holds: `*`, or one of the tags by strong comparison. No

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::http_server::FieldError;
@@ -167,7 +167,15 @@ mod tests {
 
     #[test]
     fn what_is_not_json_is_told_from_what_is_not_an_order() {
-        for body in [&b""[..], b"{", b"{\"a\":}", b"\xff", b"{}x", b"{\"a\":01}", b"\"\xc3\""] {
+        for body in [
+            &b""[..],
+            b"{",
+            b"{\"a\":}",
+            b"\xff",
+            b"{}x",
+            b"{\"a\":01}",
+            b"\"\xc3\"",
+        ] {
             assert!(
                 matches!(parse_new_order(body), Err(BodyError::Syntax(_))),
                 "{body:?}"
@@ -195,8 +203,19 @@ mod tests {
     #[test]
     fn only_integers_in_range_are_amounts() {
         for amount in [
-            "5.0", "5e2", "\"5\"", "-1", "0", "-0", "9007199254740992", "1e999", "null", "true",
-            "99999999999999999999999999", "[5]", "{}",
+            "5.0",
+            "5e2",
+            "\"5\"",
+            "-1",
+            "0",
+            "-0",
+            "9007199254740992",
+            "1e999",
+            "null",
+            "true",
+            "99999999999999999999999999",
+            "[5]",
+            "{}",
         ] {
             let body = format!(r#"{{"customer_email":"a@b.co","amount_cents":{amount}}}"#);
             assert_eq!(faulty_fields(&body), ["amount_cents"], "{amount}");
@@ -205,7 +224,13 @@ mod tests {
 
     #[test]
     fn only_strings_of_characters_are_addresses() {
-        for email in ["5", "null", r#""a\ud800@b.co""#, r#""a\u0000@b.co""#, "[\"a@b.co\"]"] {
+        for email in [
+            "5",
+            "null",
+            r#""a\ud800@b.co""#,
+            r#""a\u0000@b.co""#,
+            "[\"a@b.co\"]",
+        ] {
             let body = format!(r#"{{"customer_email":{email},"amount_cents":5}}"#);
             assert_eq!(faulty_fields(&body), ["customer_email"], "{email}");
         }

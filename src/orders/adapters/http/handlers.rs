@@ -5,9 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::http_server::{FieldError, Problem, Request, Response, Router};
-use crate::orders::app::commands::{
-    CancelError, CancelOrder, CreateError, CreateOrder, NewOrder,
-};
+use crate::orders::app::commands::{CancelError, CancelOrder, CreateError, CreateOrder, NewOrder};
 use crate::orders::app::queries::{GetOrder, ListOrders};
 use crate::orders::domain::{Order, OrderId};
 use crate::orders::ports::{IdempotencyKey, StoreError, StoredResponse};
@@ -123,7 +121,12 @@ fn require_json(request: &Request) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = "Send the order as Content-Type: application/json.";
-    Err(Problem::new(415, "unsupported-media-type", "Unsupported Media Type", detail))
+    Err(Problem::new(
+        415,
+        "unsupported-media-type",
+        "Unsupported Media Type",
+        detail,
+    ))
 }
 
 fn idempotency_key(request: &Request) -> Result<IdempotencyKey, Problem> {
@@ -183,7 +186,12 @@ fn body_problem(error: BodyError) -> Problem {
 }
 
 fn not_found() -> Problem {
-    Problem::new(404, "order-not-found", "Order Not Found", "There is no order with this id.")
+    Problem::new(
+        404,
+        "order-not-found",
+        "Order Not Found",
+        "There is no order with this id.",
+    )
 }
 
 fn store_problem(error: StoreError) -> Problem {

@@ -76,7 +76,12 @@ pub(super) fn parse(raw: &str) -> Result<ListQuery, Vec<FieldError>> {
         }),
     };
     let page_number = number("page", page.as_deref(), 1, PAGE_MAX);
-    let limit = number("page_size", page_size.as_deref(), PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX);
+    let limit = number(
+        "page_size",
+        page_size.as_deref(),
+        PAGE_SIZE_DEFAULT,
+        PAGE_SIZE_MAX,
+    );
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -116,7 +121,13 @@ mod tests {
             skip: 0,
             limit: 20,
         };
-        assert_eq!(query, ListQuery { page, number: Some(1) });
+        assert_eq!(
+            query,
+            ListQuery {
+                page,
+                number: Some(1)
+            }
+        );
     }
 
     #[test]
@@ -137,7 +148,10 @@ mod tests {
     fn every_faulty_parameter_is_named() {
         for (raw, fields) in [
             ("status=", vec!["status"]),
-            ("status=done&page=0&page_size=101", vec!["status", "page", "page_size"]),
+            (
+                "status=done&page=0&page_size=101",
+                vec!["status", "page", "page_size"],
+            ),
             ("page=%2B1", vec!["page"]),
             ("page=-1", vec!["page"]),
             ("page=1.0", vec!["page"]),
@@ -145,7 +159,10 @@ mod tests {
             ("page_size=", vec!["page_size"]),
             ("page=1&page=1", vec!["page"]),
             ("cursor=", vec!["cursor"]),
-            ("cursor=0190163d-8694-739b-aea5-966c26f8ad91", vec!["cursor"]),
+            (
+                "cursor=0190163d-8694-739b-aea5-966c26f8ad91",
+                vec!["cursor"],
+            ),
             ("cursor=zz&page=1", vec!["cursor", "cursor"]),
             ("status=%ff", vec!["status"]),
         ] {

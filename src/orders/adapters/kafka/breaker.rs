@@ -133,9 +133,8 @@ impl EventBus for GuardedBus {
         };
         let results = self.bus.publish(messages, deadline);
         // A message that Kafka refuses says nothing about Kafka's health.
-        let away = |result: &Result<(), PublishError>| {
-            matches!(result, Err(PublishError::Unavailable(_)))
-        };
+        let away =
+            |result: &Result<(), PublishError>| matches!(result, Err(PublishError::Unavailable(_)));
         permit.ended(!results.iter().any(away));
         results
     }
@@ -149,7 +148,10 @@ mod tests {
     fn breaker() -> (Breaker, Arc<AtomicU8>) {
         let state = Arc::new(AtomicU8::new(9));
         let seen = Arc::clone(&state);
-        (Breaker::new(move |new| seen.store(new as u8, Ordering::SeqCst)), state)
+        (
+            Breaker::new(move |new| seen.store(new as u8, Ordering::SeqCst)),
+            state,
+        )
     }
 
     fn fail(breaker: &Breaker, times: u32, now: Instant) {
@@ -170,7 +172,11 @@ mod tests {
         assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
         fail(&breaker, 1, now);
         assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
-        assert!(breaker.admit(now + COOL_DOWN - Duration::from_millis(1)).is_none());
+        assert!(
+            breaker
+                .admit(now + COOL_DOWN - Duration::from_millis(1))
+                .is_none()
+        );
     }
 
     #[test]

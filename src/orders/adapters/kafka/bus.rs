@@ -88,7 +88,10 @@ fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
             KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
             KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "send"),
             KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "send"),
-            KeyValue::new(semconv::MESSAGING_DESTINATION_NAME, record.topic.to_string()),
+            KeyValue::new(
+                semconv::MESSAGING_DESTINATION_NAME,
+                record.topic.to_string(),
+            ),
         ]
     })
 }

@@ -78,7 +78,9 @@ impl OrderConsumers {
     /// When a thread cannot be started.
     pub fn start(self, settings: Settings) -> io::Result<Vec<JoinHandle<()>>> {
         let (this, settings) = (Arc::new(self), Arc::new(settings));
-        this.worker.threads.set(settings.concurrency.try_into().unwrap_or(i64::MAX));
+        this.worker
+            .threads
+            .set(settings.concurrency.try_into().unwrap_or(i64::MAX));
         (0..settings.concurrency)
             .map(|number| {
                 let (this, settings) = (Arc::clone(&this), Arc::clone(&settings));
@@ -180,9 +182,15 @@ impl OrderConsumers {
             .iter()
             .map(|record| created_order(record.value.as_deref(), event_type))
             .collect();
-        let spans: Vec<DetachedSpan> = records.iter().map(|record| self.process_span(record)).collect();
+        let spans: Vec<DetachedSpan> = records
+            .iter()
+            .map(|record| self.process_span(record))
+            .collect();
 
-        let mut ids: Vec<OrderId> = orders.iter().filter_map(|order| order.as_ref().ok().copied()).collect();
+        let mut ids: Vec<OrderId> = orders
+            .iter()
+            .filter_map(|order| order.as_ref().ok().copied())
+            .collect();
         ids.sort_unstable();
         ids.dedup();
         let results = {
@@ -192,7 +200,9 @@ impl OrderConsumers {
                 Ok(results) => results,
                 Err(error) => {
                     log::warn!("{} orders not processed, trying again: {error}", ids.len());
-                    spans.iter().for_each(|span| span.fail("store", &error.to_string()));
+                    spans
+                        .iter()
+                        .for_each(|span| span.fail("store", &error.to_string()));
                     return vec![false; records.len()];
                 }
             }
@@ -244,15 +254,20 @@ impl OrderConsumers {
             Processed::Interrupted => None,
             Processed::Completed(order) => {
                 log::info!(order_id:% = id; "order completed");
-                Some(vec![self.announcement(&OrderEvent::Processed(order.clone()))])
+                Some(vec![
+                    self.announcement(&OrderEvent::Processed(order.clone())),
+                ])
             }
             Processed::Canceled => {
                 log::info!(order_id:% = id; "order was canceled, skipped");
                 Some(Vec::new())
             }
-            Processed::Unknown => {
-                Some(vec![self.give_up(record, "unknown_order", "there is no such order", 0)])
-            }
+            Processed::Unknown => Some(vec![self.give_up(
+                record,
+                "unknown_order",
+                "there is no such order",
+                0,
+            )]),
             Processed::Failed {
                 order,
                 reason,
@@ -297,8 +312,14 @@ impl OrderConsumers {
                 KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
                 KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "process"),
                 KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "process"),
-                KeyValue::new(semconv::MESSAGING_DESTINATION_NAME, record.topic.to_string()),
-                KeyValue::new(semconv::MESSAGING_DESTINATION_PARTITION_ID, record.partition.to_string()),
+                KeyValue::new(
+                    semconv::MESSAGING_DESTINATION_NAME,
+                    record.topic.to_string(),
+                ),
+                KeyValue::new(
+                    semconv::MESSAGING_DESTINATION_PARTITION_ID,
+                    record.partition.to_string(),
+                ),
                 KeyValue::new(semconv::MESSAGING_KAFKA_OFFSET, record.offset),
             ]
         })
@@ -315,7 +336,8 @@ struct Announcements {
 impl Announcements {
     fn add(&mut self, index: usize, record: Record, span: &DetachedSpan) {
         self.indices.push(index);
-        self.records.push((record, tracing::inject(&span.context())));
+        self.records
+            .push((record, tracing::inject(&span.context())));
     }
 
     /// Publishes all together; each answer with the index of the record it is for.
@@ -335,7 +357,9 @@ impl Announcements {
 fn committable(records: &[ConsumerRecord], done: &[bool]) -> Vec<(TopicPartition, i64)> {
     let mut partitions: BTreeMap<(&str, i32), (Option<i64>, bool)> = BTreeMap::new();
     for (record, done) in records.iter().zip(done) {
-        let (next, blocked) = partitions.entry((&record.topic, record.partition)).or_default();
+        let (next, blocked) = partitions
+            .entry((&record.topic, record.partition))
+            .or_default();
         *blocked |= !done;
         if !*blocked {
             *next = Some(record.offset + 1);
@@ -368,7 +392,13 @@ mod tests {
 
     #[test]
     fn offsets_move_only_up_to_the_first_record_that_is_not_done() {
-        let records = [record(0, 7), record(1, 3), record(0, 8), record(0, 9), record(1, 4)];
+        let records = [
+            record(0, 7),
+            record(1, 3),
+            record(0, 8),
+            record(0, 9),
+            record(1, 4),
+        ];
         let offsets = committable(&records, &[true, false, false, true, true]);
         assert_eq!(offsets, [(TopicPartition::new("t", 0), 8)]);
     }
@@ -377,7 +407,10 @@ mod tests {
     fn a_batch_that_is_done_is_committed_in_every_partition() {
         let records = [record(0, 7), record(1, 3), record(0, 9)];
         let offsets = committable(&records, &[true, true, true]);
-        let expected = [(TopicPartition::new("t", 0), 10), (TopicPartition::new("t", 1), 4)];
+        let expected = [
+            (TopicPartition::new("t", 0), 10),
+            (TopicPartition::new("t", 1), 4),
+        ];
         assert_eq!(offsets, expected);
     }
 }

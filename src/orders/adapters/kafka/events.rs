@@ -106,9 +106,17 @@ pub(super) fn created_order(value: Option<&[u8]>, event_type: &str) -> Result<Or
         // Where and what kind of fault, but nothing of the value itself.
         .map_err(|error| match error.classify() {
             serde_json::error::Category::Data => {
-                format!("not an event of an order (line {}, column {})", error.line(), error.column())
+                format!(
+                    "not an event of an order (line {}, column {})",
+                    error.line(),
+                    error.column()
+                )
             }
-            _ => format!("not JSON (line {}, column {})", error.line(), error.column()),
+            _ => format!(
+                "not JSON (line {}, column {})",
+                error.line(),
+                error.column()
+            ),
         })?;
     if event.specversion != SPEC_VERSION {
         return Err("not CloudEvents 1.0".to_owned());

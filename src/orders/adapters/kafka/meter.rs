@@ -16,7 +16,10 @@ impl ProducerHooks for ProducerMeter {
         match outcome {
             Ok(_) => {
                 let latency = latency.as_secs_f64();
-                self.0.producer_latency.with_label_values(&[topic]).observe(latency);
+                self.0
+                    .producer_latency
+                    .with_label_values(&[topic])
+                    .observe(latency);
             }
             Err(_) => self.0.producer_errors.with_label_values(&[topic]).inc(),
         }
@@ -37,18 +40,27 @@ pub(super) struct ConsumerMeter {
 impl ConsumerMeter {
     pub(super) fn polled(&self, topic: &str, records: usize) {
         let records = records.try_into().unwrap_or(u64::MAX);
-        self.metrics.consumer_records.with_label_values(&[topic]).inc_by(records);
+        self.metrics
+            .consumer_records
+            .with_label_values(&[topic])
+            .inc_by(records);
     }
 
     pub(super) fn commit_failed(&self) {
-        self.metrics.commit_failures.with_label_values(&[&self.group]).inc();
+        self.metrics
+            .commit_failures
+            .with_label_values(&[&self.group])
+            .inc();
     }
 
     pub(super) fn lag(&self, partitions: &[(TopicPartition, i64)]) {
         for (partition, lag) in partitions {
             let number = partition.partition.to_string();
             let labels = [&*partition.topic, &number, &self.group];
-            self.metrics.consumer_lag.with_label_values(&labels).set(*lag);
+            self.metrics
+                .consumer_lag
+                .with_label_values(&labels)
+                .set(*lag);
         }
     }
 
@@ -65,7 +77,10 @@ impl ConsumerMeter {
 
 impl ConsumerHooks for ConsumerMeter {
     fn assigned(&self, added: &[TopicPartition]) {
-        self.metrics.rebalances.with_label_values(&[&self.group]).inc();
+        self.metrics
+            .rebalances
+            .with_label_values(&[&self.group])
+            .inc();
         log::info!(group = &*self.group, partitions = added.len(); "rebalanced: partitions assigned");
     }
 

@@ -8,7 +8,9 @@ use uuid::Uuid;
 use crate::database::{Connection, DatabaseError, Statement};
 use crate::deadline::Deadline;
 use crate::orders::domain::{EventKind, OrderId};
-use crate::orders::ports::{IdempotencyStore, Message, Once, StoreError, StoredResponse, Submission};
+use crate::orders::ports::{
+    IdempotencyStore, Message, Once, StoreError, StoredResponse, Submission,
+};
 
 use super::PostgresStore;
 use super::rows::column;

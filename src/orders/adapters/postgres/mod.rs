@@ -13,7 +13,12 @@ use crate::telemetry::tracing::{KeyValue, SpanKind, span};
 
 /// Every statement of this adapter, for the test that looks at their plans.
 pub fn statements() -> Vec<Statement> {
-    [repository::STATEMENTS, idempotency::STATEMENTS, outbox::STATEMENTS].concat()
+    [
+        repository::STATEMENTS,
+        idempotency::STATEMENTS,
+        outbox::STATEMENTS,
+    ]
+    .concat()
 }
 
 /// Implements every storage port on one pool. Clones share the pool.

@@ -21,7 +21,10 @@ const TAKE: Statement = Statement::new(
       ORDER BY order_id LIMIT $2 FOR UPDATE SKIP LOCKED",
 );
 
-const REMOVE: Statement = Statement::new("DELETE outbox", "DELETE FROM outbox WHERE order_id = ANY($1)");
+const REMOVE: Statement = Statement::new(
+    "DELETE outbox",
+    "DELETE FROM outbox WHERE order_id = ANY($1)",
+);
 
 const BACKLOG: Statement = Statement::new(
     "SELECT outbox backlog",
@@ -40,8 +43,7 @@ impl Outbox for PostgresStore {
     ) -> Result<(usize, usize), StoreError> {
         let counts = self.run(TAKE, deadline, |connection| {
             connection.transaction(|transaction| {
-                let rows =
-                    transaction.query(TAKE, &[&min_age.as_secs_f64(), &i64::from(limit)])?;
+                let rows = transaction.query(TAKE, &[&min_age.as_secs_f64(), &i64::from(limit)])?;
                 let messages: Vec<Message> = rows.iter().map(message).collect::<Result<_, _>>()?;
                 if messages.is_empty() {
                     return Ok((0, 0));
@@ -61,7 +63,9 @@ impl Outbox for PostgresStore {
 
     fn remove(&self, order_ids: &[OrderId], deadline: Deadline) -> Result<(), StoreError> {
         let ids = uuids(order_ids);
-        self.run(REMOVE, deadline, |connection| connection.execute(REMOVE, &[&ids]))?;
+        self.run(REMOVE, deadline, |connection| {
+            connection.execute(REMOVE, &[&ids])
+        })?;
         Ok(())
     }
 

@@ -12,8 +12,16 @@ use crate::orders::ports::{OrderRepository, Page, Started, StoreError};
 use super::PostgresStore;
 use super::rows::{column, order, uuids};
 
-pub(super) const STATEMENTS: &[Statement] =
-    &[GET, LIST, LIST_BY_STATUS, REPLACE, START, LOOK, COMPLETE, FAIL];
+pub(super) const STATEMENTS: &[Statement] = &[
+    GET,
+    LIST,
+    LIST_BY_STATUS,
+    REPLACE,
+    START,
+    LOOK,
+    COMPLETE,
+    FAIL,
+];
 
 const GET: Statement = Statement::new(
     "SELECT order",
@@ -99,8 +107,9 @@ impl OrderRepository for PostgresStore {
         let orders = self.run(statement, deadline, |connection| {
             let rows = match page.status {
                 None => connection.query(LIST, &[&before, &skip, &limit])?,
-                Some(status) => connection
-                    .query(LIST_BY_STATUS, &[&before, &skip, &limit, &status.as_str()])?,
+                Some(status) => {
+                    connection.query(LIST_BY_STATUS, &[&before, &skip, &limit, &status.as_str()])?
+                }
             };
             rows.iter().map(order).collect()
         })?;

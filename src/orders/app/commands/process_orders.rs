@@ -106,7 +106,10 @@ impl ProcessOrders {
         self.complete(&done, &mut results)?;
         for (id, reason, attempts) in failed {
             let deadline = Deadline::after(STORE_BUDGET);
-            if let Some(order) = self.repository.fail(id, &reason, Timestamp::now(), deadline)? {
+            if let Some(order) = self
+                .repository
+                .fail(id, &reason, Timestamp::now(), deadline)?
+            {
                 self.meter.order_processed(Outcome::Failed);
                 let failed = Processed::Failed {
                     order,
@@ -124,7 +127,8 @@ impl ProcessOrders {
 
     fn take_up(&self, ids: &[OrderId]) -> Result<Vec<Started>, StoreError> {
         let deadline = Deadline::after(STORE_BUDGET);
-        self.repository.start_processing(ids, Timestamp::now(), deadline)
+        self.repository
+            .start_processing(ids, Timestamp::now(), deadline)
     }
 
     fn replayed(&self, result: Processed) -> Processed {
