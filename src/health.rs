@@ -70,3 +70,32 @@ impl Monitor {
         verdict.health.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::bounded;
+
+    #[test]
+    fn the_verdict_is_what_the_last_check_said() {
+        let (verdicts, next) = bounded(0);
+        let (asked, check_begins) = bounded(0);
+        let stop = StopSignal::new();
+        let (monitor, thread) = Monitor::start("test-health", stop.clone(), move || {
+            let _ = asked.send(());
+            next.recv().unwrap_or(Ok(()))
+        })
+        .unwrap();
+        assert!(monitor.health().is_err(), "nothing is healthy unasked");
+        check_begins.recv().unwrap();
+        for verdict in [Ok(()), Err("away".to_owned())] {
+            verdicts.send(verdict.clone()).unwrap();
+            // The next check begins after the verdict is written.
+            check_begins.recv().unwrap();
+            assert_eq!(monitor.health(), verdict);
+        }
+        stop.stop();
+        drop((verdicts, check_begins));
+        thread.join().unwrap();
+    }
+}

@@ -1,4 +1,41 @@
-//! tbd: tiny, but distributed.
+//! tbd: tiny, but distributed. An order-processing system on plain threads.
+//!
+//! # The rooms
+//!
+//! | Room | Holds | Knows |
+//! | --- | --- | --- |
+//! | [`orders`] | the bounded context: domain, use cases, ports, adapters | inward only; see its page |
+//! | [`http_server`] | a bounded thread pool on tiny_http | no orders |
+//! | [`kafka`] | a blocking Kafka client | no orders, no telemetry |
+//! | [`database`] | pool, migrations, retry | no orders, no telemetry |
+//! | [`telemetry`] | logs, metrics, traces | no orders |
+//! | [`config`] | every variable, typed | nothing |
+//! | [`service`] | what both programs share: start, probes, stop | every room |
+//! | [`deadline`], [`stop`], [`health`] | one shared end of waiting; one signal to stop; one verdict on a dependency | nothing |
+//!
+//! The programs (`src/bin/`) only wire rooms together, start them, and stop them in order.
+//!
+//! # The threads
+//!
+//! | Thread | How many | Waits for | Ends |
+//! | --- | --- | --- | --- |
+//! | `main` | 1 | SIGTERM or SIGINT | last |
+//! | tiny_http's own | 1 + 1 per connection | sockets | with the server; connections within their read time-out |
+//! | `http-acceptor-N` | HTTP_ACCEPTORS | tiny_http's next request | `Server::shutdown` |
+//! | `http-worker-N` | HTTP_WORKERS | the bounded queue; in a handler: database, Kafka | `Server::shutdown`, after the last request |
+//! | `http-probe-N` | 2 | the probes' bounded queue | `Server::shutdown` |
+//! | `http-self-check` | 1 | its next check | `Server::shutdown` |
+//! | `database-connect-N` | 3 | the pool's next connection to make | with the pool |
+//! | `database-health`, `kafka-health` | 1 each | the next check, the answer | the stop signal |
+//! | `migrations` | 1 in the api | the database; the migration lock | when the schema is up to date |
+//! | `outbox-relay` | 1 in the api | new events, at most 1 s | the stop signal |
+//! | `outbox-cleaner` | 1 in the api | acknowledged events | the stop signal |
+//! | `idempotency-sweeper` | 1 in the api | the next minute | the stop signal |
+//! | `kafka-producer-N` | 1 per leader | records; the broker's answer | `Producer::close` |
+//! | `order-consumer-N` | WORKER_CONCURRENCY in the worker | records; database; acknowledgements | the stop signal |
+//! | `kafka-heartbeat-N` | 1 per consumer | the next heartbeat | `Consumer::close` |
+//! | `otel-export` | 1 if traces are exported | spans; the collector | `Tracing::shutdown` |
+//! | `second-signal`, `shutdown-watchdog` | while stopping | a second signal; 30 s | with the process |
 
 #![forbid(unsafe_code)]
 

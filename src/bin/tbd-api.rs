@@ -114,7 +114,6 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         metrics.http.clone(),
         Box::new(service::exit_self_check),
     )?;
-    log::info!(address:% = server.local_addr(); "listening");
 
     service::shutdown_signal()?;
 

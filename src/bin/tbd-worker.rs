@@ -107,7 +107,6 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         metrics.http.clone(),
         Box::new(service::exit_self_check),
     )?;
-    log::info!(address:% = server.local_addr(); "listening");
 
     service::shutdown_signal()?;
 

@@ -22,7 +22,7 @@ pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 /// How much longer than the server we let a statement run before we give up the server itself.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long the server may take to authenticate us once the TCP connection stands.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long closing a session may take.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest time a statement is given by [`Connection::limit_to`]: zero would mean "without limit".
@@ -78,7 +78,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects. Waits for the resolver, then for each of the host's addresses at most `connect_timeout`, and 3 s for
+    /// Connects. Waits for the resolver, then for each of the host's addresses at most `connect_timeout`, and 5 s for
     /// the server to authenticate us.
     pub(super) fn open(
         config: &DatabaseConfig,

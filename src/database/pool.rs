@@ -1,6 +1,7 @@
 //! The pool of connections: hands one out without asking the server first, and says no early when it must.
 
 use std::fmt;
+use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,7 +45,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// that connections opened together are not all renewed together.
 ///
 /// **Check-out** costs no round trip. When a connection was lost, all others are under suspicion, since a restart
-/// or a fail-over breaks all of them: each has to answer one ping before it is handed out again.
+/// or a fail-over breaks all of them: each has to answer one ping (within 1 s) before it is handed out again.
 #[derive(Clone)]
 pub struct Pool {
     pool: r2d2::Pool<Manager>,
@@ -70,19 +71,23 @@ struct Shared {
     waiting: AtomicU32,
     /// Counts lost connections: one that was last known to live before the latest loss is under suspicion.
     losses: AtomicU64,
-    /// Why the latest attempt to connect failed; none when it succeeded. Held for an assignment or a clone only.
+    /// Why the latest attempt to connect, or to get a sign of life, failed; none when it succeeded. Held for an assignment or a clone only.
     away: Mutex<Option<DatabaseError>>,
 }
 
 impl Shared {
     fn set_away(&self, reason: Option<DatabaseError>) {
-        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*away, &reason) {
-            (None, Some(reason)) => log::warn!("{reason}"),
+        let message = reason.as_ref().map(ToString::to_string);
+        let before = mem::replace(
+            &mut *self.away.lock().unwrap_or_else(PoisonError::into_inner),
+            reason,
+        );
+        // Once per outage, and outside the lock.
+        match (before, message) {
+            (None, Some(message)) => log::warn!("{message}"),
             (Some(_), None) => log::info!("the database {} is back", self.config.location()),
             _ => {}
         }
-        *away = reason;
     }
 
     fn away(&self) -> Option<DatabaseError> {
@@ -143,7 +148,7 @@ impl Pool {
     /// of the last attempt to connect when the database is known to be away.
     pub fn get(&self, deadline: Deadline) -> Result<PooledConnection, DatabaseError> {
         let started = Instant::now();
-        let outcome = match self.idle() {
+        let outcome = match self.idle(deadline) {
             Some(connection) => Ok(connection),
             None => self.wait(started, deadline),
         };
@@ -168,9 +173,17 @@ impl Pool {
     }
 
     /// An idle connection that may be trusted, if there is one. Waits for nothing, save for the pings that follow a
-    /// loss.
-    fn idle(&self) -> Option<PooledConnection> {
-        std::iter::from_fn(|| self.pool.try_get()).find_map(|connection| self.trusted(connection))
+    /// loss: connections that are known to be broken fail theirs at once, and the first one that stays silent ends
+    /// the search.
+    fn idle(&self, deadline: Deadline) -> Option<PooledConnection> {
+        while let Some(connection) = self.pool.try_get() {
+            match self.trust(connection, deadline) {
+                Ok(connection) => return Some(connection),
+                Err(Distrust::Broken) => {}
+                Err(Distrust::Silent) => break,
+            }
+        }
+        None
     }
 
     fn wait(
@@ -193,24 +206,45 @@ impl Pool {
                 });
             }
             if let Ok(connection) = self.pool.get_timeout(slice)
-                && let Some(connection) = self.trusted(connection)
+                && let Ok(connection) = self.trust(connection, deadline)
             {
                 return Ok(connection);
             }
         }
     }
 
-    /// `connection`, ready for use; or nothing, when it turned out to be lost and was dropped.
-    fn trusted(&self, mut connection: r2d2::PooledConnection<Manager>) -> Option<PooledConnection> {
+    /// `connection`, ready for use; or why it was dropped.
+    fn trust(
+        &self,
+        mut connection: r2d2::PooledConnection<Manager>,
+        deadline: Deadline,
+    ) -> Result<PooledConnection, Distrust> {
         let losses = self.shared.losses.load(Ordering::Acquire);
         let pooled = &mut *connection;
         if pooled.losses_seen != losses {
-            pooled.connection.ping(PING_TIMEOUT).ok()?;
+            let patience = Deadline::after(PING_TIMEOUT).earlier_of(deadline);
+            if pooled.connection.ping(patience.remaining()).is_err() {
+                if !patience.is_past() {
+                    return Err(Distrust::Broken);
+                }
+                self.shared.set_away(Some(DatabaseError::Unavailable {
+                    location: self.shared.config.location(),
+                    reason: "it does not answer".to_owned(),
+                }));
+                return Err(Distrust::Silent);
+            }
+            self.shared.set_away(None);
             pooled.losses_seen = losses;
         }
-        pooled.connection.unlimit().ok()?;
-        Some(PooledConnection(connection))
+        pooled.connection.unlimit().map_err(|_| Distrust::Broken)?;
+        Ok(PooledConnection(connection))
     }
+}
+
+/// What is wrong with a connection that was about to be handed out.
+enum Distrust {
+    Broken,
+    Silent,
 }
 
 impl fmt::Debug for Pool {
@@ -246,7 +280,7 @@ struct Pooled {
     /// The count of losses when it was last known to live.
     losses_seen: u64,
     /// When it is to be replaced.
-    expires: Instant,
+    expires: Deadline,
 }
 
 struct Manager {
@@ -262,7 +296,7 @@ impl ManageConnection for Manager {
         match Connection::open(&self.shared.config, Arc::clone(&self.shared.hooks)) {
             Ok(connection) => {
                 self.shared.set_away(None);
-                let expires = Instant::now() + spread(self.shared.config.conn_max_lifetime);
+                let expires = Deadline::after(spread(self.shared.config.conn_max_lifetime));
                 Ok(Pooled {
                     connection,
                     losses_seen,
@@ -285,7 +319,7 @@ impl ManageConnection for Manager {
             self.shared.losses.fetch_add(1, Ordering::AcqRel);
             return true;
         }
-        Instant::now() >= pooled.expires
+        pooled.expires.is_past()
     }
 }
 

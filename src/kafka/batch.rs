@@ -316,13 +316,18 @@ fn nullable(input: &mut Bytes) -> Result<Option<Bytes>, BatchError> {
 }
 
 fn unpack(codec: Codec, packed: &Bytes) -> Result<Bytes, BatchError> {
+    let input = packed.as_ref();
     match codec {
         Codec::None => Ok(packed.clone()),
-        Codec::Gzip => read_bounded(flate2::read::MultiGzDecoder::new(packed.as_ref())),
+        Codec::Gzip => read_bounded(flate2::read::MultiGzDecoder::new(input), UNPACKED_BYTES_MAX),
         Codec::Snappy => unpack_snappy(packed),
-        Codec::Lz4 => read_bounded(lz4::Decoder::new(packed.as_ref()).map_err(unpack_error)?),
+        Codec::Lz4 => {
+            let reader = lz4::Decoder::new(input).map_err(unpack_error)?;
+            read_bounded(reader, UNPACKED_BYTES_MAX)
+        }
         Codec::Zstd => {
-            read_bounded(zstd::stream::read::Decoder::new(packed.as_ref()).map_err(unpack_error)?)
+            let reader = zstd::stream::read::Decoder::new(input).map_err(unpack_error)?;
+            read_bounded(reader, UNPACKED_BYTES_MAX)
         }
     }
 }
@@ -332,13 +337,13 @@ fn unpack_error(error: impl fmt::Display) -> BatchError {
 }
 
 /// Reads to the end, growing as bytes really arrive, up to the limit.
-fn read_bounded(reader: impl Read) -> Result<Bytes, BatchError> {
+fn read_bounded(reader: impl Read, bytes_max: usize) -> Result<Bytes, BatchError> {
     let mut unpacked = Vec::new();
     reader
-        .take(UNPACKED_BYTES_MAX as u64 + 1)
+        .take(bytes_max as u64 + 1)
         .read_to_end(&mut unpacked)
         .map_err(unpack_error)?;
-    if unpacked.len() > UNPACKED_BYTES_MAX {
+    if unpacked.len() > bytes_max {
         return Err(BatchError::TooLarge);
     }
     Ok(unpacked.into())

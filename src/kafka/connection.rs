@@ -65,6 +65,15 @@ impl<R> Sent<R> {
     }
 }
 
+impl std::os::fd::AsFd for Connection {
+    /// For waiting on several connections at once: readable means that an answer
+    /// has begun to arrive. Holds as long as no more than one request is in
+    /// flight, because answers that came together are read together.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 /// Breaks a [`Connection`] off, so that a thread that waits on it goes on with
 /// [`Error::ConnectionLost`].
 #[derive(Debug)]
@@ -77,15 +86,6 @@ impl Interrupter {
     pub fn interrupt(&self) {
         // It may be closed already, which is what we want.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
-    }
-}
-
-impl std::os::fd::AsFd for Connection {
-    /// For waiting on several connections at once: readable means that an answer
-    /// has begun to arrive. Holds as long as no more than one request is in
-    /// flight, because answers that came together are read together.
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.stream.as_fd()
     }
 }
 

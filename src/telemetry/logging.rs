@@ -1,12 +1,14 @@
 //! One line per log record on standard error: a JSON object, or text for people.
 //!
 //! A record's key-values (`log::info!(order_id:% = id; "order created")`)
-//! become fields beside the fixed ones: `timestamp` (RFC 3339, UTC,
-//! microseconds), `level`, `target`, `message`, `service`, and `trace_id` and
-//! `span_id` while the thread is inside a span. Control characters are escaped
-//! in both formats, so that no text from outside can forge a line or steer a
-//! terminal. A line is written by one call under standard error's lock.
+//! become fields, except an `Option` that is `None`. The fixed fields are
+//! `timestamp` (RFC 3339, UTC, microseconds), `level`, `target`, `message`,
+//! `service`, and `trace_id` and `span_id` while the thread is inside a span.
+//! Control characters are escaped in both formats, so that no text from outside
+//! can forge a line or steer a terminal. A line is written by one call under
+//! standard error's lock.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
@@ -58,10 +60,15 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    // Captured only if RUST_BACKTRACE asks for it.
+    let backtrace = Backtrace::capture();
+    let backtrace =
+        (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     log::error!(
         target: "tbd::panic",
         thread = thread.name().unwrap_or("unnamed"),
-        location = location.as_deref().unwrap_or("unknown");
+        location = location.as_deref().unwrap_or("unknown"),
+        backtrace = backtrace.as_deref();
         "panicked: {}",
         message.unwrap_or("no message")
     );
@@ -145,52 +152,74 @@ struct JsonFields<'a, W>(&'a mut W);
 
 impl<'kvs, W: Write> VisitSource<'kvs> for JsonFields<'_, W> {
     fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
-        self.0.write_all(b",")?;
-        if RESERVED.contains(&key.as_str()) {
-            write_string(self.0, &format_args!("{key}_"))?;
-        } else {
-            write_string(self.0, &key)?;
-        }
-        self.0.write_all(b":")?;
-        value.visit(JsonValue(self.0))
+        value.visit(JsonField {
+            out: self.0,
+            key: key.as_str(),
+        })
     }
 }
 
-/// Writes one value: numbers, booleans and null as such, the rest as text.
-struct JsonValue<'a, W>(&'a mut W);
+/// Writes one field: numbers and booleans as such, an absent value not at all,
+/// the rest as text.
+struct JsonField<'a, W> {
+    out: &'a mut W,
+    key: &'a str,
+}
 
-impl<'v, W: Write> VisitValue<'v> for JsonValue<'_, W> {
+impl<W: Write> JsonField<'_, W> {
+    fn key(&mut self) -> io::Result<()> {
+        self.out.write_all(b",")?;
+        if RESERVED.contains(&self.key) {
+            write_string(self.out, &format_args!("{}_", self.key))?;
+        } else {
+            write_string(self.out, &self.key)?;
+        }
+        self.out.write_all(b":")
+    }
+
+    fn text(&mut self, value: impl fmt::Display) -> Result<(), kv::Error> {
+        self.key()?;
+        Ok(write_string(self.out, &value)?)
+    }
+
+    fn bare(&mut self, value: impl fmt::Display) -> Result<(), kv::Error> {
+        self.key()?;
+        Ok(write!(self.out, "{value}")?)
+    }
+}
+
+impl<'v, W: Write> VisitValue<'v> for JsonField<'_, W> {
     fn visit_any(&mut self, value: kv::Value<'_>) -> Result<(), kv::Error> {
-        Ok(write_string(self.0, &value)?)
+        self.text(value)
     }
 
     fn visit_null(&mut self) -> Result<(), kv::Error> {
-        Ok(self.0.write_all(b"null")?)
+        Ok(())
     }
 
     fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
-        Ok(write!(self.0, "{value}")?)
+        self.bare(value)
     }
 
     fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
-        Ok(write!(self.0, "{value}")?)
+        self.bare(value)
     }
 
     fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
-        Ok(write!(self.0, "{value}")?)
+        self.bare(value)
     }
 
     fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
         if value.is_finite() {
-            Ok(write!(self.0, "{value}")?)
+            self.bare(value)
         } else {
             // JSON has no such number.
-            Ok(write_string(self.0, &value)?)
+            self.text(value)
         }
     }
 
     fn visit_str(&mut self, value: &str) -> Result<(), kv::Error> {
-        Ok(write_string(self.0, &value)?)
+        self.text(value)
     }
 }
 
@@ -199,8 +228,27 @@ struct TextFields<'a, W>(&'a mut W);
 
 impl<'kvs, W: Write> VisitSource<'kvs> for TextFields<'_, W> {
     fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
-        write!(self.0, " {key}=")?;
-        Ok(write_escaped(self.0, &value)?)
+        value.visit(TextField {
+            out: self.0,
+            key: key.as_str(),
+        })
+    }
+}
+
+/// Writes one field, an absent value not at all.
+struct TextField<'a, W> {
+    out: &'a mut W,
+    key: &'a str,
+}
+
+impl<'v, W: Write> VisitValue<'v> for TextField<'_, W> {
+    fn visit_any(&mut self, value: kv::Value<'_>) -> Result<(), kv::Error> {
+        write!(self.out, " {}=", self.key)?;
+        Ok(write_escaped(self.out, &value)?)
+    }
+
+    fn visit_null(&mut self) -> Result<(), kv::Error> {
+        Ok(())
     }
 }
 
@@ -339,7 +387,7 @@ mod tests {
         log::warn!(
             logger: logger, target: "tbd::orders",
             order_id:% = id, attempts = 3, share = 0.5, odd = f64::NAN, ok = true, who = "me",
-            message = "mine";
+            message = "mine", nobody = None::<&str>;
             "order {} is late", 7
         );
         let line = json(&sink);
@@ -360,6 +408,7 @@ mod tests {
         assert_eq!(line["ok"], true);
         assert_eq!(line["who"], "me");
         assert_eq!(line["message_"], "mine");
+        assert!(line.get("nobody").is_none());
         assert!(line.get("trace_id").is_none() && line.get("span_id").is_none());
     }
 
@@ -421,7 +470,7 @@ mod tests {
     #[test]
     fn text_lines_read_well() {
         let (logger, sink) = logger(LevelFilter::Info, LogFormat::Text);
-        log::info!(logger: logger, target: "tbd::orders", order_id = "o1"; "order created");
+        log::info!(logger: logger, target: "tbd::orders", order_id = "o1", nobody = None::<&str>; "order created");
         let lines = sink.lines();
         assert!(
             lines[0].ends_with("Z INFO  tbd::orders: order created order_id=o1"),

@@ -128,9 +128,12 @@ impl Topic {
     }
 }
 
-/// The hooks' calls, as text.
+/// What a hook was called for, and with which partitions.
+type Entry = (&'static str, BTreeSet<i32>);
+
+/// The hooks' calls.
 #[derive(Default, Clone)]
-struct Journal(Arc<Mutex<Vec<(&'static str, BTreeSet<i32>)>>>);
+struct Journal(Arc<Mutex<Vec<Entry>>>);
 
 impl Journal {
     fn note(&self, what: &'static str, partitions: &[TopicPartition]) {
@@ -143,7 +146,7 @@ impl Journal {
         ));
     }
 
-    fn entries(&self) -> Vec<(&'static str, BTreeSet<i32>)> {
+    fn entries(&self) -> Vec<Entry> {
         self.0.lock().unwrap().clone()
     }
 }

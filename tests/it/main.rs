@@ -9,6 +9,7 @@ mod dead_letters;
 mod delivery;
 mod edges;
 mod get;
+mod http_server;
 mod idempotency;
 mod kafka_consumer;
 mod kafka_producer;

@@ -32,8 +32,6 @@ impl Consumer {
                 partition.to_commit().map(|offset| (name.clone(), offset))
             })
             .collect();
-        // Even with nothing left to commit the caller must hear that what it
-        // polled is no longer its own.
         self.commit_offsets(offsets, deadline)
     }
 
@@ -65,15 +63,12 @@ impl Consumer {
         mut offsets: Offsets,
         deadline: Deadline,
     ) -> Result<(), CommitError> {
-        loop {
+        while !offsets.is_empty() {
             let identity = self
                 .shared
                 .machine()
                 .commit_identity()
                 .map_err(|verdict| explain(verdict, None))?;
-            if offsets.is_empty() {
-                return Ok(());
-            }
             let (verdict, error) = match self.try_commit(&mut offsets, &identity, deadline) {
                 Ok(()) => return Ok(()),
                 Err(error) => {
@@ -94,6 +89,7 @@ impl Consumer {
             // A pause between attempts, not a wait for an event.
             std::thread::sleep(RETRY_BACKOFF);
         }
+        Ok(())
     }
 
     /// One attempt. What succeeded is taken out of `offsets`.

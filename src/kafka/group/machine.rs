@@ -21,6 +21,13 @@ use kafka_protocol::error::ResponseError;
 use super::ladder::{GroupApi, Reaction, reaction};
 use super::protocol::NO_GENERATION;
 
+/// A cooperative rebalance often has a second round right after the first, and
+/// members learn of it by heartbeat. For this long after joining they beat
+/// briskly, so that the second round does not wait for the usual interval.
+const BRISK_FOR: Duration = Duration::from_secs(5);
+/// The interval while beating briskly.
+const BRISK_INTERVAL: Duration = Duration::from_millis(300);
+
 /// The limits a member lives by.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
@@ -159,6 +166,7 @@ pub struct Machine {
     closed: bool,
     last_poll: Instant,
     last_heartbeat: Instant,
+    brisk_until: Instant,
     /// When the coordinator last gave a sign that it counts us in.
     last_sign: Instant,
     poll_backoff: Backoff,
@@ -182,6 +190,7 @@ impl Machine {
             closed: false,
             last_poll: now,
             last_heartbeat: now,
+            brisk_until: now,
             last_sign: now,
             poll_backoff: Backoff::default(),
             heartbeat_backoff: Backoff::default(),
@@ -238,6 +247,7 @@ impl Machine {
         };
         self.phase = Phase::Syncing;
         self.last_heartbeat = now;
+        self.brisk_until = now + BRISK_FOR;
         self.last_sign = now;
         true
     }
@@ -406,7 +416,11 @@ impl Machine {
         let Some(coordinator) = self.coordinator.clone() else {
             return HeartbeatStep::FindCoordinator;
         };
-        let due = self.last_heartbeat + self.settings.heartbeat_interval;
+        let mut interval = self.settings.heartbeat_interval;
+        if now < self.brisk_until {
+            interval = interval.min(BRISK_INTERVAL);
+        }
+        let due = self.last_heartbeat + interval;
         if now < due {
             return HeartbeatStep::Wait(Some(due.min(stuck_at)));
         }

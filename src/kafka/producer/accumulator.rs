@@ -10,6 +10,7 @@
 //! - *written*: done.
 //! - *not written*, definitely: the batch is undone. Its records go back to the
 //!   head of the queue, the sequence number steps back, and they may be cut anew.
+//!   Few refusals are that clear.
 //! - *unknown*: the batch is kept, bytes and all, and sent again as it is until an
 //!   answer settles it; only then does the broker recognise a repetition. Its
 //!   owners may give up waiting, the batch does not, short of the delivery
@@ -38,8 +39,7 @@ use crate::kafka::cluster::Cluster;
 use crate::kafka::error::Error;
 use crate::kafka::partitioner::partition_for_key;
 
-/// The first pause before a batch is tried again that found no leader or no
-/// answer; it doubles.
+/// The first pause before a batch of unknown fate is sent again; it doubles.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 
 /// The longest such pause. A new leader should not wait longer than this.
@@ -116,7 +116,7 @@ pub(super) struct Batch {
     pub(super) encoded: Option<Bytes>,
     index: usize,
     cut_at: Instant,
-    /// An earlier attempt ended without an answer.
+    /// An earlier attempt may have been written.
     unknown: bool,
 }
 
@@ -127,7 +127,7 @@ pub(super) enum Answer {
     Written(Option<i64>),
     /// The broker answered with an error code.
     Refused(ResponseError),
-    /// Some of it may have left, and no answer came.
+    /// Some of it may have left the process, and no answer came.
     Unknown(Error),
     /// It can never be sent.
     Impossible(Error),
@@ -159,7 +159,7 @@ struct Partition {
     under_way: UnderWay,
     /// No attempt before this moment.
     not_before: Option<Instant>,
-    /// Attempts in a row that found no leader or no answer.
+    /// Attempts in a row whose outcome is unknown.
     pauses: u32,
     /// The most records the next batch may have, after one was too large.
     records_max: usize,
@@ -501,20 +501,6 @@ impl Accumulator {
         };
         match code {
             DuplicateSequenceNumber => self.written(batch, None),
-            // In the log of the leader, but not yet safe; or on its way there.
-            RequestTimedOut | NotEnoughReplicasAfterAppend => self.keep(batch, error, now),
-            // Not the leader, or not at present. Whoever is will know what became
-            // of earlier attempts.
-            NotLeaderOrFollower
-            | FencedLeaderEpoch
-            | UnknownTopicOrPartition
-            | UnknownTopicId
-            | LeaderNotAvailable
-            | KafkaStorageError
-            | NetworkException => {
-                self.leaders_doubtful = true;
-                self.try_again(batch, error, now)
-            }
             // The broker's count and ours have come apart: this batch is not in
             // the log, or it would have been recognised. Start counting anew.
             OutOfOrderSequenceNumber
@@ -536,9 +522,28 @@ impl Accumulator {
                 self.partitions[batch.index].records_max = batch.records.len() / 2;
                 self.undo(batch)
             }
-            code if code.is_retriable() && !batch.unknown => self.undo_counting(batch, &error, now),
+            // Checked before anything is written.
+            CorruptMessage | NotEnoughReplicas | ThrottlingQuotaExceeded if !batch.unknown => {
+                self.undo_counting(batch, &error, now)
+            }
+            MessageTooLarge
+            | InvalidRecord
+            | RecordListTooLarge
+            | InvalidTopicException
+            | InvalidTimestamp
+            | InvalidRequiredAcks
+            | InvalidRequest
+            | PolicyViolation
+            | TopicAuthorizationFailed
+            | ClusterAuthorizationFailed
+            | UnsupportedVersion
+            | UnsupportedForMessageFormat
+            | UnsupportedCompressionType => self.fail(batch, error),
+            // All else says nothing about what was written. A leader that has
+            // just resigned answers "not the leader" for what it wrote before,
+            // and its log may live on.
             code if code.is_retriable() => self.keep(batch, error, now),
-            _ => self.fail(batch, error),
+            _ => self.fail_unknown(batch, error),
         }
     }
 
@@ -557,21 +562,10 @@ impl Accumulator {
         })
     }
 
-    /// A definite no that says nothing against the records: without limit within
-    /// their deadlines. A batch of unknown fate stays as it is.
-    fn try_again(&mut self, batch: Batch, error: Error, now: Instant) -> Vec<Completion> {
-        if batch.unknown {
-            return self.keep(batch, error, now);
-        }
-        self.pause(batch.index, now);
-        self.undo(batch)
-    }
-
     /// Keeps a batch whose fate is unknown, to send it again as it is.
     fn keep(&mut self, mut batch: Batch, error: Error, now: Instant) -> Vec<Completion> {
         if self.aborted || now >= batch.cut_at + self.limits.delivery_timeout {
-            batch.unknown = true;
-            return self.fail(batch, error);
+            return self.fail_unknown(batch, error);
         }
         batch.unknown = true;
         self.leaders_doubtful = true;
@@ -619,6 +613,11 @@ impl Accumulator {
         let mut completions = self.undo(batch);
         completions.extend(self.release(failed, |_| Err(ProduceError::not_sent(error.clone()))));
         completions
+    }
+
+    fn fail_unknown(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
+        batch.unknown = true;
+        self.fail(batch, error)
     }
 
     /// Ends a batch without success.

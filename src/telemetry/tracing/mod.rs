@@ -114,6 +114,7 @@ pub struct TracingConfig {
 
 /// Owner of the export: spans are recorded while it lives.
 #[derive(Debug)]
+#[must_use = "spans are exported only while their owner lives"]
 pub struct Tracing {
     provider: SdkTracerProvider,
     exporter: Option<Exporter>,

@@ -76,21 +76,18 @@ impl ConsumerMeter {
 }
 
 impl ConsumerHooks for ConsumerMeter {
-    fn assigned(&self, added: &[TopicPartition]) {
+    fn assigned(&self, _: &[TopicPartition]) {
         self.metrics
             .rebalances
             .with_label_values(&[&self.group])
             .inc();
-        log::info!(group = &*self.group, partitions = added.len(); "rebalanced: partitions assigned");
     }
 
     fn revoked(&self, partitions: &[TopicPartition]) {
         self.forget(partitions);
-        log::info!(group = &*self.group, partitions = partitions.len(); "rebalanced: partitions revoked");
     }
 
     fn lost(&self, partitions: &[TopicPartition]) {
         self.forget(partitions);
-        log::warn!(group = &*self.group, partitions = partitions.len(); "partitions lost");
     }
 }

@@ -60,7 +60,11 @@ impl CancelOrder {
                 return Err(CancelError::PreconditionFailed);
             }
             let new = old.cancel(Timestamp::now())?;
-            if new == old || self.repository.replace(&old, &new, deadline)? {
+            if new == old {
+                return Ok(old);
+            }
+            if self.repository.replace(&old, &new, deadline)? {
+                log::info!(order_id:% = id; "order canceled");
                 return Ok(new);
             }
         }

@@ -109,6 +109,7 @@ impl CreateOrder {
         let (response, unpublished, replayed) = match once {
             Once::First => {
                 self.meter.order_created();
+                log::info!(order_id:% = message.order_id; "order created");
                 (response, Some(message), false)
             }
             Once::Again {
@@ -116,6 +117,7 @@ impl CreateOrder {
                 unpublished,
             } => {
                 self.meter.idempotency_hit();
+                log::info!(order_id:% = response.order_id; "answer replayed");
                 (response, unpublished, true)
             }
             Once::OtherRequest => return Err(CreateError::OtherRequest),
