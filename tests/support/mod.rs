@@ -6,8 +6,14 @@
 //! A test that needs to take a server away starts its own with [`OwnServer`].
 #![allow(dead_code, reason = "each test uses only some of this")]
 
+pub mod http;
+pub mod program;
+pub mod topic;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
 use uuid::Uuid;
@@ -100,6 +106,22 @@ pub fn kafka() -> String {
 /// A name that no other test uses, for topics, groups, keys: `prefix-<32 hex digits>`.
 pub fn unique(prefix: &str) -> String {
     format!("{prefix}-{}", Uuid::now_v7().simple())
+}
+
+/// Looks every 25 ms until `look` finds something, and fails the test, saying what it waited for, when `limit` is over.
+/// What is waited for happens in other processes, so there is nothing to be woken by.
+pub fn eventually<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            start.elapsed() < limit,
+            "gave up after {limit:?} waiting for {what}"
+        );
+        thread::sleep(Duration::from_millis(25));
+    }
 }
 
 /// golang-migrate's own command-line program on this repository's migrations: `-database URL` and the verb are the

@@ -1,0 +1,212 @@
+//! The arrows of the house: who may know whom. Read from the sources, since the compiler lets a module use any other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::repository;
+
+/// Below each folder or file of `src`: what it may use of this crate besides itself. The first that fits counts.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("orders/domain", &[]),
+    ("orders/ports", &["orders::domain", "deadline"]),
+    (
+        "orders/app",
+        &["orders::domain", "orders::ports", "deadline", "stop"],
+    ),
+    (
+        "orders/adapters/http",
+        &[
+            "orders::app",
+            "orders::domain",
+            "orders::ports",
+            "orders::adapters::wire",
+            "http_server",
+            "telemetry",
+            "deadline",
+        ],
+    ),
+    (
+        "orders/adapters/postgres",
+        &[
+            "orders::app",
+            "orders::domain",
+            "orders::ports",
+            "database",
+            "telemetry",
+            "deadline",
+        ],
+    ),
+    (
+        "orders/adapters/kafka",
+        &[
+            "orders::app",
+            "orders::domain",
+            "orders::ports",
+            "orders::adapters::wire",
+            "kafka",
+            "telemetry",
+            "deadline",
+            "stop",
+        ],
+    ),
+    (
+        "orders/adapters",
+        &[
+            "orders::domain",
+            "orders::ports",
+            "telemetry",
+            "deadline",
+            "stop",
+        ],
+    ),
+    ("http_server", &["telemetry", "deadline", "stop"]),
+    ("kafka", &["deadline"]),
+    ("database", &["deadline"]),
+    ("telemetry", &["deadline"]),
+    ("config", &[]),
+    ("deadline", &[]),
+    ("stop", &["deadline"]),
+];
+
+#[test]
+fn every_module_knows_only_what_it_may_know() {
+    let sources = repository().join("src");
+    let mut faults = Vec::new();
+    for file in files(&sources) {
+        let place = file
+            .strip_prefix(&sources)
+            .expect("below src")
+            .with_extension("");
+        let place = place
+            .to_str()
+            .expect("a UTF-8 path")
+            .trim_end_matches("/mod");
+        let Some((room, allowed)) = ARROWS.iter().find(|(room, _)| is_below(place, room, '/'))
+        else {
+            continue;
+        };
+        let own = room.replace('/', "::");
+        let text = fs::read_to_string(&file).expect("read a source");
+        for path in crate_paths(&text) {
+            let known = allowed.iter().copied().chain([own.as_str()]);
+            if !known.into_iter().any(|known| is_below(&path, known, ':')) {
+                faults.push(format!("src/{place}.rs uses crate::{path}"));
+            }
+        }
+    }
+    assert!(
+        faults.is_empty(),
+        "against the arrows of tests/it/architecture.rs:\n{}",
+        faults.join("\n")
+    );
+}
+
+#[test]
+fn the_rules_speak_of_rooms_that_exist() {
+    let sources = repository().join("src");
+    for (room, allowed) in ARROWS {
+        let uses = allowed.iter().map(|path| path.replace("::", "/"));
+        for place in uses.chain([(*room).to_owned()]) {
+            let found =
+                sources.join(&place).is_dir() || sources.join(format!("{place}.rs")).is_file();
+            assert!(found, "{place}");
+        }
+    }
+}
+
+#[test]
+fn no_thread_is_asynchronous() {
+    let sources = repository().join("src");
+    for file in files(&sources) {
+        let text = fs::read_to_string(&file).expect("read a source");
+        for word in [
+            "async fn",
+            "async move",
+            ".await",
+            "tokio::",
+            "unsafe {",
+            "unsafe fn",
+        ] {
+            let used = code_lines(&text).any(|line| line.contains(word));
+            assert!(!used, "{word} in {}", file.display());
+        }
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("read a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn is_below(path: &str, folder: &str, separator: char) -> bool {
+    path.strip_prefix(folder)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(separator))
+}
+
+fn code_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+}
+
+/// Every path that starts at the crate's root, without `crate::`; groups in braces are taken apart.
+fn crate_paths(text: &str) -> Vec<String> {
+    let code: String = code_lines(text).collect::<Vec<_>>().join("\n");
+    code.match_indices("crate::")
+        // `$crate::` and `my_crate::` are something else.
+        .filter(|(at, _)| {
+            !code[..*at].ends_with(|c: char| c == '$' || c == '_' || c.is_alphanumeric())
+        })
+        .flat_map(|(at, found)| expand(&code[at + found.len()..]))
+        .collect()
+}
+
+fn expand(rest: &str) -> Vec<String> {
+    let end = rest
+        .find(|c: char| !(c == ':' || c == '_' || c.is_alphanumeric()))
+        .unwrap_or(rest.len());
+    let (path, behind) = rest.split_at(end);
+    let Some(group) = behind.strip_prefix('{') else {
+        return vec![path.trim_end_matches(':').to_owned()];
+    };
+    members(group)
+        .iter()
+        .flat_map(|member| expand(member))
+        .map(|member| format!("{path}{member}"))
+        .collect()
+}
+
+/// The members of a group, split at its own commas.
+fn members(group: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                found.push(group[start..at].trim());
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                found.push(group[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found.retain(|member| !member.is_empty());
+    found
+}
+
+#[test]
+fn groups_of_imports_are_taken_apart() {
+    let text = "use crate::a::B;\nuse crate::{c::{D, e::F},\n  g};\n// use crate::h;\nlet x = crate::i::j();";
+    assert_eq!(crate_paths(text), ["a::B", "c::D", "c::e::F", "g", "i::j"]);
+}

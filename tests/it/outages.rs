@@ -1,0 +1,279 @@
+//! PostgreSQL and Kafka away, and back. Each test has servers of its own.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::http::get;
+use crate::support::program::{Program, Stack, id};
+use crate::support::topic::{records, wait_for_records};
+use crate::support::{Database, OwnServer, eventually, kafka, postgres, unique};
+
+/// "Readiness fails within 10 s of an outage", and some for a busy machine.
+const NOTICED: Duration = Duration::from_secs(15);
+/// "... and is back within 30 s of its end", and some.
+const BACK: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(60);
+
+fn check(program: &Program, name: &str) -> String {
+    let ready = get("/readyz").send(&program.address()).json();
+    ready["checks"][name]
+        .as_str()
+        .expect("a check's result")
+        .to_owned()
+}
+
+fn is_alive(program: &Program) -> bool {
+    get("/healthz").send(&program.address()).status == 200
+}
+
+#[test]
+fn without_kafka_an_order_is_safe_and_its_key_resumes_it() {
+    let broker = OwnServer::kafka();
+    let stack = Stack::on(postgres(), broker.address());
+    let mut api = stack.api();
+    let key = unique("key");
+    broker.kill();
+
+    let start = Instant::now();
+    let refused = api.order(&key, 1299);
+    let took = start.elapsed();
+    refused.problem(503, "dependency-unavailable");
+    assert!(
+        refused
+            .header("Retry-After")
+            .is_some_and(|seconds| seconds.parse::<u32>().is_ok())
+    );
+    assert!(
+        took < Duration::from_secs(13),
+        "{took:?} is more than the publish budget"
+    );
+    assert_eq!((stack.count("orders"), stack.count("outbox")), (1, 1));
+
+    // The database is fine, so everything else goes on.
+    assert_eq!(get("/v1/orders").send(&api.address()).status, 200);
+    let unready = api.become_unready(NOTICED);
+    assert_eq!(unready.json()["checks"]["database"], "ok");
+    assert_ne!(unready.json()["checks"]["kafka"], "ok");
+    assert!(is_alive(&api));
+
+    broker.start();
+    api.become_ready(BACK);
+    let resumed = eventually(SOON, "the key to be accepted", || {
+        Some(api.order(&key, 1299)).filter(|response| response.status == 202)
+    });
+    assert_eq!(stack.count("orders"), 1);
+    let order_id = id(&resumed.json()).to_owned();
+    assert_eq!(stack.status(&order_id), "pending");
+    let events = wait_for_records(&stack.kafka, &stack.topics.created, 1, SOON);
+    assert!(events.iter().all(|event| event.key() == order_id));
+    eventually(SOON, "the outbox to be empty", || {
+        (stack.count("outbox") == 0).then_some(())
+    });
+}
+
+#[test]
+fn without_kafka_the_breaker_opens_and_the_relay_publishes_later() {
+    let broker = OwnServer::kafka();
+    let stack = Stack::on(postgres(), broker.address());
+    let mut api = stack.api();
+    let state = |api: &Program| {
+        let text = get("/metrics").send(&api.address()).text();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("circuit_breaker_state{"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .expect("the breaker's state")
+    };
+    assert_eq!(state(&api), 0.0);
+    broker.kill();
+    thread::scope(|scope| {
+        let refused: Vec<_> = (0..5)
+            .map(|n| {
+                scope.spawn({
+                    let api = &api;
+                    move || api.order(&unique("key"), n + 1)
+                })
+            })
+            .collect();
+        for response in refused {
+            response
+                .join()
+                .expect("no panic")
+                .problem(503, "dependency-unavailable");
+        }
+    });
+    assert_eq!(state(&api), 2.0);
+    let start = Instant::now();
+    api.order(&unique("key"), 6)
+        .problem(503, "dependency-unavailable");
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "an open breaker says no at once: {:?}",
+        start.elapsed()
+    );
+
+    broker.start();
+    api.become_ready(BACK);
+    // Nobody comes back for these six; they are committed, so they are published.
+    wait_for_records(&stack.kafka, &stack.topics.created, 6, SOON);
+    eventually(SOON, "the breaker to let requests pass", || {
+        (api.order(&unique("key"), 7).status == 202).then_some(())
+    });
+    assert_eq!(state(&api), 0.0);
+}
+
+#[test]
+fn in_outbox_mode_orders_are_accepted_without_kafka() {
+    let broker = OwnServer::kafka();
+    let stack = Stack::on(postgres(), broker.address()).set("EVENT_DELIVERY", "outbox");
+    let api = stack.api();
+    broker.kill();
+    let start = Instant::now();
+    for _ in 0..20 {
+        api.accepted_order();
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(stack.count("outbox"), 20);
+    broker.start();
+    wait_for_records(&stack.kafka, &stack.topics.created, 20, SOON);
+    eventually(SOON, "the outbox to be empty", || {
+        (stack.count("outbox") == 0).then_some(())
+    });
+}
+
+#[test]
+fn without_postgresql_requests_are_refused_until_it_is_back() {
+    let server = OwnServer::postgres();
+    let stack = Stack::on(Database::on(&server.address()), kafka());
+    let mut api = stack.api();
+    let order = api.accepted_order();
+    let path = format!("/v1/orders/{}", id(&order));
+    server.stop();
+    for request in [
+        get(&path),
+        get("/v1/orders"),
+        crate::support::http::post(format!("{path}/cancel")),
+    ] {
+        let response = request.send(&api.address());
+        response.problem(503, "dependency-unavailable");
+        assert!(response.header("Retry-After").is_some());
+        assert!(!response.text().contains("secret"));
+    }
+    api.order(&unique("key"), 1)
+        .problem(503, "dependency-unavailable");
+    let unready = api.become_unready(NOTICED);
+    assert_eq!(unready.json()["checks"]["kafka"], "ok");
+    assert_ne!(unready.json()["checks"]["database"], "ok");
+    assert!(!unready.text().contains("secret"));
+    assert!(is_alive(&api));
+
+    server.start();
+    api.become_ready(BACK);
+    assert_eq!(get(&path).send(&api.address()).json(), order);
+    api.accepted_order();
+}
+
+#[test]
+fn a_worker_without_postgresql_consumes_nothing_and_resumes() {
+    let server = OwnServer::postgres();
+    let stack = Stack::on(Database::on(&server.address()), kafka());
+    let api = stack.api();
+    // Known to Kafka before the database goes; the worker meets them without one.
+    for _ in 0..10 {
+        api.accepted_order();
+    }
+    eventually(SOON, "the outbox to be empty", || {
+        (stack.count("outbox") == 0).then_some(())
+    });
+    server.stop();
+    let mut worker = stack.start_worker();
+    worker.become_unready(NOTICED);
+    assert!(is_alive(&worker));
+    assert_ne!(check(&worker, "database"), "ok");
+
+    server.start();
+    worker.become_ready(BACK);
+    stack.all_become("completed", 10, SOON);
+    assert_eq!(
+        worker.metric(r#"orders_processed_total{outcome="failed"}"#),
+        Some(0.0)
+    );
+    assert!(
+        records(&stack.kafka, &stack.topics.dlq).is_empty(),
+        "an outage is nobody's failed attempt"
+    );
+}
+
+#[test]
+fn a_worker_in_the_middle_of_its_work_survives_outages_of_both() {
+    let (server, broker) = (OwnServer::postgres(), OwnServer::kafka());
+    let stack = Stack::on(Database::on(&server.address()), broker.address())
+        .set("PROCESSING_TIME", "30ms")
+        .set("WORKER_CONCURRENCY", "2");
+    let (api, mut worker) = (stack.api(), stack.worker());
+    for _ in 0..150 {
+        api.accepted_order();
+    }
+    server.kill();
+    worker.become_unready(NOTICED);
+    broker.kill();
+    assert!(is_alive(&api) && is_alive(&worker));
+    server.start();
+    broker.start();
+    worker.become_ready(BACK);
+    stack.all_become("completed", 150, SOON);
+    eventually(SOON, "every order to be announced", || {
+        let announced = records(&stack.kafka, &stack.topics.processed);
+        let ids: std::collections::HashSet<&str> =
+            announced.iter().map(|record| record.key()).collect();
+        (ids.len() == 150).then_some(())
+    });
+    assert!(records(&stack.kafka, &stack.topics.dlq).is_empty());
+}
+
+#[test]
+fn programs_started_before_their_servers_get_ready_once_these_are_there() {
+    let (server, broker) = (OwnServer::postgres(), OwnServer::kafka());
+    let stack = Stack::on(Database::on(&server.address()), broker.address());
+    server.stop();
+    broker.kill();
+    let (mut api, mut worker) = (stack.start_api(), stack.start_worker());
+    eventually(NOTICED, "both to be alive", || {
+        let alive = |program: &Program| get("/healthz").try_send(&program.address()).is_ok();
+        (alive(&api) && alive(&worker)).then_some(())
+    });
+    assert_ne!(check(&api, "kafka"), "ok");
+    assert_ne!(check(&api, "database"), "ok");
+    server.start();
+    broker.start();
+    api.become_ready(BACK);
+    worker.become_ready(BACK);
+    api.accepted_order();
+    stack.all_become("completed", 1, SOON);
+}
+
+#[test]
+fn a_frozen_kafka_is_noticed_and_its_return_too() {
+    let broker = OwnServer::kafka();
+    let stack = Stack::on(postgres(), broker.address());
+    let mut api = stack.api();
+    broker.pause();
+    let start = Instant::now();
+    api.order(&unique("key"), 1)
+        .problem(503, "dependency-unavailable");
+    assert!(
+        start.elapsed() < Duration::from_secs(13),
+        "{:?}",
+        start.elapsed()
+    );
+    api.become_unready(NOTICED);
+    broker.resume();
+    api.become_ready(BACK);
+    eventually(SOON, "orders to be accepted", || {
+        (api.order(&unique("key"), 1).status == 202).then_some(())
+    });
+}

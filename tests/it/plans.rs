@@ -1,0 +1,106 @@
+//! No statement of ours reads a whole table of orders or keys, however many there are.
+
+use postgres::Client;
+use postgres::types::Type;
+use tbd::orders::adapters::postgres::statements;
+
+use crate::support::program::Stack;
+
+const ROWS: u32 = 100_000;
+
+/// Orders of which one in a hundred is not completed yet, and a key for each.
+fn fill(stack: &Stack) {
+    drop(stack.api());
+    stack.execute(&format!(
+        "INSERT INTO orders (id, customer_email, amount_cents, status, created_at, updated_at)
+         SELECT (substr(hex, 1, 8) || '-' || substr(hex, 9, 4) || '-7' || substr(gen_random_uuid()::text, 16))::uuid,
+                'user' || n || '@example.com', n,
+                CASE WHEN n % 100 = 0 THEN 'pending' WHEN n % 100 = 1 THEN 'failed' ELSE 'completed' END, now(), now()
+           FROM generate_series(1, {ROWS}) AS n, lpad(to_hex(1760000000000 + n), 12, '0') AS hex;
+         INSERT INTO idempotency_keys
+                (key, request_hash, response_status, response_body, order_id, created_at, expires_at)
+         SELECT id::text, sha256(id::text::bytea), 202, id::text::bytea, id, now(),
+                now() + interval '72 hours' * (row_number() OVER () % 1000 / 1000.0 + 0.001)
+           FROM orders;
+         ANALYZE",
+    ));
+}
+
+/// A value for a parameter, as SQL.
+fn sample(of: &Type, id: &str) -> String {
+    match *of {
+        Type::UUID => format!("'{id}'"),
+        Type::UUID_ARRAY => format!("ARRAY['{id}', gen_random_uuid()]::uuid[]"),
+        Type::TEXT | Type::VARCHAR => "'failed'".to_owned(),
+        Type::BYTEA => "'\\x00'".to_owned(),
+        Type::INT2 | Type::INT4 => "202".to_owned(),
+        Type::INT8 => "20".to_owned(),
+        Type::FLOAT8 => "10.0".to_owned(),
+        Type::TIMESTAMPTZ => "now()".to_owned(),
+        ref other => panic!("a parameter of type {other}: add a sample here"),
+    }
+}
+
+fn explain(client: &mut Client, sql: &str) -> String {
+    let rows = client
+        .query(sql, &[])
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    rows.iter()
+        .map(|row| row.get::<_, String>(0))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn assert_reads_no_whole_table(name: &str, plan: &str) {
+    for line in plan.lines().filter(|line| line.contains("Seq Scan on")) {
+        for table in ["orders", "idempotency_keys"] {
+            assert!(
+                !line.contains(&format!("Seq Scan on {table}")),
+                "{name}:\n{plan}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_plan_scans_orders_or_keys_whole() {
+    let stack = Stack::new();
+    fill(&stack);
+    let mut client = stack.database.connect();
+    let id: uuid::Uuid = client
+        .query_one("SELECT id FROM orders OFFSET 500 LIMIT 1", &[])
+        .expect("an id")
+        .get(0);
+    let statements = statements();
+    assert!(statements.len() >= 10);
+    for (number, statement) in statements.iter().enumerate() {
+        let name = statement.name();
+        let parameters = client
+            .prepare(statement.sql())
+            .expect("prepare")
+            .params()
+            .to_vec();
+        let samples: Vec<String> = parameters
+            .iter()
+            .map(|of| sample(of, &id.to_string()))
+            .collect();
+        let arguments = match samples.is_empty() {
+            true => String::new(),
+            false => format!("({})", samples.join(", ")),
+        };
+        client
+            .batch_execute(&format!("PREPARE s{number} AS {}", statement.sql()))
+            .expect("prepare");
+        // What PostgreSQL plans for the first executions, and what it settles on afterwards.
+        for mode in ["force_custom_plan", "force_generic_plan"] {
+            client
+                .batch_execute(&format!("SET plan_cache_mode = {mode}"))
+                .expect("set the mode");
+            let plan = explain(
+                &mut client,
+                &format!("EXPLAIN EXECUTE s{number}{arguments}"),
+            );
+            assert_reads_no_whole_table(&format!("{name} ({mode})"), &plan);
+        }
+    }
+}

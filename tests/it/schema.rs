@@ -1,0 +1,155 @@
+//! How programs meet a database: empty, behind, ahead, dirty; and golang-migrate beside them.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::support::http::get;
+use crate::support::program::{API, READY, Stack, free_port, run};
+use crate::support::{eventually, migrate, unique};
+
+fn version(stack: &Stack) -> (i64, bool) {
+    let row = stack
+        .database
+        .connect()
+        .query_one("SELECT version, dirty FROM schema_migrations", &[]);
+    let row = row.expect("one version");
+    (row.get(0), row.get(1))
+}
+
+fn newest(stack: &Stack) -> i64 {
+    let api = stack.api();
+    drop(api);
+    version(stack).0
+}
+
+#[test]
+fn many_instances_started_at_once_migrate_once() {
+    let stack = Stack::new();
+    let apis: Vec<_> = (0..4).map(|_| stack.start_api()).collect();
+    let apis: Vec<_> = apis.into_iter().map(|api| api.ready()).collect();
+    assert!(!version(&stack).1);
+    assert_eq!(stack.count("schema_migrations"), 1);
+    for api in &apis {
+        api.accepted_order();
+    }
+}
+
+#[test]
+fn without_auto_migrate_the_api_gets_ready_when_somebody_else_has_migrated() {
+    let stack = Stack::new().set("AUTO_MIGRATE", "false");
+    let mut api = stack.start_api();
+    let unready = eventually(READY, "an answer", || {
+        get("/readyz").try_send(&api.address()).ok()
+    });
+    assert_eq!(unready.status, 503);
+    let reason = eventually(READY, "the schema to be looked at", || {
+        let unready = get("/readyz").send(&api.address());
+        let reason = unready.json()["checks"]["database"]
+            .as_str()
+            .expect("a reason")
+            .to_owned();
+        reason.contains("schema").then_some(reason)
+    });
+    assert!(!reason.contains("secret"), "{reason}");
+    assert_eq!(get("/healthz").send(&api.address()).status, 200);
+    let tables = "SELECT count(*) FROM pg_tables WHERE tablename = 'orders'";
+    assert_eq!(stack.number(tables), 0);
+
+    let status = migrate(&stack.database)
+        .arg("up")
+        .status()
+        .expect("run migrate");
+    assert!(status.success());
+    api.become_ready(READY);
+    api.accepted_order();
+}
+
+#[test]
+fn the_real_migrate_program_carries_on_where_tbd_stopped_and_the_other_way_round() {
+    let stack = Stack::new();
+    let newest = newest(&stack);
+    let run = |arguments: &[&str]| {
+        let output = migrate(&stack.database)
+            .args(arguments)
+            .output()
+            .expect("run migrate");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(run(&["version"]).trim(), newest.to_string());
+    assert!(run(&["up"]).contains("no change"));
+    run(&["down", "1"]);
+    assert_eq!(version(&stack), (newest - 1, false));
+    let api = stack.api();
+    assert_eq!(version(&stack), (newest, false));
+    api.accepted_order();
+    drop(api);
+    run(&["down", "-all"]);
+    stack.api().accepted_order();
+}
+
+#[test]
+fn a_dirty_database_stops_the_start_with_the_version_and_the_way_out() {
+    let stack = Stack::new();
+    let newest = newest(&stack);
+    stack.execute("UPDATE schema_migrations SET dirty = true");
+    let mut command = stack.command(API);
+    command.env("API_PORT", free_port().to_string());
+    let output = run(command);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("dirty") && said.contains(&newest.to_string()),
+        "{said}"
+    );
+    assert!(
+        said.contains("UPDATE schema_migrations") || said.contains("migrate"),
+        "how to mend it: {said}"
+    );
+    assert_eq!(version(&stack), (newest, true));
+}
+
+#[test]
+fn a_migration_that_fails_stops_the_start_and_leaves_the_database_dirty() {
+    let folder = std::env::temp_dir().join(unique("tbd-migrations"));
+    fs::create_dir(&folder).expect("make a folder");
+    fs::write(folder.join("000001_good.up.sql"), "CREATE TABLE good ()")
+        .expect("write a migration");
+    fs::write(
+        folder.join("000002_bad.up.sql"),
+        "CREATE TABLE bad (no_such_type nonsense)",
+    )
+    .expect("write a migration");
+    let stack = Stack::new().set("MIGRATIONS_DIR", folder.to_str().expect("a UTF-8 path"));
+    let mut command = stack.command(API);
+    command.env("API_PORT", free_port().to_string());
+    let output = run(command);
+    let _ = fs::remove_dir_all(&folder);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains('2') && said.contains("dirty"), "{said}");
+    assert_eq!(version(&stack), (2, true));
+}
+
+#[test]
+fn a_schema_newer_than_the_program_is_served_with_a_warning() {
+    let stack = Stack::new();
+    newest(&stack);
+    stack.execute("UPDATE schema_migrations SET version = 99");
+    let api = stack.api();
+    api.accepted_order();
+    let warnings = |log: Vec<String>| {
+        log.into_iter()
+            .filter(|line| line.contains("99") && line.to_lowercase().contains("warn"))
+            .count()
+    };
+    eventually(Duration::from_secs(10), "the warning", || {
+        (warnings(api.log()) > 0).then_some(())
+    });
+    assert_eq!(warnings(api.log()), 1);
+    assert_eq!(version(&stack), (99, false));
+}

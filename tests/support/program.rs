@@ -1,0 +1,366 @@
+//! The two programs under test, as real processes.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use super::http::{Response, get, post};
+use super::{Database, PASSWORD, USER, eventually, kafka, postgres, unique};
+
+/// How long a program may take to get ready, on a busy machine.
+pub const READY: Duration = Duration::from_secs(60);
+
+/// tbd-api's path.
+pub const API: &str = env!("CARGO_BIN_EXE_tbd-api");
+/// tbd-worker's path.
+pub const WORKER: &str = env!("CARGO_BIN_EXE_tbd-worker");
+
+/// A database, topics and a consumer group that belong to one test, and the variables that lead programs to them.
+pub struct Stack {
+    pub database: Database,
+    pub kafka: String,
+    pub topics: Topics,
+    pub group: String,
+    variables: HashMap<String, String>,
+}
+
+/// The topics' names.
+pub struct Topics {
+    pub created: String,
+    pub processed: String,
+    pub failed: String,
+    pub dlq: String,
+}
+
+impl Stack {
+    /// On the shared servers.
+    pub fn new() -> Stack {
+        Stack::on(postgres(), kafka())
+    }
+
+    /// On servers of the test's own.
+    pub fn on(database: Database, kafka: String) -> Stack {
+        let topics = Topics {
+            created: unique("order.created"),
+            processed: unique("order.processed"),
+            failed: unique("order.failed"),
+            dlq: unique("order.dlq"),
+        };
+        let group = unique("tbd-workers");
+        let variables = [
+            ("API_HOST", "127.0.0.1"),
+            ("WORKER_HOST", "127.0.0.1"),
+            ("LOG_LEVEL", "info"),
+            ("OTEL_SDK_DISABLED", "true"),
+            ("DB_HOST", &database.host),
+            ("DB_PORT", &database.port.to_string()),
+            ("DB_USER", USER),
+            ("DB_PASSWORD", PASSWORD),
+            ("DB_NAME", &database.name),
+            ("DB_MAX_CONNS", "8"),
+            ("KAFKA_BROKERS", &kafka),
+            ("KAFKA_TOPIC_ORDER_CREATED", &topics.created),
+            ("KAFKA_TOPIC_ORDER_PROCESSED", &topics.processed),
+            ("KAFKA_TOPIC_ORDER_FAILED", &topics.failed),
+            ("KAFKA_TOPIC_ORDER_DLQ", &topics.dlq),
+            ("KAFKA_TOPIC_PARTITIONS", "3"),
+            ("KAFKA_CONSUMER_GROUP", &group),
+            ("KAFKA_SESSION_TIMEOUT", "6s"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+        Stack {
+            database,
+            kafka,
+            topics,
+            group,
+            variables,
+        }
+    }
+
+    /// Sets a variable for every program started from now on.
+    pub fn set(mut self, name: &str, value: &str) -> Stack {
+        self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// A ready api.
+    pub fn api(&self) -> Program {
+        self.start_api().ready()
+    }
+
+    /// An api that has just been started.
+    pub fn start_api(&self) -> Program {
+        self.start(API, "API_PORT")
+    }
+
+    /// A ready worker.
+    pub fn worker(&self) -> Program {
+        self.start_worker().ready()
+    }
+
+    /// A worker that has just been started.
+    pub fn start_worker(&self) -> Program {
+        self.start(WORKER, "WORKER_PORT")
+    }
+
+    /// A program with this stack's variables and no others, for tests of how it ends by itself.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = bare(program);
+        command.envs(&self.variables);
+        command
+    }
+
+    fn start(&self, program: &str, port_variable: &str) -> Program {
+        let port = free_port();
+        let mut command = self.command(program);
+        command.env(port_variable, port.to_string());
+        Program::start(command, port)
+    }
+
+    /// The number of rows in a table.
+    pub fn count(&self, table: &str) -> i64 {
+        self.number(&format!("SELECT count(*) FROM {table}"))
+    }
+
+    /// The one number that a query answers.
+    pub fn number(&self, query: &str) -> i64 {
+        let row = self.database.connect().query_one(query, &[]);
+        row.unwrap_or_else(|error| panic!("{query}: {error}"))
+            .get(0)
+    }
+
+    /// Runs statements.
+    pub fn execute(&self, statements: &str) {
+        let done = self.database.connect().batch_execute(statements);
+        done.unwrap_or_else(|error| panic!("{statements}: {error}"));
+    }
+
+    /// An order's status in the database.
+    pub fn status(&self, id: &str) -> String {
+        let query = format!("SELECT status FROM orders WHERE id = '{id}'");
+        let row = self.database.connect().query_one(&query, &[]);
+        row.unwrap_or_else(|error| panic!("{query}: {error}"))
+            .get(0)
+    }
+
+    /// Waits until all of `count` orders have this status.
+    pub fn all_become(&self, status: &str, count: i64, limit: Duration) {
+        let query = format!("SELECT count(*) FROM orders WHERE status = '{status}'");
+        let mut client = self.database.connect();
+        let mut last = 0;
+        eventually(limit, &format!("{count} orders to be {status}"), || {
+            last = client.query_one(&query, &[]).expect("count orders").get(0);
+            (last == count).then_some(())
+        });
+    }
+}
+
+/// A program without a single variable of the test's own environment.
+pub fn bare(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+/// What a program that ends by itself said, and how it ended. Killed, and the test failed, if it does not end.
+pub fn run(mut command: Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("start the program");
+    let id = Pid::from_child(&child);
+    let (done, ended) = crossbeam_channel::bounded(1);
+    let waiting = thread::spawn(move || {
+        let output = child.wait_with_output();
+        let _ = done.send(());
+        output
+    });
+    if ended.recv_timeout(READY).is_err() {
+        kill_process(id, Signal::KILL).expect("kill the program");
+        let output = waiting.join().expect("no panic").expect("wait");
+        panic!(
+            "did not end by itself: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    waiting
+        .join()
+        .expect("no panic")
+        .expect("wait for the program")
+}
+
+/// A running program. Killed when dropped; its log is shown if the test fails.
+pub struct Program {
+    child: Child,
+    port: u16,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Program {
+    fn start(mut command: Command, port: u16) -> Program {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start the program");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&log);
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                lines.lock().expect("no panic").push(line);
+            }
+        });
+        Program {
+            child,
+            port,
+            log,
+            reader: Some(reader),
+        }
+    }
+
+    /// `host:port` of its HTTP server.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Waits until it says that it is ready.
+    #[track_caller]
+    pub fn ready(mut self) -> Program {
+        self.become_ready(READY);
+        self
+    }
+
+    /// Waits until it says that it is ready; fails at once if it has ended.
+    #[track_caller]
+    pub fn become_ready(&mut self, limit: Duration) {
+        let address = self.address();
+        eventually(limit, "readiness", || {
+            if let Some(status) = self.child.try_wait().expect("look at the program") {
+                panic!("ended ({status}) before it was ready");
+            }
+            let ready = get("/readyz").try_send(&address);
+            ready
+                .is_ok_and(|response| response.status == 200)
+                .then_some(())
+        });
+    }
+
+    /// Waits until it says that it is not ready; the answer.
+    pub fn become_unready(&self, limit: Duration) -> Response {
+        let address = self.address();
+        eventually(limit, "readiness to fail", || {
+            get("/readyz")
+                .try_send(&address)
+                .ok()
+                .filter(|response| response.status == 503)
+        })
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill the program");
+        self.child.wait().expect("wait for the program");
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("send SIGTERM");
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let status = eventually(limit, "the program to end", || {
+            self.child.try_wait().expect("look at the program")
+        });
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("no panic");
+        }
+        status
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().expect("no panic").clone()
+    }
+
+    /// The value of a metric's sample, written as in the exposition (`name{label="value"}`); `None` if it is not there.
+    pub fn metric(&self, sample: &str) -> Option<f64> {
+        let metrics = get("/metrics").send(&self.address());
+        assert_eq!(metrics.status, 200);
+        let text = metrics.text();
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.map(|value| value.trim().parse().expect("a sample is a number"))
+    }
+
+    /// Sends a good order under `key`.
+    pub fn order(&self, key: &str, amount_cents: u64) -> Response {
+        new_order(key, amount_cents).send(&self.address())
+    }
+
+    /// Sends a good order under a new key and expects it to be accepted; the Order.
+    #[track_caller]
+    pub fn accepted_order(&self) -> Value {
+        let response = self.order(&unique("key"), 1299);
+        assert_eq!(response.status, 202, "{}", response.text());
+        response.json()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        if thread::panicking() {
+            // Shown by the test harness with the test's own message.
+            let log = self.log();
+            let last = log.len().saturating_sub(60);
+            println!(
+                "--- the end of the log of the program on port {}",
+                self.port
+            );
+            for line in &log[last..] {
+                println!("{line}");
+            }
+        }
+    }
+}
+
+/// The request that makes a good order under `key`.
+pub fn new_order(key: &str, amount_cents: u64) -> super::http::Request {
+    let body = json!({ "customer_email": "user@example.com", "amount_cents": amount_cents });
+    post("/v1/orders")
+        .header("Idempotency-Key", key)
+        .json(body.to_string())
+}
+
+/// The id of an Order.
+pub fn id(order: &Value) -> &str {
+    order["id"].as_str().expect("an order has an id")
+}
+
+/// A port that nobody listens on, below the range from which the kernel takes the ports of outgoing connections, and
+/// not given to another test of this process.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let start = std::process::id() as u16 % COUNT;
+        let step = NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
+        let port = FIRST + (start + step) % COUNT;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}

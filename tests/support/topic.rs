@@ -1,0 +1,319 @@
+//! Reads and writes topics on the tests' one broker, request by request: small enough to be trusted, and nothing of
+//! the client under test in it but the codec.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kafka_protocol::indexmap::IndexMap;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::{
+    ApiKey, FetchRequest, FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse, GroupId,
+    MetadataRequest, MetadataResponse, OffsetFetchRequest, OffsetFetchResponse, ProduceRequest,
+    ProduceResponse, RequestHeader, ResponseHeader, TopicName,
+};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
+use kafka_protocol::records::{
+    Compression, Record as WireRecord, RecordBatchDecoder, RecordBatchEncoder, RecordEncodeOptions,
+    TimestampType,
+};
+use serde_json::Value;
+
+use super::eventually;
+
+/// A record as it lies in a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
+    pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+impl Record {
+    /// A record to be written.
+    pub fn new(key: &str, value: Option<&str>) -> Record {
+        Record {
+            partition: 0,
+            offset: 0,
+            key: Some(Bytes::copy_from_slice(key.as_bytes())),
+            value: value.map(|value| Bytes::copy_from_slice(value.as_bytes())),
+            headers: Vec::new(),
+        }
+    }
+
+    /// One more header.
+    pub fn with(mut self, name: &str, value: &str) -> Record {
+        let value = Bytes::copy_from_slice(value.as_bytes());
+        self.headers.push((name.to_owned(), Some(value)));
+        self
+    }
+
+    /// The key as text.
+    pub fn key(&self) -> &str {
+        text(self.key.as_ref().expect("a key"))
+    }
+
+    /// The value as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(self.value.as_ref().expect("a value")).expect("the value is JSON")
+    }
+
+    /// A header's text.
+    #[track_caller]
+    pub fn header(&self, name: &str) -> &str {
+        let header = self.headers.iter().find(|(n, _)| n == name);
+        let (_, value) = header.unwrap_or_else(|| panic!("no header {name} in {:?}", self.headers));
+        text(value.as_ref().expect("a header's value"))
+    }
+}
+
+fn text(bytes: &Bytes) -> &str {
+    std::str::from_utf8(bytes).expect("text")
+}
+
+/// Waits until the topic holds at least `count` records; all of them.
+#[track_caller]
+pub fn wait_for_records(broker: &str, topic: &str, count: usize, limit: Duration) -> Vec<Record> {
+    eventually(limit, &format!("{count} records in {topic}"), || {
+        let records = records(broker, topic);
+        (records.len() >= count).then_some(records)
+    })
+}
+
+/// Every record of a topic, partition by partition. A topic that is not there has none.
+pub fn records(broker: &str, topic: &str) -> Vec<Record> {
+    let mut broker = Broker::open(broker);
+    let mut found = Vec::new();
+    for partition in 0..broker.partitions(topic) {
+        let mut offset = 0;
+        loop {
+            let (batch, high_watermark) = broker.fetch(topic, partition, offset);
+            match batch.last() {
+                Some(last) => offset = last.offset + 1,
+                None => break,
+            }
+            found.extend(batch);
+            if offset >= high_watermark {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// How many partitions a topic has; none if it is not there.
+pub fn partitions(broker: &str, topic: &str) -> i32 {
+    Broker::open(broker).partitions(topic)
+}
+
+/// Writes records to partition 0 of a topic.
+pub fn write(broker: &str, topic: &str, records: &[Record]) {
+    Broker::open(broker).produce(topic, records);
+}
+
+/// The offsets that a group has committed in a topic: (partition, next offset).
+pub fn committed(broker: &str, group: &str, topic: &str) -> Vec<(i32, i64)> {
+    let mut broker = Broker::open(broker);
+    let partitions = broker.partitions(topic);
+    broker.committed(group, topic, partitions)
+}
+
+struct Broker {
+    stream: TcpStream,
+    correlation_id: i32,
+}
+
+impl Broker {
+    fn open(address: &str) -> Broker {
+        let stream = TcpStream::connect(address).expect("connect to Kafka");
+        let patience = Some(Duration::from_secs(20));
+        stream.set_read_timeout(patience).expect("set a time-out");
+        Broker {
+            stream,
+            correlation_id: 0,
+        }
+    }
+
+    fn partitions(&mut self, topic: &str) -> i32 {
+        let request = MetadataRequest::default()
+            .with_topics(Some(vec![
+                MetadataRequestTopic::default().with_name(Some(name(topic))),
+            ]))
+            .with_allow_auto_topic_creation(false);
+        let response: MetadataResponse = self.call(ApiKey::Metadata, 8, &request);
+        let count = response
+            .topics
+            .first()
+            .map_or(0, |topic| topic.partitions.len());
+        i32::try_from(count).expect("few partitions")
+    }
+
+    fn fetch(&mut self, topic: &str, partition: i32, offset: i64) -> (Vec<Record>, i64) {
+        let wanted = FetchPartition::default()
+            .with_partition(partition)
+            .with_fetch_offset(offset)
+            .with_partition_max_bytes(8 << 20);
+        let request = FetchRequest::default()
+            .with_max_wait_ms(0)
+            .with_min_bytes(0)
+            .with_max_bytes(8 << 20)
+            .with_session_epoch(-1)
+            .with_topics(vec![
+                FetchTopic::default()
+                    .with_topic(name(topic))
+                    .with_partitions(vec![wanted]),
+            ]);
+        let mut response: FetchResponse = self.call(ApiKey::Fetch, 11, &request);
+        assert_eq!(response.error_code, 0, "fetch");
+        let mut answer = response.responses.remove(0).partitions.remove(0);
+        // 5: a leader is being elected; 3: the topic was made a moment ago. The caller comes again.
+        if matches!(answer.error_code, 3 | 5 | 6) {
+            return (Vec::new(), 0);
+        }
+        assert_eq!(answer.error_code, 0, "fetch {topic}");
+        let mut records = Vec::new();
+        if let Some(bytes) = &mut answer.records {
+            for set in RecordBatchDecoder::decode_all(bytes).expect("whole batches") {
+                records.extend(set.records);
+            }
+        }
+        let records = records
+            .into_iter()
+            .filter(|record| record.offset >= offset && !record.control)
+            .map(|record| Record {
+                partition,
+                offset: record.offset,
+                key: record.key,
+                value: record.value,
+                headers: record
+                    .headers
+                    .into_iter()
+                    .map(|(name, value)| (name.to_string(), value))
+                    .collect(),
+            })
+            .collect();
+        (records, answer.high_watermark)
+    }
+
+    fn produce(&mut self, topic: &str, records: &[Record]) {
+        let records: Vec<WireRecord> = records
+            .iter()
+            .zip(0..)
+            .map(|(record, index)| WireRecord {
+                transactional: false,
+                control: false,
+                delete_horizon: false,
+                partition_leader_epoch: -1,
+                producer_id: -1,
+                producer_epoch: -1,
+                timestamp_type: TimestampType::Creation,
+                offset: index,
+                sequence: -1,
+                timestamp: 1_760_000_000_000,
+                key: record.key.clone(),
+                value: record.value.clone(),
+                headers: record
+                    .headers
+                    .iter()
+                    .map(|(name, value)| (StrBytes::from_string(name.clone()), value.clone()))
+                    .collect::<IndexMap<_, _>>(),
+            })
+            .collect();
+        let options = RecordEncodeOptions {
+            version: 2,
+            compression: Compression::None,
+        };
+        let mut batch = BytesMut::new();
+        RecordBatchEncoder::encode(&mut batch, &records, &options).expect("encode records");
+        let data = PartitionProduceData::default()
+            .with_index(0)
+            .with_records(Some(batch.freeze()));
+        let request = ProduceRequest::default()
+            .with_acks(-1)
+            .with_timeout_ms(10_000)
+            .with_topic_data(vec![
+                TopicProduceData::default()
+                    .with_name(name(topic))
+                    .with_partition_data(vec![data]),
+            ]);
+        let response: ProduceResponse = self.call(ApiKey::Produce, 7, &request);
+        let error = response.responses[0].partition_responses[0].error_code;
+        assert_eq!(error, 0, "produce to {topic}");
+    }
+
+    fn committed(&mut self, group: &str, topic: &str, partitions: i32) -> Vec<(i32, i64)> {
+        // One broker coordinates every group; asking for it makes sure that it has begun to.
+        let group = GroupId(StrBytes::from_string(group.to_owned()));
+        let request = FindCoordinatorRequest::default().with_key(group.0.clone());
+        let _: FindCoordinatorResponse = self.call(ApiKey::FindCoordinator, 2, &request);
+        let request = OffsetFetchRequest::default()
+            .with_group_id(group)
+            .with_topics(Some(vec![
+                OffsetFetchRequestTopic::default()
+                    .with_name(name(topic))
+                    .with_partition_indexes((0..partitions).collect()),
+            ]));
+        let response: OffsetFetchResponse = self.call(ApiKey::OffsetFetch, 5, &request);
+        let offset = |partition: &kafka_protocol::messages::offset_fetch_response::OffsetFetchResponsePartition| {
+            (partition.partition_index, partition.committed_offset)
+        };
+        response
+            .topics
+            .iter()
+            .flat_map(|topic| topic.partitions.iter().map(offset))
+            .collect()
+    }
+
+    fn call<Q, R>(&mut self, api: ApiKey, version: i16, request: &Q) -> R
+    where
+        Q: Encodable + HeaderVersion,
+        R: Decodable + HeaderVersion,
+    {
+        self.correlation_id += 1;
+        let header = RequestHeader::default()
+            .with_request_api_key(api as i16)
+            .with_request_api_version(version)
+            .with_correlation_id(self.correlation_id)
+            .with_client_id(Some(StrBytes::from_static_str("tbd-tests")));
+        let mut message = BytesMut::new();
+        header
+            .encode(&mut message, Q::header_version(version))
+            .expect("encode a header");
+        request
+            .encode(&mut message, version)
+            .expect("encode a request");
+        let mut frame = BytesMut::new();
+        frame.put_i32(i32::try_from(message.len()).expect("a small request"));
+        frame.extend_from_slice(&message);
+        self.stream.write_all(&frame).expect("send to Kafka");
+
+        let mut length = [0; 4];
+        self.stream
+            .read_exact(&mut length)
+            .expect("an answer of Kafka");
+        let length = usize::try_from(i32::from_be_bytes(length)).expect("a length");
+        let mut answer = vec![0; length];
+        self.stream
+            .read_exact(&mut answer)
+            .expect("the whole answer of Kafka");
+        let mut answer = Bytes::from(answer);
+        let header = ResponseHeader::decode(&mut answer, R::header_version(version));
+        assert_eq!(
+            header.expect("a header").correlation_id,
+            self.correlation_id
+        );
+        let response = R::decode(&mut answer, version).expect("decode an answer");
+        assert!(!answer.has_remaining(), "bytes left over");
+        response
+    }
+}
+
+fn name(topic: &str) -> TopicName {
+    TopicName(StrBytes::from_string(topic.to_owned()))
+}
