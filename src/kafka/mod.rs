@@ -35,6 +35,8 @@ pub mod cluster;
 pub mod config;
 pub mod connection;
 pub mod error;
+#[cfg(test)]
+mod fake_broker;
 pub mod partitioner;
 pub mod producer;
 pub mod wire;

@@ -449,3 +449,6 @@ fn now_ms() -> i64 {
         .and_then(|since| i64::try_from(since.as_millis()).ok())
         .unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;
