@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
@@ -257,4 +258,77 @@ fn hooks_hear_of_every_record_once_and_of_gathered_requests() {
     let requests = lock(&hooks.requests);
     assert_eq!(requests.iter().sum::<usize>(), 101);
     assert!(requests.len() <= 10, "{requests:?}");
+}
+
+/// Nodes 1 and 2; who of them leads is for the test to say.
+fn two_nodes(incoming: &Incoming, addresses: &[SocketAddr], leader: i32) -> Reply {
+    use kafka_protocol::messages::BrokerId;
+    use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
+    let mut metadata = incoming.metadata(addresses[0], 1);
+    let nodes = addresses.iter().zip(1..).map(|(address, id)| {
+        MetadataResponseBroker::default()
+            .with_node_id(BrokerId(id))
+            .with_host(address.ip().to_string().into())
+            .with_port(i32::from(address.port()))
+    });
+    metadata.brokers = nodes.collect();
+    for topic in &mut metadata.topics {
+        topic.partitions[0].leader_id = BrokerId(leader);
+        topic.partitions[0].leader_epoch = leader;
+    }
+    incoming.answer(&metadata)
+}
+
+#[test]
+fn a_moved_leader_gets_the_same_bytes_and_the_order_is_kept() {
+    let leader = Arc::new(AtomicI32::new(1));
+    let addresses: Arc<Mutex<Vec<SocketAddr>>> = Arc::default();
+    let seen: Arc<Mutex<Vec<(i32, Bytes)>>> = Arc::default();
+    let node = |id: i32| {
+        let (leader, addresses, seen) = (
+            Arc::clone(&leader),
+            Arc::clone(&addresses),
+            Arc::clone(&seen),
+        );
+        FakeBroker::start(move |incoming, address| match incoming.api {
+            ApiKey::Metadata => {
+                two_nodes(incoming, &lock(&addresses), leader.load(Ordering::SeqCst))
+            }
+            ApiKey::Produce => {
+                let mut seen = lock(&seen);
+                seen.push((id, batch(incoming)));
+                if id != 2 {
+                    // It has just resigned in favour of the other.
+                    leader.store(2, Ordering::SeqCst);
+                    return incoming.answer(&written(incoming, 6, -1));
+                }
+                incoming.answer(&written(incoming, 0, 0))
+            }
+            _ => peaceful(incoming, address),
+        })
+    };
+    let brokers = [node(1), node(2)];
+    *lock(&addresses) = brokers
+        .iter()
+        .map(|broker| broker.address().parse().unwrap())
+        .collect();
+    let producer = start(&brokers[0]);
+    let first = producer.send(record("a"), in_ms(10_000)).unwrap();
+    let second = producer.send(record("b"), in_ms(10_000)).unwrap();
+    first.wait(in_ms(10_000)).unwrap();
+    second.wait(in_ms(10_000)).unwrap();
+    producer.close(in_ms(5000)).unwrap();
+    let seen = lock(&seen);
+    assert_eq!((seen[0].0, seen[1].0), (1, 2));
+    assert_eq!(seen[0].1, seen[1].1);
+    let values: Vec<_> = seen[1..]
+        .iter()
+        .flat_map(|(_, batch)| {
+            RecordBatchDecoder::decode(&mut batch.clone())
+                .unwrap()
+                .records
+        })
+        .map(|record| record.value.unwrap())
+        .collect();
+    assert_eq!(values, ["a", "b"]);
 }
