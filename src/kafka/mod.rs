@@ -37,6 +37,8 @@ pub mod config;
 pub mod connection;
 pub mod consumer;
 pub mod error;
+#[cfg(test)]
+mod fake_broker;
 pub mod group;
 pub mod partitioner;
 pub mod producer;
