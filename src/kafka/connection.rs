@@ -436,3 +436,234 @@ fn dial(address: &str, deadline: Deadline) -> Result<TcpStream, Error> {
     }
     Err(unreachable(reason))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kafka_protocol::messages::api_versions_response::ApiVersion;
+    use kafka_protocol::messages::{MetadataRequest, MetadataResponse};
+
+    use super::*;
+    use crate::kafka::fake_broker::{FakeBroker, Incoming, Reply, framed, newest};
+
+    /// A broker that negotiates well and answers everything else with `reply`.
+    fn broker(reply: impl Fn(&Incoming) -> Reply + Send + Sync + 'static) -> FakeBroker {
+        FakeBroker::start(move |incoming, _| match incoming.api {
+            ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+            _ => reply(incoming),
+        })
+    }
+
+    fn in_ms(ms: u64) -> Deadline {
+        Deadline::after(Duration::from_millis(ms))
+    }
+
+    fn connect(broker: &FakeBroker) -> Connection {
+        Connection::open(&broker.address(), &ClientConfig::default(), in_ms(5000)).unwrap()
+    }
+
+    fn ask(connection: &mut Connection, deadline: Deadline) -> Result<MetadataResponse, Error> {
+        connection.call(&MetadataRequest::default(), deadline)
+    }
+
+    /// Asks once more and expects the first error again.
+    fn assert_poisoned(connection: &mut Connection, first: &Error) {
+        let again = ask(connection, in_ms(1000)).unwrap_err();
+        assert_eq!(again.to_string(), first.to_string());
+        assert!(!connection.is_usable());
+    }
+
+    #[test]
+    fn versions_are_agreed_on_and_answers_come_in_order() {
+        let broker = broker(|incoming| {
+            assert_eq!(incoming.version, newest::<MetadataRequest>());
+            let answer = MetadataResponse::default();
+            incoming.answer(&answer.with_throttle_time_ms(incoming.correlation_id))
+        });
+        let mut connection = connect(&broker);
+        let request = MetadataRequest::default();
+        let first = connection.send(&request, in_ms(1000)).unwrap();
+        let second = connection.send(&request, in_ms(1000)).unwrap();
+        let first = connection.receive(first, in_ms(1000)).unwrap();
+        let second = connection.receive(second, in_ms(1000)).unwrap();
+        assert_eq!(first.throttle_time_ms + 1, second.throttle_time_ms);
+        assert!(connection.is_usable());
+    }
+
+    #[test]
+    fn a_broker_that_does_not_know_our_negotiation_is_asked_in_the_oldest_form() {
+        let broker = FakeBroker::start(|incoming, _| {
+            assert_eq!(incoming.api, ApiKey::ApiVersions);
+            if incoming.version > 0 {
+                let refusal = ApiVersionsResponse::default()
+                    .with_error_code(ResponseError::UnsupportedVersion.code());
+                return Reply::Bytes(incoming.frame_as(&refusal, 0, incoming.correlation_id));
+            }
+            let old = ApiVersion::default()
+                .with_api_key(ApiKey::Produce as i16)
+                .with_min_version(0)
+                .with_max_version(7);
+            incoming.answer(&ApiVersionsResponse::default().with_api_keys(vec![old]))
+        });
+        let mut connection = connect(&broker);
+        assert_eq!(connection.version_of(ApiKey::Produce).unwrap(), 7);
+        let error = ask(&mut connection, in_ms(1000)).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedVersion { .. }), "{error}");
+        assert!(connection.is_usable(), "nothing was sent");
+    }
+
+    #[test]
+    fn a_hanging_broker_costs_no_more_than_the_deadline() {
+        let broker = broker(|_| Reply::Silence);
+        let mut connection = connect(&broker);
+        let started = Instant::now();
+        let error = ask(&mut connection, in_ms(200)).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert!(started.elapsed() >= Duration::from_millis(200));
+        assert!(started.elapsed() < Duration::from_secs(2));
+        assert_poisoned(&mut connection, &error);
+    }
+
+    #[test]
+    fn a_dripping_broker_does_not_outlive_the_deadline() {
+        let broker = broker(|incoming| {
+            let frame = incoming.frame(&MetadataResponse::default());
+            Reply::Drip(frame, Duration::from_millis(60))
+        });
+        let mut connection = connect(&broker);
+        let started = Instant::now();
+        let error = ask(&mut connection, in_ms(300)).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_broker_that_hangs_in_the_negotiation_does_not_hold_us() {
+        let broker = FakeBroker::start(|_, _| Reply::Silence);
+        let config = ClientConfig::default();
+        let error = Connection::open(&broker.address(), &config, in_ms(200)).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    }
+
+    #[test]
+    fn half_a_frame_and_a_close_is_a_lost_connection() {
+        let broker = broker(|incoming| {
+            let frame = incoming.frame(&MetadataResponse::default());
+            Reply::BytesThenClose(frame[..frame.len() / 2].to_vec())
+        });
+        let mut connection = connect(&broker);
+        let error = ask(&mut connection, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+        assert!(error.is_transient());
+        assert_poisoned(&mut connection, &error);
+    }
+
+    #[test]
+    fn a_close_instead_of_an_answer_is_a_lost_connection() {
+        let broker = broker(|_| Reply::BytesThenClose(Vec::new()));
+        let mut connection = connect(&broker);
+        let error = ask(&mut connection, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_answer_to_another_request_is_refused() {
+        let broker = broker(|incoming| {
+            let other = incoming.correlation_id + 1;
+            let answer = MetadataResponse::default();
+            Reply::Bytes(incoming.frame_as(&answer, incoming.version, other))
+        });
+        let mut connection = connect(&broker);
+        let error = ask(&mut connection, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::Protocol { .. }), "{error}");
+        assert_poisoned(&mut connection, &error);
+    }
+
+    #[test]
+    fn hostile_bytes_are_an_error() {
+        let hostile: [&[u8]; 5] = [
+            // Lengths that no answer has.
+            &[0xff, 0xff, 0xff, 0xff],
+            &[0x7f, 0xff, 0xff, 0xff],
+            &[0, 0, 0, 0],
+            // Another protocol altogether.
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            // The right correlation id, and then nonsense.
+            &[
+                0, 0, 0, 12, 0, 0, 0, 1, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+            ],
+        ];
+        for bytes in hostile {
+            let broker = broker(|_| Reply::Bytes(bytes.to_vec()));
+            let error = ask(&mut connect(&broker), in_ms(2000)).unwrap_err();
+            assert!(matches!(error, Error::Protocol { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_claimed_length_alone_takes_no_memory_and_a_large_frame_arrives_whole() {
+        let name = "x".repeat(2_000_000);
+        let broker = broker(move |incoming| {
+            if incoming.decode::<MetadataRequest>().topics.is_none() {
+                // 16 MiB are claimed and four bytes come.
+                return Reply::BytesThenClose(vec![1, 0, 0, 0, 0, 0, 0, 1]);
+            }
+            let name = Some(StrBytes::from_string(name.clone()));
+            incoming.answer(&MetadataResponse::default().with_cluster_id(name))
+        });
+        let mut connection = connect(&broker);
+        let some = MetadataRequest::default().with_topics(Some(Vec::new()));
+        let answer = connection.call(&some, in_ms(5000)).unwrap();
+        assert_eq!(answer.cluster_id.unwrap().len(), 2_000_000);
+        let error = connection
+            .call(&some.with_topics(None), in_ms(2000))
+            .unwrap_err();
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_unasked_for_answer_makes_an_idle_connection_unusable() {
+        let broker = broker(|incoming| {
+            let mut frames = incoming.frame(&MetadataResponse::default());
+            frames.extend_from_slice(&framed(&[0, 0, 0, 9]));
+            Reply::Bytes(frames)
+        });
+        let mut connection = connect(&broker);
+        ask(&mut connection, in_ms(2000)).unwrap();
+        // The rest may be on its way still.
+        let until = in_ms(2000);
+        while connection.is_usable() && !until.is_past() {}
+        assert!(!connection.is_usable());
+    }
+
+    #[test]
+    fn another_thread_can_break_off_a_wait() {
+        let broker = broker(|_| Reply::Silence);
+        let mut connection = connect(&broker);
+        let interrupter = connection.interrupter().unwrap();
+        let started = Instant::now();
+        let request = MetadataRequest::default();
+        let sent = connection.send(&request, in_ms(1000)).unwrap();
+        let error = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| connection.receive(sent, in_ms(20_000)).unwrap_err());
+            interrupter.interrupt();
+            waiting.join().unwrap()
+        });
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_port_where_nobody_listens_is_unreachable() {
+        let address = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().to_string()
+        };
+        let config = ClientConfig::default();
+        let error = Connection::open(&address, &config, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+        let error = Connection::open("no-port", &config, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    }
+}

@@ -743,3 +743,6 @@ fn sequence_after(base: i32, count: usize) -> i32 {
     let next = (i64::from(base) + i64::try_from(count).unwrap_or(0)) % (i64::from(i32::MAX) + 1);
     i32::try_from(next).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,9 @@ use crate::kafka::error::Error;
 /// How often overdue records are looked for while there are any.
 const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
-/// The longest one question to the cluster may take.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest one question to the cluster may take. Nothing interrupts it, so it
+/// is also the longest that closing the producer may be late.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Works until the producer stops, then joins the senders.
 pub(super) fn run(shared: &Arc<Shared>) {

@@ -319,10 +319,9 @@ impl Producer {
     }
 
     /// Takes no more records, delivers what it has until `deadline`, gives up the
-    /// rest, ends all threads and waits for them; that takes a moment beyond the
-    /// deadline at most, unless a connection is just being made (then up to
-    /// [`connect_timeout`](super::ClientConfig::connect_timeout) more). Closing
-    /// twice does nothing.
+    /// rest, ends all threads and waits for them. That takes a moment beyond the
+    /// deadline at most; while the cluster is away, up to three seconds, because an
+    /// attempt to reach it is not broken off. Closing twice does nothing.
     ///
     /// # Errors
     /// [`Error::Timeout`] when records were given up; each told its owner.
@@ -449,3 +448,6 @@ fn now_ms() -> i64 {
         .and_then(|since| i64::try_from(since.as_millis()).ok())
         .unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,457 @@
+//! The producer's state machine against a model of a broker's log, on a clock of
+//! the test's own.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::kafka::producer::record::{Certainty, GaveUp};
+
+const NODE: i32 = 1;
+
+/// Slots wait on the real clock, which stands still compared to ours.
+fn no_time() -> Deadline {
+    Deadline::after(Duration::ZERO)
+}
+
+struct OneLeader {
+    partitions: i32,
+}
+
+impl Leaders for OneLeader {
+    fn partitions(&self, _: &str) -> Option<i32> {
+        Some(self.partitions)
+    }
+    fn leader(&self, _: &str, _: i32) -> Option<i32> {
+        Some(NODE)
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        buffer_bytes: 1_000_000,
+        batch_bytes: 100_000,
+        request_bytes: 1_000_000,
+        linger: Duration::ZERO,
+        delivery_timeout: Duration::from_secs(120),
+        refusal_pauses: [100, 500, 2000].map(Duration::from_millis),
+    }
+}
+
+/// An accumulator with one topic, its leaders known and an identity set.
+fn accumulator(partitions: i32) -> Accumulator {
+    let mut records = Accumulator::new(limits(), [Arc::from("t")]);
+    records.learn(&OneLeader { partitions });
+    records.set_identity(Identity {
+        producer_id: 1,
+        epoch: 0,
+    });
+    records
+}
+
+fn push_to(
+    records: &mut Accumulator,
+    partition: i32,
+    value: String,
+    patience: Duration,
+    now: Instant,
+) -> Arc<Slot> {
+    let mut record = Record::new("t", None, Some(value.into()));
+    record.partition = Some(partition);
+    let index = records.place(&record).unwrap().unwrap();
+    let slot: Arc<Slot> = Arc::default();
+    let deadline = Deadline::after_instant(now, patience);
+    records.push(
+        index,
+        Queued::new(record, 0, Arc::clone(&slot), deadline, now),
+    );
+    slot
+}
+
+fn push(records: &mut Accumulator, value: &str, now: Instant) -> Arc<Slot> {
+    push_to(records, 0, value.to_owned(), Duration::from_secs(60), now)
+}
+
+/// The one batch that is due.
+fn cut_one(records: &mut Accumulator, now: Instant) -> Batch {
+    let (mut batches, expired) = records.cut(NODE, now);
+    assert!(expired.is_empty());
+    assert_eq!(batches.len(), 1);
+    batches.remove(0)
+}
+
+fn values(batch: &Batch) -> Vec<String> {
+    let value = |queued: &Queued| queued.record.value.clone().unwrap();
+    batch
+        .records
+        .iter()
+        .map(|queued| String::from_utf8(value(queued).to_vec()).unwrap())
+        .collect()
+}
+
+fn lost() -> Answer {
+    Answer::Unknown(Error::ConnectionLost {
+        address: "test".to_owned(),
+        reason: "test".to_owned(),
+    })
+}
+
+fn tell(completions: Vec<Completion>) -> Vec<Outcome> {
+    completions
+        .into_iter()
+        .map(|done| {
+            done.slot.complete(done.outcome.clone());
+            done.outcome
+        })
+        .collect()
+}
+
+#[test]
+fn what_gathers_during_a_request_leaves_in_the_next_one() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    push(&mut records, "a", now);
+    let first = cut_one(&mut records, now);
+    push(&mut records, "b", now);
+    push(&mut records, "c", now);
+    assert_eq!(records.ready(NODE, now), Ready::Idle, "one is in flight");
+    assert_eq!(first.base_sequence, 0);
+    let outcomes = tell(records.settle(first, Answer::Written(Some(10)), now));
+    assert_eq!(outcomes[0].as_ref().unwrap().offset, Some(10));
+    assert_eq!(records.ready(NODE, now), Ready::Now);
+    let second = cut_one(&mut records, now);
+    assert_eq!(values(&second), ["b", "c"]);
+    assert_eq!(second.base_sequence, 1);
+    let outcomes = tell(records.settle(second, Answer::Written(Some(20)), now));
+    assert_eq!(outcomes[1].as_ref().unwrap().offset, Some(21));
+    assert_eq!(records.outstanding(), 0);
+}
+
+#[test]
+fn a_batch_of_unknown_fate_is_sent_again_as_it_is() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    push(&mut records, "a", now);
+    let mut batch = cut_one(&mut records, now);
+    batch.encoded = Some(Bytes::from_static(b"encoded"));
+    push(&mut records, "b", now);
+    assert!(records.settle(batch, lost(), now).is_empty());
+    assert!(records.needs_leaders());
+    assert!(matches!(records.ready(NODE, now), Ready::At(_)), "a pause");
+    let later = now + Duration::from_secs(1);
+    let again = cut_one(&mut records, later);
+    assert_eq!(values(&again), ["a"]);
+    assert_eq!(again.base_sequence, 0);
+    assert_eq!(again.encoded.as_deref(), Some(&b"encoded"[..]));
+}
+
+#[test]
+fn a_leader_that_resigned_may_have_written() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    let slot = push(&mut records, "a", now);
+    let batch = cut_one(&mut records, now);
+    let answer = Answer::Refused(ResponseError::NotLeaderOrFollower);
+    assert!(records.settle(batch, answer, now).is_empty());
+    let gave_up = slot.wait(no_time()).unwrap_err();
+    assert_eq!(gave_up, GaveUp::Sent);
+}
+
+#[test]
+fn a_passing_refusal_is_tried_three_times_more_with_growing_pauses() {
+    let mut records = accumulator(1);
+    let mut now = Instant::now();
+    push(&mut records, "a", now);
+    for pause in limits().refusal_pauses {
+        let batch = cut_one(&mut records, now);
+        assert_eq!(batch.base_sequence, 0);
+        let refused = Answer::Refused(ResponseError::NotEnoughReplicas);
+        assert!(records.settle(batch, refused, now).is_empty());
+        assert_eq!(records.ready(NODE, now), Ready::At(now + pause));
+        now += pause;
+    }
+    let batch = cut_one(&mut records, now);
+    let refused = Answer::Refused(ResponseError::NotEnoughReplicas);
+    let outcomes = tell(records.settle(batch, refused, now));
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert_eq!(error.certainty, Certainty::NotSent);
+    assert!(error.is_transient());
+    // The sequence number it never used goes to the next one.
+    push(&mut records, "b", now);
+    assert_eq!(
+        cut_one(&mut records, now + Duration::from_secs(9)).base_sequence,
+        0
+    );
+}
+
+#[test]
+fn a_refusal_for_good_fails_at_once_and_costs_no_sequence_number() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    push(&mut records, "a", now);
+    let batch = cut_one(&mut records, now);
+    let refused = Answer::Refused(ResponseError::TopicAuthorizationFailed);
+    let outcomes = tell(records.settle(batch, refused, now));
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert_eq!(error.certainty, Certainty::NotSent);
+    assert!(!error.is_transient());
+    push(&mut records, "b", now);
+    assert_eq!(cut_one(&mut records, now).base_sequence, 0);
+}
+
+#[test]
+fn an_answer_that_says_nothing_certain_is_possibly_sent_and_spoils_the_identity() {
+    let mut records = accumulator(2);
+    let now = Instant::now();
+    push(&mut records, "a", now);
+    let batch = cut_one(&mut records, now);
+    let refused = Answer::Refused(ResponseError::UnknownServerError);
+    let outcomes = tell(records.settle(batch, refused, now));
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert_eq!(error.certainty, Certainty::MaybeSent);
+    push(&mut records, "b", now);
+    assert!(records.needs_identity());
+    assert_eq!(records.ready(NODE, now), Ready::Idle);
+}
+
+#[test]
+fn a_lost_count_starts_again_under_a_new_identity() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    push(&mut records, "a", now);
+    let batch = cut_one(&mut records, now);
+    tell(records.settle(batch, Answer::Written(None), now));
+    push(&mut records, "b", now);
+    let batch = cut_one(&mut records, now);
+    assert_eq!(batch.base_sequence, 1);
+    let refused = Answer::Refused(ResponseError::OutOfOrderSequenceNumber);
+    assert!(records.settle(batch, refused, now).is_empty());
+    assert!(records.needs_identity());
+    let fresh = Identity {
+        producer_id: 2,
+        epoch: 0,
+    };
+    records.set_identity(fresh);
+    let batch = cut_one(&mut records, now + Duration::from_secs(1));
+    assert_eq!((batch.identity, batch.base_sequence), (fresh, 0));
+    assert_eq!(values(&batch), ["b"]);
+}
+
+#[test]
+fn a_batch_too_large_is_halved_until_the_culprit_is_alone() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    for value in ["a", "b", "huge", "d"] {
+        push(&mut records, value, now);
+    }
+    let mut written = Vec::new();
+    let mut failed = 0;
+    while records.outstanding() > 0 {
+        let batch = cut_one(&mut records, now);
+        let sent = values(&batch);
+        let answer = if sent.iter().any(|value| value == "huge") {
+            Answer::Refused(ResponseError::MessageTooLarge)
+        } else {
+            assert_eq!(usize::try_from(batch.base_sequence), Ok(written.len()));
+            written.extend(sent);
+            Answer::Written(None)
+        };
+        let outcomes = tell(records.settle(batch, answer, now));
+        failed += outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    }
+    assert_eq!(written, ["a", "b", "d"]);
+    assert_eq!(failed, 1);
+}
+
+#[test]
+fn an_unanswered_batch_is_given_up_after_the_delivery_timeout() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    push(&mut records, "a", now);
+    let batch = cut_one(&mut records, now);
+    assert!(records.settle(batch, lost(), now).is_empty());
+    let late = now + limits().delivery_timeout;
+    let outcomes = tell(records.sweep(late));
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert_eq!(error.certainty, Certainty::MaybeSent);
+    assert_eq!(records.outstanding(), 0);
+}
+
+#[test]
+fn overdue_and_withdrawn_records_are_never_cut() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    push_to(&mut records, 0, "overdue".to_owned(), Duration::ZERO, now);
+    let withdrawn = push(&mut records, "withdrawn", now);
+    push(&mut records, "kept", now);
+    withdrawn.wait(no_time()).unwrap_err();
+    let (batches, expired) = records.cut(NODE, now);
+    assert_eq!(values(&batches[0]), ["kept"]);
+    assert_eq!(expired.len(), 2);
+    assert_eq!(records.outstanding(), 1);
+}
+
+#[test]
+fn lingering_ends_with_time_with_size_and_with_a_flush() {
+    let mut records = accumulator(1);
+    records.limits.linger = Duration::from_millis(5);
+    let now = Instant::now();
+    push(&mut records, "a", now);
+    let due = now + Duration::from_millis(5);
+    assert_eq!(records.ready(NODE, now), Ready::At(due));
+    assert_eq!(records.ready(NODE, due), Ready::Now);
+    records.flushing = 1;
+    assert_eq!(records.ready(NODE, now), Ready::Now);
+    records.flushing = 0;
+    push(&mut records, &"x".repeat(100_000), now);
+    assert_eq!(records.ready(NODE, now), Ready::Now);
+}
+
+#[test]
+fn a_full_buffer_has_no_room_but_an_empty_one_takes_anything() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    assert!(records.has_room(2_000_000));
+    push(&mut records, &"x".repeat(999_000), now);
+    assert!(!records.has_room(1_000));
+    let batch = cut_one(&mut records, now);
+    assert!(!records.has_room(1_000), "in flight is in memory");
+    tell(records.settle(batch, Answer::Written(None), now));
+    assert!(records.has_room(1_000));
+}
+
+#[test]
+fn sequence_numbers_start_over_after_the_largest() {
+    assert_eq!(sequence_after(0, 5), 5);
+    assert_eq!(sequence_after(i32::MAX, 1), 0);
+    assert_eq!(sequence_after(i32::MAX - 1, 5), 3);
+}
+
+/// A partition's log with the broker's memory of its producers.
+#[derive(Default)]
+struct Log {
+    values: Vec<String>,
+    /// By producer: the last batch's first sequence number, size and offset.
+    last: HashMap<i64, (i32, usize, i64)>,
+}
+
+impl Log {
+    fn append(&mut self, batch: &Batch) -> Answer {
+        let producer = batch.identity.producer_id;
+        let size = batch.records.len();
+        let expected = match self.last.get(&producer) {
+            Some((base, count, offset)) if (*base, *count) == (batch.base_sequence, size) => {
+                return Answer::Written(Some(*offset));
+            }
+            Some((base, count, _)) => sequence_after(*base, *count),
+            None => 0,
+        };
+        if batch.base_sequence != expected {
+            return Answer::Refused(ResponseError::OutOfOrderSequenceNumber);
+        }
+        let offset = self.values.len() as i64;
+        self.values.extend(values(batch));
+        self.last.insert(producer, (expected, size, offset));
+        Answer::Written(Some(offset))
+    }
+
+    /// What a broker answers when `fault` happens.
+    fn answer(&mut self, batch: &Batch, fault: u8) -> Answer {
+        match fault % 12 {
+            0 => lost(),
+            1 => {
+                self.append(batch);
+                lost()
+            }
+            2 => Answer::Refused(ResponseError::NotLeaderOrFollower),
+            3 => {
+                self.append(batch);
+                Answer::Refused(ResponseError::NotLeaderOrFollower)
+            }
+            4 => {
+                self.append(batch);
+                Answer::Refused(ResponseError::RequestTimedOut)
+            }
+            5 => Answer::Refused(ResponseError::NotEnoughReplicas),
+            6 => Answer::Refused(ResponseError::InvalidRecord),
+            7 => {
+                self.append(batch);
+                Answer::Refused(ResponseError::UnknownServerError)
+            }
+            _ => self.append(batch),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn whatever_goes_wrong_every_record_ends_once_in_order_and_truthfully(
+        steps in proptest::collection::vec((0i32..3, 0usize..4, any::<u8>(), any::<bool>()), 1..80),
+    ) {
+        let mut records = accumulator(3);
+        let mut now = Instant::now();
+        let mut logs: HashMap<i32, Log> = HashMap::new();
+        let mut slots: Vec<(i32, String, Arc<Slot>)> = Vec::new();
+        let mut told: HashMap<String, Outcome> = HashMap::new();
+        let mut producer_id = 1;
+        let mut fail = steps.into_iter();
+        for _ in 0..10_000 {
+            let step = fail.next();
+            if step.is_none() && records.outstanding() == 0 {
+                break;
+            }
+            let (partition, count, fault, give_up) = step.unwrap_or((0, 0, 11, false));
+            for _ in 0..count {
+                let value = format!("{}", slots.len());
+                let patience = Duration::from_secs(if fault % 5 == 0 { 1 } else { 600 });
+                let slot = push_to(&mut records, partition, value.clone(), patience, now);
+                slots.push((partition, value, slot));
+            }
+            if give_up
+                && let Some((_, value, slot)) = slots.get(usize::from(fault) % slots.len().max(1))
+                && matches!(slot.wait(no_time()), Err(GaveUp::Withdrawn))
+            {
+                let error = ProduceError::not_sent(Error::Closed);
+                told.entry(value.clone()).or_insert(Err(error));
+            }
+            if records.needs_identity() {
+                producer_id += 1;
+                records.set_identity(Identity { producer_id, epoch: 0 });
+            }
+            tell(records.sweep(now));
+            let (batches, expired) = records.cut(NODE, now);
+            tell(expired);
+            for batch in batches {
+                let answer = logs.entry(batch.partition).or_default().answer(&batch, fault);
+                tell(records.settle(batch, answer, now));
+            }
+            now += Duration::from_millis(300);
+        }
+        prop_assert_eq!(records.outstanding(), 0);
+        prop_assert_eq!(records.buffered_bytes, 0);
+        for (partition, value, slot) in &slots {
+            let outcome = match told.remove(value) {
+                Some(withdrawn) => withdrawn,
+                None => slot.wait(no_time()).expect("every record has an outcome"),
+            };
+            let log = logs.get(partition).map_or(&[][..], |log| &log.values);
+            let copies = log.iter().filter(|one| *one == value).count();
+            match outcome {
+                Ok(metadata) => {
+                    prop_assert_eq!(copies, 1);
+                    let offset = usize::try_from(metadata.offset.unwrap()).unwrap();
+                    prop_assert_eq!(&log[offset], value);
+                }
+                Err(error) if error.certainty == Certainty::NotSent => prop_assert_eq!(copies, 0),
+                Err(_) => prop_assert!(copies <= 1),
+            }
+        }
+        for log in logs.values() {
+            let numbers: Vec<usize> = log.values.iter().map(|one| one.parse().unwrap()).collect();
+            prop_assert!(numbers.is_sorted(), "{:?}", numbers);
+        }
+    }
+}
