@@ -15,12 +15,16 @@
 //! | `cluster` | who leads which partition, and how to reach them |
 //! | `partitioner` | which partition a key belongs to, as the Java client decides it |
 //! | `admin` | make, list and delete topics, read offsets |
+//! | `batch` | the record batches of a fetch answer, walked safely on any bytes |
+//! | `group` | membership of a consumer group: assignors, heartbeats, every error's meaning |
+//! | `consumer` | records in: one thread polls, works and commits, another keeps the membership |
 //! | `producer` | records out: one thread per leader, acknowledged, in order, once |
 //!
 //! # What it promises
 //!
-//! - Every call takes a [`Deadline`](crate::deadline::Deadline) and returns by then. The one exception is the
-//!   operating system's name resolution, which has time-outs of its own.
+//! - Every call takes a [`Deadline`](crate::deadline::Deadline) and returns by then. The exceptions are the
+//!   operating system's name resolution, which has time-outs of its own, and a
+//!   consumer's poll, which reads an answer that has begun to its end.
 //! - A connection that failed in any way is never used again.
 //! - No lock is held while bytes move.
 //! - A claim in a broker's answer ("two billion topics follow") never makes us
@@ -50,7 +54,9 @@ pub use admin::Admin;
 pub use cluster::Cluster;
 pub use config::{Backoff, ClientConfig};
 pub use connection::Connection;
+pub use consumer::{CommitError, Consumer, ConsumerConfig, ConsumerRecord};
 pub use error::Error;
+pub use group::TopicPartition;
 pub use producer::{Producer, ProducerConfig};
 
 /// Takes a lock whether or not another thread panicked while it held it. What

@@ -356,3 +356,6 @@ impl Drop for Consumer {
         self.stop_heartbeat();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,408 @@
+//! A whole consumer against a broker that misbehaves on purpose.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
+use kafka_protocol::messages::list_offsets_response::{
+    ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
+};
+use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
+use kafka_protocol::messages::offset_commit_response::{
+    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
+};
+use kafka_protocol::messages::offset_fetch_response::{
+    OffsetFetchResponsePartition, OffsetFetchResponseTopic,
+};
+use kafka_protocol::messages::*;
+use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::records::{
+    Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType,
+};
+
+use super::*;
+use crate::kafka::ClientConfig;
+use crate::kafka::fake_broker::{FakeBroker, Incoming, Reply, framed};
+use crate::kafka::lock;
+
+/// A batch of one record at `offset`.
+fn batch(offset: i64) -> Bytes {
+    let record = Record {
+        transactional: false,
+        control: false,
+        delete_horizon: false,
+        partition_leader_epoch: 0,
+        producer_id: -1,
+        producer_epoch: -1,
+        timestamp_type: TimestampType::Creation,
+        offset,
+        sequence: 0,
+        timestamp: 0,
+        key: None,
+        value: Some(Bytes::from_static(b"v")),
+        headers: Default::default(),
+    };
+    let mut bytes = BytesMut::new();
+    let options = RecordEncodeOptions {
+        version: 2,
+        compression: Compression::None,
+    };
+    RecordBatchEncoder::encode(&mut bytes, [&record], &options).unwrap();
+    bytes.freeze()
+}
+
+/// Answers a fetch: for each partition asked for, an error code and records.
+fn fetch_answer(incoming: &Incoming, tell: impl Fn(i32, i64) -> (i16, Option<Bytes>)) -> Reply {
+    let request: FetchRequest = incoming.decode();
+    let topics = request.topics.into_iter().map(|topic| {
+        let partitions = topic.partitions.iter().map(|asked| {
+            let (code, records) = tell(asked.partition, asked.fetch_offset);
+            PartitionData::default()
+                .with_partition_index(asked.partition)
+                .with_error_code(code)
+                .with_high_watermark(100)
+                .with_records(Some(records.unwrap_or_default()))
+        });
+        FetchableTopicResponse::default()
+            .with_topic(topic.topic)
+            .with_partitions(partitions.collect())
+    });
+    incoming.answer(&FetchResponse::default().with_responses(topics.collect()))
+}
+
+fn nothing_fetched(incoming: &Incoming) -> Reply {
+    // As a broker with nothing to give: late.
+    std::thread::sleep(Duration::from_millis(20));
+    fetch_answer(incoming, |_, _| (0, None))
+}
+
+fn commit_answer(incoming: &Incoming, code: impl Fn(i32) -> i16) -> Reply {
+    let request: OffsetCommitRequest = incoming.decode();
+    let topics = request.topics.into_iter().map(|topic| {
+        let partitions = topic.partitions.iter().map(|asked| {
+            OffsetCommitResponsePartition::default()
+                .with_partition_index(asked.partition_index)
+                .with_error_code(code(asked.partition_index))
+        });
+        OffsetCommitResponseTopic::default()
+            .with_name(topic.name)
+            .with_partitions(partitions.collect())
+    });
+    incoming.answer(&OffsetCommitResponse::default().with_topics(topics.collect()))
+}
+
+/// A group of one, two partitions, committed at 50.
+fn usual(incoming: &Incoming, address: SocketAddr) -> Reply {
+    match incoming.api {
+        ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+        ApiKey::Metadata => incoming.answer(&incoming.metadata(address, 2)),
+        ApiKey::FindCoordinator => incoming.answer(
+            &FindCoordinatorResponse::default()
+                .with_node_id(BrokerId(1))
+                .with_host(StrBytes::from_string(address.ip().to_string()))
+                .with_port(i32::from(address.port())),
+        ),
+        ApiKey::JoinGroup => {
+            let request: JoinGroupRequest = incoming.decode();
+            let me = StrBytes::from_static_str("me");
+            let member = JoinGroupResponseMember::default()
+                .with_member_id(me.clone())
+                .with_metadata(request.protocols[0].metadata.clone());
+            incoming.answer(
+                &JoinGroupResponse::default()
+                    .with_generation_id(1)
+                    .with_protocol_name(Some(request.protocols[0].name.clone()))
+                    .with_leader(me.clone())
+                    .with_member_id(me)
+                    .with_members(vec![member]),
+            )
+        }
+        ApiKey::SyncGroup => {
+            let request: SyncGroupRequest = incoming.decode();
+            let assignment = request.assignments[0].assignment.clone();
+            incoming.answer(&SyncGroupResponse::default().with_assignment(assignment))
+        }
+        ApiKey::Heartbeat => incoming.answer(&HeartbeatResponse::default()),
+        ApiKey::LeaveGroup => incoming.answer(&LeaveGroupResponse::default()),
+        ApiKey::OffsetFetch => {
+            let request: OffsetFetchRequest = incoming.decode();
+            let topics = request.topics.unwrap().into_iter().map(|topic| {
+                let partitions = topic.partition_indexes.iter().map(|&index| {
+                    OffsetFetchResponsePartition::default()
+                        .with_partition_index(index)
+                        .with_committed_offset(50)
+                });
+                OffsetFetchResponseTopic::default()
+                    .with_name(topic.name)
+                    .with_partitions(partitions.collect())
+            });
+            incoming.answer(&OffsetFetchResponse::default().with_topics(topics.collect()))
+        }
+        ApiKey::ListOffsets => {
+            let request: ListOffsetsRequest = incoming.decode();
+            let topics = request.topics.into_iter().map(|topic| {
+                let partitions = topic.partitions.iter().map(|asked| {
+                    ListOffsetsPartitionResponse::default()
+                        .with_partition_index(asked.partition_index)
+                        .with_offset(7)
+                });
+                ListOffsetsTopicResponse::default()
+                    .with_name(topic.name)
+                    .with_partitions(partitions.collect())
+            });
+            incoming.answer(&ListOffsetsResponse::default().with_topics(topics.collect()))
+        }
+        // One record where the group begins, then nothing.
+        ApiKey::Fetch => {
+            let request: FetchRequest = incoming.decode();
+            let mut asked = request.topics.iter().flat_map(|topic| &topic.partitions);
+            if asked.any(|asked| asked.fetch_offset == 50) {
+                fetch_answer(incoming, |_, at| (0, (at == 50).then(|| batch(50))))
+            } else {
+                nothing_fetched(incoming)
+            }
+        }
+        ApiKey::OffsetCommit => commit_answer(incoming, |_| 0),
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+/// The usual broker, but where `special` has something to say.
+fn broker(
+    special: impl Fn(&Incoming, SocketAddr) -> Option<Reply> + Send + Sync + 'static,
+) -> FakeBroker {
+    FakeBroker::start(move |incoming, address| {
+        special(incoming, address).unwrap_or_else(|| usual(incoming, address))
+    })
+}
+
+fn consumer(broker: &FakeBroker, hooks: Box<dyn ConsumerHooks>) -> Consumer {
+    let client = ClientConfig {
+        brokers: vec![broker.address()],
+        ..ClientConfig::default()
+    };
+    Consumer::start(Cluster::new(client), ConsumerConfig::new("g", ["t"]), hooks).unwrap()
+}
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(5))
+}
+
+/// Polls until there are `count` records; their (partition, offset), in order.
+fn read(consumer: &mut Consumer, count: usize) -> Vec<(i32, i64)> {
+    let give_up = Instant::now() + Duration::from_secs(10);
+    let mut records = Vec::new();
+    while records.len() < count {
+        assert!(Instant::now() < give_up, "{records:?}");
+        let polled = consumer.poll(Deadline::after(Duration::from_millis(200)));
+        records.extend(polled.unwrap_or_default());
+    }
+    let mut read: Vec<(i32, i64)> = records
+        .iter()
+        .map(|record| (record.partition, record.offset))
+        .collect();
+    read.sort_unstable();
+    read
+}
+
+#[test]
+fn a_silent_leader_does_not_hold_up_another_ones_records() {
+    let silent = broker(|incoming, _| (incoming.api == ApiKey::Fetch).then_some(Reply::Silence));
+    let silent_address: SocketAddr = silent.address().parse().unwrap();
+    let first = broker(move |incoming, address| {
+        if incoming.api != ApiKey::Metadata {
+            return None;
+        }
+        let mut metadata = incoming.metadata(address, 2);
+        metadata.brokers.push(
+            MetadataResponseBroker::default()
+                .with_node_id(BrokerId(2))
+                .with_host(StrBytes::from_string(silent_address.ip().to_string()))
+                .with_port(i32::from(silent_address.port())),
+        );
+        for topic in &mut metadata.topics {
+            topic.partitions[1].leader_id = BrokerId(2);
+        }
+        Some(incoming.answer(&metadata))
+    });
+    let mut consumer = consumer(&first, Box::new(()));
+    let start = Instant::now();
+    let records = consumer
+        .poll(Deadline::after(Duration::from_secs(60)))
+        .unwrap();
+    assert_eq!((records.len(), records[0].partition), (1, 0));
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn an_offset_that_is_gone_is_reset_by_the_policy() {
+    let broker = broker(|incoming, _| {
+        (incoming.api == ApiKey::Fetch).then(|| {
+            fetch_answer(incoming, |_, at| match at {
+                50 => (1, None),
+                7 => (0, Some(batch(7))),
+                _ => (0, None),
+            })
+        })
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    assert_eq!(read(&mut consumer, 2), [(0, 7), (1, 7)]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_moved_leader_and_garbled_answers_are_got_over() {
+    let (fetches, metadata) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = metadata.clone();
+    let broker = broker(move |incoming, _| {
+        if incoming.api == ApiKey::Metadata {
+            seen.fetch_add(1, Ordering::SeqCst);
+        }
+        if incoming.api != ApiKey::Fetch {
+            return None;
+        }
+        match fetches.fetch_add(1, Ordering::SeqCst) {
+            // Not the leader; a storage error; a fenced epoch.
+            0 => Some(fetch_answer(incoming, |_, _| (6, None))),
+            1 => Some(fetch_answer(incoming, |_, _| (56, None))),
+            2 => Some(fetch_answer(incoming, |_, _| (74, None))),
+            // An answer to another request, an answer cut short, a claim.
+            3 => Some(Reply::Bytes(framed(&[9; 40]))),
+            4 => Some(Reply::BytesThenClose(vec![0, 0, 1, 0, 0])),
+            5 => Some(Reply::Bytes(vec![0x7f, 0xff, 0xff, 0xff])),
+            // Damaged records.
+            6 => Some(fetch_answer(incoming, |_, at| {
+                let mut bytes = batch(at).to_vec();
+                bytes[65] ^= 1;
+                (0, Some(bytes.into()))
+            })),
+            _ => None,
+        }
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    assert!(metadata.load(Ordering::SeqCst) > 3);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_partition_refused_within_a_good_commit_answer_is_noticed() {
+    let asked: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let log = asked.clone();
+    let broker = broker(move |incoming, _| {
+        (incoming.api == ApiKey::OffsetCommit).then(|| {
+            let request: OffsetCommitRequest = incoming.decode();
+            let mut log = lock(&log);
+            log.push(request.topics[0].partitions.len());
+            // "Metadata too large", for the second partition only, the first time.
+            let code = if log.len() == 1 { 12 } else { 0 };
+            commit_answer(incoming, |partition| if partition == 1 { code } else { 0 })
+        })
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    read(&mut consumer, 2);
+    let refused = consumer.commit_polled(soon());
+    assert!(
+        matches!(refused, Err(CommitError::Refused(_))),
+        "{refused:?}"
+    );
+    consumer.commit_polled(soon()).unwrap();
+    consumer.commit_polled(soon()).unwrap();
+    // Only what was refused is committed again, and then nothing.
+    assert_eq!(*lock(&asked), [2, 1]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_commit_looks_for_a_coordinator_that_has_moved() {
+    let (commits, lookups) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let seen = lookups.clone();
+    let broker = broker(move |incoming, _| {
+        if incoming.api == ApiKey::FindCoordinator {
+            seen.fetch_add(1, Ordering::SeqCst);
+        }
+        if incoming.api != ApiKey::OffsetCommit {
+            return None;
+        }
+        match commits.fetch_add(1, Ordering::SeqCst) {
+            0 => Some(commit_answer(incoming, |_| 16)),
+            1 => Some(Reply::BytesThenClose(Vec::new())),
+            2 => Some(commit_answer(incoming, |_| 14)),
+            _ => None,
+        }
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    read(&mut consumer, 2);
+    consumer.commit_polled(soon()).unwrap();
+    assert!(lookups.load(Ordering::SeqCst) >= 3);
+    consumer.close(soon()).unwrap();
+}
+
+#[derive(Clone, Default)]
+struct Journal(Arc<Mutex<Vec<(&'static str, usize)>>>);
+
+impl ConsumerHooks for Journal {
+    fn assigned(&self, added: &[TopicPartition]) {
+        lock(&self.0).push(("assigned", added.len()));
+    }
+
+    fn revoked(&self, partitions: &[TopicPartition]) {
+        lock(&self.0).push(("revoked", partitions.len()));
+    }
+
+    fn lost(&self, partitions: &[TopicPartition]) {
+        lock(&self.0).push(("lost", partitions.len()));
+    }
+}
+
+#[test]
+fn a_forgotten_member_loses_its_partitions_and_joins_as_a_new_one() {
+    let joined_as: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = joined_as.clone();
+    let forgotten = OnceLock::new();
+    let broker = broker(move |incoming, _| match incoming.api {
+        ApiKey::JoinGroup => {
+            let request: JoinGroupRequest = incoming.decode();
+            lock(&log).push(request.member_id.to_string());
+            None
+        }
+        ApiKey::Heartbeat if forgotten.set(()).is_ok() => {
+            Some(incoming.answer(&HeartbeatResponse::default().with_error_code(25)))
+        }
+        _ => None,
+    });
+    let journal = Journal::default();
+    let mut consumer = consumer(&broker, Box::new(journal.clone()));
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    // Nothing was committed, so it comes again.
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    assert_eq!(
+        *lock(&journal.0),
+        [("assigned", 2), ("lost", 2), ("assigned", 2)]
+    );
+    assert_eq!(*lock(&joined_as), ["", ""]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_group_that_refuses_for_good_is_told_to_the_caller_every_time() {
+    let broker = broker(|incoming, _| {
+        (incoming.api == ApiKey::JoinGroup)
+            .then(|| incoming.answer(&JoinGroupResponse::default().with_error_code(30)))
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    for _ in 0..2 {
+        let error = consumer.poll(soon()).unwrap_err();
+        assert!(!error.is_transient(), "{error}");
+    }
+    consumer.close(soon()).unwrap();
+}
