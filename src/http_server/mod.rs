@@ -51,7 +51,7 @@
 //! |---|---|
 //! | no time-outs | `SO_RCVTIMEO`, `SO_SNDTIMEO` and `TCP_NODELAY` on the listener, which accepted sockets inherit (`socket`); a connection that sends nothing is closed after [`ServerConfig::idle_timeout`] |
 //! | that time-out ends its `accept`, too | the self-check connects every 5 s, so that `accept` never waits so long (`self_check`) |
-//! | the accept thread dies of any error: `EMFILE`, or a thread that cannot be started | noticed at once or within 5 s: [`OnFatal`] |
+//! | the accept thread dies of any error: `EMFILE`, or a thread that cannot be started | noticed within a second: [`OnFatal`] |
 //! | a head has no limit in size or time | the kernel's byte counts show heads that take over 30 s or 128 KiB: 408, 431, closed (`diag`, `unfinished`). Measured: an endless line is ended after 0.1 s, at some 10 MB |
 //! | connections that come in a burst can all be promised to one idle thread and then wait, unread, until another connection ends | such connections are seen, and connections of our own made and ended to free a thread (`self_check`): a wait of 0.1 s instead of a minute |
 //! | an unread body is cleaned up by allocating its *declared* length: `Content-Length: 1000000000000000` aborts the process | never dropped (`incoming`) |

@@ -35,6 +35,9 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const PINGS_FAILED_MAX: u32 = 3;
 
+/// How often it is made sure that tiny_http still listens.
+const LISTENER_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How often connections that are gone are forgotten.
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -129,6 +132,8 @@ impl SelfCheck {
     /// to end, if it has to.
     pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) -> Option<String> {
         let mut pinged = Instant::now();
+        let mut looked = Instant::now();
+        let mut spare = std::fs::File::open("/dev/null").ok();
         let mut watcher = Watcher::new();
         let mut failed = 0;
         let mut tick = TICK;
@@ -149,6 +154,17 @@ impl SelfCheck {
             if shared.stopping.load(Ordering::Relaxed) {
                 continue;
             }
+            if looked.elapsed() >= LISTENER_INTERVAL {
+                looked = Instant::now();
+                // Without a free descriptor nothing could be looked at.
+                drop(spare.take());
+                let listening = Survey::take(self.addr.port()).listening;
+                spare = std::fs::File::open("/dev/null").ok();
+                // One is our own; tiny_http's goes with its accept thread.
+                if listening == 1 {
+                    return Some("the accept thread has ended".to_owned());
+                }
+            }
             let stuck = self.look_at_connections(&mut watcher, shared);
             for _ in 0..stuck.min(NUDGES_MAX) {
                 nudge(self.addr);
@@ -160,9 +176,6 @@ impl SelfCheck {
             };
             if pinged.elapsed() >= PING_INTERVAL {
                 pinged = Instant::now();
-                if Survey::take(self.addr.port()).listening == 1 {
-                    return Some("the accept thread has ended".to_owned());
-                }
                 match ping(self.addr, &shared.ping) {
                     Ok(()) => failed = 0,
                     Err(error) => {

@@ -55,7 +55,7 @@ pub(super) enum Work {
 
 /// What the lingering thread takes from its queue.
 pub(super) enum Linger {
-    Until(Incoming, Connection),
+    Until(Incoming),
     Stop,
 }
 
@@ -112,9 +112,7 @@ impl Shared {
                 recorder.metrics.shed.with_label_values(&["pipeline"]).inc();
                 log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: connection closed");
                 let _waiting = self.connections.ended(peer);
-                if let Some(connection) = Connection::find(peer, self.local_port) {
-                    connection.end();
-                }
+                self.with_connection(peer, Connection::end);
             }
         }
         Ok(())
@@ -259,8 +257,8 @@ impl Shared {
         if let Err(error) = written {
             log::debug!(target: "tbd::http", "the client did not take its response: {error}");
         }
-        if last && let Some(connection) = Connection::find(peer, self.local_port) {
-            connection.stop_reading();
+        if last {
+            self.with_connection(peer, Connection::stop_reading);
         }
     }
 
@@ -268,38 +266,34 @@ impl Shared {
     /// and ends its connection.
     fn end(&self, request: Incoming, peer: SocketAddr, bytes: &[u8]) {
         drop(self.connections.ended(peer));
-        // No connection any more: the client has gone already.
-        let Some(connection) = Connection::find(peer, self.local_port) else {
-            return;
-        };
-        if let Err(error) = connection.send(bytes) {
+        let written = self.with_connection(peer, |connection| connection.send(bytes));
+        if let Some(Err(error)) = written {
             log::debug!(target: "tbd::http", "the client did not take its response: {error}");
         }
-        connection.finish_sending();
-        if let Err(refused) = self.lingering.try_send(Linger::Until(request, connection))
-            && let Linger::Until(request, connection) = refused.into_inner()
-        {
-            connection.end();
-            drop(request);
+        self.with_connection(peer, Connection::finish_sending);
+        if let Err(refused) = self.lingering.try_send(Linger::Until(request)) {
+            self.with_connection(peer, Connection::end);
+            drop(refused);
         }
     }
 
-    /// Ends a connection whose request does not become complete. tiny_http has
-    /// not handed it over, so no request holds its descriptor: should it close
-    /// by itself between our finding and using the number, and should another
-    /// socket get the number in that microsecond, that one would be ended.
+    /// Looks a connection up and does something to it, at once: its descriptor
+    /// may be closed, and its number given to another, by the time of a second
+    /// thing to do. `None` when the client has gone already.
+    fn with_connection<T>(&self, peer: SocketAddr, f: impl FnOnce(Connection) -> T) -> Option<T> {
+        Connection::find(peer, self.local_port).map(f)
+    }
+
+    /// Ends a connection whose request does not become complete.
     pub(super) fn end_unfinished(&self, peer: SocketAddr, fault: Fault) {
-        let Some(connection) = Connection::find(peer, self.local_port) else {
-            return;
-        };
         let (status, what) = match fault {
             Fault::Slow => ("408 Request Timeout", "slow"),
             Fault::Long => ("431 Request Header Fields Too Large", "endless"),
         };
         let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         log::warn!(target: "tbd::http", "a client's request was too {what}: connection closed");
-        let _ = connection.send(answer.as_bytes());
-        connection.end();
+        let _ = self.with_connection(peer, |connection| connection.send(answer.as_bytes()));
+        self.with_connection(peer, Connection::end);
         drop(self.connections.ended(peer));
     }
 
@@ -307,7 +301,7 @@ impl Shared {
     /// kernel reset it, and the client may lose the answer it has not read yet;
     /// so a little of what still comes is read first.
     pub(super) fn linger(&self, queue: &Receiver<Linger>) {
-        while let Ok(Linger::Until(mut request, connection)) = queue.recv() {
+        while let Ok(Linger::Until(mut request)) = queue.recv() {
             let deadline = Deadline::after(LINGER);
             let peer = request.remote_addr().copied();
             let watched = self.watch.until(peer.as_ref(), deadline);
@@ -321,9 +315,9 @@ impl Shared {
                 }
             }
             drop(watched);
-            connection.end();
-            // What is left in tiny_http's buffer comes as requests from now on.
             if let Some(peer) = peer {
+                self.with_connection(peer, Connection::end);
+                // What is left in tiny_http's buffer comes as requests from now on.
                 drop(self.connections.ended(peer));
             }
             drop(request);

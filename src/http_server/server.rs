@@ -173,9 +173,8 @@ impl Server {
             .map_err(|error| StartError::TinyHttp(error.to_string()))?;
         let workers = config.workers.max(1);
         let acceptors = config.acceptors.max(1);
-        metrics
-            .threads
-            .set(i64::try_from(workers).unwrap_or(i64::MAX));
+        let answering = i64::try_from(workers + PROBE_THREADS).unwrap_or(i64::MAX);
+        metrics.threads.set(answering);
 
         // From here on dropping the half-made server stops what has started.
         let mut server = Server {

@@ -57,10 +57,14 @@ pub(super) fn raise_descriptor_limit() -> Option<u64> {
     }
 }
 
-/// The socket of one connection, named by number.
+/// The socket of one connection, named by number: for use right after it was
+/// found, and for one thing only.
 ///
-/// Valid only while the connection's `tiny_http::Request` is held: that keeps
-/// its descriptor open, so the number cannot come to mean another file.
+/// Nothing keeps the descriptor open meanwhile. Should tiny_http close it
+/// between our finding and using the number, and should another thread open a
+/// socket that gets the same number in that microsecond, it would happen to
+/// that one; whoever uses it sees a broken connection. tiny_http closes while we
+/// look only if the client leaves at that very moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Connection(RawFd);
 
@@ -68,13 +72,16 @@ impl Connection {
     /// Finds the connection of `peer` with our port `local_port`. `None` when
     /// there is none (or no `/proc`).
     pub(super) fn find(peer: SocketAddr, local_port: u16) -> Option<Connection> {
-        // tiny_http holds the accepted descriptor for writing and a later
-        // duplicate for reading; the first stays open as long as the request.
+        // tiny_http holds two: the accepted one for writing, which stays open as
+        // long as the request, and a duplicate, mostly the higher number.
+        let is_it = |fd: &RawFd| {
+            getpeername::<SockaddrStorage>(*fd).is_ok_and(|addr| to_std(&addr) == Some(peer))
+        };
         own_sockets(local_port)
-            .filter(|fd| {
-                getpeername::<SockaddrStorage>(*fd).is_ok_and(|addr| to_std(&addr) == Some(peer))
-            })
+            .filter(is_it)
             .min()
+            // Once more, since looking through all of them takes its time.
+            .filter(is_it)
             .map(Connection)
     }
 
