@@ -35,26 +35,21 @@ need() {
   ((${#missing[@]})) || return 0
   if command -v apt-get >/dev/null && ((EUID == 0)); then
     say "installing ${packages[*]}"
-    # nginx's package would otherwise start a service of its own on port 80.
-    [[ " ${packages[*]} " != *" nginx"* ]] || start_no_service
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
-      >/dev/null || die "could not install: ${packages[*]}"
+    install_packages "${packages[@]}" || die "could not install: ${packages[*]}"
   else
     die "missing: ${missing[*]}. On Debian or Ubuntu: sudo apt-get install -y ${packages[*]}"
   fi
 }
 
-# Tells Debian's packages not to start what they install (policy-rc.d is their own switch for that), unless the machine
-# has an opinion already. Taken back when the script ends.
-start_no_service() {
-  [[ ! -e /usr/sbin/policy-rc.d ]] || return 0
-  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-  chmod +x /usr/sbin/policy-rc.d
-  POLICY_WRITTEN=1
-}
-finish_no_service() {
-  [[ -z ${POLICY_WRITTEN:-} ]] || rm -f /usr/sbin/policy-rc.d
-}
+# Debian's packages start the services they bring (nginx, on port 80), unless policy-rc.d forbids it for the time being.
+install_packages() (
+  policy=/usr/sbin/policy-rc.d
+  if [[ ! -e $policy ]]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
+  fi
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+)
 
 # wait_until SECONDS WHAT COMMAND... : asks every 100 ms until COMMAND succeeds; false, with a word on WHAT, when time is up.
 wait_until() {
