@@ -83,12 +83,19 @@ running() {
   [[ ! -r $1 ]] || read -r pid <"$1" || true
   [[ -n $pid ]] && grep -qsF -- "$(dirname "$1")" "/proc/$pid/cmdline"
 }
-not_running() { ! running "$1"; }
+
+# ended PID : whether all of it is gone. A killed process loses its command line before its sockets; and where nobody collects
+# the dead (process 1 of a plain container) it stays as a zombie, which counts as gone once its last thread is.
+ended() {
+  local status
+  status=$(cat "/proc/$1/status" 2>/dev/null) || return 0
+  [[ $status == *$'State:\tZ'* && $status == *$'Threads:\t'[01]$'\n'* ]]
+}
 
 # record PID PIDFILE : for a process just started in the background, once it is the program that it shall be (or is gone).
 record() {
   printf '%s\n' "$1" >"$2"
-  until running "$2" || ! kill -0 "$1" 2>/dev/null; do sleep 0.02; done
+  until running "$2" || ended "$1"; do sleep 0.02; done
 }
 
 # stop_pid PIDFILE SIGNAL SECONDS : sends the signal and waits; SIGKILL for what outstays its time.
@@ -98,7 +105,7 @@ stop_pid() {
   read -r pid <"$1"
   kill -"$2" "$pid" 2>/dev/null || true
   kill -CONT "$pid" 2>/dev/null || true # for one that a test has paused
-  wait_until "$3" "process $pid to end" not_running "$1" || kill -KILL "$pid" 2>/dev/null || true
+  wait_until "$3" "process $pid to end" ended "$pid" || kill -KILL "$pid" 2>/dev/null || true
 }
 
 # ---------------------------------------------------------------------------------------------------- PostgreSQL
