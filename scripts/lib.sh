@@ -35,26 +35,21 @@ need() {
   ((${#missing[@]})) || return 0
   if command -v apt-get >/dev/null && ((EUID == 0)); then
     say "installing ${packages[*]}"
-    # nginx's package would otherwise start a service of its own on port 80.
-    [[ " ${packages[*]} " != *" nginx"* ]] || start_no_service
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
-      >/dev/null || die "could not install: ${packages[*]}"
+    install_packages "${packages[@]}" || die "could not install: ${packages[*]}"
   else
     die "missing: ${missing[*]}. On Debian or Ubuntu: sudo apt-get install -y ${packages[*]}"
   fi
 }
 
-# Tells Debian's packages not to start what they install (policy-rc.d is their own switch for that), unless the machine
-# has an opinion already. Taken back when the script ends.
-start_no_service() {
-  [[ ! -e /usr/sbin/policy-rc.d ]] || return 0
-  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-  chmod +x /usr/sbin/policy-rc.d
-  POLICY_WRITTEN=1
-}
-finish_no_service() {
-  [[ -z ${POLICY_WRITTEN:-} ]] || rm -f /usr/sbin/policy-rc.d
-}
+# Debian's packages start the services they bring (nginx, on port 80), unless policy-rc.d forbids it for the time being.
+install_packages() (
+  policy=/usr/sbin/policy-rc.d
+  if [[ ! -e $policy ]]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
+  fi
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+)
 
 # wait_until SECONDS WHAT COMMAND... : asks every 100 ms until COMMAND succeeds; false, with a word on WHAT, when time is up.
 wait_until() {
@@ -88,12 +83,19 @@ running() {
   [[ ! -r $1 ]] || read -r pid <"$1" || true
   [[ -n $pid ]] && grep -qsF -- "$(dirname "$1")" "/proc/$pid/cmdline"
 }
-not_running() { ! running "$1"; }
+
+# ended PID : whether all of it is gone. A killed process loses its command line before its sockets; and where nobody collects
+# the dead (process 1 of a plain container) it stays as a zombie, which counts as gone once its last thread is.
+ended() {
+  local status
+  status=$(cat "/proc/$1/status" 2>/dev/null) || return 0
+  [[ $status == *$'State:\tZ'* && $status == *$'Threads:\t'[01]$'\n'* ]]
+}
 
 # record PID PIDFILE : for a process just started in the background, once it is the program that it shall be (or is gone).
 record() {
   printf '%s\n' "$1" >"$2"
-  until running "$2" || ! kill -0 "$1" 2>/dev/null; do sleep 0.02; done
+  until running "$2" || ended "$1"; do sleep 0.02; done
 }
 
 # stop_pid PIDFILE SIGNAL SECONDS : sends the signal and waits; SIGKILL for what outstays its time.
@@ -103,7 +105,7 @@ stop_pid() {
   read -r pid <"$1"
   kill -"$2" "$pid" 2>/dev/null || true
   kill -CONT "$pid" 2>/dev/null || true # for one that a test has paused
-  wait_until "$3" "process $pid to end" not_running "$1" || kill -KILL "$pid" 2>/dev/null || true
+  wait_until "$3" "process $pid to end" ended "$pid" || kill -KILL "$pid" 2>/dev/null || true
 }
 
 # ---------------------------------------------------------------------------------------------------- PostgreSQL
