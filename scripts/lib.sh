@@ -9,11 +9,12 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Root's home is closed to the user that runs PostgreSQL for root, so root's cache is the system's.
 if ((EUID == 0)); then default_cache=/var/cache; else default_cache=${XDG_CACHE_HOME:-$HOME/.cache}; fi
 CACHE=${TBD_CACHE:-$default_cache/tbd}
+PATH=$PATH:/usr/sbin:/sbin # nginx is there, and not on everybody's path
 
 POSTGRES_VERSION=17.11.0
 KAFKA_VERSION=4.1.0
 MIGRATE_VERSION=v4.19.0
-K6_VERSION=v1.3.0
+K6_VERSION=v1.8.1
 
 POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
@@ -80,12 +81,20 @@ free_port() {
   printf '%s\n' "$port"
 }
 
-# running PIDFILE : whether the process named in the file's first line lives.
+# running PIDFILE : whether the process whose id is the file's first line lives. A stale file's id may by now be somebody
+# else's; ours have the folder of their file on the command line.
 running() {
-  local pid
-  [[ -r $1 ]] && read -r pid <"$1" && [[ -n $pid ]] && kill -0 "$pid" 2>/dev/null
+  local pid=
+  [[ ! -r $1 ]] || read -r pid <"$1" || true
+  [[ -n $pid ]] && grep -qsF -- "$(dirname "$1")" "/proc/$pid/cmdline"
 }
 not_running() { ! running "$1"; }
+
+# record PID PIDFILE : for a process just started in the background, once it is the program that it shall be (or is gone).
+record() {
+  printf '%s\n' "$1" >"$2"
+  until running "$2" || ! kill -0 "$1" 2>/dev/null; do sleep 0.02; done
+}
 
 # stop_pid PIDFILE SIGNAL SECONDS : sends the signal and waits; SIGKILL for what outstays its time.
 stop_pid() {
@@ -134,7 +143,7 @@ postgres_start() {
   (
     cd "$folder" || return
     as_postgres "$POSTGRES_HOME/bin/pg_ctl" start --wait --timeout=60 --silent --pgdata="$folder/data" \
-      --log="$folder/postgres.log" --options="$options" </dev/null >/dev/null
+      --log="$folder/postgres.log" --options="$options" </dev/null >/dev/null 9>&- # 9 is the lock of up and down
   ) || { tail -n 20 "$folder/postgres.log" >&2 && return 1; }
 }
 
@@ -182,8 +191,8 @@ kafka_start() {
   : >"$log"
   # A session of its own: Ctrl-C at the terminal is for the script, which stops Kafka in its turn.
   setsid java -Xms128m -Xmx256m "$@" -Djava.net.preferIPv4Stack=true -Dlog4j2.level=INFO -cp "$KAFKA_HOME/*" \
-    kafka.Kafka "$folder/server.properties" </dev/null >>"$log" 2>&1 &
-  echo $! >"$folder/kafka.pid"
+    kafka.Kafka "$folder/server.properties" </dev/null >>"$log" 2>&1 9>&- &
+  record $! "$folder/kafka.pid"
   disown
   wait_until 60 "Kafka (see $log)" kafka_settled "$folder" || true
   grep -q 'Kafka Server started' "$log" || { tail -n 20 "$log" >&2 && return 1; }

@@ -71,7 +71,7 @@ pub enum DatabaseError {
 
 impl DatabaseError {
     /// Whether the same work may well succeed when repeated in a moment: connection loss, deadlock, serialization
-    /// failure. Whether repeating is *safe* is another question, answered at [`retry`](super::retry).
+    /// failure. Whether repeating is *safe* is another question, answered at [`retry`](super::retry()).
     pub fn is_transient(&self) -> bool {
         matches!(
             self,

@@ -2,7 +2,7 @@
 //!
 //! - [`Pool`] hands out [`PooledConnection`]s without a round trip, and says no early when the database is away;
 //! - [`Connection`] runs prepared [`Statement`]s (one round trip each) and transactions;
-//! - [`DatabaseError`] says what the caller can do about a failure, [`retry`] is the one place that repeats work;
+//! - [`DatabaseError`] says what the caller can do about a failure, [`retry()`] is the one place that repeats work;
 //! - [`migrations`] brings the schema up to date, in turn with golang-migrate's CLI if need be;
 //! - [`HealthCheck`] asks whether the database can be used, for a [monitor](crate::health::Monitor).
 //!

@@ -145,10 +145,11 @@ impl Pool {
     /// Checks out a connection. It goes back when dropped.
     ///
     /// **Blocks** until one is free, at most until `deadline`; at once or nearly so (250 ms) it fails with the reason
-    /// of the last attempt to connect when the database is known to be away.
+    /// of the last attempt to connect when the database is known to be away. After a loss, the ping of a suspect may
+    /// add up to 1 s, even past the deadline: cutting it short would condemn a good connection.
     pub fn get(&self, deadline: Deadline) -> Result<PooledConnection, DatabaseError> {
         let started = Instant::now();
-        let outcome = match self.idle(deadline) {
+        let outcome = match self.idle() {
             Some(connection) => Ok(connection),
             None => self.wait(started, deadline),
         };
@@ -175,9 +176,9 @@ impl Pool {
     /// An idle connection that may be trusted, if there is one. Waits for nothing, save for the pings that follow a
     /// loss: connections that are known to be broken fail theirs at once, and the first one that stays silent ends
     /// the search.
-    fn idle(&self, deadline: Deadline) -> Option<PooledConnection> {
+    fn idle(&self) -> Option<PooledConnection> {
         while let Some(connection) = self.pool.try_get() {
-            match self.trust(connection, deadline) {
+            match self.trust(connection) {
                 Ok(connection) => return Some(connection),
                 Err(Distrust::Broken) => {}
                 Err(Distrust::Silent) => break,
@@ -206,7 +207,7 @@ impl Pool {
                 });
             }
             if let Ok(connection) = self.pool.get_timeout(slice)
-                && let Ok(connection) = self.trust(connection, deadline)
+                && let Ok(connection) = self.trust(connection)
             {
                 return Ok(connection);
             }
@@ -217,14 +218,13 @@ impl Pool {
     fn trust(
         &self,
         mut connection: r2d2::PooledConnection<Manager>,
-        deadline: Deadline,
     ) -> Result<PooledConnection, Distrust> {
         let losses = self.shared.losses.load(Ordering::Acquire);
         let pooled = &mut *connection;
         if pooled.losses_seen != losses {
-            let patience = Deadline::after(PING_TIMEOUT).earlier_of(deadline);
-            if pooled.connection.ping(patience.remaining()).is_err() {
-                if !patience.is_past() {
+            let asked = Instant::now();
+            if pooled.connection.ping(PING_TIMEOUT).is_err() {
+                if asked.elapsed() < PING_TIMEOUT {
                     return Err(Distrust::Broken);
                 }
                 self.shared.set_away(Some(DatabaseError::Unavailable {

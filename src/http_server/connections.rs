@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::unfinished;
 use crate::deadline::Deadline;
 
 /// Requests of one connection that may wait behind the one being answered.
@@ -31,10 +32,21 @@ pub(super) struct Connections<T> {
 }
 
 struct State<T> {
-    /// Waiting requests of each connection that has one in progress.
-    busy: HashMap<SocketAddr, VecDeque<T>>,
+    /// Connections that have sent a request, until [`Connections::forget`] finds
+    /// them gone.
+    known: HashMap<SocketAddr, Known<T>>,
+    /// How many of them have one in progress.
+    busy: usize,
     /// Ended connections and when they were.
     ended: HashMap<SocketAddr, Instant>,
+}
+
+struct Known<T> {
+    /// Whether a request is in progress; the others wait.
+    busy: bool,
+    waiting: VecDeque<T>,
+    /// When the last request came or was answered.
+    last: Instant,
 }
 
 /// What to do with a request that came in.
@@ -53,7 +65,8 @@ impl<T> Connections<T> {
     pub(super) fn new() -> Self {
         Self {
             state: Mutex::new(State {
-                busy: HashMap::new(),
+                known: HashMap::new(),
+                busy: 0,
                 ended: HashMap::new(),
             }),
             idle: Condvar::new(),
@@ -70,30 +83,57 @@ impl<T> Connections<T> {
             }
             state.ended.remove(&peer);
         }
-        match state.busy.get_mut(&peer) {
-            None => {
-                state.busy.insert(peer, VecDeque::new());
-                Arrival::Go(request)
-            }
-            Some(waiting) if waiting.len() < PIPELINE => {
-                waiting.push_back(request);
-                Arrival::Waits
-            }
-            Some(_) => Arrival::TooMany(request),
+        let now = Instant::now();
+        let known = state.known.entry(peer).or_insert_with(|| Known {
+            busy: false,
+            waiting: VecDeque::new(),
+            last: now,
+        });
+        known.last = now;
+        if !known.busy {
+            known.busy = true;
+            state.busy += 1;
+            Arrival::Go(request)
+        } else if known.waiting.len() < PIPELINE {
+            known.waiting.push_back(request);
+            Arrival::Waits
+        } else {
+            Arrival::TooMany(request)
         }
     }
 
     /// The request in progress is answered; the next one is the caller's.
     pub(super) fn next(&self, peer: SocketAddr) -> Option<T> {
-        let mut state = self.lock();
-        let next = state.busy.get_mut(&peer).and_then(VecDeque::pop_front);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let known = state.known.get_mut(&peer)?;
+        known.last = Instant::now();
+        let next = known.waiting.pop_front();
         if next.is_none() {
-            state.busy.remove(&peer);
-            if state.busy.is_empty() {
+            known.busy = false;
+            state.busy -= 1;
+            if state.busy == 0 {
                 self.idle.notify_all();
             }
         }
         next
+    }
+
+    /// Forgets the connections that were gone at `seen`: not `open` then, and
+    /// without a request since. So no more are remembered than are open.
+    pub(super) fn forget(&self, seen: Instant, open: impl Fn(&SocketAddr) -> bool) {
+        self.lock()
+            .known
+            .retain(|peer, known| known.busy || known.last >= seen || open(peer));
+    }
+
+    /// What is known of the connection of `peer`.
+    pub(super) fn look_up(&self, peer: SocketAddr) -> unfinished::Known {
+        match self.lock().known.get(&peer) {
+            None => unfinished::Known::Silent,
+            Some(known) if known.busy => unfinished::Known::Busy,
+            Some(known) => unfinished::Known::Since(known.last),
+        }
     }
 
     /// From now on nothing of `peer` is answered. Returns what was waiting, to be
@@ -105,16 +145,16 @@ impl<T> Connections<T> {
         }
         state.ended.insert(peer, Instant::now());
         state
-            .busy
+            .known
             .get_mut(&peer)
-            .map(std::mem::take)
+            .map(|known| std::mem::take(&mut known.waiting))
             .unwrap_or_default()
     }
 
     /// Waits until no request is in progress; false when the deadline came first.
     pub(super) fn wait_until_idle(&self, deadline: Deadline) -> bool {
         let mut state = self.lock();
-        while !state.busy.is_empty() {
+        while state.busy > 0 {
             let left = deadline.remaining();
             if left.is_zero() {
                 return false;
@@ -192,6 +232,29 @@ mod tests {
             connections.arrived(peer(1), 'd'),
             Arrival::Ended('d')
         ));
+    }
+
+    #[test]
+    fn only_connections_that_are_gone_are_forgotten() {
+        use unfinished::Known::{Busy, Silent};
+        let connections = Connections::new();
+        for port in [1, 2, 3] {
+            assert!(matches!(
+                connections.arrived(peer(port), ()),
+                Arrival::Go(())
+            ));
+        }
+        connections.next(peer(1));
+        connections.next(peer(2));
+        let seen = Instant::now();
+        connections.forget(seen, |open| *open == peer(2));
+        assert_eq!(connections.look_up(peer(1)), Silent);
+        assert_ne!(connections.look_up(peer(2)), Silent);
+        assert_eq!(connections.look_up(peer(3)), Busy);
+        // Answered after the look that did not see it yet.
+        connections.next(peer(3));
+        connections.forget(seen, |_| false);
+        assert_ne!(connections.look_up(peer(3)), Silent);
     }
 
     #[test]

@@ -5,17 +5,25 @@
 //! from outside, so the process has to end, loudly, for its supervisor to start
 //! a new one.
 
+use std::collections::HashSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::diag::{Diag, Seen};
 use super::serve::Shared;
+use super::socket::Survey;
+use super::unfinished::Unfinished;
 
-/// How often memory and overdue reads are looked at. An endless header line
-/// grows by about 100 MB a second.
-const TICK: Duration = Duration::from_millis(200);
+/// How often all but the ping is looked at. An endless header line grows by
+/// about 100 MB a second; a connection that got stuck waits as long.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The next look, while connections may be stuck.
+const TICK_STUCK: Duration = Duration::from_millis(5);
 
 /// How often a connection is made: it proves that connections are accepted and
 /// answered, and keeps `accept` from ever reaching the listener's time-out, of
@@ -27,19 +35,105 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const PINGS_FAILED_MAX: u32 = 3;
 
+/// How often connections that are gone are forgotten.
+const PURGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often in a row the kernel may refuse to tell before it is asked no more.
+const REFUSED_MAX: u32 = 3;
+
+/// Connections rescued at a time.
+const NUDGES_MAX: usize = 32;
+
 pub(super) struct SelfCheck {
     pub(super) addr: SocketAddr,
     pub(super) memory_limit_bytes: u64,
 }
 
+/// What the thread remembers from look to look.
+struct Watcher {
+    /// `None` where the kernel does not tell.
+    diag: Option<Diag>,
+    /// How many times in a row it did not.
+    refused: u32,
+    unfinished: Unfinished,
+    /// Connections that nobody had read from at the last look.
+    untouched: HashSet<SocketAddr>,
+    purged: Instant,
+}
+
+impl Watcher {
+    fn new() -> Self {
+        Self {
+            diag: Diag::open().ok(),
+            refused: 0,
+            unfinished: Unfinished::default(),
+            untouched: HashSet::new(),
+            purged: Instant::now(),
+        }
+    }
+
+    /// The open connections; `None` when the kernel did not tell.
+    fn ask(&mut self, local: SocketAddr) -> Option<Vec<Seen>> {
+        match self.diag.as_mut()?.connections(local) {
+            Ok(seen) => {
+                self.refused = 0;
+                Some(seen)
+            }
+            Err(error) => {
+                self.refused += 1;
+                // A new socket: the old one may hold the rest of an answer.
+                self.diag = Diag::open().ok().filter(|_| self.refused < REFUSED_MAX);
+                if self.diag.is_none() {
+                    log::warn!(target: "tbd::http", "the kernel does not tell about connections, unfinished requests are not ended: {error}");
+                }
+                None
+            }
+        }
+    }
+}
+
 impl SelfCheck {
+    /// Looks at all connections: ends those whose request does not become
+    /// complete and counts those that got no thread of tiny_http's.
+    fn look_at_connections(&self, watcher: &mut Watcher, shared: &Shared) -> usize {
+        let now = Instant::now();
+        let Some(seen) = watcher.ask(self.addr) else {
+            shared.connections.forget(now, |_| false);
+            return Survey::take(self.addr.port()).unread;
+        };
+        let faults = watcher
+            .unfinished
+            .look(now, shared.request_timeout, &seen, |peer| {
+                shared.connections.look_up(peer)
+            });
+        for (peer, fault) in faults {
+            shared.end_unfinished(peer, fault);
+        }
+        if watcher.purged.elapsed() >= PURGE_INTERVAL {
+            watcher.purged = Instant::now();
+            let open: HashSet<_> = seen.iter().map(|seen| seen.peer).collect();
+            shared.connections.forget(now, |peer| open.contains(peer));
+        }
+        // Nobody has read a byte yet, neither now nor at the last look.
+        let untouched: HashSet<_> = seen
+            .iter()
+            .filter(|seen| seen.consumed == 0 && seen.unread > 0)
+            .map(|seen| seen.peer)
+            .collect();
+        let stuck = untouched.intersection(&watcher.untouched).count();
+        watcher.untouched = untouched;
+        stuck
+    }
+
     /// Runs until `stop` is disconnected or says so. Returns why the process has
     /// to end, if it has to.
     pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) -> Option<String> {
         let mut pinged = Instant::now();
+        let mut watcher = Watcher::new();
         let mut failed = 0;
+        let mut tick = TICK;
         loop {
-            match stop.recv_timeout(TICK) {
+            match stop.recv_timeout(tick) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return None,
             }
@@ -51,8 +145,24 @@ impl SelfCheck {
                     self.memory_limit_bytes >> 20
                 ));
             }
+            // Once stopping, the listener is closed on purpose.
+            if shared.stopping.load(Ordering::Relaxed) {
+                continue;
+            }
+            let stuck = self.look_at_connections(&mut watcher, shared);
+            for _ in 0..stuck.min(NUDGES_MAX) {
+                nudge(self.addr);
+            }
+            tick = if watcher.untouched.is_empty() {
+                TICK
+            } else {
+                TICK_STUCK
+            };
             if pinged.elapsed() >= PING_INTERVAL {
                 pinged = Instant::now();
+                if Survey::take(self.addr.port()).listening == 1 {
+                    return Some("the accept thread has ended".to_owned());
+                }
                 match ping(self.addr, &shared.ping) {
                     Ok(()) => failed = 0,
                     Err(error) => {
@@ -60,9 +170,7 @@ impl SelfCheck {
                         log::warn!(target: "tbd::http", "the server does not answer itself: {error}");
                     }
                 }
-                // Once stopping, the listener is closed on purpose.
-                let stopping = shared.stopping.load(std::sync::atomic::Ordering::Relaxed);
-                if failed >= PINGS_FAILED_MAX && !stopping {
+                if failed >= PINGS_FAILED_MAX {
                     return Some(format!(
                         "no connection was accepted and answered {failed} times in a row"
                     ));
@@ -72,12 +180,22 @@ impl SelfCheck {
     }
 }
 
+/// Connects and leaves.
+///
+/// tiny_http gives a new connection to an idle thread if it believes to have
+/// one; of connections that come in a burst all may be promised to the same
+/// thread, and those that lose wait, unread, until some other connection ends.
+/// This is one that ends: its thread takes on one that waits.
+fn nudge(addr: SocketAddr) {
+    let _ = TcpStream::connect_timeout(&reachable(addr), PING_TIMEOUT);
+}
+
 /// Asks the server for its secret path.
 fn ping(addr: SocketAddr, path: &str) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&reachable(addr), PING_TIMEOUT)?;
     stream.set_read_timeout(Some(PING_TIMEOUT))?;
     stream.set_write_timeout(Some(PING_TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut answer = [0; 12];
     stream.read_exact(&mut answer)?;
     if &answer == b"HTTP/1.1 204" {

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -17,6 +17,7 @@ use super::request::{Request, header, path_range};
 use super::response::{Persistence, Response};
 use super::router::{Match, Router};
 use super::socket::Connection;
+use super::unfinished::Fault;
 use super::watch::Watch;
 use crate::deadline::Deadline;
 
@@ -26,6 +27,8 @@ pub(super) struct Shared {
     pub(super) request_timeout: Duration,
     pub(super) body_limit: usize,
     pub(super) local_port: u16,
+    /// Held by the acceptor that waits for tiny_http.
+    pub(super) intake: Mutex<()>,
     pub(super) connections: Connections<Exchange>,
     pub(super) watch: Arc<Watch>,
     /// The self-check's request target; nobody else knows it.
@@ -69,23 +72,38 @@ const LINGER_BYTES: usize = 1024 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
 
 impl Shared {
-    /// Takes in a request from tiny_http. Waits for nothing: what no thread is
-    /// free for, and no place in the queue, is refused at once.
-    pub(super) fn arrived(&self, recorder: &mut Recorder, request: tiny_http::Request) {
-        let request = Incoming::new(request);
-        if request.url() == self.ping {
-            return pong(request);
-        }
+    /// Takes the next request from tiny_http, and sees to it unless it has to
+    /// wait for one before it. Waits for nothing else: what no thread is free
+    /// for, and no place in the queue, is refused at once.
+    ///
+    /// # Errors
+    /// tiny_http's: its accept thread has ended, or `unblock` was called.
+    pub(super) fn accept(
+        &self,
+        recorder: &mut Recorder,
+        tiny: &tiny_http::Server,
+    ) -> std::io::Result<()> {
+        // One acceptor at a time waits for tiny_http: the requests of a
+        // connection must be entered in the order they come in.
+        let intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
+        let request = Incoming::new(tiny.recv()?);
         // Only Unix sockets have no address, and we never listen on one.
         let Some(peer) = request.remote_addr().copied() else {
-            return;
+            return Ok(());
         };
+        if request.url() == self.ping {
+            drop(intake);
+            pong(request);
+            return Ok(());
+        }
         let exchange = Exchange {
             request,
             peer,
             arrived: Instant::now(),
         };
-        match self.connections.arrived(peer, exchange) {
+        let arrival = self.connections.arrived(peer, exchange);
+        drop(intake);
+        match arrival {
             Arrival::Go(exchange) => self.dispatch(recorder, exchange),
             Arrival::Waits => {}
             Arrival::Ended(exchange) => drop(exchange),
@@ -93,13 +111,13 @@ impl Shared {
             Arrival::TooMany(_exchange) => {
                 recorder.metrics.shed.with_label_values(&["pipeline"]).inc();
                 log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: connection closed");
-                let waiting = self.connections.ended(peer);
+                let _waiting = self.connections.ended(peer);
                 if let Some(connection) = Connection::find(peer, self.local_port) {
                     connection.end();
                 }
-                drop(waiting);
             }
         }
+        Ok(())
     }
 
     /// Puts a request into its queue, or refuses it and goes on with the
@@ -264,6 +282,25 @@ impl Shared {
             connection.end();
             drop(request);
         }
+    }
+
+    /// Ends a connection whose request does not become complete. tiny_http has
+    /// not handed it over, so no request holds its descriptor: should it close
+    /// by itself between our finding and using the number, and should another
+    /// socket get the number in that microsecond, that one would be ended.
+    pub(super) fn end_unfinished(&self, peer: SocketAddr, fault: Fault) {
+        let Some(connection) = Connection::find(peer, self.local_port) else {
+            return;
+        };
+        let (status, what) = match fault {
+            Fault::Slow => ("408 Request Timeout", "slow"),
+            Fault::Long => ("431 Request Header Fields Too Large", "endless"),
+        };
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        log::warn!(target: "tbd::http", "a client's request was too {what}: connection closed");
+        let _ = connection.send(answer.as_bytes());
+        connection.end();
+        drop(self.connections.ended(peer));
     }
 
     /// The lingering thread's life. Closing a socket with unread bytes makes the

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -160,6 +160,7 @@ impl Server {
             request_timeout: config.request_timeout,
             body_limit: config.body_limit,
             local_port: local_addr.port(),
+            intake: Mutex::new(()),
             connections: Connections::new(),
             watch: Arc::new(Watch::new(local_addr.port())),
             ping: format!("/{}", Uuid::now_v7()),
@@ -342,8 +343,8 @@ struct Acceptor {
 impl Acceptor {
     fn run(&self, recorder: &mut Recorder) {
         loop {
-            match self.tiny.recv() {
-                Ok(request) => self.shared.arrived(recorder, request),
+            match self.shared.accept(recorder, &self.tiny) {
+                Ok(()) => {}
                 Err(_) if self.quit.load(Ordering::Acquire) => return,
                 // The accept thread's farewell; requests still come.
                 Err(_) if self.shared.stopping.load(Ordering::Relaxed) => {}

@@ -11,8 +11,9 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
 use std::os::fd::RawFd;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::socket::{
-    MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, send, shutdown,
+    MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, recv, send, shutdown,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -69,14 +70,9 @@ impl Connection {
     pub(super) fn find(peer: SocketAddr, local_port: u16) -> Option<Connection> {
         // tiny_http holds the accepted descriptor for writing and a later
         // duplicate for reading; the first stays open as long as the request.
-        std::fs::read_dir("/proc/self/fd")
-            .ok()?
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok())
+        own_sockets(local_port)
             .filter(|fd| {
                 getpeername::<SockaddrStorage>(*fd).is_ok_and(|addr| to_std(&addr) == Some(peer))
-                    && getsockname::<SockaddrStorage>(*fd).is_ok_and(|addr| {
-                        to_std(&addr).is_some_and(|addr| addr.port() == local_port)
-                    })
             })
             .min()
             .map(Connection)
@@ -90,7 +86,7 @@ impl Connection {
             match send(self.0, bytes, MsgFlags::MSG_NOSIGNAL) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => bytes = &bytes[sent..],
-                Err(nix::errno::Errno::EINTR) => {}
+                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -113,6 +109,47 @@ impl Connection {
     }
 }
 
+/// What the descriptors show of a listener on `local_port` and its connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Survey {
+    /// Descriptors of the listening socket.
+    pub(super) listening: usize,
+    /// Connections that have sent what nobody has read so far.
+    pub(super) unread: usize,
+}
+
+impl Survey {
+    /// Looks at all descriptors without waiting. All zero without `/proc`.
+    pub(super) fn take(local_port: u16) -> Survey {
+        let mut survey = Survey::default();
+        for fd in own_sockets(local_port) {
+            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            match recv(fd, &mut [0], flags) {
+                Ok(1..) => survey.unread += 1,
+                Err(Errno::ENOTCONN) if getpeername::<SockaddrStorage>(fd).is_err() => {
+                    survey.listening += 1;
+                }
+                _ => {}
+            }
+        }
+        // Each connection has a descriptor for reading and one for writing.
+        survey.unread = survey.unread.div_ceil(2);
+        survey
+    }
+}
+
+/// The process's sockets whose own port is `local_port`.
+fn own_sockets(local_port: u16) -> impl Iterator<Item = RawFd> {
+    std::fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok())
+        .filter(move |fd| {
+            getsockname::<SockaddrStorage>(*fd)
+                .is_ok_and(|addr| to_std(&addr).is_some_and(|addr| addr.port() == local_port))
+        })
+}
+
 fn to_std(addr: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(v4) = addr.as_sockaddr_in() {
         return Some(SocketAddrV4::from(*v4).into());
@@ -125,7 +162,7 @@ fn to_std(addr: &SockaddrStorage) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
 
     #[test]
@@ -154,5 +191,23 @@ mod tests {
         client.read_to_string(&mut received).unwrap();
         assert_eq!(received, "bye");
         assert!(Connection::find(peer, port.wrapping_add(1)).is_none());
+    }
+
+    #[test]
+    fn a_survey_counts_listeners_and_connections_nobody_reads() {
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Duration::from_secs(7)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let duplicate = listener.try_clone().unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        let _writing = accepted.try_clone().unwrap();
+        let counts = |survey: Survey| (survey.listening, survey.unread);
+        assert_eq!(counts(Survey::take(port)), (2, 0));
+        client.write_all(b"x").unwrap();
+        // On the loopback what was written is there to be read.
+        assert_eq!(counts(Survey::take(port)), (2, 1));
+        accepted.read_exact(&mut [0]).unwrap();
+        drop(duplicate);
+        assert_eq!(counts(Survey::take(port)), (1, 0));
     }
 }

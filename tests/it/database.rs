@@ -281,6 +281,18 @@ fn an_old_connection_is_replaced_when_it_comes_back() {
 }
 
 #[test]
+fn a_host_name_is_looked_up_and_each_of_its_addresses_tried() {
+    let database = support::postgres();
+    let pool = pool(DatabaseConfig {
+        host: "localhost".to_owned(),
+        ..config(&database)
+    });
+    pool.get(soon())
+        .and_then(|mut it| it.execute("SELECT 1", &[]))
+        .expect("localhost is where the server is");
+}
+
+#[test]
 fn a_pool_is_built_without_its_database_and_says_no_at_once() {
     // Bound and closed again: nobody listens there.
     let port = TcpListener::bind("127.0.0.1:0")

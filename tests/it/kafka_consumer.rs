@@ -17,6 +17,7 @@ use kafka_protocol::records::{
 use tbd::deadline::Deadline;
 use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks, ConsumerRecord};
 use tbd::kafka::group::TopicPartition;
+use tbd::kafka::group::assignor::Assignor;
 use tbd::kafka::{ClientConfig, Cluster, Connection};
 
 use crate::support;
@@ -28,9 +29,9 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(10))
 }
 
-fn client_config() -> ClientConfig {
+fn client_config(address: &str) -> ClientConfig {
     ClientConfig {
-        brokers: vec![support::kafka()],
+        brokers: vec![address.to_owned()],
         ..ClientConfig::default()
     }
 }
@@ -47,10 +48,13 @@ struct Topic {
 
 impl Topic {
     fn new(partitions: i32) -> Self {
-        let name_text = support::unique("consumer");
-        let mut connection = Connection::open(&support::kafka(), &client_config(), soon()).unwrap();
+        Self::on(&support::kafka(), &support::unique("consumer"), partitions)
+    }
+
+    fn on(address: &str, name_text: &str, partitions: i32) -> Self {
+        let mut connection = Connection::open(address, &client_config(address), soon()).unwrap();
         let topic = CreatableTopic::default()
-            .with_name(name(&name_text))
+            .with_name(name(name_text))
             .with_num_partitions(partitions)
             .with_replication_factor(1);
         let request = CreateTopicsRequest::default()
@@ -59,7 +63,7 @@ impl Topic {
         let answer = connection.call(&request, soon()).unwrap();
         assert_eq!(answer.topics[0].error_code, 0);
         let mut topic = Self {
-            name: name_text,
+            name: name_text.to_owned(),
             connection,
         };
         // The topic is there once a partition takes records.
@@ -173,12 +177,8 @@ fn config(topic: &Topic, group: &str) -> ConsumerConfig {
 
 fn consumer(config: ConsumerConfig) -> (Consumer, Journal) {
     let journal = Journal::default();
-    let consumer = Consumer::start(
-        Cluster::new(client_config()),
-        config,
-        Box::new(journal.clone()),
-    )
-    .unwrap();
+    let cluster = Cluster::new(client_config(&support::kafka()));
+    let consumer = Consumer::start(cluster, config, Box::new(journal.clone())).unwrap();
     (consumer, journal)
 }
 
@@ -556,4 +556,147 @@ fn a_consumer_without_kafka_says_so_and_closes() {
         .unwrap_err();
     assert!(error.is_transient(), "{error}");
     consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn range_gives_everything_up_before_it_shares_anew() {
+    let topic = Topic::new(4);
+    let group = support::unique("group");
+    let settings = || {
+        let mut settings = config(&topic, &group);
+        settings.assignors = vec![Assignor::Range];
+        settings
+    };
+    let (mut first, journal) = consumer(settings());
+    poll_until(&mut first, |first, _| first.assignment().len() == 4);
+    let mut members = Members::new();
+    members.add(settings());
+    poll_until(&mut first, |first, _| {
+        first.assignment().len() == 2 && !first.rebalance_pending()
+    });
+    members.wait("the other has half", |members| members.has_shares(&[2]));
+    let entries = journal.entries();
+    assert_eq!(entries[1], ("revoked", BTreeSet::from([0, 1, 2, 3])));
+    assert_eq!((entries[2].0, entries[2].1.len()), ("assigned", 2));
+    first.close(soon()).unwrap();
+    members.wait("the other has all", |members| members.has_shares(&[4]));
+    members.finish();
+}
+
+#[test]
+fn a_static_member_restarts_without_a_rebalance_and_fences_its_twin() {
+    let topic = Topic::new(2);
+    let group = support::unique("group");
+    let named = |name: &str| {
+        let mut settings = config(&topic, &group);
+        settings.group_instance_id = Some(name.to_owned());
+        settings
+    };
+    let (mut stays, journal) = consumer(named("stays"));
+    let (mut restarts, _) = consumer(named("restarts"));
+    poll_until(&mut stays, |stays, _| {
+        let _ = restarts.poll(Deadline::after(TICK));
+        stays.assignment().len() == 1 && restarts.assignment().len() == 1
+    });
+    let before = (journal.entries(), restarts.assignment());
+    restarts.close(soon()).unwrap();
+    let (mut again, _) = consumer(named("restarts"));
+    poll_until(&mut again, |again, _| again.assignment().len() == 1);
+    poll_until(&mut stays, |stays, _| !stays.rebalance_pending());
+    assert_eq!((journal.entries(), again.assignment()), before);
+
+    // A second one of the same name takes its place; the first is told for good.
+    let (mut twin, _) = consumer(named("restarts"));
+    poll_until(&mut twin, |twin, _| twin.assignment().len() == 1);
+    let give_up = Instant::now() + PATIENCE;
+    let error = loop {
+        assert!(Instant::now() < give_up);
+        if let Err(error) = again.poll(Deadline::after(TICK)) {
+            break error;
+        }
+    };
+    assert!(!error.is_transient(), "{error}");
+    for consumer in [stays, again, twin] {
+        let _ = consumer.close(soon());
+    }
+}
+
+#[test]
+fn a_topic_made_after_the_start_is_found() {
+    let topic_name = support::unique("consumer");
+    let (mut consumer, journal) = consumer(ConsumerConfig::new(
+        support::unique("group"),
+        [topic_name.as_str()],
+    ));
+    poll_until(&mut consumer, |_, _| !journal.entries().is_empty());
+    assert_eq!(consumer.assignment(), []);
+    let mut topic = Topic::on(&support::kafka(), &topic_name, 2);
+    topic.produce(1, &["a"], Compression::None);
+    let records = poll_until(&mut consumer, |_, records| !values(records).is_empty());
+    assert_eq!(values(&records), ["a"]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_consumer_outlives_its_broker() {
+    let server = support::OwnServer::kafka();
+    let address = server.address();
+    let mut topic = Topic::on(&address, "t", 2);
+    topic.produce(0, &["a"], Compression::None);
+    let cluster = Cluster::new(client_config(&address));
+    let mut consumer = Consumer::start(cluster, config(&topic, "group"), Box::new(())).unwrap();
+    let records = poll_until(&mut consumer, |_, records| !values(records).is_empty());
+    assert_eq!(values(&records), ["a"]);
+    consumer.commit_polled(soon()).unwrap();
+
+    // Frozen: nothing moves, and every call still comes back.
+    server.pause();
+    let start = Instant::now();
+    let _ = consumer.poll(Deadline::after(TICK));
+    let error = consumer
+        .commit(&[(topic.partition(0), 1_000)], Deadline::after(TICK))
+        .unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    server.resume();
+
+    // Killed and back: it goes on after what it committed. The commit above may
+    // have arrived after all, so it is not looked at.
+    server.kill();
+    let error = poll_until_error(&mut consumer);
+    assert!(error.is_transient(), "{error}");
+    server.start();
+    let mut topic = Topic {
+        connection: Connection::open(&address, &client_config(&address), soon()).unwrap(),
+        ..topic
+    };
+    topic.produce(1, &["b"], Compression::None);
+    let records = poll_until(&mut consumer, |_, records| !values(records).is_empty());
+    assert_eq!(values(&records), ["b"]);
+    consumer.commit_polled(soon()).unwrap();
+
+    // Frozen for good: closing takes no longer than it may.
+    server.pause();
+    let start = Instant::now();
+    let closed = consumer.close(Deadline::after(TICK));
+    assert!(
+        closed.is_err() && start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    server.resume();
+}
+
+fn poll_until_error(consumer: &mut Consumer) -> tbd::kafka::Error {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < give_up);
+        if let Err(error) = consumer.poll(Deadline::after(TICK)) {
+            return error;
+        }
+    }
 }

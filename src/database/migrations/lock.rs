@@ -1,5 +1,6 @@
 //! The advisory lock that golang-migrate takes, so that only one migrates at a time.
 
+use std::mem;
 use std::thread;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ pub(super) fn acquire(
         lock_id(schema, &format!("/{database}")),
         lock_id(schema, database),
     ];
+    let mut waiting = false;
     for id in ids {
         while !client
             .query_one("SELECT pg_try_advisory_lock($1)", &[&id])?
@@ -39,6 +41,9 @@ pub(super) fn acquire(
         {
             if deadline.is_past() {
                 return Err(MigrationError::Locked);
+            }
+            if !mem::replace(&mut waiting, true) {
+                log::info!("another process is migrating the schema: waiting for it");
             }
             thread::sleep(POLL_INTERVAL.min(deadline.remaining()));
         }

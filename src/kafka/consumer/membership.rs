@@ -162,7 +162,7 @@ impl Consumer {
             .join_failed(failure, member_id, Instant::now());
         self.shared.notify();
         if !is_named {
-            log::info!(
+            log::debug!(
                 "consumer group {}: joining failed: {error}",
                 self.config.group_id
             );
@@ -462,7 +462,7 @@ impl Consumer {
         self.shared
             .machine()
             .sync_failed(identity, failure, Instant::now());
-        log::info!(
+        log::debug!(
             "consumer group {}: rebalance interrupted: {error}",
             self.config.group_id
         );

@@ -319,7 +319,8 @@ impl Consumer {
 
     /// Leaves the group, so that others take over at once, and stops the
     /// heartbeat thread. Commits nothing: that is the application's, before.
-    /// Waits at most until `deadline`, plus a heartbeat interval when a broker hangs.
+    /// Waits at most until `deadline`, plus a heartbeat interval when that thread
+    /// is just connecting to a broker that hangs.
     ///
     /// # Errors
     /// When the group could not be told; it will notice after the session
@@ -332,8 +333,7 @@ impl Consumer {
     }
 
     fn stop_heartbeat(&mut self) {
-        self.shared.machine().close();
-        self.shared.notify();
+        self.shared.stop();
         if let Some(thread) = self.heartbeat.take()
             && thread.join().is_err()
         {

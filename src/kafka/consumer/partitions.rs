@@ -241,3 +241,6 @@ impl Partition {
 
 /// All assigned partitions.
 pub(super) type Partitions = BTreeMap<TopicPartition, Partition>;
+
+#[cfg(test)]
+mod tests;

@@ -15,9 +15,10 @@ use kafka_protocol::messages::ApiKey;
 use super::coordinator;
 use super::machine::{Coordinator, HeartbeatStep, Identity, Machine};
 use crate::deadline::Deadline;
+use crate::kafka::connection::Interrupter;
 use crate::kafka::consumer::ConsumerConfig;
 use crate::kafka::consumer::wait::Waker;
-use crate::kafka::{Cluster, Connection, Error};
+use crate::kafka::{Cluster, Connection, Error, lock};
 
 /// What the two threads of a consumer share.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Shared {
     machine: Mutex<Machine>,
     changed: Condvar,
     waker: Waker,
+    /// Breaks the heartbeat thread's connection off, when there is one.
+    interrupter: Mutex<Option<Interrupter>>,
 }
 
 impl Shared {
@@ -34,6 +37,7 @@ impl Shared {
             machine: Mutex::new(machine),
             changed: Condvar::new(),
             waker,
+            interrupter: Mutex::new(None),
         }
     }
 
@@ -41,18 +45,27 @@ impl Shared {
     pub fn machine(&self) -> MutexGuard<'_, Machine> {
         // Each transition is complete or not begun, so a panic elsewhere leaves
         // nothing half done behind.
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.machine)
     }
 
     /// Makes the heartbeat thread look at the machine again.
     pub fn notify(&self) {
         self.changed.notify_all();
     }
+
+    /// Closes the machine and ends what the heartbeat thread may be waiting
+    /// for, so that it can be joined.
+    pub fn stop(&self) {
+        self.machine().close();
+        self.notify();
+        if let Some(interrupter) = lock(&self.interrupter).take() {
+            interrupter.interrupt();
+        }
+    }
 }
 
-/// Starts the thread `kafka-heartbeat-<name>`. It ends when the machine is
-/// closed and [`Shared::notify`] was called; one call on the network, at most a
-/// heartbeat interval long, may have to end first.
+/// Starts the thread `kafka-heartbeat-<name>`. It ends after [`Shared::stop`], at
+/// once unless it is just connecting, which takes a heartbeat interval at most.
 ///
 /// # Errors
 /// When the operating system gives no thread.
@@ -67,6 +80,7 @@ pub fn spawn(
         cluster,
         config,
         connection: None,
+        is_failing: false,
     };
     std::thread::Builder::new()
         .name(format!("kafka-heartbeat-{name}"))
@@ -78,6 +92,8 @@ struct Heart {
     cluster: Cluster,
     config: Arc<ConsumerConfig>,
     connection: Option<(Coordinator, Connection)>,
+    /// Whether the last heartbeat failed, to say so once and not every second.
+    is_failing: bool,
 }
 
 impl Heart {
@@ -116,15 +132,8 @@ impl Heart {
             HeartbeatStep::Send(coordinator, identity) => {
                 drop(machine);
                 let result = self.beat(&coordinator, &identity);
-                let result = result.map_err(|error| {
-                    if error.code() != Some(ResponseError::RebalanceInProgress) {
-                        log::warn!(
-                            "consumer group {}: heartbeat failed: {error}",
-                            self.config.group_id
-                        );
-                    }
-                    coordinator::failure(&error)
-                });
+                self.note(&result);
+                let result = result.map_err(|error| coordinator::failure(&error));
                 if self
                     .shared
                     .machine()
@@ -150,6 +159,24 @@ impl Heart {
             }
         }
         true
+    }
+
+    fn note(&mut self, result: &Result<(), Error>) {
+        let group_id = &self.config.group_id;
+        match result {
+            // A rebalance is nothing wrong.
+            Err(error) if error.code() == Some(ResponseError::RebalanceInProgress) => {}
+            Err(error) if !self.is_failing => {
+                log::warn!("consumer group {group_id}: heartbeat failed: {error}");
+                self.is_failing = true;
+            }
+            Err(error) => log::debug!("consumer group {group_id}: heartbeat failed: {error}"),
+            Ok(()) if self.is_failing => {
+                log::info!("consumer group {group_id}: heartbeats succeed again");
+                self.is_failing = false;
+            }
+            Ok(()) => {}
+        }
     }
 
     fn beat(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
@@ -185,6 +212,7 @@ impl Heart {
             None => {
                 let connection =
                     Connection::open(&coordinator.address, self.cluster.config(), deadline)?;
+                *lock(&self.shared.interrupter) = connection.interrupter();
                 self.connection.insert((coordinator.clone(), connection))
             }
         };

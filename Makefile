@@ -1,0 +1,39 @@
+# tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
+
+.DEFAULT_GOAL := help
+.PHONY: help build up down status logs demo load fmt lint test check
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+build: ## release binaries in target/release
+	cargo build --release --locked
+
+up: ## everything on this machine, no containers: PostgreSQL, Kafka, api, worker, nginx (variables: scripts/up)
+	@scripts/up
+
+down: ## stop it; data stays in STATE_DIR
+	@scripts/down
+
+status: ## what runs, and whether it is ready
+	@scripts/status
+
+logs: ## follow the logs (SERVICE=api for one)
+	@scripts/logs
+
+demo: ## one order's life, through nginx, Kafka and the worker
+	@scripts/demo
+
+load: ## k6 against the running system (BASE_URL, VUS, DURATION)
+	@scripts/load
+
+fmt: ## format the code
+	cargo fmt
+
+lint: ## formatting, clippy and shellcheck, warnings being errors
+	@scripts/lint
+
+test: ## every test, beside a PostgreSQL and a Kafka of its own
+	@scripts/test
+
+check: lint test ## exactly what CI runs

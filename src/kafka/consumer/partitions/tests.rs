@@ -1,0 +1,172 @@
+use bytes::BytesMut;
+use kafka_protocol::records::{
+    self, Compression, RecordBatchEncoder, RecordEncodeOptions, TimestampType,
+};
+
+use super::*;
+
+/// A batch with these offsets; the last may be claimed higher than any record.
+fn batch(offsets: &[i64], last: i64) -> Vec<u8> {
+    let records: Vec<records::Record> = offsets
+        .iter()
+        .map(|&offset| records::Record {
+            transactional: false,
+            control: false,
+            delete_horizon: false,
+            partition_leader_epoch: 4,
+            producer_id: -1,
+            producer_epoch: -1,
+            timestamp_type: TimestampType::Creation,
+            offset,
+            sequence: offset as i32,
+            timestamp: 0,
+            key: None,
+            value: Some(Bytes::from_static(b"v")),
+            headers: Default::default(),
+        })
+        .collect();
+    let mut bytes = BytesMut::new();
+    let options = RecordEncodeOptions {
+        version: 2,
+        compression: Compression::None,
+    };
+    RecordBatchEncoder::encode(&mut bytes, &records, &options).unwrap();
+    let delta = (last - offsets[0]) as i32;
+    bytes[23..27].copy_from_slice(&delta.to_be_bytes());
+    let checksum = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&checksum.to_be_bytes());
+    bytes.to_vec()
+}
+
+fn name() -> TopicPartition {
+    TopicPartition::new("t", 0)
+}
+
+fn hand_out(partition: &mut Partition, max: usize) -> Vec<i64> {
+    let mut out = Vec::new();
+    partition.hand_out(&name(), max, &mut out).unwrap();
+    out.iter().map(|record| record.offset).collect()
+}
+
+fn at(offset: i64) -> Partition {
+    let mut partition = Partition::new();
+    partition.start_committed(offset, 1);
+    partition
+}
+
+#[test]
+fn records_below_the_position_are_dropped_and_gaps_are_passed_over() {
+    let mut partition = at(12);
+    // Fetching at 12 brings the batch from 10 on, whose end was compacted away.
+    assert!(partition.fetched(12, batch(&[10, 12, 13], 19).into()));
+    assert_eq!(hand_out(&mut partition, 9), [12, 13]);
+    assert!(partition.is_drained());
+    assert_eq!(partition.position(), Some(20));
+    assert_eq!(partition.to_commit(), Some((20, 4)));
+}
+
+#[test]
+fn a_batch_that_compaction_emptied_moves_the_position_on() {
+    let mut partition = at(12);
+    // All its records lie below the position, yet it reaches to 19.
+    assert!(partition.fetched(12, batch(&[10], 19).into()));
+    assert_eq!(hand_out(&mut partition, 9), [0; 0]);
+    assert_eq!(partition.position(), Some(20));
+}
+
+#[test]
+fn an_answer_for_an_earlier_position_is_stale() {
+    let mut partition = at(0);
+    partition.seek(5);
+    assert!(!partition.fetched(0, batch(&[0, 1], 1).into()));
+    assert!(partition.is_drained());
+    partition.reset(ResetTo::Earliest);
+    assert!(!partition.fetched(5, batch(&[5], 5).into()));
+    assert_eq!((partition.position(), partition.to_commit()), (None, None));
+}
+
+#[test]
+fn what_was_handed_out_in_part_goes_on_in_order() {
+    let mut partition = at(0);
+    let mut bytes = batch(&[0, 1, 2], 2);
+    bytes.extend(batch(&[3, 4], 4));
+    assert!(partition.fetched(0, bytes.into()));
+    assert_eq!(hand_out(&mut partition, 2), [0, 1]);
+    assert_eq!(partition.to_commit(), Some((2, 4)));
+    assert_eq!(hand_out(&mut partition, 2), [2, 3]);
+    assert!(!partition.is_drained());
+    assert_eq!(hand_out(&mut partition, 2), [4]);
+    assert!(partition.is_drained());
+}
+
+#[test]
+fn rewinding_goes_back_to_the_last_commit_from_any_point() {
+    let mut partition = at(0);
+    for handed_out in 0..=3 {
+        assert!(partition.fetched(0, batch(&[0, 1, 2], 2).into()));
+        hand_out(&mut partition, handed_out);
+        partition.rewind();
+        assert_eq!(partition.position(), Some(0));
+        if handed_out == 0 {
+            assert_eq!(hand_out(&mut partition, 9), [0, 1, 2]);
+            partition.rewind();
+        }
+        assert_eq!(hand_out(&mut partition, 9), [0; 0]);
+        assert_eq!(partition.position(), Some(0));
+    }
+    assert!(partition.fetched(0, batch(&[0, 1, 2], 2).into()));
+    hand_out(&mut partition, 2);
+    partition.committed(2);
+    hand_out(&mut partition, 1);
+    partition.rewind();
+    assert_eq!(partition.position(), Some(2));
+}
+
+#[test]
+fn commits_do_not_go_backwards_and_are_not_repeated() {
+    let mut partition = at(5);
+    assert_eq!(partition.to_commit(), None);
+    assert!(partition.is_backwards(4) && !partition.is_backwards(5));
+    partition.committed(4);
+    partition.seek(9);
+    assert_eq!(partition.to_commit(), Some((9, -1)));
+    partition.committed(9);
+    assert_eq!(partition.to_commit(), None);
+    partition.rewind();
+    assert_eq!(partition.position(), Some(9));
+}
+
+#[test]
+fn where_a_new_group_began_is_worth_a_commit() {
+    let mut partition = Partition::new();
+    partition.start_at(7);
+    assert_eq!(partition.to_commit(), Some((7, -1)));
+    assert!(!partition.is_backwards(3));
+}
+
+#[test]
+fn lag_counts_what_is_not_committed() {
+    let mut partition = at(5);
+    assert_eq!(partition.lag(), None);
+    partition.high_watermark = Some(9);
+    partition.seek(8);
+    assert_eq!(partition.lag(), Some(4));
+    partition.committed(9);
+    assert_eq!(partition.lag(), Some(0));
+}
+
+#[test]
+fn half_a_batch_is_no_progress_and_damage_is_an_error_once() {
+    let mut partition = at(0);
+    let whole = batch(&[0], 0);
+    assert!(partition.fetched(0, whole[..40].to_vec().into()));
+    assert!(!partition.hand_out(&name(), 9, &mut Vec::new()).unwrap());
+    let mut damaged = whole;
+    damaged[60] ^= 1;
+    assert!(partition.fetched(0, damaged.into()));
+    partition.hand_out(&name(), 9, &mut Vec::new()).unwrap_err();
+    assert_eq!(
+        (partition.is_drained(), partition.position()),
+        (true, Some(0))
+    );
+}
