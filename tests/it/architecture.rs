@@ -126,8 +126,10 @@ fn no_code_of_ours_is_asynchronous_or_unsafe() {
         for word in [
             "async fn",
             "async move",
-            ".await",
-            "tokio::",
+            "async {",
+            ".await;",
+            ".await?",
+            ".await)",
             "unsafe {",
             "unsafe fn",
         ] {
