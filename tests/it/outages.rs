@@ -218,7 +218,7 @@ fn a_worker_in_the_middle_of_its_work_survives_outages_of_both() {
     for _ in 0..150 {
         api.accepted_order();
     }
-    server.kill();
+    server.stop();
     worker.become_unready(NOTICED);
     broker.kill();
     assert!(is_alive(&api) && is_alive(&worker));

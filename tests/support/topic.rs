@@ -214,7 +214,8 @@ impl Broker {
                 producer_epoch: -1,
                 timestamp_type: TimestampType::Creation,
                 offset: index,
-                sequence: -1,
+                // None, as without a producer id; but counted on, for the encoder splits batches where it is not.
+                sequence: index as i32 - 1,
                 timestamp: 1_760_000_000_000,
                 key: record.key.clone(),
                 value: record.value.clone(),
