@@ -7,14 +7,17 @@ use std::time::{Duration, Instant};
 
 use crate::stop::StopSignal;
 
-/// The pause between two checks.
+/// The pause between two checks while all is well, ...
 const INTERVAL: Duration = Duration::from_secs(2);
+/// ... and while it is not: whoever waits for the end of an outage learns of it soon.
+const INTERVAL_UNHEALTHY: Duration = Duration::from_millis(250);
 /// A verdict older than this is no longer believed: the check itself hangs, which
 /// is what a frozen server does to it. Longer than an interval and a slow answer
 /// together, well within the 10 s in which readiness has to fail.
 const VERDICT_LIFETIME: Duration = Duration::from_secs(6);
 
-/// A thread that checks one dependency every two seconds and remembers the verdict.
+/// A thread that checks one dependency every two seconds, or sooner while it is away,
+/// and remembers the verdict.
 /// Clones share it.
 #[derive(Clone)]
 pub struct Monitor(Arc<Mutex<Verdict>>);
@@ -46,10 +49,14 @@ impl Monitor {
             .spawn(move || {
                 loop {
                     let health = check();
+                    let pause = match health {
+                        Ok(()) => INTERVAL,
+                        Err(_) => INTERVAL_UNHEALTHY,
+                    };
                     let at = Instant::now();
                     *written.0.lock().unwrap_or_else(PoisonError::into_inner) =
                         Verdict { health, at };
-                    if stop.wait_for(INTERVAL) {
+                    if stop.wait_for(pause) {
                         return;
                     }
                 }

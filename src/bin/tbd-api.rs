@@ -27,7 +27,6 @@ fn main() {
     let config = service::load(Program::Api, ApiConfig::from_env);
     if let Err(error) = run(&config) {
         log::error!("{error}");
-        eprintln!("tbd-api: {error}");
         process::exit(1);
     }
 }

@@ -31,7 +31,6 @@ fn main() {
     let config = service::load(Program::Worker, WorkerConfig::from_env);
     if let Err(error) = run(&config) {
         log::error!("{error}");
-        eprintln!("tbd-worker: {error}");
         process::exit(1);
     }
 }

@@ -23,6 +23,9 @@ const RELAY_BATCH: u32 = 500;
 /// How often the relay looks for events that nobody told it of.
 const RELAY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Failures in a row after which the relay complains.
+const FAILURES_TOLD: u32 = 5;
+
 /// In direct mode an event belongs to its request until the publish budget is
 /// spent; only then is it left over. The margin covers the commit before it.
 const DIRECT_MIN_AGE: Duration = Duration::from_secs(PUBLISH_BUDGET.as_secs() + 2);
@@ -92,14 +95,23 @@ impl Housekeeping {
             DeliveryMode::Outbox => Duration::ZERO,
         };
         let mut measured: Option<Instant> = None;
+        let mut failures = 0;
         while !self.stop.is_stopped() {
             match self.relay_once(min_age) {
                 // A full batch that went through: there may be more.
                 Ok((taken, removed)) if taken == RELAY_BATCH as usize && removed == taken => {
                     continue;
                 }
-                Ok(_) => {}
-                Err(error) => log::warn!("outbox relay: {error}"),
+                Ok(_) => failures = 0,
+                Err(error) => {
+                    failures += 1;
+                    // At the start the schema is not there yet, and an outage is said once.
+                    let level = match failures {
+                        FAILURES_TOLD => log::Level::Warn,
+                        _ => log::Level::Debug,
+                    };
+                    log::log!(level, "outbox relay: {error}; trying again until it works");
+                }
             }
             if measured.is_none_or(|at| at.elapsed() >= BACKLOG_INTERVAL) {
                 measured = Some(Instant::now());

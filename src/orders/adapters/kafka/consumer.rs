@@ -5,7 +5,7 @@
 //! acknowledged. When the database or Kafka is away, the batch is given back
 //! ([`Consumer::rewind`]), and polled again after a pause.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -187,12 +187,13 @@ impl OrderConsumers {
             .map(|record| self.process_span(record))
             .collect();
 
-        let mut ids: Vec<OrderId> = orders
+        // Each order once, in the order of the records: on a stop those that are done come first.
+        let mut seen = HashSet::new();
+        let ids: Vec<OrderId> = orders
             .iter()
             .filter_map(|order| order.as_ref().ok().copied())
+            .filter(|id| seen.insert(*id))
             .collect();
-        ids.sort_unstable();
-        ids.dedup();
         let results = {
             // Statements that serve the whole batch appear in the trace of its first order.
             let _entered = spans.first().map(DetachedSpan::enter);

@@ -28,7 +28,10 @@ pub(super) fn valid<T, E: std::fmt::Display>(value: Result<T, E>) -> Result<T, D
     value.map_err(|error| DatabaseError::Driver(format!("a stored order {error}")))
 }
 
-/// The ids as PostgreSQL takes them.
+/// The ids as PostgreSQL takes them; sorted, so that statements of two batches lock the
+/// rows they share in one order.
 pub(super) fn uuids(ids: &[OrderId]) -> Vec<uuid::Uuid> {
-    ids.iter().map(|id| id.0).collect()
+    let mut ids: Vec<uuid::Uuid> = ids.iter().map(|id| id.0).collect();
+    ids.sort_unstable();
+    ids
 }

@@ -63,43 +63,40 @@ pub struct ProcessOrders {
 }
 
 impl ProcessOrders {
-    /// Works on the orders `ids`, taking each from wherever an earlier, broken
-    /// run left it, and says how each one stands. One store call takes all up,
-    /// one completes all; the steps run one after another in between, each
-    /// attempt for 60 seconds at most.
+    /// Works on the orders `ids`, each of them once, in the order given, taking each from
+    /// wherever an earlier, broken run left it, and says how each one stands. One store
+    /// call takes all up, one completes all; the steps run one after another in between,
+    /// each attempt for 60 seconds at most. When the program stops, the orders that are
+    /// done are the first ones.
     ///
     /// # Errors
     /// [`StoreError`]: some orders may have moved on; working on the same ids again resumes.
     pub fn handle(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Processed>, StoreError> {
+        let mut started: HashMap<OrderId, Started> = self
+            .take_up(ids)?
+            .into_iter()
+            .map(|started| (started.order.id, started))
+            .collect();
         let mut results = HashMap::with_capacity(ids.len());
         let mut done = Vec::new();
         let mut failed = Vec::new();
-        for Started {
-            order,
-            failure_reason,
-        } in self.take_up(ids)?
-        {
-            let id = order.id;
-            let result = match order.status {
-                Status::Completed => self.replayed(Processed::Completed(order)),
-                Status::Failed => self.replayed(Processed::Failed {
-                    reason: failure_reason.unwrap_or_else(|| "unknown".into()),
-                    attempts: self.max_attempts,
-                    order,
-                }),
-                Status::Canceled => {
-                    self.meter.order_processed(Outcome::Canceled);
-                    Processed::Canceled
-                }
-                Status::Pending | Status::Processing => {
-                    match self.attempt(&order) {
-                        Ok(()) => done.push(id),
-                        Err((StepError::Stopped, _)) => {}
-                        Err((error, attempts)) => failed.push((id, error.to_string(), attempts)),
-                    }
+        for &id in ids {
+            let result = match started.remove(&id) {
+                None => Processed::Unknown,
+                Some(started) => match self.attempt(&started.order) {
+                    None => self.ended(started),
                     // Until the store says otherwise.
-                    Processed::Interrupted
-                }
+                    Some(attempted) => {
+                        match attempted {
+                            Ok(()) => done.push(id),
+                            Err((StepError::Stopped, _)) => {}
+                            Err((error, attempts)) => {
+                                failed.push((id, error.to_string(), attempts));
+                            }
+                        }
+                        Processed::Interrupted
+                    }
+                },
             };
             results.insert(id, result);
         }
@@ -119,21 +116,35 @@ impl ProcessOrders {
                 results.insert(id, failed);
             }
         }
-        for id in ids {
-            results.entry(*id).or_insert(Processed::Unknown);
-        }
         Ok(results)
+    }
+
+    /// An order that had ended before: a replay, or canceled.
+    fn ended(&self, started: Started) -> Processed {
+        let Started {
+            order,
+            failure_reason,
+        } = started;
+        let (outcome, processed) = match order.status {
+            Status::Canceled => (Outcome::Canceled, Processed::Canceled),
+            Status::Failed => {
+                let failed = Processed::Failed {
+                    order,
+                    reason: failure_reason.unwrap_or_else(|| "unknown".into()),
+                    attempts: self.max_attempts,
+                };
+                (Outcome::Duplicate, failed)
+            }
+            _ => (Outcome::Duplicate, Processed::Completed(order)),
+        };
+        self.meter.order_processed(outcome);
+        processed
     }
 
     fn take_up(&self, ids: &[OrderId]) -> Result<Vec<Started>, StoreError> {
         let deadline = Deadline::after(STORE_BUDGET);
         self.repository
             .start_processing(ids, Timestamp::now(), deadline)
-    }
-
-    fn replayed(&self, result: Processed) -> Processed {
-        self.meter.order_processed(Outcome::Duplicate);
-        result
     }
 
     fn complete(
@@ -155,19 +166,25 @@ impl ProcessOrders {
         Ok(())
     }
 
-    /// Tries the step; after a failure also how many attempts were made.
-    fn attempt(&self, order: &Order) -> Result<(), (StepError, u32)> {
+    /// Tries the step; `None` if there is nothing to do any more. After a failure also
+    /// how many attempts were made.
+    fn attempt(&self, order: &Order) -> Option<Result<(), (StepError, u32)>> {
+        match order.status {
+            Status::Completed | Status::Failed | Status::Canceled => return None,
+            Status::Pending | Status::Processing => {}
+        }
         let mut attempt = 1;
         loop {
             if self.stop.is_stopped() {
-                return Err((StepError::Stopped, attempt - 1));
+                return Some(Err((StepError::Stopped, attempt - 1)));
             }
-            let error = match self.step.process(order, Deadline::after(PROCESSING_LIMIT)) {
-                Ok(()) => return Ok(()),
+            let limit = Deadline::after(PROCESSING_LIMIT);
+            let error = match self.step.process(order, limit) {
+                Ok(()) => return Some(Ok(())),
                 Err(error) => error,
             };
             if error == StepError::Stopped || attempt >= self.max_attempts {
-                return Err((error, attempt));
+                return Some(Err((error, attempt)));
             }
             log::info!(order_id:% = order.id, attempt = attempt; "processing failed, trying again: {error}");
             let pause = BACKOFF[(attempt as usize - 1).min(BACKOFF.len() - 1)];
