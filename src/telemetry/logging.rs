@@ -1,12 +1,14 @@
 //! One line per log record on standard error: a JSON object, or text for people.
 //!
 //! A record's key-values (`log::info!(order_id:% = id; "order created")`)
-//! become fields beside the fixed ones: `timestamp` (RFC 3339, UTC,
-//! microseconds), `level`, `target`, `message`, `service`, and `trace_id` and
-//! `span_id` while the thread is inside a span. Control characters are escaped
-//! in both formats, so that no text from outside can forge a line or steer a
-//! terminal. A line is written by one call under standard error's lock.
+//! become fields, except an `Option` that is `None`. The fixed fields are
+//! `timestamp` (RFC 3339, UTC, microseconds), `level`, `target`, `message`,
+//! `service`, and `trace_id` and `span_id` while the thread is inside a span.
+//! Control characters are escaped in both formats, so that no text from outside
+//! can forge a line or steer a terminal. A line is written by one call under
+//! standard error's lock.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
@@ -32,18 +34,22 @@ const OUR_TARGETS: &str = "tbd";
 /// `level` is for tbd's own records; those of other crates appear from `warn`
 /// on. A panic of any thread is logged as an error in the same format.
 pub fn init(service: &str, level: LevelFilter, format: LogFormat) {
+    if builder(service, level, format).try_init().is_ok() {
+        std::panic::set_hook(Box::new(log_panic));
+    }
+}
+
+fn builder(service: &str, level: LevelFilter, format: LogFormat) -> env_logger::Builder {
     let service = service.to_owned();
-    let result = env_logger::Builder::new()
+    let mut builder = env_logger::Builder::new();
+    builder
         .filter_level(level.min(LevelFilter::Warn))
         .filter_module(OUR_TARGETS, level)
         .format(move |buffer, record| match format {
             LogFormat::Json => write_json(buffer, &service, record),
             LogFormat::Text => write_text(buffer, record),
-        })
-        .try_init();
-    if result.is_ok() {
-        std::panic::set_hook(Box::new(log_panic));
-    }
+        });
+    builder
 }
 
 fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
@@ -54,10 +60,15 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    // Captured only if RUST_BACKTRACE asks for it.
+    let backtrace = Backtrace::capture();
+    let backtrace =
+        (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     log::error!(
         target: "tbd::panic",
         thread = thread.name().unwrap_or("unnamed"),
-        location = location.as_deref().unwrap_or("unknown");
+        location = location.as_deref().unwrap_or("unknown"),
+        backtrace = backtrace.as_deref();
         "panicked: {}",
         message.unwrap_or("no message")
     );
@@ -141,52 +152,74 @@ struct JsonFields<'a, W>(&'a mut W);
 
 impl<'kvs, W: Write> VisitSource<'kvs> for JsonFields<'_, W> {
     fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
-        self.0.write_all(b",")?;
-        if RESERVED.contains(&key.as_str()) {
-            write_string(self.0, &format_args!("{key}_"))?;
-        } else {
-            write_string(self.0, &key)?;
-        }
-        self.0.write_all(b":")?;
-        value.visit(JsonValue(self.0))
+        value.visit(JsonField {
+            out: self.0,
+            key: key.as_str(),
+        })
     }
 }
 
-/// Writes one value: numbers, booleans and null as such, the rest as text.
-struct JsonValue<'a, W>(&'a mut W);
+/// Writes one field: numbers and booleans as such, an absent value not at all,
+/// the rest as text.
+struct JsonField<'a, W> {
+    out: &'a mut W,
+    key: &'a str,
+}
 
-impl<'v, W: Write> VisitValue<'v> for JsonValue<'_, W> {
+impl<W: Write> JsonField<'_, W> {
+    fn key(&mut self) -> io::Result<()> {
+        self.out.write_all(b",")?;
+        if RESERVED.contains(&self.key) {
+            write_string(self.out, &format_args!("{}_", self.key))?;
+        } else {
+            write_string(self.out, &self.key)?;
+        }
+        self.out.write_all(b":")
+    }
+
+    fn text(&mut self, value: impl fmt::Display) -> Result<(), kv::Error> {
+        self.key()?;
+        Ok(write_string(self.out, &value)?)
+    }
+
+    fn bare(&mut self, value: impl fmt::Display) -> Result<(), kv::Error> {
+        self.key()?;
+        Ok(write!(self.out, "{value}")?)
+    }
+}
+
+impl<'v, W: Write> VisitValue<'v> for JsonField<'_, W> {
     fn visit_any(&mut self, value: kv::Value<'_>) -> Result<(), kv::Error> {
-        Ok(write_string(self.0, &value)?)
+        self.text(value)
     }
 
     fn visit_null(&mut self) -> Result<(), kv::Error> {
-        Ok(self.0.write_all(b"null")?)
+        Ok(())
     }
 
     fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
-        Ok(write!(self.0, "{value}")?)
+        self.bare(value)
     }
 
     fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
-        Ok(write!(self.0, "{value}")?)
+        self.bare(value)
     }
 
     fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
-        Ok(write!(self.0, "{value}")?)
+        self.bare(value)
     }
 
     fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
         if value.is_finite() {
-            Ok(write!(self.0, "{value}")?)
+            self.bare(value)
         } else {
             // JSON has no such number.
-            Ok(write_string(self.0, &value)?)
+            self.text(value)
         }
     }
 
     fn visit_str(&mut self, value: &str) -> Result<(), kv::Error> {
-        Ok(write_string(self.0, &value)?)
+        self.text(value)
     }
 }
 
@@ -195,8 +228,27 @@ struct TextFields<'a, W>(&'a mut W);
 
 impl<'kvs, W: Write> VisitSource<'kvs> for TextFields<'_, W> {
     fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
-        write!(self.0, " {key}=")?;
-        Ok(write_escaped(self.0, &value)?)
+        value.visit(TextField {
+            out: self.0,
+            key: key.as_str(),
+        })
+    }
+}
+
+/// Writes one field, an absent value not at all.
+struct TextField<'a, W> {
+    out: &'a mut W,
+    key: &'a str,
+}
+
+impl<'v, W: Write> VisitValue<'v> for TextField<'_, W> {
+    fn visit_any(&mut self, value: kv::Value<'_>) -> Result<(), kv::Error> {
+        write!(self.out, " {}=", self.key)?;
+        Ok(write_escaped(self.out, &value)?)
+    }
+
+    fn visit_null(&mut self) -> Result<(), kv::Error> {
+        Ok(())
     }
 }
 
@@ -280,4 +332,150 @@ fn write_through(
     // A value whose own formatting fails loses its text, not the line.
     let _ = write!(through, "{text}");
     through.result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use log::Log;
+
+    use super::*;
+    use crate::telemetry::tracing::{SpanKind, span};
+
+    /// Where a test's logger writes to.
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink {
+        fn lines(&self) -> Vec<String> {
+            let bytes = self.0.lock().unwrap().clone();
+            let text = String::from_utf8(bytes).unwrap();
+            text.lines().map(str::to_owned).collect()
+        }
+    }
+
+    fn logger(level: LevelFilter, format: LogFormat) -> (Box<dyn Log>, Sink) {
+        // The macros ask the process's level first, which `init` would set.
+        log::set_max_level(LevelFilter::Trace);
+        let sink = Sink::default();
+        let target = env_logger::Target::Pipe(Box::new(sink.clone()));
+        let logger = builder("tbd-test", level, format).target(target).build();
+        (Box::new(logger), sink)
+    }
+
+    fn json(sink: &Sink) -> serde_json::Value {
+        let lines = sink.lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        serde_json::from_str(&lines[0]).unwrap_or_else(|error| panic!("{error}: {}", lines[0]))
+    }
+
+    #[test]
+    fn a_record_is_one_json_object_with_its_key_values() {
+        let (logger, sink) = logger(LevelFilter::Info, LogFormat::Json);
+        let id = uuid::Uuid::nil();
+        log::warn!(
+            logger: logger, target: "tbd::orders",
+            order_id:% = id, attempts = 3, share = 0.5, odd = f64::NAN, ok = true, who = "me",
+            message = "mine", nobody = None::<&str>;
+            "order {} is late", 7
+        );
+        let line = json(&sink);
+        let timestamp = line["timestamp"].as_str().unwrap();
+        assert!(
+            timestamp.ends_with('Z') && timestamp.len() == 27,
+            "{timestamp}"
+        );
+        assert!(timestamp.parse::<jiff::Timestamp>().is_ok());
+        assert_eq!(line["level"], "warn");
+        assert_eq!(line["target"], "tbd::orders");
+        assert_eq!(line["message"], "order 7 is late");
+        assert_eq!(line["service"], "tbd-test");
+        assert_eq!(line["order_id"], id.to_string());
+        assert_eq!(line["attempts"], 3);
+        assert_eq!(line["share"], 0.5);
+        assert_eq!(line["odd"], "NaN");
+        assert_eq!(line["ok"], true);
+        assert_eq!(line["who"], "me");
+        assert_eq!(line["message_"], "mine");
+        assert!(line.get("nobody").is_none());
+        assert!(line.get("trace_id").is_none() && line.get("span_id").is_none());
+    }
+
+    #[test]
+    fn a_record_within_a_span_carries_its_ids() {
+        let (logger, sink) = logger(LevelFilter::Info, LogFormat::Json);
+        let span = span("test", SpanKind::Internal, []);
+        log::info!(logger: logger, target: "tbd", "hello");
+        let line = json(&sink);
+        assert_eq!(line["trace_id"], span.trace_id());
+        assert_eq!(line["span_id"], span.span_id());
+    }
+
+    #[test]
+    fn hostile_text_can_neither_forge_a_line_nor_steer_a_terminal() {
+        let hostile = "a\"b\\c\nd\re\tf\u{0}g\u{1b}[31mh\u{9b}i\u{7f}é\u{1F600}";
+        for format in [LogFormat::Json, LogFormat::Text] {
+            let (logger, sink) = logger(LevelFilter::Info, format);
+            log::info!(logger: logger, target: "tbd", value = hostile; "{hostile}");
+            let lines = sink.lines();
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(!lines[0].chars().any(char::is_control), "{}", lines[0]);
+            if format == LogFormat::Json {
+                assert_eq!(json(&sink)["message"], hostile);
+                assert_eq!(json(&sink)["value"], hostile);
+            }
+        }
+    }
+
+    #[test]
+    fn the_level_is_for_our_records_and_others_appear_from_warn_on() {
+        for (level, shown) in [
+            (
+                LevelFilter::Debug,
+                vec!["ours debug", "ours info", "ours warn", "other warn"],
+            ),
+            (
+                LevelFilter::Info,
+                vec!["ours info", "ours warn", "other warn"],
+            ),
+            (LevelFilter::Error, vec![]),
+        ] {
+            let (logger, sink) = logger(level, LogFormat::Json);
+            log::debug!(logger: logger, target: "tbd::kafka", "ours debug");
+            log::info!(logger: logger, target: "tbd_api", "ours info");
+            log::warn!(logger: logger, target: "tbd", "ours warn");
+            log::info!(logger: logger, target: "ureq", "other info");
+            log::warn!(logger: logger, target: "r2d2", "other warn");
+            let messages: Vec<String> = sink
+                .lines()
+                .iter()
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+                .map(|line| line["message"].as_str().unwrap().to_owned())
+                .collect();
+            assert_eq!(messages, shown, "{level}");
+        }
+    }
+
+    #[test]
+    fn text_lines_read_well() {
+        let (logger, sink) = logger(LevelFilter::Info, LogFormat::Text);
+        log::info!(logger: logger, target: "tbd::orders", order_id = "o1", nobody = None::<&str>; "order created");
+        let lines = sink.lines();
+        assert!(
+            lines[0].ends_with("Z INFO  tbd::orders: order created order_id=o1"),
+            "{}",
+            lines[0]
+        );
+    }
 }

@@ -114,6 +114,7 @@ pub struct TracingConfig {
 
 /// Owner of the export: spans are recorded while it lives.
 #[derive(Debug)]
+#[must_use = "spans are exported only while their owner lives"]
 pub struct Tracing {
     provider: SdkTracerProvider,
     exporter: Option<Exporter>,
@@ -248,14 +249,7 @@ pub fn span(
     kind: SpanKind,
     attributes: impl Attributes,
 ) -> SpanGuard {
-    start(
-        &Context::current(),
-        name.into(),
-        kind,
-        attributes,
-        Vec::new(),
-    )
-    .into_current()
+    span_in(&Context::current(), name, kind, attributes, Vec::new())
 }
 
 /// Begins a span as a child of `parent`'s (a context from elsewhere), linked to
@@ -267,57 +261,54 @@ pub fn span_in(
     attributes: impl Attributes,
     links: Vec<SpanContext>,
 ) -> SpanGuard {
-    start(parent, name.into(), kind, attributes, links).into_current()
-}
-
-/// A span that has begun and is not yet current.
-struct Started(Context);
-
-impl Started {
-    fn into_current(self) -> SpanGuard {
-        SpanGuard {
-            attached: Some(self.0.clone().attach()),
-            context: self.0,
-            not_send: PhantomData,
-        }
-    }
+    start(&tracer(), parent, name.into(), kind, attributes, links)
 }
 
 fn start(
+    tracer: &SdkTracer,
     parent: &Context,
     name: Cow<'static, str>,
     kind: SpanKind,
     attributes: impl Attributes,
     links: Vec<SpanContext>,
-) -> Started {
+) -> SpanGuard {
     let mut builder = SpanBuilder::from_name(name).with_kind(kind);
     if !links.is_empty() {
         builder = builder.with_links(links.into_iter().map(Link::with_context).collect());
     }
-    let mut span = with_tracer(|tracer| tracer.build_with_context(builder, parent));
+    let mut span = tracer.build_with_context(builder, parent);
     if span.is_recording() {
         for mut attribute in attributes.build() {
             attribute.value = bounded(attribute.value);
             span.set_attribute(attribute);
         }
     }
-    Started(parent.with_span(span))
+    let context = parent.with_span(span);
+    SpanGuard {
+        attached: Some(context.clone().attach()),
+        context,
+        not_send: PhantomData,
+    }
 }
 
-fn with_tracer<T>(f: impl FnOnce(&SdkTracer) -> T) -> T {
-    {
-        let tracer = TRACER.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(tracer) = tracer.as_ref() {
-            return f(tracer);
-        }
+/// The process's tracer.
+fn tracer() -> SdkTracer {
+    let tracer = TRACER.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tracer) = tracer.as_ref() {
+        return tracer.clone();
     }
-    // Before `init`, in tests mostly: ids alone.
-    let provider = SdkTracerProvider::builder()
-        .with_resource(Resource::builder_empty().build())
-        .with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff)
-        .build();
+    drop(tracer);
     let mut tracer = TRACER.write().unwrap_or_else(PoisonError::into_inner);
-    f(tracer.get_or_insert_with(|| provider.tracer(SCOPE)))
+    tracer
+        .get_or_insert_with(|| {
+            // Before `init`, in tests mostly: ids alone.
+            SdkTracerProvider::builder()
+                .with_resource(Resource::builder_empty().build())
+                .with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff)
+                .build()
+                .tracer(SCOPE)
+        })
+        .clone()
 }
 
 /// A span under way, current on this thread until dropped, which ends it.
@@ -392,6 +383,9 @@ impl SpanGuard {
 
 impl Drop for SpanGuard {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail("panic", "the thread panicked within this span");
+        }
         // Others may hold the context still: the span ends here all the same.
         self.context.span().end();
         self.attached = None;

@@ -1,0 +1,71 @@
+//! The command line: there is little to say, the environment says the rest.
+
+use std::ffi::OsString;
+
+use super::table::{Program, variables};
+
+/// What the arguments ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandLine {
+    /// Nothing: run the program.
+    Run,
+    /// `--help` or `--version`: print this on standard output and exit with 0.
+    Print(String),
+    /// An argument nobody knows: print this on standard error and exit with 2.
+    Refuse(String),
+}
+
+/// Reads `arguments`, the program's own name left out.
+pub fn command_line(
+    program: Program,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> CommandLine {
+    let Some(argument) = arguments.into_iter().next() else {
+        return CommandLine::Run;
+    };
+    match argument.to_str() {
+        Some("--help" | "-h") => CommandLine::Print(help(program)),
+        Some("--version" | "-V") => CommandLine::Print(version(program)),
+        _ => CommandLine::Refuse(format!(
+            "{}: unknown argument {argument:?}; see {0} --help",
+            program.name()
+        )),
+    }
+}
+
+fn version(program: Program) -> String {
+    format!("{} {}", program.name(), env!("CARGO_PKG_VERSION"))
+}
+
+fn help(program: Program) -> String {
+    let does = match program {
+        Program::Api => "the HTTP API of tbd, a small distributed order-processing system",
+        Program::Worker => "the worker of tbd, which processes the orders that the API takes",
+    };
+    let width = |of: fn(&super::Variable) -> usize| variables(program).map(of).max().unwrap_or(0);
+    let name_width = width(|variable| variable.name.len());
+    let default_width = width(|variable| shown_default(variable.default).len());
+    let mut text = format!(
+        "{name}: {does}.\n\n\
+         Usage: {name} [--help | --version]\n\n\
+         It is configured by environment variables; an empty one counts as unset.\n\n\
+         {:name_width$}  {:default_width$}  Description\n",
+        "Variable",
+        "Default",
+        name = program.name(),
+    );
+    for variable in variables(program) {
+        text.push_str(&format!(
+            "{:name_width$}  {:default_width$}  {}\n",
+            variable.name,
+            shown_default(variable.default),
+            variable.description.replace('`', ""),
+        ));
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+fn shown_default(default: &str) -> &str {
+    if default.is_empty() { "unset" } else { default }
+}

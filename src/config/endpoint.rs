@@ -1,0 +1,80 @@
+//! Where spans go: `OTEL_EXPORTER_OTLP_ENDPOINT` made a base URL.
+
+use super::reader::{is_network_host, number, split_port};
+
+/// The port of OTLP over gRPC, which tbd does not speak.
+const GRPC_PORT: &str = "4317";
+/// The port of OTLP over HTTP, which it does.
+const HTTP_PORT: &str = "4318";
+
+/// A collector's base URL, and what to tell the user about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `http://host:port` with an optional path; `None`: no export.
+    pub url: Option<String>,
+    /// One sentence for the log, if the URL is not what was written.
+    pub note: Option<String>,
+}
+
+/// Reads an endpoint. A bare `host:4317`, the customary default, is the same
+/// collector's gRPC port: its HTTP port is meant. `None` for anything but an
+/// `http` URL without user, query and fragment, a `host`, a `host:port`, or nothing.
+pub fn endpoint(text: &str) -> Option<Endpoint> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Some(Endpoint::default());
+    }
+    match text.split_once("://") {
+        None => bare(text),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => url(rest),
+        // TLS is not built in.
+        Some(_) => None,
+    }
+}
+
+fn bare(text: &str) -> Option<Endpoint> {
+    let (host, port) = checked(text)?;
+    let (port, note) = match port {
+        Some(GRPC_PORT) => (
+            HTTP_PORT,
+            Some(format!(
+                "spans are sent by OTLP over HTTP to {host}:{HTTP_PORT}: \
+                 {host}:{GRPC_PORT} is the collector's gRPC port"
+            )),
+        ),
+        Some(port) => (port, None),
+        None => (HTTP_PORT, None),
+    };
+    Some(Endpoint {
+        url: Some(format!("http://{host}:{port}")),
+        note,
+    })
+}
+
+fn url(rest: &str) -> Option<Endpoint> {
+    let (authority, path) = match rest.find('/') {
+        Some(slash) => rest.split_at(slash),
+        None => (rest, ""),
+    };
+    let (_, port) = checked(authority)?;
+    let is_path = path
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte));
+    is_path.then(|| Endpoint {
+        url: Some(format!("http://{authority}{}", path.trim_end_matches('/'))),
+        note: (port == Some(GRPC_PORT)).then(|| {
+            format!(
+                "spans are sent by OTLP over HTTP to {authority}, \
+                 but {GRPC_PORT} is usually the collector's gRPC port"
+            )
+        }),
+    })
+}
+
+fn checked(authority: &str) -> Option<(&str, Option<&str>)> {
+    let (host, port) = split_port(authority)?;
+    if let Some(port) = port {
+        number(1..=u16::MAX)(port)?;
+    }
+    is_network_host(host).then_some((host, port))
+}

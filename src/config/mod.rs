@@ -1,0 +1,468 @@
+//! Every setting of both programs: read from the environment, typed, checked
+//! together.
+//!
+//! One table ([`VARIABLES`]) names the variables, their defaults and what they
+//! may be. A program reads its own rows at start, once; all mistakes are
+//! reported in one message, and what comes out needs no further checking.
+//! Limits that are part of the system's promises (time-outs, retries) are
+//! constants where they are used, not settings.
+//!
+//! The module knows nothing else of the crate; `main` hands the values on.
+
+mod cli;
+mod endpoint;
+mod reader;
+mod table;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+pub use cli::{CommandLine, command_line};
+pub use reader::{ConfigError, ConfigErrors};
+pub use table::{Program, SAMPLERS, VARIABLES, Variable, markdown_table, variables};
+
+use endpoint::endpoint;
+use reader::{
+    Reader, address, boolean, brokers, choice, duration, host, key_values, number, size, text,
+    topic, untrimmed_text,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MIB: u64 = 1 << 20;
+
+/// Settings of `tbd-api`.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Logging.
+    pub log: LogConfig,
+    /// The HTTP server.
+    pub http: HttpConfig,
+    /// PostgreSQL.
+    pub database: DatabaseSettings,
+    /// Kafka.
+    pub kafka: KafkaSettings,
+    /// Traces.
+    pub telemetry: TelemetrySettings,
+    /// How long an idempotency key is remembered.
+    pub idempotency_ttl: Duration,
+    /// Whether migrations run at start.
+    pub auto_migrate: bool,
+    /// Where migrations are, instead of in the binary.
+    pub migrations_dir: Option<PathBuf>,
+    /// When a created order is acknowledged.
+    pub event_delivery: EventDelivery,
+}
+
+/// Settings of `tbd-worker`.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Logging.
+    pub log: LogConfig,
+    /// The HTTP server for probes and metrics.
+    pub http: HttpConfig,
+    /// PostgreSQL.
+    pub database: DatabaseSettings,
+    /// Kafka.
+    pub kafka: KafkaSettings,
+    /// Traces.
+    pub telemetry: TelemetrySettings,
+    /// Consumer threads.
+    pub concurrency: usize,
+    /// Attempts at processing an order before it is failed.
+    pub max_attempts: u32,
+    /// How long the simulated processing step takes.
+    pub processing_time: Duration,
+    /// Share of processing steps that fail, 0 to 1.
+    pub processing_failure_rate: f64,
+}
+
+/// Logging.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// The least severe level that appears.
+    pub level: LevelFilter,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// Text for people.
+    Text,
+}
+
+/// The HTTP server.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on.
+    pub port: u16,
+    /// Threads that take requests from the listener.
+    pub acceptors: usize,
+    /// Threads that answer requests.
+    pub workers: usize,
+    /// Requests that may wait for a thread.
+    pub queue: usize,
+    /// Resident memory beyond which the process ends itself.
+    pub memory_limit_bytes: u64,
+}
+
+impl HttpConfig {
+    /// Host and port together.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.port)
+    }
+}
+
+/// PostgreSQL.
+#[derive(Clone, Debug)]
+pub struct DatabaseSettings {
+    /// Host name, address or folder of a Unix socket.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// User.
+    pub user: String,
+    /// Password.
+    pub password: Secret,
+    /// Database.
+    pub name: String,
+    /// Connections at most.
+    pub max_conns: u32,
+    /// Connections kept while unused, at most; never more than `max_conns`.
+    pub max_idle_conns: u32,
+    /// Age at which a connection is replaced.
+    pub conn_max_lifetime: Duration,
+}
+
+/// Kafka.
+#[derive(Clone, Debug)]
+pub struct KafkaSettings {
+    /// `host:port` of the brokers to ask first.
+    pub brokers: Vec<String>,
+    /// Topic of created orders.
+    pub topic_order_created: String,
+    /// Topic of completed orders.
+    pub topic_order_processed: String,
+    /// Topic of failed orders.
+    pub topic_order_failed: String,
+    /// Dead-letter topic.
+    pub topic_order_dlq: String,
+    /// Partitions of a topic made at start.
+    pub topic_partitions: i32,
+    /// Replicas of a topic made at start.
+    pub topic_replication: i16,
+    /// Consumer group of the workers; its default in the API, which has none.
+    pub consumer_group: String,
+    /// Silence after which the group gives a member up; its default in the API.
+    pub session_timeout: Duration,
+}
+
+/// Traces.
+#[derive(Clone, Debug)]
+pub struct TelemetrySettings {
+    /// The collector's base URL; `None`: no export.
+    pub otlp_endpoint: Option<String>,
+    /// A sentence to log once, if the endpoint is not what was written.
+    pub endpoint_note: Option<String>,
+    /// `service.name`.
+    pub service_name: String,
+    /// One of [`SAMPLERS`].
+    pub sampler: &'static str,
+    /// The samplers' ratio, 0 to 1.
+    pub sampler_arg: f64,
+    /// More attributes of the process.
+    pub resource_attributes: Vec<(String, String)>,
+}
+
+/// When a created order is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventDelivery {
+    /// Once Kafka has its event.
+    Direct,
+    /// Once the database has it; the relay publishes the event.
+    Outbox,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// A secret of this text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
+impl ApiConfig {
+    /// Reads the process's environment.
+    ///
+    /// # Errors
+    /// All bad variables at once.
+    pub fn from_env() -> Result<Self, ConfigErrors> {
+        Self::parse(&|name| std::env::var_os(name))
+    }
+
+    /// Reads variables from `lookup`, which gives a name's value.
+    ///
+    /// # Errors
+    /// All bad variables at once.
+    pub fn parse(lookup: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, ConfigErrors> {
+        let mut reader = Reader::new(Program::Api, lookup);
+        let config = Self::read(&mut reader);
+        reader.finish(config)
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Self {
+        let max_conns = reader.get("DB_MAX_CONNS", number(1..=1000));
+        let max_idle_conns = reader.get("DB_MAX_IDLE_CONNS", number(1..=1000));
+        // A default gives way to what was said; two sayings must agree.
+        if max_idle_conns > max_conns && reader.is_given("DB_MAX_IDLE_CONNS") {
+            let allowed = format!("at most DB_MAX_CONNS, which is {max_conns}");
+            reader.refuse_combination("DB_MAX_IDLE_CONNS", allowed);
+        }
+        let lifetime = duration(Duration::from_secs(1)..=168 * HOUR);
+        let pool = PoolLimits {
+            max_conns,
+            max_idle_conns: max_idle_conns.min(max_conns),
+            conn_max_lifetime: reader.get("DB_CONN_MAX_LIFETIME", lifetime),
+        };
+        Self {
+            log: log_config(reader),
+            http: HttpConfig {
+                host: reader.get("API_HOST", address),
+                port: reader.get("API_PORT", number(1..=u16::MAX)),
+                acceptors: reader.get("HTTP_ACCEPTORS", number(1..=64)),
+                workers: reader.get("HTTP_WORKERS", number(1..=4096)),
+                queue: reader.get("HTTP_QUEUE", number(1..=65536)),
+                memory_limit_bytes: memory_limit(reader),
+            },
+            database: database_settings(reader, pool),
+            kafka: kafka_settings(reader, GroupSettings::default()),
+            telemetry: telemetry_settings(reader),
+            idempotency_ttl: reader.get("IDEMPOTENCY_TTL", duration(24 * HOUR..=168 * HOUR)),
+            auto_migrate: reader.get("AUTO_MIGRATE", boolean),
+            migrations_dir: reader.get("MIGRATIONS_DIR", |text| {
+                Some((!text.trim().is_empty()).then(|| PathBuf::from(text.trim())))
+            }),
+            event_delivery: reader.get(
+                "EVENT_DELIVERY",
+                choice(&[
+                    ("direct", EventDelivery::Direct),
+                    ("outbox", EventDelivery::Outbox),
+                ]),
+            ),
+        }
+    }
+}
+
+impl WorkerConfig {
+    /// Acceptors, threads and queue of the worker's HTTP server, which answers
+    /// one scraper and one prober.
+    const HTTP_POOL: (usize, usize, usize) = (1, 2, 16);
+    /// Connections beside one for each consumer thread: health checks and
+    /// what is read for metrics.
+    const EXTRA_CONNECTIONS: u32 = 2;
+
+    /// Reads the process's environment.
+    ///
+    /// # Errors
+    /// All bad variables at once.
+    pub fn from_env() -> Result<Self, ConfigErrors> {
+        Self::parse(&|name| std::env::var_os(name))
+    }
+
+    /// Reads variables from `lookup`, which gives a name's value.
+    ///
+    /// # Errors
+    /// All bad variables at once.
+    pub fn parse(lookup: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, ConfigErrors> {
+        let mut reader = Reader::new(Program::Worker, lookup);
+        let config = Self::read(&mut reader);
+        reader.finish(config)
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Self {
+        let concurrency: u32 = reader.get("WORKER_CONCURRENCY", number(1..=256));
+        let connections = concurrency + Self::EXTRA_CONNECTIONS;
+        let pool = PoolLimits {
+            max_conns: connections,
+            max_idle_conns: connections,
+            conn_max_lifetime: Duration::from_secs(5 * 60),
+        };
+        let session = duration(Duration::from_secs(6)..=Duration::from_secs(30 * 60));
+        let group = GroupSettings {
+            consumer_group: reader.get("KAFKA_CONSUMER_GROUP", text(255)),
+            session_timeout: reader.get("KAFKA_SESSION_TIMEOUT", session),
+        };
+        let (acceptors, workers, queue) = Self::HTTP_POOL;
+        Self {
+            log: log_config(reader),
+            http: HttpConfig {
+                host: reader.get("WORKER_HOST", address),
+                port: reader.get("WORKER_PORT", number(1..=u16::MAX)),
+                acceptors,
+                workers,
+                queue,
+                memory_limit_bytes: memory_limit(reader),
+            },
+            database: database_settings(reader, pool),
+            kafka: kafka_settings(reader, group),
+            telemetry: telemetry_settings(reader),
+            concurrency: concurrency as usize,
+            max_attempts: reader.get("WORKER_MAX_ATTEMPTS", number(1..=100)),
+            processing_time: reader.get(
+                "PROCESSING_TIME",
+                duration(Duration::ZERO..=Duration::from_secs(60)),
+            ),
+            processing_failure_rate: reader.get("PROCESSING_FAILURE_RATE", number(0.0..=1.0)),
+        }
+    }
+}
+
+/// What a program's connection pool may grow to.
+struct PoolLimits {
+    max_conns: u32,
+    max_idle_conns: u32,
+    conn_max_lifetime: Duration,
+}
+
+/// The consumer group, which the API has none of.
+struct GroupSettings {
+    consumer_group: String,
+    session_timeout: Duration,
+}
+
+impl Default for GroupSettings {
+    fn default() -> Self {
+        Self {
+            consumer_group: "tbd-workers".to_owned(),
+            session_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+fn log_config(reader: &mut Reader<'_>) -> LogConfig {
+    LogConfig {
+        level: reader.get(
+            "LOG_LEVEL",
+            choice(&[
+                ("debug", LevelFilter::Debug),
+                ("info", LevelFilter::Info),
+                ("warn", LevelFilter::Warn),
+                ("error", LevelFilter::Error),
+            ]),
+        ),
+        format: reader.get(
+            "LOG_FORMAT",
+            choice(&[("json", LogFormat::Json), ("text", LogFormat::Text)]),
+        ),
+    }
+}
+
+fn memory_limit(reader: &mut Reader<'_>) -> u64 {
+    reader.get("HTTP_MEMORY_LIMIT", size(64 * MIB..=MIB * MIB))
+}
+
+fn database_settings(reader: &mut Reader<'_>, pool: PoolLimits) -> DatabaseSettings {
+    DatabaseSettings {
+        host: reader.get("DB_HOST", host),
+        port: reader.get("DB_PORT", number(1..=u16::MAX)),
+        user: reader.get("DB_USER", text(63)),
+        password: Secret(reader.get("DB_PASSWORD", untrimmed_text(usize::MAX))),
+        name: reader.get("DB_NAME", text(63)),
+        max_conns: pool.max_conns,
+        max_idle_conns: pool.max_idle_conns,
+        conn_max_lifetime: pool.conn_max_lifetime,
+    }
+}
+
+fn kafka_settings(reader: &mut Reader<'_>, group: GroupSettings) -> KafkaSettings {
+    const TOPICS: [&str; 4] = [
+        "KAFKA_TOPIC_ORDER_CREATED",
+        "KAFKA_TOPIC_ORDER_PROCESSED",
+        "KAFKA_TOPIC_ORDER_FAILED",
+        "KAFKA_TOPIC_ORDER_DLQ",
+    ];
+    let topics = TOPICS.map(|name| reader.get(name, topic));
+    for (index, name) in TOPICS.into_iter().enumerate() {
+        let same = topics[..index]
+            .iter()
+            .position(|other| *other == topics[index]);
+        if let Some(same) = same {
+            // Consumed and published alike, one event would come round for ever.
+            let (given, other) = if reader.is_given(name) {
+                (name, TOPICS[same])
+            } else {
+                (TOPICS[same], name)
+            };
+            reader.refuse_combination(given, format!("another topic than {other}'s"));
+        }
+    }
+    let [created, processed, failed, dlq] = topics;
+    KafkaSettings {
+        brokers: reader.get("KAFKA_BROKERS", brokers),
+        topic_order_created: created,
+        topic_order_processed: processed,
+        topic_order_failed: failed,
+        topic_order_dlq: dlq,
+        topic_partitions: reader.get("KAFKA_TOPIC_PARTITIONS", number(1..=10_000)),
+        topic_replication: reader.get("KAFKA_TOPIC_REPLICATION", number(1..=100)),
+        consumer_group: group.consumer_group,
+        session_timeout: group.session_timeout,
+    }
+}
+
+fn telemetry_settings(reader: &mut Reader<'_>) -> TelemetrySettings {
+    let endpoint = reader.get_even_empty("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+    let is_disabled = reader.get("OTEL_SDK_DISABLED", boolean);
+    let mut resource_attributes = reader.get("OTEL_RESOURCE_ATTRIBUTES", key_values);
+    // OTEL_SERVICE_NAME wins over service.name, its default does not.
+    let mut service_name = reader.get("OTEL_SERVICE_NAME", text(255));
+    resource_attributes.retain(|(key, value)| {
+        let is_name = key == "service.name";
+        if is_name && !value.is_empty() && !reader.is_given("OTEL_SERVICE_NAME") {
+            service_name.clone_from(value);
+        }
+        !is_name
+    });
+    let (otlp_endpoint, endpoint_note) = match is_disabled {
+        true => (None, None),
+        false => (endpoint.url, endpoint.note),
+    };
+    TelemetrySettings {
+        otlp_endpoint,
+        endpoint_note,
+        service_name,
+        sampler: reader.get("OTEL_TRACES_SAMPLER", |text| {
+            let is_meant = |name: &&&str| name.eq_ignore_ascii_case(text.trim());
+            SAMPLERS.iter().find(is_meant).copied()
+        }),
+        sampler_arg: reader.get("OTEL_TRACES_SAMPLER_ARG", number(0.0..=1.0)),
+        resource_attributes,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,319 @@
+//! From text to typed values, gathering every mistake on the way.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::table::{Program, Variable, variables};
+
+/// Everything that is wrong with the configuration, in the table's words.
+/// Shows no secret: neither a password nor a value that may contain one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigErrors(Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// The single errors, one for each bad variable.
+    pub fn errors(&self) -> &[ConfigError] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration is invalid:")?;
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+/// One bad variable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// Its name.
+    pub name: &'static str,
+    /// Its value as far as it may be shown.
+    value: Option<String>,
+    /// What it must be.
+    allowed: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)?;
+        if let Some(value) = &self.value {
+            write!(f, "={value:?}")?;
+        }
+        write!(f, " must be {}.", self.allowed)
+    }
+}
+
+/// Reads variables of one program and remembers what was wrong.
+pub struct Reader<'a> {
+    program: Program,
+    lookup: &'a dyn Fn(&str) -> Option<OsString>,
+    errors: Vec<ConfigError>,
+    /// Names asked for, so that a test can compare them with the table.
+    #[cfg(test)]
+    pub read: Vec<&'static str>,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(program: Program, lookup: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
+        Self {
+            program,
+            lookup,
+            errors: Vec::new(),
+            #[cfg(test)]
+            read: Vec::new(),
+        }
+    }
+
+    /// The value of `name`, or its default if it is unset, empty or bad; the
+    /// last is remembered.
+    pub fn get<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
+        let variable = self.variable(name);
+        if let Some(value) = self.given(name) {
+            match value.to_str().and_then(&parse) {
+                Some(value) => return value,
+                None => self.refuse(variable, value, variable.allowed.to_owned()),
+            }
+        }
+        parse(variable.default).expect("the table's defaults are valid; a test parses them all")
+    }
+
+    /// The value of a variable whose empty value differs from an unset one.
+    pub fn get_even_empty<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
+        match (self.lookup)(name).and_then(|value| parse(value.to_str()?.trim())) {
+            Some(value) => {
+                self.variable(name);
+                value
+            }
+            None => self.get(name, parse),
+        }
+    }
+
+    /// Whether `name` is set and not empty.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.given(name).is_some()
+    }
+
+    /// Remembers that `name`, although well-formed, must be something else.
+    pub fn refuse_combination(&mut self, name: &str, allowed: String) {
+        let variable = self.variable(name);
+        let value = self.given(name).unwrap_or_default();
+        self.refuse(variable, value, allowed);
+    }
+
+    /// The configuration, unless something was wrong.
+    pub fn finish<T>(self, config: T) -> Result<T, ConfigErrors> {
+        if self.errors.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigErrors(self.errors))
+        }
+    }
+
+    fn variable(&mut self, name: &str) -> &'static Variable {
+        let variable = variables(self.program)
+            .find(|variable| variable.name == name)
+            .expect("only variables of the table are asked for; a test asks for all");
+        #[cfg(test)]
+        self.read.push(variable.name);
+        variable
+    }
+
+    fn given(&self, name: &str) -> Option<OsString> {
+        (self.lookup)(name).filter(|value| !value.to_string_lossy().trim().is_empty())
+    }
+
+    fn refuse(&mut self, variable: &Variable, value: OsString, allowed: String) {
+        const SHOWN_CHARS: usize = 80;
+        let value = value.to_string_lossy();
+        // A URL's user part may hold a password as well.
+        let is_secret = variable.name == "DB_PASSWORD" || value.contains('@');
+        self.errors.push(ConfigError {
+            name: variable.name,
+            value: (!is_secret).then(|| value.chars().take(SHOWN_CHARS).collect()),
+            allowed,
+        });
+    }
+}
+
+/// A number within `range`.
+pub fn number<T: FromStr + PartialOrd>(range: RangeInclusive<T>) -> impl Fn(&str) -> Option<T> {
+    move |text| {
+        let number = text.trim().parse().ok()?;
+        range.contains(&number).then_some(number)
+    }
+}
+
+/// A duration such as `5m`, `72h`, `1h 30m` or `250ms`, within `range`.
+pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Option<Duration> {
+    move |text| {
+        let duration = humantime::parse_duration(text.trim()).ok()?;
+        range.contains(&duration).then_some(duration)
+    }
+}
+
+/// A size such as `512MiB`, within `range`; a bare number means bytes.
+pub fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Option<u64> {
+    move |text| {
+        let text = text.trim();
+        let unit = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        let (digits, unit) = text.split_at(unit);
+        let factor: u64 = match unit.trim_start() {
+            "" | "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            "kB" | "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            _ => return None,
+        };
+        let size = digits.parse::<u64>().ok()?.checked_mul(factor)?;
+        range.contains(&size).then_some(size)
+    }
+}
+
+/// `true` or `false`, and what else is commonly written for them.
+pub fn boolean(text: &str) -> Option<bool> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Some(true),
+        "false" | "0" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+/// One of `choices`, whatever its case.
+pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Option<T> {
+    move |text| {
+        choices
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(text.trim()))
+            .map(|(_, value)| *value)
+    }
+}
+
+/// Text of 1 to `bytes_max` bytes without control characters.
+pub fn text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
+    move |text| {
+        let text = text.trim();
+        is_plain(text, bytes_max).then(|| text.to_owned())
+    }
+}
+
+/// Text of 1 to `bytes_max` bytes without control characters, blanks at its
+/// ends included.
+pub fn untrimmed_text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
+    move |text| is_plain(text, bytes_max).then(|| text.to_owned())
+}
+
+fn is_plain(text: &str, bytes_max: usize) -> bool {
+    (1..=bytes_max).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// A topic's name, by Kafka's rule.
+pub fn topic(text: &str) -> Option<String> {
+    let text = text.trim();
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let is_topic = (1..=249).contains(&text.len())
+        && text.bytes().all(is_legal)
+        && !matches!(text, "." | "..");
+    is_topic.then(|| text.to_owned())
+}
+
+/// An address to listen on.
+pub fn address(text: &str) -> Option<IpAddr> {
+    match text.trim() {
+        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        text => text
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse()
+            .ok(),
+    }
+}
+
+/// A host to connect to: a name, an address or a folder of a Unix socket.
+pub fn host(text: &str) -> Option<String> {
+    let text = text.trim();
+    let is_host = is_plain(text, 255) && !text.contains([' ', '@']);
+    is_host.then(|| text.to_owned())
+}
+
+/// `host:port`, or several separated by commas.
+pub fn brokers(text: &str) -> Option<Vec<String>> {
+    text.split(',')
+        .map(|broker| {
+            let broker = broker.trim();
+            let (host, port) = split_port(broker)?;
+            number(1..=u16::MAX)(port?)?;
+            is_network_host(host).then(|| broker.to_owned())
+        })
+        .collect()
+}
+
+/// `host` or `host:port`, parted; an IPv6 address stands in brackets.
+pub fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
+    let end_of_host = text.rfind(']').map_or(0, |bracket| bracket + 1);
+    match text[end_of_host..].rfind(':') {
+        Some(colon) => {
+            let (host, port) = text.split_at(end_of_host + colon);
+            Some((host, Some(&port[1..])))
+        }
+        None => Some((text, None)),
+    }
+    .filter(|(host, _)| !host.is_empty())
+}
+
+/// A host name, an IPv4 address or an IPv6 address in brackets.
+pub fn is_network_host(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[') {
+        let address = address.strip_suffix(']').unwrap_or_default();
+        return address.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    (1..=253).contains(&host.len()) && host.bytes().all(is_legal)
+}
+
+/// `key=value,key=value`, values percent-encoded (OpenTelemetry's resource
+/// specification, after W3C Baggage).
+pub fn key_values(text: &str) -> Option<Vec<(String, String)>> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (key, value) = pair.split_once('=')?;
+            let key = key.trim();
+            (!key.is_empty()).then_some((key.to_owned(), percent_decoded(value.trim())?))
+        })
+        .collect()
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        if *first == b'%' {
+            let (digits, after) = after.split_at_checked(2)?;
+            let digits = std::str::from_utf8(digits).ok()?;
+            // `from_str_radix` would take a sign.
+            if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return None;
+            }
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = after;
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}

@@ -1,0 +1,426 @@
+use super::*;
+
+/// A lookup that knows `pairs` alone.
+fn lookup<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
+    move |name| {
+        pairs
+            .iter()
+            .find(|(found, _)| *found == name)
+            .map(|(_, value)| OsString::from(value))
+    }
+}
+
+fn api(pairs: &[(&str, &str)]) -> Result<ApiConfig, ConfigErrors> {
+    ApiConfig::parse(&lookup(pairs))
+}
+
+fn worker(pairs: &[(&str, &str)]) -> Result<WorkerConfig, ConfigErrors> {
+    WorkerConfig::parse(&lookup(pairs))
+}
+
+/// Whether `program` takes `value` for `name`.
+fn takes(program: Program, name: &str, value: &str) -> bool {
+    let pairs = [(name, value)];
+    match program {
+        Program::Api => api(&pairs).is_ok(),
+        Program::Worker => worker(&pairs).is_ok(),
+    }
+}
+
+#[test]
+fn an_empty_environment_gives_the_documented_defaults() {
+    let api = api(&[]).unwrap();
+    assert_eq!(api.http.address().to_string(), "0.0.0.0:8080");
+    assert_eq!(
+        (api.http.acceptors, api.http.workers, api.http.queue),
+        (2, 64, 1024)
+    );
+    assert_eq!(api.http.memory_limit_bytes, 512 * MIB);
+    assert_eq!(api.log.level, LevelFilter::Info);
+    assert_eq!(api.log.format, LogFormat::Json);
+    assert_eq!(api.database.host, "localhost");
+    assert_eq!(api.database.password.expose(), "secret");
+    assert_eq!(
+        (api.database.max_conns, api.database.max_idle_conns),
+        (25, 5)
+    );
+    assert_eq!(api.database.conn_max_lifetime, Duration::from_secs(300));
+    assert_eq!(api.kafka.brokers, ["localhost:9092"]);
+    assert_eq!(api.kafka.topic_partitions, 16);
+    assert_eq!(api.kafka.topic_replication, 1);
+    assert_eq!(api.idempotency_ttl, 72 * HOUR);
+    assert!(api.auto_migrate);
+    assert_eq!(api.migrations_dir, None);
+    assert_eq!(api.event_delivery, EventDelivery::Direct);
+    assert_eq!(api.telemetry.service_name, "tbd-api");
+    assert_eq!(
+        api.telemetry.otlp_endpoint.as_deref(),
+        Some("http://localhost:4318")
+    );
+
+    let worker = worker(&[]).unwrap();
+    assert_eq!(worker.http.address().to_string(), "0.0.0.0:9091");
+    assert_eq!(worker.concurrency, 5);
+    assert_eq!(worker.max_attempts, 3);
+    assert_eq!(worker.processing_time, Duration::ZERO);
+    assert_eq!(worker.processing_failure_rate, 0.0);
+    assert_eq!(worker.kafka.consumer_group, "tbd-workers");
+    assert_eq!(worker.kafka.session_timeout, Duration::from_secs(10));
+    assert_eq!(worker.telemetry.service_name, "tbd-worker");
+}
+
+#[test]
+fn each_program_reads_exactly_its_rows_of_the_table() {
+    let nothing = |_: &str| None;
+    for program in [Program::Api, Program::Worker] {
+        let mut reader = Reader::new(program, &nothing);
+        match program {
+            Program::Api => drop(ApiConfig::read(&mut reader)),
+            Program::Worker => drop(WorkerConfig::read(&mut reader)),
+        }
+        let mut read = std::mem::take(&mut reader.read);
+        read.sort_unstable();
+        read.dedup();
+        let mut rows: Vec<_> = variables(program).map(|variable| variable.name).collect();
+        rows.sort_unstable();
+        assert_eq!(read, rows, "{program:?}");
+    }
+}
+
+#[test]
+fn the_api_has_the_defaults_of_the_group_it_does_not_join() {
+    let (api, worker) = (api(&[]).unwrap(), worker(&[]).unwrap());
+    assert_eq!(api.kafka.consumer_group, worker.kafka.consumer_group);
+    assert_eq!(api.kafka.session_timeout, worker.kafka.session_timeout);
+}
+
+#[test]
+fn one_message_names_every_bad_variable() {
+    let errors = api(&[
+        ("API_PORT", "0"),
+        ("LOG_LEVEL", "loud"),
+        ("IDEMPOTENCY_TTL", "1h"),
+        ("DB_MAX_CONNS", "many"),
+        ("KAFKA_BROKERS", "kafka"),
+    ])
+    .unwrap_err();
+    let message = errors.to_string();
+    for line in [
+        "the configuration is invalid:",
+        "  API_PORT=\"0\" must be a port from 1 to 65535.",
+        "  LOG_LEVEL=\"loud\" must be debug, info, warn or error.",
+        "  IDEMPOTENCY_TTL=\"1h\" must be a duration from 24h to 168h, such as 72h.",
+        "  DB_MAX_CONNS=\"many\" must be a number from 1 to 1000.",
+        "  KAFKA_BROKERS=\"kafka\" must be host:port, or several separated by commas.",
+    ] {
+        assert!(
+            message.lines().any(|found| found == line),
+            "no `{line}` in\n{message}"
+        );
+    }
+    assert_eq!(errors.errors().len(), 5);
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let errors = api(&[
+        ("DB_PASSWORD", "hunter2\u{7}"),
+        ("DB_HOST", "me:hunter2@db"),
+    ])
+    .unwrap_err();
+    for shown in [errors.to_string(), format!("{errors:?}")] {
+        assert!(
+            shown.contains("DB_PASSWORD") && !shown.contains("hunter2"),
+            "{shown}"
+        );
+    }
+    let config = api(&[("DB_PASSWORD", "hunter2")]).unwrap();
+    assert_eq!(config.database.password.expose(), "hunter2");
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_value_that_is_not_text_is_refused_not_replaced_by_the_default() {
+    use std::os::unix::ffi::OsStringExt;
+    let broken = |name: &str| (name == "DB_PASSWORD").then(|| OsString::from_vec(vec![0xff, b'x']));
+    assert!(ApiConfig::parse(&broken).is_err());
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let config = api(&[("API_PORT", ""), ("DB_USER", "  ")]).unwrap();
+    assert_eq!(
+        (config.http.port, config.database.user.as_str()),
+        (8080, "tbd")
+    );
+}
+
+#[test]
+fn another_programs_variables_do_not_matter() {
+    assert!(takes(Program::Worker, "API_PORT", "nonsense"));
+    assert!(takes(Program::Api, "WORKER_CONCURRENCY", "nonsense"));
+}
+
+#[test]
+fn ranges_end_where_the_table_says() {
+    use Program::{Api, Worker};
+    for (program, name, good, bad) in [
+        (
+            Api,
+            "API_PORT",
+            &["1", "65535"][..],
+            &["0", "65536", "-1", "80a"][..],
+        ),
+        (Api, "HTTP_ACCEPTORS", &["1", "64"], &["0", "65"]),
+        (Api, "HTTP_WORKERS", &["1", "4096"], &["0", "4097"]),
+        (Api, "HTTP_QUEUE", &["1", "65536"], &["0", "65537"]),
+        (
+            Api,
+            "HTTP_MEMORY_LIMIT",
+            &["64MiB", "1TiB", "512 MiB", "1GB", "600000000"],
+            &[
+                "63MiB",
+                "2TiB",
+                "1",
+                "MiB",
+                "5XB",
+                "99999999999999999999TiB",
+            ],
+        ),
+        (
+            Api,
+            "LOG_LEVEL",
+            &["debug", "INFO", "warn", "error"],
+            &["trace", "off"],
+        ),
+        (Api, "LOG_FORMAT", &["json", "text"], &["xml"]),
+        (Api, "DB_PORT", &["5432"], &["0"]),
+        (Api, "DB_NAME", &["tbd"], &["a\nb"]),
+        (
+            Api,
+            "DB_HOST",
+            &["db", "10.0.0.1", "::1", "/var/run/postgresql"],
+            &["a b"],
+        ),
+        (Api, "DB_MAX_CONNS", &["1", "1000"], &["0", "1001"]),
+        (Api, "DB_MAX_IDLE_CONNS", &["1", "25"], &["0", "26"]),
+        (
+            Api,
+            "DB_CONN_MAX_LIFETIME",
+            &["1s", "168h", "1h 30m"],
+            &["999ms", "169h", "5", "five"],
+        ),
+        (
+            Api,
+            "AUTO_MIGRATE",
+            &["true", "FALSE", "1", "0"],
+            &["maybe"],
+        ),
+        (
+            Api,
+            "KAFKA_BROKERS",
+            &["a:1", "a:1, b:65535", "[::1]:9092"],
+            &["a", "a:0", ":1", "a:1,", "a:1,,b:2", "::1:9092", "a b:1"],
+        ),
+        (
+            Api,
+            "KAFKA_TOPIC_ORDER_CREATED",
+            &["a", "A_b-c.1"],
+            &["a b", "..", "a/b"],
+        ),
+        (
+            Api,
+            "KAFKA_TOPIC_PARTITIONS",
+            &["1", "10000"],
+            &["0", "10001"],
+        ),
+        (Api, "KAFKA_TOPIC_REPLICATION", &["1", "100"], &["0", "101"]),
+        (Api, "EVENT_DELIVERY", &["direct", "outbox"], &["both"]),
+        (
+            Api,
+            "IDEMPOTENCY_TTL",
+            &["24h", "168h", "3days"],
+            &["23h 59m", "169h"],
+        ),
+        (
+            Api,
+            "API_HOST",
+            &["127.0.0.1", "::", "[::1]", "localhost"],
+            &["example.com"],
+        ),
+        (Worker, "WORKER_PORT", &["1"], &["0"]),
+        (Worker, "WORKER_CONCURRENCY", &["1", "256"], &["0", "257"]),
+        (Worker, "WORKER_MAX_ATTEMPTS", &["1", "100"], &["0", "101"]),
+        (
+            Worker,
+            "PROCESSING_TIME",
+            &["0s", "0ms", "250ms", "60s"],
+            &["61s", "-1s"],
+        ),
+        (
+            Worker,
+            "PROCESSING_FAILURE_RATE",
+            &["0", "0.25", "1"],
+            &["1.1", "-0.1", "NaN", "half"],
+        ),
+        (
+            Worker,
+            "KAFKA_SESSION_TIMEOUT",
+            &["6s", "30m"],
+            &["5999ms", "31m"],
+        ),
+        (
+            Worker,
+            "OTEL_TRACES_SAMPLER",
+            &["always_on", "traceidratio"],
+            &["sometimes"],
+        ),
+        (
+            Worker,
+            "OTEL_TRACES_SAMPLER_ARG",
+            &["0", "0.5", "1"],
+            &["2"],
+        ),
+        (
+            Worker,
+            "OTEL_RESOURCE_ATTRIBUTES",
+            &["a=b", "a=b%20c, d=", ","],
+            &["a", "=b", "a=%zz", "a=%f"],
+        ),
+    ] {
+        for value in good {
+            assert!(takes(program, name, value), "{name}={value} was refused");
+        }
+        for value in bad {
+            assert!(!takes(program, name, value), "{name}={value} was taken");
+        }
+    }
+}
+
+#[test]
+fn the_idle_default_gives_way_to_a_small_pool() {
+    let config = api(&[("DB_MAX_CONNS", "3")]).unwrap();
+    assert_eq!(config.database.max_idle_conns, 3);
+    let errors = api(&[("DB_MAX_CONNS", "3"), ("DB_MAX_IDLE_CONNS", "4")]).unwrap_err();
+    assert_eq!(
+        errors.errors()[0].to_string(),
+        "DB_MAX_IDLE_CONNS=\"4\" must be at most DB_MAX_CONNS, which is 3."
+    );
+}
+
+#[test]
+fn two_topics_never_share_a_name() {
+    let errors = worker(&[("KAFKA_TOPIC_ORDER_CREATED", "order.processed")]).unwrap_err();
+    assert_eq!(
+        errors.errors()[0].to_string(),
+        "KAFKA_TOPIC_ORDER_CREATED=\"order.processed\" must be another topic than \
+         KAFKA_TOPIC_ORDER_PROCESSED's."
+    );
+}
+
+#[test]
+fn the_collectors_address_becomes_a_url() {
+    for (written, url, is_noted) in [
+        ("otel-collector:4317", "http://otel-collector:4318", true),
+        ("otel-collector:4318", "http://otel-collector:4318", false),
+        ("otel-collector", "http://otel-collector:4318", false),
+        ("[::1]:4317", "http://[::1]:4318", true),
+        ("http://c:4318/", "http://c:4318", false),
+        ("http://c/otlp", "http://c/otlp", false),
+        ("HTTP://c:4317", "http://c:4317", true),
+    ] {
+        let telemetry = api(&[("OTEL_EXPORTER_OTLP_ENDPOINT", written)])
+            .unwrap()
+            .telemetry;
+        assert_eq!(telemetry.otlp_endpoint.as_deref(), Some(url), "{written}");
+        assert_eq!(telemetry.endpoint_note.is_some(), is_noted, "{written}");
+    }
+    for bad in [
+        "https://c:4318",
+        "grpc://c",
+        "c:x",
+        "c:0",
+        "http://u:p@c",
+        "http://c/?q",
+        "a b",
+    ] {
+        assert!(
+            !takes(Program::Api, "OTEL_EXPORTER_OTLP_ENDPOINT", bad),
+            "{bad} was taken"
+        );
+    }
+}
+
+#[test]
+fn an_empty_endpoint_or_a_disabled_sdk_exports_nothing() {
+    for pairs in [
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", "")],
+        [("OTEL_SDK_DISABLED", "true")],
+    ] {
+        let telemetry = worker(&pairs).unwrap().telemetry;
+        assert_eq!(
+            (telemetry.otlp_endpoint, telemetry.endpoint_note),
+            (None, None)
+        );
+    }
+}
+
+#[test]
+fn the_service_name_comes_from_the_most_specific_place() {
+    let attributes = (
+        "OTEL_RESOURCE_ATTRIBUTES",
+        "service.name=shop%20api,host.name=h",
+    );
+    let telemetry = api(&[attributes]).unwrap().telemetry;
+    assert_eq!(telemetry.service_name, "shop api");
+    assert_eq!(
+        telemetry.resource_attributes,
+        [("host.name".to_owned(), "h".to_owned())]
+    );
+    let telemetry = api(&[attributes, ("OTEL_SERVICE_NAME", "mine")])
+        .unwrap()
+        .telemetry;
+    assert_eq!(telemetry.service_name, "mine");
+}
+
+#[test]
+fn help_shows_every_variable_with_its_default() {
+    for program in [Program::Api, Program::Worker] {
+        let CommandLine::Print(help) = command_line(program, ["--help".into()]) else {
+            panic!("--help prints");
+        };
+        for variable in variables(program) {
+            let line = help
+                .lines()
+                .find(|line| line.starts_with(variable.name))
+                .unwrap();
+            assert!(line.contains(variable.default), "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_command_line_knows_two_options() {
+    let run = |arguments: &[&str]| command_line(Program::Api, arguments.iter().map(OsString::from));
+    assert_eq!(run(&[]), CommandLine::Run);
+    let version = concat!("tbd-api ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(run(&["--version"]), CommandLine::Print(version.to_owned()));
+    assert_eq!(
+        run(&["--port"]),
+        CommandLine::Refuse("tbd-api: unknown argument \"--port\"; see tbd-api --help".to_owned())
+    );
+}
+
+#[test]
+fn the_markdown_table_has_a_row_for_every_variable() {
+    let table = markdown_table(Program::Worker);
+    assert!(
+        table
+            .contains("| `WORKER_CONCURRENCY` | `5` | Number of concurrent message processors |\n")
+    );
+    assert_eq!(
+        table.lines().count(),
+        2 + variables(Program::Worker).count()
+    );
+    assert!(table.lines().all(|line| line.matches('|').count() == 4));
+}
