@@ -52,8 +52,8 @@
 //! | no time-outs | `SO_RCVTIMEO`, `SO_SNDTIMEO` and `TCP_NODELAY` on the listener, which accepted sockets inherit (`socket`); a connection that sends nothing is closed after [`ServerConfig::idle_timeout`] |
 //! | that time-out ends its `accept`, too | the self-check connects every 5 s, so that `accept` never waits so long (`self_check`) |
 //! | the accept thread dies of any error: `EMFILE`, or a thread that cannot be started | noticed within a second: [`OnFatal`] |
-//! | a head has no limit in size or time | the kernel's byte counts show heads that take over 30 s or 128 KiB: 408, 431, closed (`diag`, `unfinished`). Measured: an endless line is ended after 0.2 s, at some 20 MB |
-//! | connections that come in a burst can all be promised to one idle thread and then wait, unread, until another connection ends | such connections are seen, and connections of our own made and ended to free a thread (`self_check`): a wait of 0.2 s instead of a minute |
+//! | a head has no limit in size or time | the kernel's byte counts show heads that take over 30 s or 128 KiB: 408, 431, closed (`diag`, `unfinished`); an endless line is seen at the next look or the one after, 0.4 s at most |
+//! | connections that come in a burst can all be promised to one idle thread and then wait, unread, until another connection ends | such connections are seen, and connections of our own made and ended to free a thread (`self_check`): rescued at the next look, where a test had waited 20 s in vain |
 //! | an unread body is cleaned up by allocating its *declared* length: `Content-Length: 1000000000000000` aborts the process | never dropped (`incoming`) |
 //! | an unread chunked body is taken for the next requests | the connection is ended and the rest ignored (`serve`, `connections`) |
 //! | `Content-Length` that is malformed, repeated, or beside `Transfer-Encoding` is accepted somehow | refused (`framing`) |
