@@ -16,7 +16,7 @@
 //! | `http-worker-N` | [`ServerConfig::workers`] | the queue; whatever a handler waits for | a stop message arrives |
 //! | `http-probe-N` | 2 | the probes' queue | a stop message arrives |
 //! | `http-linger` | 1 | unread bodies, 0.5 s each | a stop message arrives |
-//! | `http-self-check` | 1 | its stop channel, 0.1 s | told so |
+//! | `http-self-check` | 1 | its stop channel, 0.2 s; the kernel | told so |
 //! | (unnamed, tiny_http's) | 1 + one per connection | `accept`; `read` | the listener is shut down; its connection ends |
 //!
 //! A panic in a handler is a 500, and its thread goes on. tiny_http's threads are
@@ -52,8 +52,8 @@
 //! | no time-outs | `SO_RCVTIMEO`, `SO_SNDTIMEO` and `TCP_NODELAY` on the listener, which accepted sockets inherit (`socket`); a connection that sends nothing is closed after [`ServerConfig::idle_timeout`] |
 //! | that time-out ends its `accept`, too | the self-check connects every 5 s, so that `accept` never waits so long (`self_check`) |
 //! | the accept thread dies of any error: `EMFILE`, or a thread that cannot be started | noticed within a second: [`OnFatal`] |
-//! | a head has no limit in size or time | the kernel's byte counts show heads that take over 30 s or 128 KiB: 408, 431, closed (`diag`, `unfinished`). Measured: an endless line is ended after 0.1 s, at some 10 MB |
-//! | connections that come in a burst can all be promised to one idle thread and then wait, unread, until another connection ends | such connections are seen, and connections of our own made and ended to free a thread (`self_check`): a wait of 0.1 s instead of a minute |
+//! | a head has no limit in size or time | the kernel's byte counts show heads that take over 30 s or 128 KiB: 408, 431, closed (`diag`, `unfinished`); an endless line is seen at the next look or the one after, 0.4 s at most |
+//! | connections that come in a burst can all be promised to one idle thread and then wait, unread, until another connection ends | such connections are seen, and connections of our own made and ended to free a thread (`self_check`): rescued at the next look, where a test had waited 20 s in vain |
 //! | an unread body is cleaned up by allocating its *declared* length: `Content-Length: 1000000000000000` aborts the process | never dropped (`incoming`) |
 //! | an unread chunked body is taken for the next requests | the connection is ended and the rest ignored (`serve`, `connections`) |
 //! | `Content-Length` that is malformed, repeated, or beside `Transfer-Encoding` is accepted somehow | refused (`framing`) |
@@ -64,7 +64,7 @@
 //! # What remains for the proxy in front
 //!
 //! - The number of connections is bounded by the descriptor limit alone; each
-//!   costs a thread, some 30 KiB and two descriptors.
+//!   costs a thread, some 25 KiB and two descriptors.
 //! - A request line with `HTTP/2.0` or `HTTP/3.0` blocks its thread in tiny_http
 //!   for good, and so does a declared body over 64 MiB here: each costs one
 //!   thread and two descriptors until the process ends.

@@ -19,8 +19,9 @@ use super::socket::Survey;
 use super::unfinished::Unfinished;
 
 /// How often all but the ping is looked at. An endless header line grows by
-/// about 100 MB a second; a connection that got stuck waits as long.
-const TICK: Duration = Duration::from_millis(100);
+/// about 100 MB a second, a connection that got stuck waits as long, and a look
+/// costs about 1 ms.
+const TICK: Duration = Duration::from_millis(200);
 
 /// The next look, while connections may be stuck.
 const TICK_STUCK: Duration = Duration::from_millis(5);
