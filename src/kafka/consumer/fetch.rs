@@ -471,7 +471,7 @@ impl Consumer {
                     }
                     Some(ResponseError::OffsetOutOfRange) => {
                         // Unless the position has moved since, which makes it stale news.
-                        if partition.position() == Some(asked) && partition.is_drained() {
+                        if partition.position() == Some(asked) {
                             match reset_to(self.config.auto_offset_reset) {
                                 Some(to) => {
                                     log::warn!(

@@ -352,7 +352,6 @@ impl Machine {
     pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
         match (self.fatal, self.phase) {
             (Some(code), _) => Err(CommitVerdict::Fatal(code)),
-            _ if self.lost => Err(CommitVerdict::Lost),
             (None, Phase::Stable) => Ok(self.identity.clone()),
             // Owned partitions survive a cooperative rebalance, so it is not lost yet.
             (None, Phase::Joining | Phase::Syncing) => Err(CommitVerdict::Rebalancing),
