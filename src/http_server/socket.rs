@@ -2,20 +2,20 @@
 //! tiny_http would keep.
 //!
 //! tiny_http hands out neither the socket of a connection nor a way to close
-//! one. The socket is found again by the client's address among the process's
-//! descriptors (`/proc/self/fd`), which takes about a millisecond per thousand
-//! of them and happens only for a request that is broken, unread or too slow.
+//! one. The socket is found again by the client's address, which takes about a
+//! millisecond per thousand descriptors of the process and happens only for a
+//! request that is broken, unread or too slow.
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use nix::sys::socket::{
-    MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, send, shutdown,
-};
+use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::sockets;
 
 /// Connections the kernel may complete before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -69,16 +69,10 @@ impl Connection {
     pub(super) fn find(peer: SocketAddr, local_port: u16) -> Option<Connection> {
         // tiny_http holds the accepted descriptor for writing and a later
         // duplicate for reading; the first stays open as long as the request.
-        std::fs::read_dir("/proc/self/fd")
+        sockets::connected(|local, client| client == peer && local.port() == local_port)
             .ok()?
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok())
-            .filter(|fd| {
-                getpeername::<SockaddrStorage>(*fd).is_ok_and(|addr| to_std(&addr) == Some(peer))
-                    && getsockname::<SockaddrStorage>(*fd).is_ok_and(|addr| {
-                        to_std(&addr).is_some_and(|addr| addr.port() == local_port)
-                    })
-            })
-            .min()
+            .first()
+            .copied()
             .map(Connection)
     }
 
@@ -111,15 +105,6 @@ impl Connection {
     pub(super) fn end(self) {
         let _ = shutdown(self.0, Shutdown::Both);
     }
-}
-
-fn to_std(addr: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = addr.as_sockaddr_in() {
-        return Some(SocketAddrV4::from(*v4).into());
-    }
-    // Flow and scope are not part of the comparison tiny_http's address allows.
-    addr.as_sockaddr_in6()
-        .map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6)))
 }
 
 #[cfg(test)]
