@@ -11,6 +11,7 @@
 //! | [`telemetry`] | logs, metrics, traces | no orders |
 //! | [`config`] | every variable, typed | nothing |
 //! | [`service`] | what both programs share: start, probes, stop | every room |
+//! | `sockets` | finds a socket that a library keeps to itself | nothing |
 //! | [`deadline`], [`stop`], [`health`] | one shared end of waiting; one signal to stop; one verdict on a dependency | nothing |
 //!
 //! The programs (`src/bin/`) only wire rooms together, start them, and stop them in order.
@@ -26,6 +27,7 @@
 //! | `http-probe-N` | 2 | the probes' bounded queue | `Server::shutdown` |
 //! | `http-self-check` | 1 | its next check | `Server::shutdown` |
 //! | `database-connect-N` | 3 | the pool's next connection to make | with the pool |
+//! | `database-watchdog` | 1 per pool, health check and run of migrations | the next limit of a statement | with its connections |
 //! | `database-health`, `kafka-health` | 1 each | the next check, the answer | the stop signal |
 //! | `migrations` | 1 in the api | the database; the migration lock | when the schema is up to date |
 //! | `outbox-relay` | 1 in the api | new events, at most 1 s | the stop signal |
@@ -47,5 +49,6 @@ pub mod http_server;
 pub mod kafka;
 pub mod orders;
 pub mod service;
+mod sockets;
 pub mod stop;
 pub mod telemetry;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use postgres::Config;
-use postgres::config::{SslMode, SslNegotiation};
+use postgres::config::SslMode;
 
 use super::error::DatabaseError;
 
@@ -16,7 +16,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 /// How many of them may go unanswered.
 const KEEPALIVE_RETRIES: u32 = 3;
 /// How long sent bytes may stay unacknowledged by the peer's kernel before the connection counts as broken.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A transaction left open by a process that hangs gives its locks back after this long. Longer than any
 /// transaction of ours waits for anything.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -83,18 +83,19 @@ impl DatabaseConfig {
     /// no look-up.
     pub(super) fn resolve(&self) -> Result<Config, DatabaseError> {
         let mut config = self.driver_config();
-        if self.host.starts_with('/') {
+        if self.is_unix_socket() {
             config.host(&self.host);
             return Ok(config);
         }
-        // The transport takes the place of TLS, see its module; over a Unix socket the driver knows no TLS.
-        config
-            .ssl_mode(SslMode::Require)
-            .ssl_negotiation(SslNegotiation::Direct);
         for address in self.addresses()? {
             config.host(&self.host).hostaddr(address);
         }
         Ok(config)
+    }
+
+    /// Whether the host is the folder of a Unix socket.
+    pub(super) fn is_unix_socket(&self) -> bool {
+        self.host.starts_with('/')
     }
 
     fn addresses(&self) -> Result<Vec<IpAddr>, DatabaseError> {

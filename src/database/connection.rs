@@ -1,19 +1,18 @@
 //! One session with the database: statements prepared once, errors typed, a broken session known as broken.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::types::ToSql;
 use postgres::{Client, Row};
-use r2d2::ManageConnection;
-use r2d2_postgres::PostgresConnectionManager;
 
 use super::config::DatabaseConfig;
+use super::connector::{self, Link};
 use super::error::{DatabaseError, is_stale_statement};
 use super::hooks::Hooks;
-use super::transport::{TimeLimit, TimedConnector};
+use super::watchdog::{TimeLimit, Watchdog};
 use crate::deadline::Deadline;
 
 /// Parameters of a statement.
@@ -21,10 +20,6 @@ pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// How much longer than the server we let a statement run before we give up the server itself.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long the server may take to authenticate us once the TCP connection stands.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long closing a session may take.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest time a statement is given by [`Connection::limit_to`]: zero would mean "without limit".
 const MIN_STATEMENT_TIMEOUT: Duration = Duration::from_millis(1);
 
@@ -66,8 +61,7 @@ impl From<&'static str> for Statement {
 /// earlier, after [`limit_to`](Self::limit_to)). A server that does not even do that within 2 s more is taken for
 /// gone, and the connection with it.
 pub struct Connection {
-    client: Client,
-    limit: TimeLimit,
+    link: Link,
     // Bounded by the number of statements in the program, since every text is 'static.
     prepared: HashMap<&'static str, postgres::Statement>,
     hooks: Arc<dyn Hooks>,
@@ -82,12 +76,11 @@ impl Connection {
     /// the server to authenticate us.
     pub(super) fn open(
         config: &DatabaseConfig,
+        watchdog: &Watchdog,
         hooks: Arc<dyn Hooks>,
     ) -> Result<Self, DatabaseError> {
-        let (client, limit) = connect(config)?;
         Ok(Self {
-            client,
-            limit,
+            link: connector::connect(config, watchdog)?,
             prepared: HashMap::new(),
             hooks,
             lost: false,
@@ -136,16 +129,18 @@ impl Connection {
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let allowance = self.allowance();
-        self.limit.set(allowance);
         let Self {
-            client,
-            limit,
+            link: Link { client, limit },
             prepared,
             hooks,
             lost,
             ..
         } = self;
-        let inner = client.transaction().map_err(|error| noted(lost, error))?;
+        let limited = limit.hold(allowance);
+        let inner = client
+            .transaction()
+            .map_err(|error| noted(lost, limit, error))?;
+        drop(limited);
         let mut transaction = Transaction {
             inner,
             limit,
@@ -154,20 +149,17 @@ impl Connection {
             hooks,
             lost,
         };
-        let outcome = work(&mut transaction);
+        // A panic is held up only until the rollback is through, which needs the limit, too.
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut transaction)));
         let Transaction { inner, lost, .. } = transaction;
-        limit.set(allowance);
-        match outcome {
-            Ok(value) => {
-                inner.commit().map_err(|error| noted(lost, error))?;
-                Ok(value)
-            }
-            Err(error) => {
-                // What the caller hears is why its work failed; a failed rollback ends with the session.
-                let _ = inner.rollback().map_err(|error| noted(lost, error));
-                Err(error)
-            }
+        let _limited = limit.hold(allowance);
+        if let Ok(Ok(_)) = &outcome {
+            inner.commit().map_err(|error| noted(lost, limit, error))?;
+        } else {
+            // What the caller hears is why its work failed; a failed rollback ends with the session.
+            let _ = inner.rollback().map_err(|error| noted(lost, limit, error));
         }
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Lets the statements that follow, until the connection goes back to the pool, run no longer than `deadline`
@@ -195,10 +187,11 @@ impl Connection {
         }
         // SET takes no parameters; a number of milliseconds is safe to spell out.
         let set = format!("SET statement_timeout = {}", timeout.as_millis());
-        self.limit.set(self.allowance());
-        self.client
+        let _limited = self.link.limit.hold(self.allowance());
+        self.link
+            .client
             .batch_execute(&set)
-            .map_err(|error| noted(&mut self.lost, error))?;
+            .map_err(|error| noted(&mut self.lost, &self.link.limit, error))?;
         self.statement_timeout_now = timeout;
         Ok(())
     }
@@ -206,16 +199,16 @@ impl Connection {
     /// Asks the server for a sign of life: one round trip, at most `timeout` long. Without an answer the connection
     /// is lost.
     pub fn ping(&mut self, timeout: Duration) -> Result<(), DatabaseError> {
-        self.limit.set(timeout);
-        self.client.check_connection().map_err(|error| {
+        let _limited = self.link.limit.hold(timeout);
+        self.link.client.check_connection().map_err(|error| {
             self.lost = true;
-            error.into()
+            noted(&mut self.lost, &self.link.limit, error)
         })
     }
 
     /// Whether the session is of no use any more.
     pub fn is_lost(&self) -> bool {
-        self.lost || self.client.is_closed()
+        self.lost || self.link.is_closed()
     }
 
     fn run<T>(
@@ -224,7 +217,7 @@ impl Connection {
         mut call: impl FnMut(&mut Client, &postgres::Statement) -> Result<T, postgres::Error>,
     ) -> Result<T, DatabaseError> {
         let started = Instant::now();
-        self.limit.set(self.allowance());
+        let limited = self.link.limit.hold(self.allowance());
         let mut outcome = self.attempt(statement, &mut call);
         // The server refused the prepared form before running anything, so a second try cannot do the work twice.
         if outcome
@@ -234,9 +227,10 @@ impl Connection {
             self.prepared.remove(statement.sql);
             outcome = self.attempt(statement, &mut call);
         }
+        drop(limited);
         self.hooks
             .query_finished(statement.name, started.elapsed(), outcome.is_ok());
-        outcome.map_err(|error| noted(&mut self.lost, error))
+        outcome.map_err(|error| noted(&mut self.lost, &self.link.limit, error))
     }
 
     /// How long a statement may keep us waiting.
@@ -253,7 +247,9 @@ impl Connection {
         call: &mut impl FnMut(&mut Client, &postgres::Statement) -> Result<T, postgres::Error>,
     ) -> Result<T, postgres::Error> {
         let Self {
-            client, prepared, ..
+            link: Link { client, .. },
+            prepared,
+            ..
         } = self;
         if let Some(prepared) = prepared.get(statement.sql) {
             return call(client, prepared);
@@ -267,13 +263,9 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // The driver says goodbye as it is dropped, and first waits for answers still due: not for ever, and not at
-        // all when there is no use.
-        self.limit.set(if self.is_lost() {
-            Duration::ZERO
-        } else {
-            FAREWELL_TIMEOUT
-        });
+        if self.lost {
+            self.link.limit.cut();
+        }
     }
 }
 
@@ -328,8 +320,9 @@ impl<'a> Transaction<'a> {
         ) -> Result<T, postgres::Error>,
     ) -> Result<T, DatabaseError> {
         let started = Instant::now();
-        self.limit.set(self.allowance);
+        let limited = self.limit.hold(self.allowance);
         let outcome = self.attempt(statement, call);
+        drop(limited);
         self.hooks
             .query_finished(statement.name, started.elapsed(), outcome.is_ok());
         outcome.map_err(|error| {
@@ -337,7 +330,7 @@ impl<'a> Transaction<'a> {
             if error.as_db_error().is_some_and(is_stale_statement) {
                 self.prepared.remove(statement.sql);
             }
-            noted(self.lost, error)
+            noted(self.lost, self.limit, error)
         })
     }
 
@@ -360,28 +353,8 @@ impl<'a> Transaction<'a> {
 }
 
 /// Types `error`, and notes when the session did not survive it.
-fn noted(lost: &mut bool, error: postgres::Error) -> DatabaseError {
-    let error = DatabaseError::from(error);
+fn noted(lost: &mut bool, limit: &TimeLimit, error: postgres::Error) -> DatabaseError {
+    let error = limit.explain(error.into());
     *lost |= matches!(error, DatabaseError::ConnectionLost(_));
     error
-}
-
-/// Connects with the given configuration; see [`Connection::open`].
-pub(super) fn connect(config: &DatabaseConfig) -> Result<(Client, TimeLimit), DatabaseError> {
-    let limit = TimeLimit::after(HANDSHAKE_TIMEOUT);
-    let connector = TimedConnector {
-        limit: limit.clone(),
-        handshake_timeout: HANDSHAKE_TIMEOUT,
-    };
-    let manager = PostgresConnectionManager::new(config.resolve()?, connector);
-    // The driver panics when it cannot get a descriptor for its event loop ("FIXME don't unwrap"). Running out of
-    // descriptors passes; a panic would cost the pool this connection's place for good.
-    match catch_unwind(AssertUnwindSafe(|| manager.connect())) {
-        Ok(Ok(client)) => Ok((client, limit)),
-        Ok(Err(error)) => Err(DatabaseError::connecting(config, &error)),
-        Err(_) => Err(DatabaseError::Unavailable {
-            location: config.location(),
-            reason: "the driver could not start (out of file descriptors?)".to_owned(),
-        }),
-    }
 }

@@ -70,6 +70,9 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
+    /// The reason given when waiting has ended at a limit of ours.
+    pub(super) const NO_ANSWER: &str = "no answer in time";
+
     /// Whether the same work may well succeed when repeated in a moment: connection loss, deadlock, serialization
     /// failure. Whether repeating is *safe* is another question, answered at [`retry`](super::retry()).
     pub fn is_transient(&self) -> bool {
@@ -132,6 +135,10 @@ impl DatabaseError {
                 Some(io_error) => Self::Unavailable {
                     location,
                     reason: io_reason(io_error),
+                },
+                None if error.is_closed() => Self::Unavailable {
+                    location,
+                    reason: "the server closed the connection".to_owned(),
                 },
                 // The driver's own authentication failures ("authentication error") have a cause that says more.
                 None => {
@@ -237,7 +244,7 @@ fn io_error(error: &postgres::Error) -> Option<&io::Error> {
 fn io_reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        io::ErrorKind::TimedOut => "no answer in time".to_owned(),
+        io::ErrorKind::TimedOut => DatabaseError::NO_ANSWER.to_owned(),
         io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
         _ => error.to_string(),
     }

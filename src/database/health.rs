@@ -8,6 +8,7 @@ use super::connection::Connection;
 use super::error::DatabaseError;
 use super::hooks::NoHooks;
 use super::migrations::Migrator;
+use super::watchdog::Watchdog;
 
 /// How long the database may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -17,6 +18,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct HealthCheck {
     config: DatabaseConfig,
     schema: Migrator,
+    watchdog: Watchdog,
     connection: Option<Connection>,
 }
 
@@ -27,6 +29,7 @@ impl HealthCheck {
         Self {
             config,
             schema,
+            watchdog: Watchdog::default(),
             connection: None,
         }
     }
@@ -44,12 +47,13 @@ impl HealthCheck {
             self.connection = Some(connection);
             return problem.map_or(Ok(()), Err);
         }
-        let outcome =
-            Connection::open(&self.config, Arc::new(NoHooks)).and_then(|mut connection| {
+        let outcome = Connection::open(&self.config, &self.watchdog, Arc::new(NoHooks)).and_then(
+            |mut connection| {
                 let problem = self.examine(&mut connection)?;
                 self.connection = Some(connection);
                 Ok(problem)
-            });
+            },
+        );
         match outcome {
             Ok(problem) => problem.map_or(Ok(()), Err),
             Err(error) => Err(error.to_string()),

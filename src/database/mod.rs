@@ -9,20 +9,22 @@
 //! | thread | how many | waits for | ends |
 //! |---|---|---|---|
 //! | `database-connect-N` | 3 per pool | the pool's next task; a connection being made | with the pool's last clone |
+//! | `database-watchdog` | 1 per pool, health check and run of migrations | the next limit of a statement; none set: the next statement | with the last connection and its pool or health check |
 //!
 //! The driver (`postgres`) keeps a private single-threaded event loop inside each connection and drives it from the
-//! calling thread; it starts no threads of its own here. A time limit under it (`transport`) sees to it that no call
-//! outlasts a server that has stopped answering.
+//! calling thread; it starts no threads of its own here. The watchdog (`watchdog`) sees to it that no call outlasts a
+//! server that has stopped answering.
 
 mod config;
 mod connection;
+mod connector;
 mod error;
 mod health;
 mod hooks;
 pub mod migrations;
 mod pool;
 mod retry;
-mod transport;
+mod watchdog;
 
 pub use config::DatabaseConfig;
 pub use connection::{Connection, Params, Statement, Transaction};

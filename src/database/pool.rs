@@ -14,6 +14,7 @@ use super::config::DatabaseConfig;
 use super::connection::Connection;
 use super::error::DatabaseError;
 use super::hooks::{Hooks, NoHooks};
+use super::watchdog::Watchdog;
 use crate::deadline::Deadline;
 
 /// Threads that open connections. Three attempts at once refill an emptied pool quickly, and one that hangs does
@@ -138,6 +139,7 @@ impl Pool {
         });
         let pool = builder.build_unchecked(Manager {
             shared: Arc::clone(&shared),
+            watchdog: Watchdog::default(),
         });
         Ok(Self { pool, shared })
     }
@@ -285,6 +287,7 @@ struct Pooled {
 
 struct Manager {
     shared: Arc<Shared>,
+    watchdog: Watchdog,
 }
 
 impl ManageConnection for Manager {
@@ -293,7 +296,8 @@ impl ManageConnection for Manager {
 
     fn connect(&self) -> Result<Pooled, DatabaseError> {
         let losses_seen = self.shared.losses.load(Ordering::Acquire);
-        match Connection::open(&self.shared.config, Arc::clone(&self.shared.hooks)) {
+        let hooks = Arc::clone(&self.shared.hooks);
+        match Connection::open(&self.shared.config, &self.watchdog, hooks) {
             Ok(connection) => {
                 self.shared.set_away(None);
                 let expires = Deadline::after(spread(self.shared.config.conn_max_lifetime));

@@ -7,16 +7,16 @@
 //! of them and happens only for a request that is broken, unread or too slow.
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    MsgFlags, Shutdown, SockaddrStorage, getpeername, getsockname, recv, send, shutdown,
-};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::sockets;
 
 /// Connections the kernel may complete before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -72,16 +72,17 @@ impl Connection {
     /// Finds the connection of `peer` with our port `local_port`. `None` when
     /// there is none (or no `/proc`).
     pub(super) fn find(peer: SocketAddr, local_port: u16) -> Option<Connection> {
+        let is_it =
+            |local: SocketAddr, client: SocketAddr| client == peer && local.port() == local_port;
         // tiny_http holds two: the accepted one for writing, which stays open as
         // long as the request, and a duplicate, mostly the higher number.
-        let is_it = |fd: &RawFd| {
-            getpeername::<SockaddrStorage>(*fd).is_ok_and(|addr| to_std(&addr) == Some(peer))
-        };
-        own_sockets(local_port)
-            .filter(is_it)
-            .min()
-            // Once more, since looking through all of them takes its time.
-            .filter(is_it)
+        let found = sockets::connected(is_it).ok()?.first().copied()?;
+        // Once more, since looking through all of them takes its time.
+        Some(found)
+            .filter(|fd| {
+                sockets::look_at(*fd)
+                    .is_some_and(|now| now.peer.is_some_and(|client| is_it(now.local, client)))
+            })
             .map(Connection)
     }
 
@@ -129,13 +130,14 @@ impl Survey {
     /// Looks at all descriptors without waiting. All zero without `/proc`.
     pub(super) fn take(local_port: u16) -> Survey {
         let mut survey = Survey::default();
-        for fd in own_sockets(local_port) {
+        let Ok(sockets) = sockets::all() else {
+            return survey;
+        };
+        for socket in sockets.filter(|socket| socket.local.port() == local_port) {
             let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-            match recv(fd, &mut [0], flags) {
+            match recv(socket.fd, &mut [0], flags) {
                 Ok(1..) => survey.unread += 1,
-                Err(Errno::ENOTCONN) if getpeername::<SockaddrStorage>(fd).is_err() => {
-                    survey.listening += 1;
-                }
+                Err(Errno::ENOTCONN) if socket.peer.is_none() => survey.listening += 1,
                 _ => {}
             }
         }
@@ -143,27 +145,6 @@ impl Survey {
         survey.unread = survey.unread.div_ceil(2);
         survey
     }
-}
-
-/// The process's sockets whose own port is `local_port`.
-fn own_sockets(local_port: u16) -> impl Iterator<Item = RawFd> {
-    std::fs::read_dir("/proc/self/fd")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok())
-        .filter(move |fd| {
-            getsockname::<SockaddrStorage>(*fd)
-                .is_ok_and(|addr| to_std(&addr).is_some_and(|addr| addr.port() == local_port))
-        })
-}
-
-fn to_std(addr: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = addr.as_sockaddr_in() {
-        return Some(SocketAddrV4::from(*v4).into());
-    }
-    // Flow and scope are not part of the comparison tiny_http's address allows.
-    addr.as_sockaddr_in6()
-        .map(|v6| SocketAddr::V6(SocketAddrV6::from(*v6)))
 }
 
 #[cfg(test)]

@@ -524,6 +524,52 @@ fn a_server_that_freezes_holds_no_thread_for_long() {
 }
 
 #[test]
+fn only_waiting_for_the_server_is_limited() {
+    let database = support::postgres();
+    let pool = pool(DatabaseConfig {
+        max_conns: 1,
+        ..config(&database)
+    });
+    let mut connection = pool.get(soon()).expect("a connection");
+    // From here on the server is given up after 2.1 s.
+    connection
+        .limit_to(Deadline::after(Duration::from_millis(100)))
+        .expect("a near deadline");
+    let before = connection.transaction(|it| -> Result<_, DatabaseError> {
+        it.execute("SELECT 1", &[])?;
+        thread::sleep(Duration::from_millis(2600));
+        Ok(it.query(BACKEND_PID, &[])?[0].get::<_, i32>(0))
+    });
+    thread::sleep(Duration::from_millis(2600));
+    assert_eq!(pid(&mut connection), before.expect("time to think"));
+}
+
+#[test]
+fn a_panic_while_the_server_is_frozen_is_held_up_only_so_long() {
+    let database = support::postgres();
+    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
+    let pool = pool(DatabaseConfig {
+        port: proxy.port(),
+        max_conns: 1,
+        statement_timeout: Duration::from_millis(300),
+        ..config(&database)
+    });
+    let mut connection = pool.get(soon()).expect("a connection");
+    let started = Instant::now();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _: Result<(), DatabaseError> = connection.transaction(|_| {
+            proxy.freeze();
+            panic!("the work's own fault");
+        });
+    }));
+    assert!(panicked.is_err() && connection.is_lost());
+    drop(connection);
+    let held_up = started.elapsed();
+    assert!(held_up < Duration::from_secs(4), "{held_up:?}");
+    proxy.thaw();
+}
+
+#[test]
 fn a_broken_network_is_a_lost_connection_and_heals() {
     let database = support::postgres();
     let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));

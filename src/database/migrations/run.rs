@@ -2,15 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use postgres::Client;
 use postgres::error::ErrorPosition;
 
 use super::error::MigrationError;
 use super::source::Migration;
 use super::{Outcome, lock, recorded};
 use crate::database::config::DatabaseConfig;
-use crate::database::connection;
-use crate::database::transport::TimeLimit;
+use crate::database::connector::{self, Link};
+use crate::database::watchdog::Watchdog;
 use crate::deadline::Deadline;
 
 /// How long reading and writing the version may take before the server is taken for gone: writing waits for
@@ -29,34 +28,46 @@ pub(super) fn up(
         application_name: format!("{}-migrations", config.application_name),
         ..config.clone()
     };
-    let (mut client, limit) = connection::connect(&config)?;
-    limit.set(deadline.remaining() + BOOKKEEPING_TIMEOUT);
-    let row = client.query_one("SELECT current_schema(), current_database()", &[])?;
+    let mut link = connector::connect(&config, &Watchdog::default())?;
+    up_on(&mut link, migrations, deadline).map_err(|error| match error {
+        MigrationError::Database(error) => link.limit.explain(error).into(),
+        error => error,
+    })
+}
+
+fn up_on(
+    link: &mut Link,
+    migrations: &[Migration],
+    deadline: Deadline,
+) -> Result<Outcome, MigrationError> {
+    link.limit.set(deadline.remaining() + BOOKKEEPING_TIMEOUT);
+    let row = link
+        .client
+        .query_one("SELECT current_schema(), current_database()", &[])?;
     let schema: Option<String> = row.try_get(0)?;
     let schema = schema.ok_or(MigrationError::NoSchema)?;
     let database: String = row.try_get(1)?;
 
-    let locks = lock::acquire(&mut client, &schema, &database, deadline)?;
+    let locks = lock::acquire(&mut link.client, &schema, &database, deadline)?;
     let mut session = Session {
-        client,
-        limit,
+        link,
         table: VersionTable::new(&schema),
     };
     let outcome = session.up(migrations);
-    lock::release(&mut session.client, locks);
+    session.link.limit.set(BOOKKEEPING_TIMEOUT);
+    lock::release(&mut session.link.client, locks);
     outcome
 }
 
 /// A session that holds the lock.
-struct Session {
-    client: Client,
-    limit: TimeLimit,
+struct Session<'a> {
+    link: &'a mut Link,
     table: VersionTable,
 }
 
-impl Session {
+impl Session<'_> {
     fn up(&mut self, migrations: &[Migration]) -> Result<Outcome, MigrationError> {
-        self.limit.set(BOOKKEEPING_TIMEOUT);
+        self.link.limit.set(BOOKKEEPING_TIMEOUT);
         self.ensure_version_table()?;
         let from = self.version(migrations)?;
         let latest = migrations.last().map(|migration| migration.version);
@@ -110,8 +121,9 @@ impl Session {
             .filter(|text| !text.trim().is_empty())
         {
             // A migration takes as long as it takes.
-            self.limit.clear();
-            self.client
+            self.link.limit.clear();
+            self.link
+                .client
                 .batch_execute(text)
                 .map_err(|error| failed(migration, previous, text, error))?;
         }
@@ -130,11 +142,12 @@ impl Session {
         let exists =
             "SELECT 1 FROM information_schema.tables WHERE table_schema = $1 AND table_name = $2";
         if self
+            .link
             .client
             .query_opt(exists, &[&self.table.schema, &VersionTable::NAME])?
             .is_none()
         {
-            self.client.batch_execute(&format!(
+            self.link.client.batch_execute(&format!(
                 "CREATE TABLE IF NOT EXISTS {} (version bigint not null primary key, dirty boolean not null)",
                 self.table.quoted,
             ))?;
@@ -145,7 +158,7 @@ impl Session {
     /// The recorded version, provided it is clean.
     fn version(&mut self, migrations: &[Migration]) -> Result<Option<i64>, MigrationError> {
         let select = format!("SELECT version, dirty FROM {} LIMIT 1", self.table.quoted);
-        let Some(row) = self.client.query_opt(&select, &[])? else {
+        let Some(row) = self.link.client.query_opt(&select, &[])? else {
             return Ok(None);
         };
         let version = recorded(row.try_get(0)?);
@@ -157,8 +170,8 @@ impl Session {
 
     /// Records a version in a transaction of its own, always as the table's only row.
     fn set_version(&mut self, version: i64, dirty: bool) -> Result<(), MigrationError> {
-        self.limit.set(BOOKKEEPING_TIMEOUT);
-        let mut transaction = self.client.transaction()?;
+        self.link.limit.set(BOOKKEEPING_TIMEOUT);
+        let mut transaction = self.link.client.transaction()?;
         transaction.batch_execute(&format!("TRUNCATE {}", self.table.quoted))?;
         let insert = format!(
             "INSERT INTO {} (version, dirty) VALUES ($1, $2)",
