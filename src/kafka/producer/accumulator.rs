@@ -301,7 +301,13 @@ impl Accumulator {
             }
         }
         for partition in &mut self.partitions {
-            partition.leader = leaders.leader(&partition.topic, partition.number);
+            let leader = leaders.leader(&partition.topic, partition.number);
+            if leader.is_some() && leader != partition.leader && partition.pauses > 0 {
+                // The pause was meant for the one before.
+                partition.pauses = 0;
+                partition.not_before = None;
+            }
+            partition.leader = leader;
         }
     }
 

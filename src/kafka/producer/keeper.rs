@@ -13,6 +13,10 @@ use crate::deadline::Deadline;
 use crate::kafka::config::Backoff;
 use crate::kafka::error::Error;
 
+/// How often a cluster that answers is asked for a leader it does not have yet. An
+/// election takes most of a publish budget; what follows should take little.
+const ELECTION_PERIOD: Duration = Duration::from_millis(100);
+
 /// How often overdue records are looked for while there are any.
 const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
@@ -78,23 +82,24 @@ impl Keeper<'_> {
     fn run_once(&mut self) {
         let result = self.find_leaders().and_then(|()| self.find_identity());
         let mut state = self.shared.state();
-        let waiting_on = match result {
-            Ok(()) => state.records.needs_leaders() || state.records.needs_identity(),
+        let pause = match result {
+            Ok(()) => {
+                self.backoff.reset();
+                let waits = state.records.needs_leaders() || state.records.needs_identity();
+                waits.then_some(ELECTION_PERIOD)
+            }
             Err(error) => {
                 log::debug!("kafka producer: {error}");
                 state.trouble = Some(error);
-                true
+                Some(self.backoff.next_pause())
             }
         };
         let overdue = state.records.sweep(Instant::now());
-        if waiting_on {
-            // An election takes its time; asking faster makes it no shorter.
-            let until = Deadline::after(self.backoff.next_pause());
+        if let Some(pause) = pause {
+            let until = Deadline::after(pause);
             while !state.stopping && !until.is_past() {
                 state = wait(&self.shared.errand, state, until.remaining());
             }
-        } else {
-            self.backoff.reset();
         }
         drop(state);
         self.shared.tell(overdue);
