@@ -180,7 +180,7 @@ kafka_create() {
     share.coordinator.state.topic.min.isr=1 num.network.threads=2 num.io.threads=4 "$@" >"$folder/server.properties"
   # A folder that is formatted already keeps its data; only the settings are written anew.
   [[ -e $folder/data/meta.properties ]] || kafka_tool kafka.tools.StorageTool format --config "$folder/server.properties" \
-    --cluster-id "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 1-22)" >"$folder/format.log" 2>&1 ||
+    --cluster-id="$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 1-22)" >"$folder/format.log" 2>&1 ||
     { cat "$folder/format.log" >&2 && return 1; }
 }
 

@@ -42,7 +42,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     })?;
     let database = service::database_config(&config.database, "tbd-api");
     let pool = service::pool(database.clone(), &metrics)?;
-    let store = Arc::new(PostgresStore::new(pool, &config.database.name));
+    let store = Arc::new(PostgresStore::new(pool.clone(), &config.database.name));
 
     let kafka = Kafka::new(&config.kafka, "tbd-api");
     let producer = kafka.producer(&metrics)?;
@@ -70,7 +70,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         EventDelivery::Outbox => DeliveryMode::Outbox,
     })?;
 
-    let mut check = HealthCheck::new(database.clone(), migrator.clone());
+    let mut check = HealthCheck::new(pool, migrator.clone());
     let (database_health, thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     threads.push(thread);

@@ -42,13 +42,13 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let abort = StopSignal::new();
 
     let database = service::database_config(&config.database, "tbd-worker");
-    let pool = service::pool(database.clone(), &metrics)?;
-    let store = Arc::new(PostgresStore::new(pool, &config.database.name));
+    let pool = service::pool(database, &metrics)?;
+    let store = Arc::new(PostgresStore::new(pool.clone(), &config.database.name));
     let kafka = Kafka::new(&config.kafka, "tbd-worker");
     let producer = kafka.producer(&metrics)?;
     let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
 
-    let mut check = HealthCheck::new(database, Migrator::new(Source::Embedded)?);
+    let mut check = HealthCheck::new(pool, Migrator::new(Source::Embedded)?);
     let (database_health, database_thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     let (kafka_health, kafka_thread) =

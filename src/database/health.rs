@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::config::DatabaseConfig;
 use super::connection::Connection;
 use super::error::DatabaseError;
 use super::hooks::NoHooks;
 use super::migrations::Migrator;
+use super::pool::Pool;
 use super::watchdog::Watchdog;
 
 /// How long the database may take to answer.
@@ -16,18 +16,18 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Asks the database on a connection of its own: one more than `max_conns`, so
 /// that a pool that is merely busy is not taken for a database that is away.
 pub struct HealthCheck {
-    config: DatabaseConfig,
+    pool: Pool,
     schema: Migrator,
     watchdog: Watchdog,
     connection: Option<Connection>,
 }
 
 impl HealthCheck {
-    /// A check of the database `config`, healthy while its schema is clean and at
-    /// least as new as the migrations of `schema`.
-    pub fn new(config: DatabaseConfig, schema: Migrator) -> Self {
+    /// A check of `pool`'s database, healthy while its schema is clean and at least
+    /// as new as the migrations of `schema`, and once the pool has found it again.
+    pub fn new(pool: Pool, schema: Migrator) -> Self {
         Self {
-            config,
+            pool,
             schema,
             watchdog: Watchdog::default(),
             connection: None,
@@ -36,7 +36,7 @@ impl HealthCheck {
 
     /// One check. A kept connection that fails is replaced at once: what broke may
     /// have been the connection alone. Waits for the server's answer for 2 seconds
-    /// at most, and for a new connection as [`DatabaseConfig::connect_timeout`] says.
+    /// at most, and for a new connection as [`DatabaseConfig::connect_timeout`](super::DatabaseConfig::connect_timeout) says.
     ///
     /// # Errors
     /// Why the database cannot be used, in a sentence without secrets.
@@ -47,13 +47,12 @@ impl HealthCheck {
             self.connection = Some(connection);
             return problem.map_or(Ok(()), Err);
         }
-        let outcome = Connection::open(&self.config, &self.watchdog, Arc::new(NoHooks)).and_then(
-            |mut connection| {
-                let problem = self.examine(&mut connection)?;
-                self.connection = Some(connection);
-                Ok(problem)
-            },
-        );
+        let opened = Connection::open(self.pool.config(), &self.watchdog, Arc::new(NoHooks));
+        let outcome = opened.and_then(|mut connection| {
+            let problem = self.examine(&mut connection)?;
+            self.connection = Some(connection);
+            Ok(problem)
+        });
         match outcome {
             Ok(problem) => problem.map_or(Ok(()), Err),
             Err(error) => Err(error.to_string()),
@@ -62,6 +61,7 @@ impl HealthCheck {
 
     fn examine(&self, connection: &mut Connection) -> Result<Option<String>, DatabaseError> {
         connection.ping(ANSWER_TIMEOUT)?;
-        Ok(self.schema.status(connection)?.problem())
+        let away = self.pool.away().map(|reason| reason.to_string());
+        Ok(away.or(self.schema.status(connection)?.problem()))
     }
 }

@@ -159,6 +159,11 @@ impl Pool {
         outcome
     }
 
+    /// Why the latest attempt to connect failed; none once one has succeeded. Does not wait.
+    pub(super) fn away(&self) -> Option<DatabaseError> {
+        self.shared.away()
+    }
+
     /// How the pool is used right now.
     pub fn status(&self) -> PoolStatus {
         let state = self.pool.state();

@@ -59,12 +59,14 @@ const ARROWS: &[(&str, &[&str])] = &[
             "stop",
         ],
     ),
-    ("http_server", &["telemetry", "deadline", "stop"]),
+    ("http_server", &["telemetry", "deadline", "sockets", "stop"]),
     ("kafka", &["deadline"]),
-    ("database", &["deadline"]),
+    ("database", &["deadline", "sockets"]),
     ("telemetry", &["deadline"]),
     ("config", &[]),
     ("deadline", &[]),
+    ("health", &["stop"]),
+    ("sockets", &[]),
     ("stop", &["deadline"]),
 ];
 

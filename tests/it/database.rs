@@ -581,8 +581,9 @@ fn a_broken_network_is_a_lost_connection_and_heals() {
         .and_then(|mut it| it.execute("SELECT 1", &[]))
         .expect("all is well");
     proxy.cut();
-    let outcome = retry(soon(), || pool.get(soon())?.execute("SELECT 1", &[]));
-    assert!(outcome.is_err_and(|error| error.is_unavailable()));
+    let error = retry(soon(), || pool.get(soon())?.execute("SELECT 1", &[]))
+        .expect_err("there is no way to the server");
+    assert!(error.is_unavailable(), "{error:?}");
     proxy.mend();
     eventually(Duration::from_secs(5), "the pool is back", || {
         retry(soon(), || pool.get(soon())?.execute("SELECT 1", &[])).is_ok()
@@ -775,7 +776,7 @@ fn the_monitor_follows_the_database_and_its_schema() {
     };
     let migrator = Migrator::new(Source::Embedded).expect("migrations");
     let stop = StopSignal::new();
-    let mut check = HealthCheck::new(config.clone(), migrator.clone());
+    let mut check = HealthCheck::new(pool(config.clone()), migrator.clone());
     let (monitor, thread) =
         Monitor::start("database-health", stop.clone(), move || check.run()).expect("a monitor");
 
