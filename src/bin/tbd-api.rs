@@ -8,7 +8,7 @@ use tbd::database::HealthCheck;
 use tbd::database::migrations::{Migrator, Source};
 use tbd::deadline::Deadline;
 use tbd::health::Monitor;
-use tbd::http_server::{Router, Server, ServerConfig};
+use tbd::http_server::Router;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, routes};
 use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus};
@@ -17,7 +17,7 @@ use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::ports::EventBus;
-use tbd::service::{self, Checks, Kafka, SHUTDOWN_BUDGET, Telemetry};
+use tbd::service::{self, Checks, Kafka, SHUTDOWN_BUDGET, ShutdownSignal, Telemetry};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
 
@@ -34,6 +34,7 @@ fn main() {
 fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let metrics = Metrics::new();
     let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
+    let signal = ShutdownSignal::new()?;
     let stop = StopSignal::new();
 
     let migrator = Migrator::new(match &config.migrations_dir {
@@ -99,33 +100,16 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         stop: stop.clone(),
     };
     let router = service::probes(routes(Router::new(), api), checks, metrics.clone());
-    let http = ServerConfig {
-        addr: config.http.address(),
-        acceptors: config.http.acceptors,
-        workers: config.http.workers,
-        queue: config.http.queue,
-        memory_limit_bytes: config.http.memory_limit_bytes,
-        ..ServerConfig::default()
-    };
-    let server = Server::start(
-        http,
-        router,
-        metrics.http.clone(),
-        Box::new(service::exit_self_check),
-    )?;
+    let server = service::http_server(&config.http, router, &metrics)?;
 
-    service::shutdown_signal()?;
+    signal.wait()?;
 
     // Readiness fails first; then no new requests, the last answers, their events, the spans.
     let deadline = Deadline::after(SHUTDOWN_BUDGET);
     service::watchdog(StopSignal::new())?;
     stop.stop();
     server.shutdown(deadline)?;
-    for thread in threads {
-        if thread.join().is_err() {
-            log::error!("a thread had panicked");
-        }
-    }
+    service::join(threads);
     bus.close(deadline);
     telemetry.shutdown(deadline);
     log::info!("stopped");

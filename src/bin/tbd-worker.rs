@@ -9,13 +9,13 @@ use tbd::database::HealthCheck;
 use tbd::database::migrations::{Migrator, Source};
 use tbd::deadline::Deadline;
 use tbd::health::Monitor;
-use tbd::http_server::{Router, Server, ServerConfig};
+use tbd::http_server::Router;
 use tbd::kafka::consumer::ConsumerConfig;
 use tbd::orders::adapters::kafka::{ConsumerSettings, KafkaEventBus, OrderConsumers};
 use tbd::orders::adapters::postgres::PostgresStore;
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
 use tbd::orders::app::commands::ProcessOrders;
-use tbd::service::{self, Checks, Kafka, SHUTDOWN_BUDGET, Telemetry};
+use tbd::service::{self, Checks, Kafka, SHUTDOWN_BUDGET, ShutdownSignal, Telemetry};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
 
@@ -38,6 +38,7 @@ fn main() {
 fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let metrics = Metrics::new();
     let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
+    let signal = ShutdownSignal::new()?;
     let stop = StopSignal::new();
     let abort = StopSignal::new();
 
@@ -53,6 +54,14 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     let (kafka_health, kafka_thread) =
         Monitor::start("kafka-health", stop.clone(), kafka.clone().health_check())?;
+
+    let checks = Checks {
+        database: database_health,
+        kafka: kafka_health,
+        stop: stop.clone(),
+    };
+    let router = service::probes(Router::new(), checks, metrics.clone());
+    let server = service::http_server(&config.http, router, &metrics)?;
 
     let step = SimulatedStep::new(
         config.processing_time,
@@ -86,39 +95,14 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     })?;
     threads.extend([database_thread, kafka_thread]);
 
-    let checks = Checks {
-        database: database_health,
-        kafka: kafka_health,
-        stop: stop.clone(),
-    };
-    let http = ServerConfig {
-        addr: config.http.address(),
-        acceptors: config.http.acceptors,
-        workers: config.http.workers,
-        queue: config.http.queue,
-        memory_limit_bytes: config.http.memory_limit_bytes,
-        ..ServerConfig::default()
-    };
-    let router = service::probes(Router::new(), checks, metrics.clone());
-    let server = Server::start(
-        http,
-        router,
-        metrics.http.clone(),
-        Box::new(service::exit_self_check),
-    )?;
-
-    service::shutdown_signal()?;
+    signal.wait()?;
 
     // Readiness fails first; then the orders in hand are finished, their offsets
     // committed, the group left; then the last events and spans.
     let deadline = Deadline::after(SHUTDOWN_BUDGET);
     service::watchdog(abort)?;
     stop.stop();
-    for thread in threads {
-        if thread.join().is_err() {
-            log::error!("a thread had panicked");
-        }
-    }
+    service::join(threads);
     server.shutdown(deadline)?;
     bus.close(deadline);
     telemetry.shutdown(deadline);

@@ -424,3 +424,16 @@ fn the_markdown_table_has_a_row_for_every_variable() {
     );
     assert!(table.lines().all(|line| line.matches('|').count() == 4));
 }
+
+#[test]
+fn the_readme_shows_the_table_of_each_program() {
+    let readme = include_str!("../../README.md");
+    for program in [Program::Api, Program::Worker] {
+        let table = markdown_table(program);
+        assert!(
+            readme.contains(table.trim_end()),
+            "README.md should have, for {}:\n{table}",
+            program.name()
+        );
+    }
+}

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::process;
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -13,7 +14,6 @@ use crate::stop::StopSignal;
 use crate::telemetry::logging;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::tracing::{self, Sampler, Tracing, TracingConfig};
-use std::time::Duration;
 
 /// All that stopping may take (the seed's table of time-outs).
 pub const SHUTDOWN_BUDGET: Duration = Duration::from_secs(30);
@@ -23,8 +23,6 @@ const ABORT_BEFORE_END: Duration = Duration::from_secs(5);
 
 /// A command line or configuration that cannot be used.
 const EXIT_USAGE: i32 = 2;
-/// `EX_SOFTWARE` of sysexits.h: the supervisor should start us anew.
-const EXIT_SELF_CHECK: i32 = 70;
 
 /// Answers `--help` and `--version`, reads the configuration; ends the process
 /// with code 0 or 2 where that is all there is to do.
@@ -86,26 +84,38 @@ impl Telemetry {
     }
 }
 
-/// Waits for SIGTERM or SIGINT, or for `failed` to be given. From then on a second
-/// signal ends the process at once, with code 1.
-///
-/// # Errors
-/// When the signals cannot be caught.
-pub fn shutdown_signal() -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    // The iterator only ends when it is closed, which nobody does.
-    if let Some(signal) = signals.forever().next() {
-        log::info!(signal = signal; "stopping; a second signal ends the process at once");
+/// SIGTERM and SIGINT, caught from its making on.
+pub struct ShutdownSignal(Signals);
+
+impl ShutdownSignal {
+    /// Catches the signals: one that comes before [`wait`](Self::wait) is not lost.
+    ///
+    /// # Errors
+    /// When the signals cannot be caught.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Signals::new([SIGTERM, SIGINT])?))
     }
-    thread::Builder::new()
-        .name("second-signal".into())
-        .spawn(move || {
-            if signals.forever().next().is_some() {
-                log::warn!("second signal, not waiting any longer");
-                process::exit(1);
-            }
-        })?;
-    Ok(())
+
+    /// Waits for the first signal. From then on a second one ends the process at once,
+    /// with code 1.
+    ///
+    /// # Errors
+    /// When the thread that waits for the second one cannot be started.
+    pub fn wait(mut self) -> io::Result<()> {
+        // The iterator only ends when it is closed, which nobody does.
+        if let Some(signal) = self.0.forever().next() {
+            log::info!(signal = signal; "stopping; a second signal ends the process at once");
+        }
+        thread::Builder::new()
+            .name("second-signal".into())
+            .spawn(move || {
+                if self.0.forever().next().is_some() {
+                    log::warn!("second signal, not waiting any longer");
+                    process::exit(1);
+                }
+            })?;
+        Ok(())
+    }
 }
 
 /// Starts the thread `shutdown-watchdog`: it gives `abort` when the shutdown's budget is
@@ -128,9 +138,13 @@ pub fn watchdog(abort: StopSignal) -> io::Result<()> {
     Ok(())
 }
 
-/// What the HTTP server's self-check calls: says why and ends the process with code 70, so
-/// that its supervisor starts it anew.
-pub fn exit_self_check(reason: &str) {
-    log::error!("self-check failed, ending so that the supervisor restarts us: {reason}");
-    process::exit(EXIT_SELF_CHECK);
+/// Joins `threads`, each of which has been told to end; a panic of one is logged.
+/// Waits for as long as they take: the watchdog bounds it.
+pub fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        let name = thread.thread().name().unwrap_or("unnamed").to_owned();
+        if thread.join().is_err() {
+            log::error!(thread = name; "the thread had panicked");
+        }
+    }
 }

@@ -46,8 +46,8 @@ const SWEEP_BATCH: u32 = 500;
 /// How often the backlog is measured.
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What one call to the store may take here.
-const STORE_BUDGET: Duration = Duration::from_secs(5);
+/// What one call to the store may take here: more than a statement may, so that none is cut short for it.
+const STORE_BUDGET: Duration = Duration::from_secs(10);
 
 /// Everything the housekeeping needs.
 pub struct Housekeeping {
