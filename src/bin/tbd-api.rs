@@ -43,7 +43,11 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     })?;
     let database = service::database_config(&config.database, "tbd-api");
     let pool = service::pool(database.clone(), &metrics)?;
-    let store = Arc::new(PostgresStore::new(pool.clone(), &config.database.name));
+    let store = Arc::new(PostgresStore::new(
+        pool.clone(),
+        &config.database.name,
+        config.database_coalesce,
+    ));
 
     let kafka = Kafka::new(&config.kafka, "tbd-api");
     let producer = kafka.producer(&metrics)?;

@@ -44,7 +44,11 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
 
     let database = service::database_config(&config.database, "tbd-worker");
     let pool = service::pool(database, &metrics)?;
-    let store = Arc::new(PostgresStore::new(pool.clone(), &config.database.name));
+    let store = Arc::new(PostgresStore::new(
+        pool.clone(),
+        &config.database.name,
+        false,
+    ));
     let kafka = Kafka::new(&config.kafka, "tbd-worker");
     let producer = kafka.producer(&metrics)?;
     let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));

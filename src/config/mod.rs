@@ -56,6 +56,8 @@ pub struct ApiConfig {
     pub migrations_dir: Option<PathBuf>,
     /// When a created order is acknowledged.
     pub event_delivery: EventDelivery,
+    /// Whether orders that come at the same time share a commit.
+    pub database_coalesce: bool,
 }
 
 /// Settings of `tbd-worker`.
@@ -273,6 +275,7 @@ impl ApiConfig {
                     ("outbox", EventDelivery::Outbox),
                 ]),
             ),
+            database_coalesce: reader.get("DB_COALESCE", choice(&[("on", true), ("off", false)])),
         }
     }
 }

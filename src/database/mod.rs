@@ -3,6 +3,7 @@
 //! - [`Pool`] hands out [`PooledConnection`]s without a round trip, and says no early when the database is away;
 //! - [`Connection`] runs prepared [`Statement`]s (one round trip each) and transactions;
 //! - [`DatabaseError`] says what the caller can do about a failure, [`retry()`] is the one place that repeats work;
+//! - [`Coalescer`] carries together what many threads want written at the same time;
 //! - [`migrations`] brings the schema up to date, in turn with golang-migrate's CLI if need be;
 //! - [`HealthCheck`] asks whether the database can be used, for a [monitor](crate::health::Monitor).
 //!
@@ -15,6 +16,7 @@
 //! calling thread; it starts no threads of its own here. The watchdog (`watchdog`) sees to it that no call outlasts a
 //! server that has stopped answering.
 
+mod coalesce;
 mod config;
 mod connection;
 mod connector;
@@ -26,6 +28,7 @@ mod pool;
 mod retry;
 mod watchdog;
 
+pub use coalesce::{Coalescer, Job, NotDone};
 pub use config::DatabaseConfig;
 pub use connection::{Connection, Params, Statement, Transaction};
 pub use error::DatabaseError;

@@ -37,6 +37,12 @@ fn sample(of: &Type, id: &str) -> String {
         Type::INT8 => "20".to_owned(),
         Type::FLOAT8 => "10.0".to_owned(),
         Type::TIMESTAMPTZ => "now()".to_owned(),
+        Type::TEXT_ARRAY => "ARRAY['a', 'b']".to_owned(),
+        Type::BYTEA_ARRAY => "ARRAY['\\x00', '\\x01']::bytea[]".to_owned(),
+        Type::INT2_ARRAY => "ARRAY[202, 202]::smallint[]".to_owned(),
+        Type::INT8_ARRAY => "ARRAY[1, 2]::bigint[]".to_owned(),
+        Type::FLOAT8_ARRAY => "ARRAY[10.0, 10.0]::float8[]".to_owned(),
+        Type::TIMESTAMPTZ_ARRAY => "ARRAY[now(), now()]".to_owned(),
         ref other => panic!("a parameter of type {other}: add a sample here"),
     }
 }

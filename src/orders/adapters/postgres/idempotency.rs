@@ -1,21 +1,24 @@
 //! [`IdempotencyStore`]: key, order and event in one statement, one round trip, one commit.
+//! Submissions that come while a commit is under way share the next one.
 //!
 //! Submitting may be repeated after a lost connection: the second try meets its
 //! own first row.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
-use crate::database::{Connection, DatabaseError, Statement};
+use crate::database::{Coalescer, Connection, DatabaseError, Job, Statement};
 use crate::deadline::Deadline;
-use crate::orders::domain::{EventKind, OrderId};
+use crate::orders::domain::{EventKind, Order, OrderId};
 use crate::orders::ports::{
     IdempotencyStore, Message, Once, StoreError, StoredResponse, Submission,
 };
 
 use super::PostgresStore;
-use super::rows::column;
+use super::rows::{column, valid};
 
-pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, KNOWN, SWEEP];
+pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, SUBMIT_MANY, KNOWN, SWEEP];
 
 // `known` keeps a replay free of writes: nothing to insert, no transaction id,
 // no flush to disk. If a twin inserts the key meanwhile, the INSERT waits for
@@ -54,6 +57,50 @@ const SUBMIT: Statement = Statement::new(
             LEFT JOIN outbox ON outbox.order_id = known.order_id",
 );
 
+// The same for many rows with different keys. They are inserted in the order of their keys,
+// so that two writers cannot wait for each other.
+const SUBMIT_MANY: Statement = Statement::new(
+    "INSERT orders",
+    "WITH input AS (
+         SELECT * FROM unnest($1::text[], $2::bytea[], $3::smallint[], $4::bytea[], $5::uuid[],
+                              $6::float8[], $7::text[], $8::bigint[], $9::timestamptz[],
+                              $10::bytea[], $11::text[])
+                WITH ORDINALITY AS input (key, request_hash, response_status, response_body, order_id,
+                                          ttl, customer_email, amount_cents, created_at,
+                                          payload, traceparent, n)
+     ), known AS (
+         SELECT input.n, k.request_hash, k.response_status, k.response_body, k.order_id
+           FROM input JOIN idempotency_keys k ON k.key = input.key AND k.expires_at > now()
+     ), fresh AS (
+         INSERT INTO idempotency_keys AS k
+                (key, request_hash, response_status, response_body, order_id, created_at, expires_at)
+         SELECT key, request_hash, response_status, response_body, order_id,
+                now(), now() + make_interval(secs => ttl)
+           FROM input WHERE n NOT IN (SELECT n FROM known) ORDER BY key
+         ON CONFLICT (key) DO UPDATE
+            SET request_hash = excluded.request_hash, response_status = excluded.response_status,
+                response_body = excluded.response_body, order_id = excluded.order_id,
+                created_at = excluded.created_at, expires_at = excluded.expires_at
+          WHERE k.expires_at <= now()
+      RETURNING order_id
+     ), new_orders AS (
+         INSERT INTO orders (id, customer_email, amount_cents, status, created_at, updated_at)
+         SELECT order_id, customer_email, amount_cents, 'pending', created_at, created_at
+           FROM input JOIN fresh USING (order_id)
+     ), events AS (
+         INSERT INTO outbox (order_id, payload, traceparent)
+         SELECT order_id, payload, traceparent FROM input JOIN fresh USING (order_id)
+     )
+     SELECT fresh.order_id IS NOT NULL AS is_first,
+            known.request_hash, known.response_status, known.response_body, known.order_id,
+            outbox.payload, outbox.traceparent
+       FROM input
+            LEFT JOIN fresh ON fresh.order_id = input.order_id
+            LEFT JOIN known ON known.n = input.n
+            LEFT JOIN outbox ON outbox.order_id = known.order_id
+      ORDER BY input.n",
+);
+
 const KNOWN: Statement = Statement::new(
     "SELECT idempotency key",
     "SELECT request_hash, response_status, response_body, k.order_id, payload, traceparent
@@ -73,19 +120,61 @@ const SWEEP: Statement = Statement::new(
 /// rolled back, or it was swept) is free again; more than this is no accident.
 const TRIES_MAX: u32 = 3;
 
+/// Callers that write at the same time, each with what gathered for it. One more than
+/// can be flushing to disk at a time, so that the next commit is prepared meanwhile.
+const WRITERS: usize = 2;
+
+/// Rows in one statement: beyond this the gain is spent, and one commit holds up many.
+const ROWS_MAX: usize = 64;
+
+/// A submission that another thread may write.
+pub(super) struct Row {
+    key: String,
+    request_hash: [u8; 32],
+    response: StoredResponse,
+    response_status: i16,
+    order: Order,
+    ttl_seconds: f64,
+    message: Message,
+}
+
+impl Job for Arc<Row> {
+    type Key = String;
+
+    fn key(&self) -> &String {
+        &self.key
+    }
+}
+
+/// Where rows gather.
+pub(super) type Gathering = Coalescer<Arc<Row>, Result<Written, DatabaseError>>;
+
+/// A place for rows to gather.
+pub(super) fn gathering() -> Gathering {
+    Coalescer::new(WRITERS, ROWS_MAX)
+}
+
+/// What a writer can tell of a row.
+pub(super) enum Written {
+    /// What became of it.
+    Once(Once),
+    /// It has to be looked at on its own: its key was taken in the same moment, or
+    /// something failed that may be another row's fault.
+    Alone,
+}
+
 impl IdempotencyStore for PostgresStore {
     fn submit(&self, submission: &Submission<'_>, deadline: Deadline) -> Result<Once, StoreError> {
-        let submitted = self.run(SUBMIT, deadline, |connection| {
-            for _ in 0..TRIES_MAX {
-                if let Some(once) = submit(connection, submission)? {
-                    return Ok(once);
-                }
-            }
-            Ok(Once::Running)
-        });
-        match submitted {
-            Err(DatabaseError::LockTimeout) => Ok(Once::Running),
-            other => Ok(other?),
+        let row = Arc::new(Row::new(submission)?);
+        let Some(coalescer) = &self.coalescer else {
+            return self.submit_alone(&row, deadline);
+        };
+        let job = Arc::clone(&row);
+        match coalescer.run(job, deadline, |rows| self.write(rows, deadline)) {
+            Ok(Ok(Written::Once(once))) => Ok(once),
+            Ok(Ok(Written::Alone)) => self.submit_alone(&row, deadline),
+            Ok(Err(error)) => Err(error.into()),
+            Err(not_done) => Err(StoreError::Unavailable(not_done.to_string())),
         }
     }
 
@@ -97,66 +186,150 @@ impl IdempotencyStore for PostgresStore {
     }
 }
 
-/// One try; `None` if the key was taken by a twin of which nothing is to be seen afterwards.
-fn submit(
-    connection: &mut Connection,
-    submission: &Submission<'_>,
-) -> Result<Option<Once>, DatabaseError> {
-    let Submission {
-        key,
-        request_hash,
-        order,
-        response,
-        message,
-        ttl,
-    } = submission;
-    let row = connection.query_opt(
-        SUBMIT,
-        &[
-            &key.as_str(),
-            &&request_hash[..],
-            &smallint(response.status)?,
-            &response.body,
-            &order.id.0,
-            &ttl.as_secs_f64(),
-            &order.customer_email.as_str(),
-            &order.amount.get(),
-            &order.created_at,
-            &&message.payload[..],
-            &message.traceparent,
-        ],
-    )?;
-    if let Some(row) = &row {
-        if column(row, "is_first")? {
-            return Ok(Some(Once::First));
-        }
-        if column::<Option<Uuid>>(row, "order_id")?.is_some() {
-            return known(row, submission).map(Some);
+impl Row {
+    fn new(submission: &Submission<'_>) -> Result<Self, DatabaseError> {
+        Ok(Self {
+            key: submission.key.as_str().to_owned(),
+            request_hash: submission.request_hash,
+            response: submission.response.clone(),
+            response_status: valid(i16::try_from(submission.response.status))?,
+            order: submission.order.clone(),
+            ttl_seconds: submission.ttl.as_secs_f64(),
+            message: submission.message.clone(),
+        })
+    }
+}
+
+impl PostgresStore {
+    /// One row by itself. Waits for a twin in progress for as long as the session's lock
+    /// time-out allows.
+    fn submit_alone(&self, row: &Row, deadline: Deadline) -> Result<Once, StoreError> {
+        let submitted = self.run(SUBMIT, deadline, |connection| {
+            for _ in 0..TRIES_MAX {
+                if let Some(once) = submit_one(connection, row)? {
+                    return Ok(once);
+                }
+            }
+            Ok(Once::Running)
+        });
+        match submitted {
+            Err(DatabaseError::LockTimeout) => Ok(Once::Running),
+            other => Ok(other?),
         }
     }
+
+    /// What gathered, for each row its own outcome.
+    fn write(&self, rows: &[&Arc<Row>], deadline: Deadline) -> Vec<Result<Written, DatabaseError>> {
+        let written = match rows {
+            [row] => self.run(SUBMIT, deadline, |connection| {
+                let once = submit_one(connection, row)?;
+                Ok(vec![once.map_or(Written::Alone, Written::Once)])
+            }),
+            _ => self.run(SUBMIT_MANY, deadline, |connection| {
+                submit_many(connection, rows)
+            }),
+        };
+        match written {
+            Ok(written) => written.into_iter().map(Ok).collect(),
+            // No row is at fault: each caller is told.
+            Err(error) if error.is_unavailable() => {
+                rows.iter().map(|_| Err(error.clone())).collect()
+            }
+            // A lock that somebody holds, a value that does not fit: nothing was written,
+            // and one row must not fail another.
+            Err(_) => rows.iter().map(|_| Ok(Written::Alone)).collect(),
+        }
+    }
+}
+
+/// One try; `None` if the key was taken by a twin of which nothing is to be seen afterwards.
+fn submit_one(connection: &mut Connection, row: &Row) -> Result<Option<Once>, DatabaseError> {
+    let found = connection.query_opt(
+        SUBMIT,
+        &[
+            &row.key,
+            &&row.request_hash[..],
+            &row.response_status,
+            &row.response.body,
+            &row.order.id.0,
+            &row.ttl_seconds,
+            &row.order.customer_email.as_str(),
+            &row.order.amount.get(),
+            &row.order.created_at,
+            &&row.message.payload[..],
+            &row.message.traceparent,
+        ],
+    )?;
+    if let Some(found) = &found
+        && let Written::Once(once) = outcome(found, row)?
+    {
+        return Ok(Some(once));
+    }
     connection
-        .query_opt(KNOWN, &[&key.as_str()])?
-        .map(|row| known(&row, submission))
+        .query_opt(KNOWN, &[&row.key])?
+        .map(|found| known(&found, row))
         .transpose()
 }
 
-/// What a key found in the table means for this submission.
-fn known(row: &postgres::Row, submission: &Submission<'_>) -> Result<Once, DatabaseError> {
-    let order_id = OrderId(column(row, "order_id")?);
-    if order_id == submission.order.id {
+/// All rows in one statement; for each what became of it.
+fn submit_many(
+    connection: &mut Connection,
+    rows: &[&Arc<Row>],
+) -> Result<Vec<Written>, DatabaseError> {
+    fn column<'a, T>(rows: &[&'a Arc<Row>], of: impl Fn(&'a Row) -> T) -> Vec<T> {
+        rows.iter().map(|row| of(row)).collect()
+    }
+    let found = connection.query(
+        SUBMIT_MANY,
+        &[
+            &column(rows, |row| row.key.as_str()),
+            &column(rows, |row| &row.request_hash[..]),
+            &column(rows, |row| row.response_status),
+            &column(rows, |row| &row.response.body[..]),
+            &column(rows, |row| row.order.id.0),
+            &column(rows, |row| row.ttl_seconds),
+            &column(rows, |row| row.order.customer_email.as_str()),
+            &column(rows, |row| row.order.amount.get()),
+            &column(rows, |row| row.order.created_at),
+            &column(rows, |row| &row.message.payload[..]),
+            &column(rows, |row| row.message.traceparent.as_deref()),
+        ],
+    )?;
+    found
+        .iter()
+        .zip(rows)
+        .map(|(found, row)| outcome(found, row))
+        .collect()
+}
+
+/// What the statement says of one row.
+fn outcome(found: &postgres::Row, row: &Row) -> Result<Written, DatabaseError> {
+    if column(found, "is_first")? {
+        return Ok(Written::Once(Once::First));
+    }
+    match column::<Option<Uuid>>(found, "order_id")? {
+        Some(_) => known(found, row).map(Written::Once),
+        None => Ok(Written::Alone),
+    }
+}
+
+/// What a key found in the table means for this row.
+fn known(found: &postgres::Row, row: &Row) -> Result<Once, DatabaseError> {
+    let order_id = OrderId(column(found, "order_id")?);
+    if order_id == row.order.id {
         // Our own row: the connection broke after the commit, and we came again.
         return Ok(Once::First);
     }
-    if column::<&[u8]>(row, "request_hash")? != submission.request_hash {
+    if column::<&[u8]>(found, "request_hash")? != row.request_hash {
         return Ok(Once::OtherRequest);
     }
-    let status: i16 = column(row, "response_status")?;
-    let payload: Option<Vec<u8>> = column(row, "payload")?;
-    let traceparent = column(row, "traceparent")?;
+    let status: i16 = column(found, "response_status")?;
+    let payload: Option<Vec<u8>> = column(found, "payload")?;
+    let traceparent = column(found, "traceparent")?;
     Ok(Once::Again {
         response: StoredResponse {
-            status: super::rows::valid(u16::try_from(status))?,
-            body: column(row, "response_body")?,
+            status: valid(u16::try_from(status))?,
+            body: column(found, "response_body")?,
             order_id,
         },
         unpublished: payload.map(|payload| Message {
@@ -166,8 +339,4 @@ fn known(row: &postgres::Row, submission: &Submission<'_>) -> Result<Once, Datab
             traceparent,
         }),
     })
-}
-
-fn smallint(status: u16) -> Result<i16, DatabaseError> {
-    super::rows::valid(i16::try_from(status))
 }

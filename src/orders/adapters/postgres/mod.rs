@@ -5,11 +5,15 @@ mod outbox;
 mod repository;
 mod rows;
 
+use std::sync::Arc;
+
 use crate::database::{Connection, DatabaseError, Pool, Statement, retry};
 use crate::deadline::Deadline;
 use crate::orders::ports::StoreError;
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{KeyValue, SpanKind, span};
+
+use idempotency::{Gathering, gathering};
 
 /// Every statement of this adapter, for the test that looks at their plans.
 pub fn statements() -> Vec<Statement> {
@@ -27,14 +31,18 @@ pub struct PostgresStore {
     pool: Pool,
     /// `database|schema`, as the semantic conventions name it.
     namespace: String,
+    /// Where submissions gather; without it each is written by itself.
+    coalescer: Option<Arc<Gathering>>,
 }
 
 impl PostgresStore {
-    /// A store on the database `name` behind `pool`.
-    pub fn new(pool: Pool, name: &str) -> Self {
+    /// A store on the database `name` behind `pool`. With `coalesce`, submissions that
+    /// come while a commit is under way share the next one.
+    pub fn new(pool: Pool, name: &str, coalesce: bool) -> Self {
         Self {
             pool,
             namespace: format!("{name}|public"),
+            coalescer: coalesce.then(|| Arc::new(gathering())),
         }
     }
 

@@ -1,0 +1,362 @@
+//! Work that gathers while a commit is under way, and is then carried together.
+//!
+//! A commit costs the same for one row as for fifty. So callers put their job into a queue, and whoever finds a writer's
+//! place free becomes the writer: it takes what has gathered, does it all in one piece, and gives each caller its own
+//! answer. There is no timer and no added wait: a lone job is done at once, alone. The caller's thread does the work,
+//! so there is no thread here; a writer whose own job is done passes its place on to the oldest waiting caller.
+
+use std::collections::{HashSet, VecDeque};
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::deadline::Deadline;
+
+/// Something to do together with others.
+pub trait Job {
+    /// What two jobs of one piece must not share.
+    type Key: Hash + Eq;
+
+    /// This job's.
+    fn key(&self) -> &Self::Key;
+}
+
+/// Where jobs gather.
+pub struct Coalescer<J, R> {
+    writers_max: usize,
+    batch_max: usize,
+    hasher: RandomState,
+    state: Mutex<State<J, R>>,
+}
+
+struct State<J, R> {
+    queue: VecDeque<Arc<Ticket<J, R>>>,
+    writers: usize,
+}
+
+struct Ticket<J, R> {
+    job: J,
+    /// Locked only while the state is locked, and always within it.
+    phase: Mutex<Phase<R>>,
+    changed: Condvar,
+}
+
+enum Phase<R> {
+    /// In the queue, or in another writer's hands.
+    Waiting,
+    /// Out of the queue: the caller is to be a writer itself.
+    Promoted,
+    /// The answer.
+    Done(R),
+    /// The writer panicked, or gave no answer.
+    Abandoned,
+    /// The answer was taken, or the caller has gone.
+    Over,
+}
+
+/// Why a job has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    /// The deadline passed while the job was still waiting: it was not begun.
+    #[error("no writer was free in time")]
+    NotBegun,
+    /// The deadline passed, or the writer broke down, while the job was under way.
+    #[error("the outcome is not known")]
+    Unknown,
+}
+
+impl<J: Job, R> Coalescer<J, R> {
+    /// A queue served by at most `writers_max` callers at a time, each with at most
+    /// `batch_max` jobs.
+    pub fn new(writers_max: usize, batch_max: usize) -> Self {
+        Self {
+            writers_max: writers_max.max(1),
+            batch_max: batch_max.max(1),
+            hasher: RandomState::new(),
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                writers: 0,
+            }),
+        }
+    }
+
+    /// Has `job` done by `work`, here or by another caller, with others or alone. `work`
+    /// gets jobs with different keys and returns their answers in the same order; it
+    /// bounds its own time.
+    ///
+    /// Waits until `deadline` at most for another caller to do the job; as a writer for as
+    /// long as `work` takes.
+    ///
+    /// # Errors
+    /// [`NotDone`].
+    pub fn run(
+        &self,
+        job: J,
+        deadline: Deadline,
+        mut work: impl FnMut(&[&J]) -> Vec<R>,
+    ) -> Result<R, NotDone> {
+        let ticket = Arc::new(Ticket {
+            job,
+            phase: Mutex::new(Phase::Waiting),
+            changed: Condvar::new(),
+        });
+        let mut state = self.lock();
+        if state.writers < self.writers_max {
+            state.writers += 1;
+            set(&ticket, Phase::Promoted);
+        } else {
+            state.queue.push_back(Arc::clone(&ticket));
+        }
+        loop {
+            // On a line of its own: the guard must not live through the arms.
+            let phase = std::mem::replace(&mut *lock(&ticket.phase), Phase::Waiting);
+            match phase {
+                Phase::Done(answer) => return Ok(answer),
+                Phase::Abandoned | Phase::Over => return Err(NotDone::Unknown),
+                Phase::Promoted => {
+                    let batch = self.gather(Arc::clone(&ticket), &mut state);
+                    drop(state);
+                    self.write(batch, &mut work);
+                    state = self.lock();
+                }
+                Phase::Waiting => {
+                    let left = deadline.remaining();
+                    if left.is_zero() {
+                        let queued = state.queue.len();
+                        state.queue.retain(|waiting| !Arc::ptr_eq(waiting, &ticket));
+                        set(&ticket, Phase::Over);
+                        return Err(match state.queue.len() < queued {
+                            true => NotDone::NotBegun,
+                            false => NotDone::Unknown,
+                        });
+                    }
+                    state = ticket
+                        .changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
+                }
+            }
+        }
+    }
+
+    /// The writer's own job and the oldest of those that wait; of each key one only, the
+    /// next waits for it.
+    fn gather(&self, own: Arc<Ticket<J, R>>, state: &mut State<J, R>) -> Vec<Arc<Ticket<J, R>>> {
+        // Two keys with one hash wait for each other needlessly, which is harmless.
+        let hash = |ticket: &Ticket<J, R>| self.hasher.hash_one(ticket.job.key());
+        let mut keys = HashSet::from([hash(&own)]);
+        let mut batch = vec![own];
+        let mut later = Vec::new();
+        while batch.len() < self.batch_max
+            && let Some(ticket) = state.queue.pop_front()
+        {
+            match keys.insert(hash(&ticket)) {
+                true => batch.push(ticket),
+                false => later.push(ticket),
+            }
+        }
+        for ticket in later.into_iter().rev() {
+            state.queue.push_front(ticket);
+        }
+        batch
+    }
+
+    fn write(&self, batch: Vec<Arc<Ticket<J, R>>>, work: &mut impl FnMut(&[&J]) -> Vec<R>) {
+        // Whatever happens in `work`, nobody waits for an answer that will not come, and
+        // the writer's place is passed on.
+        let mut writer = Writer {
+            coalescer: self,
+            batch,
+            answers: Vec::new(),
+        };
+        let jobs: Vec<&J> = writer.batch.iter().map(|ticket| &ticket.job).collect();
+        let answers = work(&jobs);
+        drop(jobs);
+        writer.answers = answers;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<J, R>> {
+        lock(&self.state)
+    }
+}
+
+/// A caller at work; dropped, it hands out the answers and gives up its place.
+struct Writer<'a, J: Job, R> {
+    coalescer: &'a Coalescer<J, R>,
+    batch: Vec<Arc<Ticket<J, R>>>,
+    answers: Vec<R>,
+}
+
+impl<J: Job, R> Drop for Writer<'_, J, R> {
+    fn drop(&mut self) {
+        let mut state = self.coalescer.lock();
+        let mut answers = self.answers.drain(..);
+        for ticket in self.batch.drain(..) {
+            set(
+                &ticket,
+                answers.next().map_or(Phase::Abandoned, Phase::Done),
+            );
+        }
+        match state.queue.pop_front() {
+            Some(next) => set(&next, Phase::Promoted),
+            None => state.writers -= 1,
+        }
+    }
+}
+
+/// Moves a ticket on, unless its caller has gone.
+fn set<J, R>(ticket: &Ticket<J, R>, phase: Phase<R>) {
+    let mut now = lock(&ticket.phase);
+    if !matches!(*now, Phase::Over) {
+        *now = phase;
+        ticket.changed.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Number(u32);
+
+    impl Job for Number {
+        type Key = u32;
+
+        fn key(&self) -> &u32 {
+            &self.0
+        }
+    }
+
+    fn far() -> Deadline {
+        Deadline::after(Duration::from_secs(60))
+    }
+
+    fn double(jobs: &[&Number]) -> Vec<u32> {
+        jobs.iter().map(|job| job.0 * 2).collect()
+    }
+
+    /// Keeps a writer at work until `queued` jobs wait behind it, while `meanwhile` runs.
+    fn while_one_writes<R>(
+        coalescer: &Coalescer<Number, u32>,
+        queued: usize,
+        meanwhile: impl FnOnce() -> R,
+    ) -> R {
+        let (begun, has_begun) = mpsc::channel();
+        thread::scope(|scope| {
+            let writer = scope.spawn(move || {
+                coalescer.run(Number(1000), far(), |jobs| {
+                    begun.send(()).unwrap();
+                    while coalescer.lock().queue.len() < queued {
+                        thread::yield_now();
+                    }
+                    double(jobs)
+                })
+            });
+            has_begun.recv().unwrap();
+            let result = meanwhile();
+            assert_eq!(writer.join().unwrap(), Ok(2000));
+            result
+        })
+    }
+
+    #[test]
+    fn a_lone_job_is_done_at_once_and_alone() {
+        let coalescer = Coalescer::new(1, 50);
+        let answer = coalescer.run(Number(21), far(), |jobs| {
+            assert_eq!(jobs.len(), 1);
+            double(jobs)
+        });
+        assert_eq!(answer, Ok(42));
+    }
+
+    #[test]
+    fn jobs_that_come_while_one_is_written_are_carried_together_and_each_gets_its_own_answer() {
+        let coalescer = Coalescer::new(1, 50);
+        let sizes = Mutex::new(Vec::new());
+        while_one_writes(&coalescer, 20, || {
+            thread::scope(|scope| {
+                for n in 0..20 {
+                    let (coalescer, sizes) = (&coalescer, &sizes);
+                    scope.spawn(move || {
+                        let answer = coalescer.run(Number(n), far(), |jobs| {
+                            sizes.lock().unwrap().push(jobs.len());
+                            double(jobs)
+                        });
+                        assert_eq!(answer, Ok(n * 2));
+                    });
+                }
+            });
+        });
+        assert_eq!(sizes.into_inner().unwrap(), [20]);
+    }
+
+    #[test]
+    fn two_jobs_with_one_key_are_never_in_one_piece() {
+        let coalescer = Coalescer::new(1, 50);
+        while_one_writes(&coalescer, 8, || {
+            thread::scope(|scope| {
+                for n in 0..8 {
+                    let coalescer = &coalescer;
+                    scope.spawn(move || {
+                        let answer = coalescer.run(Number(n % 4), far(), |jobs| {
+                            let keys: HashSet<u32> = jobs.iter().map(|job| job.0).collect();
+                            assert_eq!(keys.len(), jobs.len());
+                            double(jobs)
+                        });
+                        assert_eq!(answer, Ok(n % 4 * 2));
+                    });
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn a_writer_that_panics_leaves_nobody_waiting_and_gives_up_its_place() {
+        let coalescer: Coalescer<Number, u32> = Coalescer::new(1, 50);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            coalescer.run(Number(1), far(), |_| panic!("the work's own fault"))
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(coalescer.run(Number(2), far(), double), Ok(4));
+    }
+
+    #[test]
+    fn a_job_whose_time_is_over_before_its_turn_is_never_begun() {
+        let coalescer = Coalescer::new(1, 50);
+        // The writer goes on once a job waits; one that is in time comes after the late one.
+        while_one_writes(&coalescer, 1, || {
+            let late = coalescer.run(Number(1), Deadline::after(Duration::ZERO), |_| {
+                panic!("it was begun")
+            });
+            assert_eq!(late, Err(NotDone::NotBegun));
+            assert_eq!(coalescer.run(Number(1), far(), double), Ok(2));
+        });
+    }
+
+    #[test]
+    fn many_threads_and_two_writers_lose_no_answer() {
+        let coalescer = Coalescer::new(2, 7);
+        thread::scope(|scope| {
+            for thread in 0..16 {
+                let coalescer = &coalescer;
+                scope.spawn(move || {
+                    for n in 0..500 {
+                        let n = (thread + n) % 40;
+                        assert_eq!(coalescer.run(Number(n), far(), double), Ok(n * 2));
+                    }
+                });
+            }
+        });
+        let state = coalescer.lock();
+        assert!(state.queue.is_empty() && state.writers == 0);
+    }
+}
