@@ -49,8 +49,8 @@ impl CancelOrder {
         expected: impl Fn(&Order) -> bool,
         deadline: Deadline,
     ) -> Result<Order, CancelError> {
-        // An order changes at most three times in its life, and from pending only
-        // once: if a worker or a twin was faster, the second look settles it.
+        // An order leaves pending once and never comes back: if a worker or a twin was
+        // faster, the second look settles it.
         loop {
             let old = self
                 .repository

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId, Status};
 use crate::orders::ports::{
-    Meter, OrderRepository, Outcome, ProcessingStep, Started, StepError, StoreError,
+    Meter, OrderRepository, Outcome, ProcessingStep, SecondChance, Started, StepError, StoreError,
 };
 use crate::stop::StopSignal;
 
@@ -64,14 +64,23 @@ pub struct ProcessOrders {
 
 impl ProcessOrders {
     /// Works on the orders `ids`, each of them once, in the order given, taking each from
-    /// wherever an earlier, broken run left it, and says how each one stands. One store
-    /// call takes all up, one completes all; the steps run one after another in between,
+    /// wherever an earlier, broken run left it, and says how each one stands. A failed one
+    /// stays failed, unless `chances` gives it another chance. One store call takes all up, one completes all; the steps run one after another in between,
     /// each attempt for 60 seconds at most. When the program stops, the orders that are
     /// done are the first ones.
     ///
     /// # Errors
     /// [`StoreError`]: some orders may have moved on; working on the same ids again resumes.
-    pub fn handle(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Processed>, StoreError> {
+    pub fn handle(
+        &self,
+        ids: &[OrderId],
+        chances: &[SecondChance],
+    ) -> Result<HashMap<OrderId, Processed>, StoreError> {
+        if !chances.is_empty() {
+            let deadline = Deadline::after(STORE_BUDGET);
+            self.repository
+                .retry_failed(chances, Timestamp::now(), deadline)?;
+        }
         let mut started: HashMap<OrderId, Started> = self
             .take_up(ids)?
             .into_iter()
