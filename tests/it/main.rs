@@ -18,6 +18,7 @@ mod list;
 mod migrations;
 mod outages;
 mod plans;
+mod ports;
 mod schema;
 mod servers;
 mod shutdown;
