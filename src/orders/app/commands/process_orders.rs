@@ -89,8 +89,12 @@ impl ProcessOrders {
         let mut results = HashMap::with_capacity(ids.len());
         let mut done = Vec::new();
         let mut failed = Vec::new();
+        let mut stopped = false;
         for &id in ids {
             let result = match started.remove(&id) {
+                // What comes after an interrupted one comes again with it: announcing it
+                // now would announce it twice.
+                _ if stopped => Processed::Interrupted,
                 None => Processed::Unknown,
                 Some(started) => match self.attempt(&started.order) {
                     None => self.ended(started),
@@ -98,7 +102,7 @@ impl ProcessOrders {
                     Some(attempted) => {
                         match attempted {
                             Ok(()) => done.push(id),
-                            Err((StepError::Stopped, _)) => {}
+                            Err((StepError::Stopped, _)) => stopped = true,
                             Err((error, attempts)) => {
                                 failed.push((id, error.to_string(), attempts));
                             }
