@@ -51,11 +51,18 @@ impl CancelOrder {
     ) -> Result<Order, CancelError> {
         // An order leaves pending once and never comes back: if a worker or a twin was
         // faster, the second look settles it.
+        let mut attempted = None;
         loop {
             let old = self
                 .repository
                 .get(id, deadline)?
                 .ok_or(CancelError::NotFound)?;
+            // The store's answer was lost, not the cancellation: it must not fail the
+            // precondition that held for it.
+            if attempted.as_ref() == Some(&old) {
+                log::info!(order_id:% = id; "order canceled");
+                return Ok(old);
+            }
             if !expected(&old) {
                 return Err(CancelError::PreconditionFailed);
             }
@@ -67,6 +74,8 @@ impl CancelOrder {
                 log::info!(order_id:% = id; "order canceled");
                 return Ok(new);
             }
+            attempted = Some(new);
         }
     }
 }
+
