@@ -1,6 +1,8 @@
 //! The storage ports in memory, for tests: as strict as PostgreSQL, and able to fail at any call. Also compiled into the
 //! unit tests of `src/orders`; `tests/it/ports.rs` holds both implementations to one contract.
 
+#![allow(dead_code, reason = "each user needs only some of this")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +28,8 @@ pub enum Fault {
     Before,
     /// Everything has changed, but the caller does not hear of it.
     After,
+    /// It is repeated, since its first answer was lost: the caller hears the second one.
+    Twice,
 }
 
 #[derive(Default)]
@@ -104,7 +108,7 @@ impl Memory {
     }
 
     /// One call: all of `work` or nothing.
-    fn call<T>(&self, work: impl FnOnce(&mut Tables) -> T) -> Result<T, StoreError> {
+    fn call<T>(&self, mut work: impl FnMut(&mut Tables) -> T) -> Result<T, StoreError> {
         let mut tables = self.lock();
         let fault = tables.begin();
         if fault == Some(Fault::Before) {
@@ -112,8 +116,9 @@ impl Memory {
         }
         let result = work(&mut tables);
         match fault {
-            Some(_) => Err(away()),
             None => Ok(result),
+            Some(Fault::Twice) => Ok(work(&mut tables)),
+            Some(_) => Err(away()),
         }
     }
 }
@@ -263,6 +268,9 @@ impl IdempotencyStore for Memory {
             let now = Timestamp::now();
             let known = tables.keys.get(submission.key.as_str());
             if let Some(key) = known.filter(|key| key.expires_at > now) {
+                if key.response.order_id == submission.order.id {
+                    return Once::First;
+                }
                 if key.request_hash != submission.request_hash {
                     return Once::OtherRequest;
                 }
@@ -314,31 +322,29 @@ impl Outbox for Memory {
         _: Deadline,
         publish: &mut dyn FnMut(&[Message]) -> Vec<bool>,
     ) -> Result<(usize, usize), StoreError> {
-        let messages = self.call(|tables| {
+        let mut taken = None;
+        let outcome: Result<Vec<Message>, StoreError> = self.call(|tables| {
             let due = Timestamp::now() - min_age;
-            let rows = tables
-                .outbox
-                .values_mut()
-                .filter(|row| !row.held && row.created_at <= due);
-            let taken = rows.take(limit as usize).map(|row| {
+            let rows = tables.outbox.values_mut();
+            let rows = rows.filter(|row| !row.held && row.created_at <= due);
+            let hold = |row: &mut Row| {
                 row.held = true;
                 row.message.clone()
-            });
-            taken.collect::<Vec<_>>()
-        })?;
+            };
+            taken
+                .get_or_insert_with(|| rows.take(limit as usize).map(hold).collect::<Vec<_>>())
+                .clone()
+        });
+        let ids = |messages: &[Message]| messages.iter().map(|m| m.order_id).collect();
+        // Let go however this ends, as a transaction that is rolled back does.
+        let _held = Held(self, ids(&taken.unwrap_or_default()));
+        let messages = outcome?;
         if messages.is_empty() {
             return Ok((0, 0));
         }
-        // Let go even if `publish` panics, as a transaction that is rolled back does.
-        let held = Held(
-            self,
-            messages.iter().map(|message| message.order_id).collect(),
-        );
-        let acknowledged = publish(&messages);
-        drop(held);
         let gone: Vec<OrderId> = messages
             .iter()
-            .zip(acknowledged)
+            .zip(publish(&messages))
             .filter_map(|(message, acknowledged)| acknowledged.then_some(message.order_id))
             .collect();
         self.call(|tables| tables.outbox.retain(|id, _| !gone.contains(id)))?;

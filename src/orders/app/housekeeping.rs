@@ -217,3 +217,6 @@ impl Housekeeping {
         Ok(swept)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,3 +79,5 @@ impl CancelOrder {
     }
 }
 
+#[cfg(test)]
+mod tests;

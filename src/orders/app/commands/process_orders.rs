@@ -206,3 +206,6 @@ impl ProcessOrders {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
