@@ -12,6 +12,7 @@ mod edges;
 mod get;
 mod http_server;
 mod idempotency;
+mod instances;
 mod kafka_consumer;
 mod kafka_producer;
 mod list;
