@@ -41,6 +41,10 @@
 
 #![forbid(unsafe_code)]
 
+// Lets the unit tests share sources with the integration tests.
+#[cfg(test)]
+extern crate self as tbd;
+
 pub mod config;
 pub mod database;
 pub mod deadline;

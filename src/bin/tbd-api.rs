@@ -24,7 +24,8 @@ use tbd::telemetry::metrics::Metrics;
 type AnyError = Box<dyn std::error::Error>;
 
 fn main() {
-    let config = service::load(Program::Api, ApiConfig::from_env);
+    // Run is all that the api can be asked to do.
+    let (_, config) = service::load(Program::Api, ApiConfig::from_env);
     if let Err(error) = run(&config) {
         log::error!("{error}");
         process::exit(1);

@@ -4,7 +4,7 @@ use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tbd::config::{Program, WorkerConfig};
+use tbd::config::{CommandLine, Program, WorkerConfig};
 use tbd::database::HealthCheck;
 use tbd::database::migrations::{Migrator, Source};
 use tbd::deadline::Deadline;
@@ -28,7 +28,10 @@ const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 500;
 
 fn main() {
-    let config = service::load(Program::Worker, WorkerConfig::from_env);
+    let (command, config) = service::load(Program::Worker, WorkerConfig::from_env);
+    if let CommandLine::Dlq(command) = command {
+        process::exit(service::dead_letters(&config, &command));
+    }
     if let Err(error) = run(&config) {
         log::error!("{error}");
         process::exit(1);

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use super::dlq::{self, DlqCommand};
 use super::table::{Program, variables};
 
 /// What the arguments ask for.
@@ -9,6 +10,8 @@ use super::table::{Program, variables};
 pub enum CommandLine {
     /// Nothing: run the program.
     Run,
+    /// `tbd-worker dlq ...`: look into the dead letters.
+    Dlq(DlqCommand),
     /// `--help` or `--version`: print this on standard output and exit with 0.
     Print(String),
     /// An argument nobody knows: print this on standard error and exit with 2.
@@ -20,16 +23,29 @@ pub fn command_line(
     program: Program,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> CommandLine {
-    let Some(argument) = arguments.into_iter().next() else {
+    let mut arguments = arguments.into_iter();
+    let Some(argument) = arguments.next() else {
         return CommandLine::Run;
     };
     match argument.to_str() {
         Some("--help" | "-h") => CommandLine::Print(help(program)),
         Some("--version" | "-V") => CommandLine::Print(version(program)),
+        Some("dlq") if program == Program::Worker => dlq_command(arguments),
         _ => CommandLine::Refuse(format!(
             "{}: unknown argument {argument:?}; see {0} --help",
             program.name()
         )),
+    }
+}
+
+fn dlq_command(arguments: impl Iterator<Item = OsString>) -> CommandLine {
+    let arguments: Vec<String> = arguments
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match dlq::parse(&arguments) {
+        Ok(command) => CommandLine::Dlq(command),
+        Err(mistake) => CommandLine::Refuse(format!("tbd-worker: {mistake}")),
     }
 }
 
@@ -42,12 +58,16 @@ fn help(program: Program) -> String {
         Program::Api => "the HTTP API of tbd, a small distributed order-processing system",
         Program::Worker => "the worker of tbd, which processes the orders that the API takes",
     };
+    let (usage, commands) = match program {
+        Program::Api => ("[--help | --version]", String::new()),
+        Program::Worker => ("[dlq ... | --help | --version]", format!("{}\n", dlq::HELP)),
+    };
     let width = |of: fn(&super::Variable) -> usize| variables(program).map(of).max().unwrap_or(0);
     let name_width = width(|variable| variable.name.len());
     let default_width = width(|variable| shown_default(variable.default).len());
     let mut text = format!(
         "{name}: {does}.\n\n\
-         Usage: {name} [--help | --version]\n\n\
+         Usage: {name} {usage}\n\n{commands}\
          It is configured by environment variables; an empty one counts as unset.\n\n\
          {:name_width$}  {:default_width$}  Description\n",
         "Variable",

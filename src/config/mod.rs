@@ -10,6 +10,7 @@
 //! The module knows nothing else of the crate; `main` hands the values on.
 
 mod cli;
+mod dlq;
 mod endpoint;
 mod reader;
 mod table;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 pub use cli::{CommandLine, command_line};
+pub use dlq::{DlqCommand, Position, Which};
 pub use reader::{ConfigError, ConfigErrors};
 pub use table::{Program, SAMPLERS, VARIABLES, Variable, markdown_table, variables};
 

@@ -412,6 +412,13 @@ fn the_command_line_knows_two_options() {
 }
 
 #[test]
+fn the_worker_alone_knows_the_dead_letters() {
+    let list = |program| command_line(program, ["dlq".into(), "list".into()]);
+    assert_eq!(list(Program::Worker), CommandLine::Dlq(DlqCommand::List));
+    assert!(matches!(list(Program::Api), CommandLine::Refuse(_)));
+}
+
+#[test]
 fn the_markdown_table_has_a_row_for_every_variable() {
     let table = markdown_table(Program::Worker);
     assert!(

@@ -20,6 +20,8 @@ use crate::deadline::Deadline;
 
 /// ListOffsets: the offset the next record will get.
 const LATEST: i64 = -1;
+/// ListOffsets: the offset of the oldest record that is still there.
+const EARLIEST: i64 = -2;
 
 /// A topic to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +126,19 @@ impl Admin {
     /// # Errors
     /// When a partition's leader did not answer in time.
     pub fn end_offsets(&self, topic: &str, deadline: Deadline) -> Result<Vec<i64>, Error> {
+        self.offsets(topic, LATEST, deadline)
+    }
+
+    /// For each partition of `topic`, by number, the offset of the oldest record that
+    /// retention has left; the end offset when there is none.
+    ///
+    /// # Errors
+    /// When a partition's leader did not answer in time.
+    pub fn start_offsets(&self, topic: &str, deadline: Deadline) -> Result<Vec<i64>, Error> {
+        self.offsets(topic, EARLIEST, deadline)
+    }
+
+    fn offsets(&self, topic: &str, which: i64, deadline: Deadline) -> Result<Vec<i64>, Error> {
         self.repeat(deadline, || {
             self.cluster.refresh(&[topic], deadline)?;
             let count = self.known_partitions(topic)?;
@@ -138,7 +153,8 @@ impl Admin {
             let mut offsets = BTreeMap::new();
             for (node, partitions) in by_leader {
                 let mut connection = self.cluster.connect(node, deadline)?;
-                end_offsets_at(&mut connection, topic, &partitions, &mut offsets, deadline)?;
+                let told = offsets_at(&mut connection, topic, &partitions, which, deadline)?;
+                offsets.extend(told);
             }
             (0..count)
                 .map(|partition| {
@@ -216,7 +232,7 @@ impl Admin {
 
     /// Repeats what is safe to repeat until it succeeds, fails for good, or the
     /// deadline is too near for another pause.
-    fn repeat<T>(
+    pub(super) fn repeat<T>(
         &self,
         deadline: Deadline,
         mut attempt: impl FnMut() -> Result<T, Error>,
@@ -237,18 +253,19 @@ impl Admin {
     }
 }
 
-fn end_offsets_at(
+/// What one leader says of its `partitions`: (partition, offset).
+fn offsets_at(
     connection: &mut Connection,
     topic: &str,
     partitions: &[i32],
-    offsets: &mut BTreeMap<i32, i64>,
+    which: i64,
     deadline: Deadline,
-) -> Result<(), Error> {
+) -> Result<Vec<(i32, i64)>, Error> {
     let wanted = partitions.iter().map(|partition| {
         ListOffsetsPartition::default()
             .with_partition_index(*partition)
             .with_current_leader_epoch(-1)
-            .with_timestamp(LATEST)
+            .with_timestamp(which)
     });
     let request = ListOffsetsRequest::default()
         .with_replica_id(BrokerId(-1))
@@ -258,14 +275,16 @@ fn end_offsets_at(
                 .with_partitions(wanted.collect()),
         ]);
     let response = connection.call(&request, deadline)?;
-    for partition in response.topics.iter().flat_map(|topic| &topic.partitions) {
-        Error::check(ApiKey::ListOffsets, partition.error_code)?;
-        offsets.insert(partition.partition_index, partition.offset);
-    }
-    Ok(())
+    let answers = response.topics.iter().flat_map(|topic| &topic.partitions);
+    answers
+        .map(|partition| {
+            Error::check(ApiKey::ListOffsets, partition.error_code)?;
+            Ok((partition.partition_index, partition.offset))
+        })
+        .collect()
 }
 
-fn topic_name(name: &str) -> TopicName {
+pub(super) fn topic_name(name: &str) -> TopicName {
     TopicName(StrBytes::from_string(name.to_owned()))
 }
 

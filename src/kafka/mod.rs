@@ -18,6 +18,7 @@
 //! | `batch` | the record batches of a fetch answer, walked safely on any bytes |
 //! | `group` | membership of a consumer group: assignors, heartbeats, every error's meaning |
 //! | `consumer` | records in: one thread polls, works and commits, another keeps the membership |
+//! | `reader` | ranges of a topic, read from outside any group |
 //! | `producer` | records out: one thread per leader, acknowledged, in order, once |
 //!
 //! # What it promises
@@ -46,6 +47,7 @@ mod fake_broker;
 pub mod group;
 pub mod partitioner;
 pub mod producer;
+pub mod reader;
 pub mod wire;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -58,6 +60,7 @@ pub use consumer::{CommitError, Consumer, ConsumerConfig, ConsumerRecord};
 pub use error::Error;
 pub use group::TopicPartition;
 pub use producer::{Producer, ProducerConfig};
+pub use reader::Reader;
 
 /// Takes a lock whether or not another thread panicked while it held it. What
 /// these locks guard is changed in whole steps, so a panic leaves it usable.

@@ -25,18 +25,21 @@ const ABORT_BEFORE_END: Duration = Duration::from_secs(5);
 const EXIT_USAGE: i32 = 2;
 
 /// Answers `--help` and `--version`, reads the configuration; ends the process
-/// with code 0 or 2 where that is all there is to do.
-pub fn load<C>(program: Program, from_env: fn() -> Result<C, ConfigErrors>) -> C {
+/// with code 0 or 2 where that is all there is to do. Otherwise what is to be done,
+/// and the configuration.
+pub fn load<C>(program: Program, from_env: fn() -> Result<C, ConfigErrors>) -> (CommandLine, C) {
     let arguments = std::env::args_os().skip(1);
-    match config::command_line(program, arguments) {
-        CommandLine::Run => {}
+    let command = config::command_line(program, arguments);
+    match &command {
+        CommandLine::Run | CommandLine::Dlq(_) => {}
         CommandLine::Print(text) => {
             println!("{text}");
             process::exit(0);
         }
-        CommandLine::Refuse(message) => fail(&message),
+        CommandLine::Refuse(message) => fail(message),
     }
-    from_env().unwrap_or_else(|errors| fail(&errors.to_string()))
+    let config = from_env().unwrap_or_else(|errors| fail(&errors.to_string()));
+    (command, config)
 }
 
 fn fail(message: &str) -> ! {

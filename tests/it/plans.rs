@@ -31,6 +31,7 @@ fn sample(of: &Type, id: &str) -> String {
     match *of {
         Type::UUID => format!("'{id}'"),
         Type::UUID_ARRAY => format!("ARRAY['{id}', gen_random_uuid()]::uuid[]"),
+        Type::TIMESTAMPTZ_ARRAY => "ARRAY[now(), now()]".to_owned(),
         Type::TEXT | Type::VARCHAR => "'failed'".to_owned(),
         Type::BYTEA => "'\\x00'".to_owned(),
         Type::INT2 | Type::INT4 => "202".to_owned(),

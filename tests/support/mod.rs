@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test uses only some of this")]
 
 pub mod http;
+pub mod memory;
 pub mod program;
 pub mod topic;
 

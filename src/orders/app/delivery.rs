@@ -90,3 +90,6 @@ impl Delivery {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,12 +97,12 @@ impl Housekeeping {
         let mut measured: Option<Instant> = None;
         let mut failures = 0;
         while !self.stop.is_stopped() {
-            match self.relay_once(min_age) {
-                // A full batch that went through: there may be more.
-                Ok((taken, removed)) if taken == RELAY_BATCH as usize && removed == taken => {
-                    continue;
+            let may_be_more = match self.relay_once(min_age) {
+                Ok((taken, removed)) => {
+                    failures = 0;
+                    // A full batch that went through.
+                    taken == RELAY_BATCH as usize && removed == taken
                 }
-                Ok(_) => failures = 0,
                 Err(error) => {
                     failures += 1;
                     // At the start the schema is not there yet, and an outage is said once.
@@ -111,14 +111,19 @@ impl Housekeeping {
                         _ => log::Level::Debug,
                     };
                     log::log!(level, "outbox relay: {error}; trying again until it works");
+                    false
                 }
-            }
+            };
+            // Also while it catches up: that is when the backlog is worth knowing.
             if measured.is_none_or(|at| at.elapsed() >= BACKLOG_INTERVAL) {
                 measured = Some(Instant::now());
                 match self.outbox.backlog(Deadline::after(STORE_BUDGET)) {
                     Ok(backlog) => self.meter.outbox_backlog(backlog),
                     Err(error) => log::debug!("outbox backlog: {error}"),
                 }
+            }
+            if may_be_more {
+                continue;
             }
             match inbox.relay.recv_timeout(RELAY_INTERVAL) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
@@ -212,3 +217,6 @@ impl Housekeeping {
         Ok(swept)
     }
 }
+
+#[cfg(test)]
+mod tests;

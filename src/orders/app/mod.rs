@@ -3,7 +3,12 @@
 
 pub mod commands;
 mod delivery;
+#[cfg(test)]
+mod fakes;
 mod housekeeping;
+#[cfg(test)]
+#[path = "../../../tests/support/memory.rs"]
+mod memory;
 pub mod queries;
 
 pub use delivery::{Delivery, DeliveryMode, PUBLISH_BUDGET};

@@ -181,7 +181,7 @@ impl Order {
     pub fn cancel(&self, now: Timestamp) -> Result<Self, NotPending> {
         match self.status {
             Status::Canceled => Ok(self.clone()),
-            Status::Pending => Ok(Self {
+            status if status.may_become(Status::Canceled) => Ok(Self {
                 status: Status::Canceled,
                 // Never before the creation, whatever another machine's clock says.
                 updated_at: to_microsecond(now).max(self.created_at),

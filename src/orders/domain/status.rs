@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// An order's life: `pending -> processing -> completed | failed`, or
-/// `pending -> canceled`.
+/// `pending -> canceled`; and `failed -> processing` when its message is taken out of the
+/// dead letters again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
     /// Accepted, not yet taken up by a worker. The only status that can be canceled.
@@ -13,7 +14,7 @@ pub enum Status {
     Processing,
     /// Processed; final.
     Completed,
-    /// Every attempt at processing failed; final.
+    /// Every attempt at processing failed; final, unless somebody replays its message.
     Failed,
     /// Canceled by the customer before processing began; final.
     Canceled,
@@ -28,6 +29,17 @@ impl Status {
         Status::Failed,
         Status::Canceled,
     ];
+
+    /// Whether an order of this status may take on `next`: the whole of the rules.
+    pub fn may_become(self, next: Status) -> bool {
+        use Status::{Canceled, Completed, Failed, Pending, Processing};
+        matches!(
+            (self, next),
+            (Pending, Processing | Canceled)
+                | (Processing, Completed | Failed)
+                | (Failed, Processing)
+        )
+    }
 
     /// The status as it stands in the API, in events and in the database.
     pub fn as_str(self) -> &'static str {

@@ -14,5 +14,5 @@ pub use idempotency::{IdempotencyKey, IdempotencyStore, Once, StoredResponse, Su
 pub use meter::{Meter, Outcome};
 pub use outbox::{Backlog, Outbox};
 pub use processing::{ProcessingStep, StepError};
-pub use repository::{OrderRepository, Page, Started};
+pub use repository::{OrderRepository, Page, SecondChance, Started};
 pub use store_error::StoreError;

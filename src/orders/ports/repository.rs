@@ -29,6 +29,15 @@ pub struct Started {
     pub failure_reason: Option<String>,
 }
 
+/// An order that shall have another chance: its message was taken out of the dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SecondChance {
+    /// The order.
+    pub id: OrderId,
+    /// When the message was taken out. What failed later has had its chance.
+    pub replayed_at: Timestamp,
+}
+
 /// Keeps orders. Every call waits for the store until its deadline at most.
 pub trait OrderRepository: Send + Sync {
     /// The order, if there is one.
@@ -60,6 +69,18 @@ pub trait OrderRepository: Send + Sync {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Vec<Started>, StoreError>;
+
+    /// Moves those of `chances` that had failed before their message was replayed back to
+    /// `processing`, and forgets why they had failed. An order may be named more than once.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn retry_failed(
+        &self,
+        chances: &[SecondChance],
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<(), StoreError>;
 
     /// Moves those of `ids` that are `processing` to `completed`; the orders moved.
     ///

@@ -20,7 +20,7 @@ use crate::kafka::producer::Record;
 use crate::orders::app::PUBLISH_BUDGET;
 use crate::orders::app::commands::{ProcessOrders, Processed};
 use crate::orders::domain::{OrderEvent, OrderId};
-use crate::orders::ports::{EventBus, PublishError};
+use crate::orders::ports::{EventBus, PublishError, SecondChance};
 use crate::stop::StopSignal;
 use crate::telemetry::metrics::{KafkaMetrics, OrdersMetrics, WorkerMetrics};
 use crate::telemetry::semconv;
@@ -28,7 +28,7 @@ use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
 
 use super::KafkaEventBus;
 use super::bus::TRACEPARENT;
-use super::dead_letter::{Reason, dead_letter};
+use super::dead_letter::{Reason, dead_letter, replayed_at};
 use super::events::created_order;
 use super::meter::ConsumerMeter;
 
@@ -194,10 +194,20 @@ impl OrderConsumers {
             .filter_map(|order| order.as_ref().ok().copied())
             .filter(|id| seen.insert(*id))
             .collect();
+        let chances: Vec<SecondChance> = records
+            .iter()
+            .zip(&orders)
+            .filter_map(|(record, order)| {
+                Some(SecondChance {
+                    id: *order.as_ref().ok()?,
+                    replayed_at: replayed_at(record)?,
+                })
+            })
+            .collect();
         let results = {
             // Statements that serve the whole batch appear in the trace of its first order.
             let _entered = spans.first().map(DetachedSpan::enter);
-            match self.process.handle(&ids) {
+            match self.process.handle(&ids, &chances) {
                 Ok(results) => results,
                 Err(error) => {
                     log::warn!("{} orders not processed, trying again: {error}", ids.len());

@@ -4,11 +4,13 @@ mod breaker;
 mod bus;
 mod consumer;
 mod dead_letter;
+mod dead_letters;
 mod events;
 mod meter;
 
 pub use breaker::{Breaker, BreakerState, GuardedBus};
 pub use bus::KafkaEventBus;
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
+pub use dead_letters::{DeadLetters, Letter, Letters, ReplayError, replay_letters};
 pub use events::Topics;
 pub use meter::ProducerMeter;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::database::Statement;
 use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId};
-use crate::orders::ports::{OrderRepository, Page, Started, StoreError};
+use crate::orders::ports::{OrderRepository, Page, SecondChance, Started, StoreError};
 
 use super::PostgresStore;
 use super::rows::{column, order, uuids};
@@ -19,6 +19,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     REPLACE,
     START,
     LOOK,
+    RETRY,
     COMPLETE,
     FAIL,
 ];
@@ -68,6 +69,14 @@ const LOOK: Statement = Statement::new(
     "SELECT orders by id",
     "SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
        FROM orders WHERE id = ANY($1)",
+);
+
+// Once moved, an order is younger than its replay: repeating finds nothing to do.
+const RETRY: Statement = Statement::new(
+    "UPDATE orders retried",
+    "UPDATE orders SET status = 'processing', failure_reason = NULL, updated_at = greatest($3, created_at)
+       FROM unnest($1::uuid[], $2::timestamptz[]) AS chance (order_id, replayed_at)
+      WHERE id = order_id AND status = 'failed' AND updated_at < replayed_at",
 );
 
 const COMPLETE: Statement = Statement::new(
@@ -155,6 +164,20 @@ impl OrderRepository for PostgresStore {
             started.extend(rest);
         }
         Ok(started)
+    }
+
+    fn retry_failed(
+        &self,
+        chances: &[SecondChance],
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<(), StoreError> {
+        let ids: Vec<Uuid> = chances.iter().map(|chance| chance.id.0).collect();
+        let replayed_at: Vec<Timestamp> = chances.iter().map(|chance| chance.replayed_at).collect();
+        self.run(RETRY, deadline, |connection| {
+            connection.execute(RETRY, &[&ids, &replayed_at, &now])
+        })?;
+        Ok(())
     }
 
     fn complete(

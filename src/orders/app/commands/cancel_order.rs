@@ -49,13 +49,20 @@ impl CancelOrder {
         expected: impl Fn(&Order) -> bool,
         deadline: Deadline,
     ) -> Result<Order, CancelError> {
-        // An order changes at most three times in its life, and from pending only
-        // once: if a worker or a twin was faster, the second look settles it.
+        // An order leaves pending once and never comes back: if a worker or a twin was
+        // faster, the second look settles it.
+        let mut attempted = None;
         loop {
             let old = self
                 .repository
                 .get(id, deadline)?
                 .ok_or(CancelError::NotFound)?;
+            // The store's answer was lost, not the cancellation: it must not fail the
+            // precondition that held for it.
+            if attempted.as_ref() == Some(&old) {
+                log::info!(order_id:% = id; "order canceled");
+                return Ok(old);
+            }
             if !expected(&old) {
                 return Err(CancelError::PreconditionFailed);
             }
@@ -67,6 +74,10 @@ impl CancelOrder {
                 log::info!(order_id:% = id; "order canceled");
                 return Ok(new);
             }
+            attempted = Some(new);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

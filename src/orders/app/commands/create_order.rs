@@ -146,22 +146,4 @@ fn meaning(new_order: &NewOrder) -> [u8; 32] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(email: &str, cents: i64) -> NewOrder {
-        NewOrder {
-            key: IdempotencyKey::parse("key").unwrap(),
-            customer_email: CustomerEmail::new(email.into()).unwrap(),
-            amount: AmountCents::new(cents).unwrap(),
-        }
-    }
-
-    #[test]
-    fn requests_that_differ_in_any_field_have_different_hashes() {
-        let hash = meaning(&request("a@b.co", 1));
-        assert_eq!(hash, meaning(&request("a@b.co", 1)));
-        assert_ne!(hash, meaning(&request("a@b.com", 1)));
-        assert_ne!(hash, meaning(&request("a@b.co", 2)));
-    }
-}
+mod tests;

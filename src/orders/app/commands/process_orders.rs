@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId, Status};
 use crate::orders::ports::{
-    Meter, OrderRepository, Outcome, ProcessingStep, Started, StepError, StoreError,
+    Meter, OrderRepository, Outcome, ProcessingStep, SecondChance, Started, StepError, StoreError,
 };
 use crate::stop::StopSignal;
 
@@ -64,14 +64,23 @@ pub struct ProcessOrders {
 
 impl ProcessOrders {
     /// Works on the orders `ids`, each of them once, in the order given, taking each from
-    /// wherever an earlier, broken run left it, and says how each one stands. One store
-    /// call takes all up, one completes all; the steps run one after another in between,
+    /// wherever an earlier, broken run left it, and says how each one stands. A failed one
+    /// stays failed, unless `chances` gives it another chance. One store call takes all up, one completes all; the steps run one after another in between,
     /// each attempt for 60 seconds at most. When the program stops, the orders that are
     /// done are the first ones.
     ///
     /// # Errors
     /// [`StoreError`]: some orders may have moved on; working on the same ids again resumes.
-    pub fn handle(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Processed>, StoreError> {
+    pub fn handle(
+        &self,
+        ids: &[OrderId],
+        chances: &[SecondChance],
+    ) -> Result<HashMap<OrderId, Processed>, StoreError> {
+        if !chances.is_empty() {
+            let deadline = Deadline::after(STORE_BUDGET);
+            self.repository
+                .retry_failed(chances, Timestamp::now(), deadline)?;
+        }
         let mut started: HashMap<OrderId, Started> = self
             .take_up(ids)?
             .into_iter()
@@ -80,8 +89,12 @@ impl ProcessOrders {
         let mut results = HashMap::with_capacity(ids.len());
         let mut done = Vec::new();
         let mut failed = Vec::new();
+        let mut stopped = false;
         for &id in ids {
             let result = match started.remove(&id) {
+                // What comes after an interrupted one comes again with it: announcing it
+                // now would announce it twice.
+                _ if stopped => Processed::Interrupted,
                 None => Processed::Unknown,
                 Some(started) => match self.attempt(&started.order) {
                     None => self.ended(started),
@@ -89,7 +102,7 @@ impl ProcessOrders {
                     Some(attempted) => {
                         match attempted {
                             Ok(()) => done.push(id),
-                            Err((StepError::Stopped, _)) => {}
+                            Err((StepError::Stopped, _)) => stopped = true,
                             Err((error, attempts)) => {
                                 failed.push((id, error.to_string(), attempts));
                             }
@@ -193,3 +206,6 @@ impl ProcessOrders {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

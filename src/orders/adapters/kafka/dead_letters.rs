@@ -1,0 +1,194 @@
+//! Looking into order.dlq, and sending letters back to where they came from. Nobody
+//! joins a group for it, and nothing is committed: a letter stays where it is until
+//! Kafka's retention removes it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::deadline::Deadline;
+use crate::kafka::consumer::ConsumerRecord;
+use crate::kafka::{Cluster, Error, Reader};
+use crate::orders::app::PUBLISH_BUDGET;
+use crate::orders::ports::PublishError;
+
+use super::KafkaEventBus;
+use super::bus::TRACEPARENT;
+use super::dead_letter::{ATTEMPTS, OFFSET, PARTITION, REASON, TOPIC, replay};
+
+/// What one look at the topic may take.
+const READ_BUDGET: Duration = Duration::from_secs(30);
+
+/// The topic of dead letters.
+pub struct DeadLetters {
+    cluster: Cluster,
+    topic: Arc<str>,
+}
+
+/// Dead letters, read some at a time.
+pub struct Letters(Reader);
+
+/// A dead letter.
+pub struct Letter(ConsumerRecord);
+
+impl DeadLetters {
+    /// The dead letters in `topic`. No I/O.
+    pub fn new(cluster: Cluster, topic: Arc<str>) -> Self {
+        Self { cluster, topic }
+    }
+
+    /// All letters up to the topic's present end. Waits 30 seconds at most.
+    ///
+    /// # Errors
+    /// When the topic cannot be read.
+    pub fn all(&self) -> Result<Letters, Error> {
+        Ok(self.letters((0..).zip(self.ranges()?)))
+    }
+
+    /// The letters at `positions` (partition, offset), each once; those that are not
+    /// there are passed over. Waits 30 seconds at most.
+    ///
+    /// # Errors
+    /// When the topic cannot be read.
+    pub fn at(&self, positions: &[(i32, i64)]) -> Result<Letters, Error> {
+        let known = self.ranges()?;
+        let is_there = |&(partition, offset): &(i32, i64)| {
+            let range = usize::try_from(partition).ok().and_then(|p| known.get(p));
+            range.is_some_and(|range| range.contains(&offset))
+        };
+        let wanted: BTreeSet<(i32, i64)> = positions.iter().copied().filter(is_there).collect();
+        let single = |(partition, offset)| (partition, offset..offset + 1);
+        Ok(self.letters(wanted.into_iter().map(single)))
+    }
+
+    fn ranges(&self) -> Result<Vec<Range<i64>>, Error> {
+        Reader::ranges(&self.cluster, &self.topic, Deadline::after(READ_BUDGET))
+    }
+
+    fn letters(&self, ranges: impl Iterator<Item = (i32, Range<i64>)>) -> Letters {
+        Letters(Reader::new(
+            self.cluster.clone(),
+            Arc::clone(&self.topic),
+            ranges,
+        ))
+    }
+}
+
+impl Letters {
+    /// The next letters; none when all were read. Waits 30 seconds at most.
+    ///
+    /// # Errors
+    /// When the topic cannot be read.
+    pub fn read(&mut self) -> Result<Vec<Letter>, Error> {
+        let records = self.0.read(Deadline::after(READ_BUDGET))?;
+        Ok(records.into_iter().map(Letter).collect())
+    }
+}
+
+/// Why a letter was not sent back.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// It is no letter of ours.
+    #[error("it has no dlq-topic header, so nobody knows where it belongs")]
+    NoOrigin,
+    /// It is not known to have arrived.
+    #[error(transparent)]
+    NotPublished(#[from] PublishError),
+}
+
+/// Sends `letters` back to where they came from, marked as sent back at `now`, each in
+/// the trace it has come with; an answer for each, in their order. Waits for the event
+/// bus's publish budget at most.
+pub fn replay_letters(
+    bus: &KafkaEventBus,
+    letters: &[Letter],
+    now: Timestamp,
+) -> Vec<Result<(), ReplayError>> {
+    let records: Vec<_> = letters
+        .iter()
+        .map(|letter| replay(&letter.0, now))
+        .collect();
+    let known = letters.iter().zip(&records).filter_map(|(letter, record)| {
+        let cause = letter.header(TRACEPARENT).map(str::to_owned);
+        Some((record.clone()?, cause))
+    });
+    let known = known.collect::<Vec<_>>();
+    let mut sent = match known.is_empty() {
+        true => Vec::new(),
+        false => bus.send(known, Deadline::after(PUBLISH_BUDGET)),
+    }
+    .into_iter();
+    let mut answer = |record: &Option<_>| match record {
+        None => Err(ReplayError::NoOrigin),
+        Some(_) => Ok(sent
+            .next()
+            .unwrap_or_else(|| Err(PublishError::Unavailable("no answer".into())))?),
+    };
+    records.iter().map(&mut answer).collect()
+}
+
+impl Letter {
+    /// Where it lies in the topic of dead letters: partition and offset.
+    pub fn position(&self) -> (i32, i64) {
+        (self.0.partition, self.0.offset)
+    }
+
+    /// When it was written; `None` if it does not say.
+    pub fn written_at(&self) -> Option<Timestamp> {
+        Timestamp::from_millisecond(self.0.timestamp_ms)
+            .ok()
+            .filter(|_| self.0.timestamp_ms >= 0)
+    }
+
+    /// The original record's key.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.0.key.as_deref()
+    }
+
+    /// The original record's value. It is personal.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.0.value.as_deref()
+    }
+
+    /// Every header, in order.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        let headers = self.0.headers.iter();
+        headers.map(|(name, value)| (name.as_str(), value.as_deref()))
+    }
+
+    /// The topic it came from.
+    pub fn origin_topic(&self) -> Option<&str> {
+        self.header(TOPIC)
+    }
+
+    /// Where it came from, `topic partition:offset`, as far as it says.
+    pub fn origin(&self) -> String {
+        let part = |name| self.header(name).unwrap_or("?");
+        format!("{} {}:{}", part(TOPIC), part(PARTITION), part(OFFSET))
+    }
+
+    /// Why it was given up.
+    pub fn reason(&self) -> Option<&str> {
+        self.header(REASON)
+    }
+
+    /// Attempts made at processing.
+    pub fn attempts(&self) -> Option<&str> {
+        self.header(ATTEMPTS)
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(self.0.header(name)?).ok()
+    }
+}
+
+impl fmt::Debug for Letter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Key, value and headers are the users' data.
+        f.debug_tuple("Letter").field(&self.position()).finish()
+    }
+}

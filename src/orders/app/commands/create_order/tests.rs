@@ -1,0 +1,174 @@
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::orders::app::delivery::DeliveryInbox;
+use crate::orders::app::fakes::{Bus, Told, lock, soon};
+use crate::orders::app::memory::{Fault, Memory};
+use crate::orders::app::{DeliveryMode, PUBLISH_BUDGET};
+use crate::orders::ports::Outbox;
+
+fn request(email: &str, cents: i64) -> NewOrder {
+    NewOrder {
+        key: IdempotencyKey::parse("key").unwrap(),
+        customer_email: CustomerEmail::new(email.into()).unwrap(),
+        amount: AmountCents::new(cents).unwrap(),
+    }
+}
+
+fn respond(order: &Order) -> StoredResponse {
+    StoredResponse {
+        status: 202,
+        body: order.id.to_string().into_bytes(),
+        order_id: order.id,
+    }
+}
+
+struct Bench {
+    memory: Arc<Memory>,
+    bus: Arc<Bus>,
+    told: Arc<Told>,
+    inbox: DeliveryInbox,
+    create: CreateOrder,
+}
+
+fn bench(mode: DeliveryMode) -> Bench {
+    let (memory, bus) = (Arc::new(Memory::default()), Arc::new(Bus::default()));
+    let told = Arc::new(Told::default());
+    let (delivery, inbox) = Delivery::new(mode);
+    let day = Duration::from_secs(86_400);
+    let create = CreateOrder::new(memory.clone(), bus.clone(), delivery, told.clone(), day);
+    Bench {
+        memory,
+        bus,
+        told,
+        inbox,
+        create,
+    }
+}
+
+impl Bench {
+    fn order(&self, cents: i64) -> Result<Accepted, CreateError> {
+        self.create
+            .handle(request("a@b.co", cents), respond, soon())
+    }
+}
+
+#[test]
+fn requests_that_differ_in_any_field_have_different_hashes() {
+    let hash = meaning(&request("a@b.co", 1));
+    assert_eq!(hash, meaning(&request("a@b.co", 1)));
+    assert_ne!(hash, meaning(&request("a@b.com", 1)));
+    assert_ne!(hash, meaning(&request("a@b.co", 2)));
+}
+
+#[test]
+fn in_direct_mode_a_new_order_is_accepted_once_its_event_is_acknowledged() {
+    let bench = bench(DeliveryMode::Direct);
+    let accepted = bench.order(1).unwrap();
+    let id = accepted.response.order_id;
+    assert!(!accepted.replayed);
+    let published = bench.bus.take();
+    assert_eq!(published.len(), 1);
+    assert_eq!(published[0].order_id, id);
+    assert_eq!(bench.inbox.acknowledged.try_recv(), Ok(id));
+    assert_eq!(*lock(&bench.told.created), 1);
+    assert_eq!(bench.memory.look(id).0.status.as_str(), "pending");
+    let time = lock(&bench.bus.time_left)[0];
+    assert!(time <= PUBLISH_BUDGET, "{time:?}");
+}
+
+#[test]
+fn a_repetition_gets_the_first_answer_and_publishes_nothing_that_was_published() {
+    let bench = bench(DeliveryMode::Direct);
+    let first = bench.order(1).unwrap();
+    bench
+        .memory
+        .remove(&[first.response.order_id], soon())
+        .unwrap();
+    bench.bus.take();
+    let again = bench.order(1).unwrap();
+    assert!(again.replayed);
+    assert_eq!(again.response, first.response);
+    assert!(bench.bus.take().is_empty());
+    assert_eq!(
+        (*lock(&bench.told.created), *lock(&bench.told.hits)),
+        (1, 1)
+    );
+    assert_eq!(bench.memory.orders().len(), 1);
+}
+
+#[test]
+fn a_twin_publishes_the_firsts_event_itself_while_it_is_not_known_to_have_arrived() {
+    let bench = bench(DeliveryMode::Direct);
+    let first = bench.order(1).unwrap();
+    // Nobody has removed the row yet: the first may have died before its publish.
+    let twin = bench.order(1).unwrap();
+    assert_eq!(twin.response, first.response);
+    let published = bench.bus.take();
+    assert_eq!(published.len(), 2);
+    assert_eq!(published[0], published[1]);
+}
+
+#[test]
+fn without_the_bus_an_order_is_safe_and_its_key_resumes_it() {
+    let bench = bench(DeliveryMode::Direct);
+    bench.bus.away.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        let refused = bench.order(1);
+        assert!(
+            matches!(refused, Err(CreateError::NotPublished(_))),
+            "{refused:?}"
+        );
+    }
+    let ids = bench.memory.outbox();
+    assert_eq!(ids.len(), 1);
+    assert!(bench.inbox.acknowledged.is_empty());
+    bench.bus.away.store(false, Ordering::SeqCst);
+    let resumed = bench.order(1).unwrap();
+    assert_eq!(resumed.response.order_id, ids[0]);
+    assert_eq!(bench.bus.take().len(), 1);
+    assert_eq!(bench.memory.orders().len(), 1);
+}
+
+#[test]
+fn another_request_under_the_same_key_is_refused_and_publishes_nothing() {
+    let bench = bench(DeliveryMode::Direct);
+    bench.order(1).unwrap();
+    bench.bus.take();
+    assert!(matches!(bench.order(2), Err(CreateError::OtherRequest)));
+    assert!(bench.bus.take().is_empty());
+    assert_eq!(bench.memory.orders().len(), 1);
+}
+
+#[test]
+fn in_outbox_mode_the_relay_is_woken_and_nobody_waits_for_the_bus() {
+    let bench = bench(DeliveryMode::Outbox);
+    bench.bus.away.store(true, Ordering::SeqCst);
+    let first = bench.order(1).unwrap();
+    // A second token would mean the same; nobody waits for room.
+    assert_eq!(bench.order(1).unwrap().response, first.response);
+    assert_eq!(bench.inbox.relay.try_iter().count(), 1);
+    assert_eq!(bench.memory.outbox(), [first.response.order_id]);
+    assert!(lock(&bench.bus.time_left).is_empty());
+}
+
+#[test]
+fn wherever_the_store_fails_the_same_key_makes_one_order_with_one_event() {
+    for fault in [Fault::Before, Fault::After, Fault::Twice] {
+        let bench = bench(DeliveryMode::Direct);
+        bench.memory.fail_at(0, fault);
+        let first = bench.order(1);
+        match fault {
+            Fault::Twice => assert!(!first.unwrap().replayed),
+            _ => assert!(matches!(first, Err(CreateError::Store(_)))),
+        }
+        assert!(!bench.memory.mend());
+        let accepted = bench.order(1).unwrap();
+        assert_eq!(accepted.replayed, fault != Fault::Before);
+        assert_eq!(bench.memory.orders().len(), 1);
+        let published = bench.bus.take();
+        assert!(!published.is_empty());
+        let id = accepted.response.order_id;
+        assert!(published.iter().all(|message| message.order_id == id));
+    }
+}

@@ -1,0 +1,261 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::*;
+use crate::orders::app::fakes::{Step, Told, lock, order, soon};
+use crate::orders::app::memory::{Fault, Memory};
+use crate::orders::ports::OrderRepository;
+
+struct Bench<F> {
+    memory: Arc<Memory>,
+    step: Arc<Step<F>>,
+    told: Arc<Told>,
+    process: ProcessOrders,
+}
+
+fn bench<F>(stop: StopSignal, work: F) -> Bench<F>
+where
+    F: Fn(OrderId, usize) -> Result<(), StepError> + Send + Sync + 'static,
+{
+    let memory = Arc::new(Memory::default());
+    let (step, told) = (Arc::new(Step::new(work)), Arc::new(Told::default()));
+    let process = ProcessOrders {
+        repository: memory.clone(),
+        step: step.clone(),
+        meter: told.clone(),
+        max_attempts: 3,
+        stop,
+    };
+    Bench {
+        memory,
+        step,
+        told,
+        process,
+    }
+}
+
+impl<F> Bench<F> {
+    fn pending(&self, count: usize) -> Vec<OrderId> {
+        let put = |_| {
+            let order = order();
+            self.memory.put(&order);
+            order.id
+        };
+        (0..count).map(put).collect()
+    }
+
+    fn statuses(&self, ids: &[OrderId]) -> Vec<Status> {
+        ids.iter()
+            .map(|id| self.memory.look(*id).0.status)
+            .collect()
+    }
+}
+
+fn fine(_: OrderId, _: usize) -> Result<(), StepError> {
+    Ok(())
+}
+
+fn no(_: OrderId, _: usize) -> Result<(), StepError> {
+    Err(StepError::Failed("no".into()))
+}
+
+#[test]
+fn every_message_is_told_how_its_order_stands() {
+    let bench = bench(StopSignal::new(), fine);
+    let memory = &bench.memory;
+    let ids = bench.pending(4);
+    let (pending, canceled, completed, failed) = (ids[0], ids[1], ids[2], ids[3]);
+    let now = Timestamp::now();
+    let old = memory.look(canceled).0;
+    let new = old.cancel(now).unwrap();
+    memory.replace(&old, &new, soon()).unwrap();
+    memory.start_processing(&ids[2..], now, soon()).unwrap();
+    memory.complete(&[completed], now, soon()).unwrap();
+    memory.fail(failed, "because", now, soon()).unwrap();
+    let unknown = order().id;
+
+    let results = bench
+        .process
+        .handle(&[pending, canceled, completed, failed, unknown], &[])
+        .unwrap();
+    let look = |id| memory.look(id).0;
+    assert_eq!(results[&pending], Processed::Completed(look(pending)));
+    assert_eq!(results[&canceled], Processed::Canceled);
+    assert_eq!(results[&completed], Processed::Completed(look(completed)));
+    let still = Processed::Failed {
+        order: look(failed),
+        reason: "because".into(),
+        attempts: 3,
+    };
+    assert_eq!(results[&failed], still);
+    assert_eq!(results[&unknown], Processed::Unknown);
+    assert_eq!(look(pending).status, Status::Completed);
+    assert_eq!(*lock(&bench.step.tried), [pending]);
+    let outcomes = [
+        Outcome::Canceled,
+        Outcome::Duplicate,
+        Outcome::Duplicate,
+        Outcome::Completed,
+    ];
+    assert_eq!(*lock(&bench.told.outcomes), outcomes);
+}
+
+#[test]
+fn a_step_that_fails_at_first_is_tried_again_after_a_pause() {
+    let twice_no = |id, before| if before < 2 { no(id, before) } else { Ok(()) };
+    let bench = bench(StopSignal::new(), twice_no);
+    let ids = bench.pending(1);
+    let start = Instant::now();
+    let results = bench.process.handle(&ids, &[]).unwrap();
+    assert!(start.elapsed() >= BACKOFF[0] + BACKOFF[1]);
+    assert!(matches!(results[&ids[0]], Processed::Completed(_)));
+    assert_eq!(lock(&bench.step.tried).len(), 3);
+}
+
+#[test]
+fn an_order_fails_after_its_last_attempt_and_holds_up_no_other() {
+    let mut bench = bench(StopSignal::new(), |id: OrderId, before| match before {
+        0 | 1 => no(id, before),
+        _ => Ok(()),
+    });
+    bench.process.max_attempts = 2;
+    let ids = bench.pending(2);
+    let results = bench.process.handle(&ids, &[]).unwrap();
+    let Processed::Failed {
+        order,
+        reason,
+        attempts,
+    } = &results[&ids[0]]
+    else {
+        panic!("{results:?}");
+    };
+    assert_eq!(
+        (order.status, &**reason, *attempts),
+        (Status::Failed, "no", 2)
+    );
+    assert_eq!(
+        bench.memory.look(ids[0]),
+        (order.clone(), Some("no".into()))
+    );
+    assert_eq!(bench.statuses(&ids), [Status::Failed, Status::Completed]);
+}
+
+#[test]
+fn on_a_stop_the_orders_that_are_done_are_the_first_ones() {
+    for done in 0..5 {
+        let stop = StopSignal::new();
+        let given = stop.clone();
+        let bench = bench(stop, move |_, before| match before == done {
+            true => {
+                given.stop();
+                Err(StepError::Stopped)
+            }
+            false => Ok(()),
+        });
+        let mut ids = bench.pending(5);
+        // Behind all: one that had ended before, and one that nobody knows.
+        let ended = bench.pending(1)[0];
+        let memory = &bench.memory;
+        let now = Timestamp::now();
+        memory.start_processing(&[ended], now, soon()).unwrap();
+        memory.complete(&[ended], now, soon()).unwrap();
+        ids.extend([ended, order().id]);
+
+        let results = bench.process.handle(&ids, &[]).unwrap();
+        for (index, id) in ids.iter().enumerate() {
+            let is_done = results[id] != Processed::Interrupted;
+            assert_eq!(
+                is_done,
+                index < done,
+                "{index} of {done}: {:?}",
+                results[id]
+            );
+        }
+        // The next one to get the messages finishes the rest.
+        let next = ProcessOrders {
+            stop: StopSignal::new(),
+            step: Arc::new(Step::new(fine)),
+            ..bench.process
+        };
+        let results = next.handle(&ids, &[]).unwrap();
+        assert!(!results.values().any(|r| *r == Processed::Interrupted));
+        assert_eq!(bench.step.tried.lock().unwrap().len(), done + 1);
+    }
+}
+
+#[test]
+fn a_stop_cuts_the_pause_between_attempts_short_and_fails_nothing() {
+    let stop = StopSignal::new();
+    let given = stop.clone();
+    let bench = bench(stop, move |id, before| {
+        given.stop();
+        no(id, before)
+    });
+    let ids = bench.pending(2);
+    let results = bench.process.handle(&ids, &[]).unwrap();
+    assert!(results.values().all(|r| *r == Processed::Interrupted));
+    assert_eq!(bench.statuses(&ids), [Status::Processing; 2]);
+    assert_eq!(lock(&bench.step.tried).len(), 1);
+}
+
+#[test]
+fn wherever_the_store_fails_working_on_the_same_orders_again_resumes() {
+    for fault in [Fault::Before, Fault::After, Fault::Twice] {
+        for call in 0.. {
+            // The second of them fails, the first time and ever.
+            let unlucky = Arc::new(std::sync::OnceLock::new());
+            let known = unlucky.clone();
+            let mut bench = bench(StopSignal::new(), move |id, before| {
+                match known.get() == Some(&id) {
+                    true => no(id, before),
+                    false => Ok(()),
+                }
+            });
+            bench.process.max_attempts = 1;
+            let ids = bench.pending(3);
+            unlucky.set(ids[1]).unwrap();
+            bench.memory.fail_at(call, fault);
+            let first = bench.process.handle(&ids, &[]);
+            if bench.memory.mend() {
+                assert!(call >= 3, "taking up, completing and failing are calls");
+                break;
+            }
+            if let Err(error) = first {
+                assert!(error.is_transient());
+            }
+            let results = bench.process.handle(&ids, &[]).unwrap();
+            let ends = [Status::Completed, Status::Failed, Status::Completed];
+            assert_eq!(bench.statuses(&ids), ends, "{fault:?} {call}");
+            for (id, end) in ids.iter().zip(ends) {
+                match &results[id] {
+                    Processed::Completed(order) => assert_eq!(end, order.status),
+                    Processed::Failed { order, reason, .. } => {
+                        assert_eq!((end, &**reason), (order.status, "no"));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_failed_order_gets_another_chance_when_it_is_replayed() {
+    let bench = bench(StopSignal::new(), fine);
+    let ids = bench.pending(1);
+    let id = ids[0];
+    let now = Timestamp::now();
+    bench.memory.start_processing(&ids, now, soon()).unwrap();
+    bench.memory.fail(id, "because", now, soon()).unwrap();
+    let chance = |replayed_at| [SecondChance { id, replayed_at }];
+
+    let results = bench.process.handle(&ids, &chance(now)).unwrap();
+    assert!(
+        matches!(results[&id], Processed::Failed { .. }),
+        "not later"
+    );
+    let later = now + jiff::SignedDuration::from_micros(1);
+    let results = bench.process.handle(&ids, &chance(later)).unwrap();
+    assert!(matches!(results[&id], Processed::Completed(_)));
+    assert_eq!(bench.memory.look(id).1, None, "the reason is forgotten");
+}

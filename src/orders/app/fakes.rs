@@ -1,0 +1,138 @@
+//! The ports that are not storage, for unit tests.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use jiff::Timestamp;
+
+use crate::deadline::Deadline;
+use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent, OrderId};
+use crate::orders::ports::{
+    Backlog, EventBus, Message, Meter, Outcome, ProcessingStep, PublishError, StepError,
+};
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
+
+pub fn order() -> Order {
+    let email = CustomerEmail::new("user@example.com".into()).unwrap();
+    Order::create(email, AmountCents::new(1).unwrap(), Timestamp::now())
+}
+
+/// Acknowledges everything, unless it is away or the order is one it refuses.
+pub struct Bus {
+    pub away: AtomicBool,
+    pub refused: Mutex<Vec<OrderId>>,
+    /// What was left of each publish's time.
+    pub time_left: Mutex<Vec<Duration>>,
+    published: Sender<Message>,
+    /// What was acknowledged.
+    pub acknowledged: Receiver<Message>,
+}
+
+impl Default for Bus {
+    fn default() -> Self {
+        let (published, acknowledged) = unbounded();
+        Self {
+            away: AtomicBool::default(),
+            refused: Mutex::default(),
+            time_left: Mutex::default(),
+            published,
+            acknowledged,
+        }
+    }
+}
+
+impl Bus {
+    /// What was acknowledged since the last call.
+    pub fn take(&self) -> Vec<Message> {
+        self.acknowledged.try_iter().collect()
+    }
+}
+
+impl EventBus for Bus {
+    fn encode(&self, event: &OrderEvent) -> Message {
+        Message {
+            kind: event.kind(),
+            order_id: event.order().id,
+            payload: Bytes::from(event.order().id.to_string()),
+            traceparent: Some("00-1-2-01".to_owned()),
+        }
+    }
+
+    fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
+        lock(&self.time_left).push(deadline.remaining());
+        let one = |message: &Message| {
+            if self.away.load(Ordering::SeqCst) {
+                return Err(PublishError::Unavailable("away".into()));
+            }
+            if lock(&self.refused).contains(&message.order_id) {
+                return Err(PublishError::Refused("no".into()));
+            }
+            self.published.send(message.clone()).unwrap();
+            Ok(())
+        };
+        messages.iter().map(one).collect()
+    }
+}
+
+/// Remembers what it was told.
+#[derive(Default)]
+pub struct Told {
+    pub created: Mutex<u32>,
+    pub hits: Mutex<u32>,
+    pub outcomes: Mutex<Vec<Outcome>>,
+    pub backlogs: Mutex<Vec<Backlog>>,
+}
+
+impl Meter for Told {
+    fn order_created(&self) {
+        *lock(&self.created) += 1;
+    }
+
+    fn idempotency_hit(&self) {
+        *lock(&self.hits) += 1;
+    }
+
+    fn order_processed(&self, outcome: Outcome) {
+        lock(&self.outcomes).push(outcome);
+    }
+
+    fn outbox_backlog(&self, backlog: Backlog) {
+        lock(&self.backlogs).push(backlog);
+    }
+}
+
+/// A step that a closure does: it gets the order, and how often any was tried before.
+pub struct Step<F> {
+    work: F,
+    pub tried: Mutex<Vec<OrderId>>,
+}
+
+impl<F: Fn(OrderId, usize) -> Result<(), StepError>> Step<F> {
+    pub fn new(work: F) -> Self {
+        Self {
+            work,
+            tried: Mutex::default(),
+        }
+    }
+}
+
+impl<F: Fn(OrderId, usize) -> Result<(), StepError> + Send + Sync> ProcessingStep for Step<F> {
+    fn process(&self, order: &Order, _: Deadline) -> Result<(), StepError> {
+        let before = {
+            let mut tried = lock(&self.tried);
+            tried.push(order.id);
+            tried.len() - 1
+        };
+        (self.work)(order.id, before)
+    }
+}

@@ -1,0 +1,218 @@
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::orders::app::fakes::{Bus, Told, lock, order, soon};
+use crate::orders::app::memory::{Fault, Memory};
+use crate::orders::domain::{Order, OrderEvent};
+use crate::orders::ports::{IdempotencyKey, Once, OrderRepository, StoredResponse, Submission};
+
+/// Long enough for another thread's turn on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Bench {
+    memory: Arc<Memory>,
+    bus: Arc<Bus>,
+    told: Arc<Told>,
+    stop: StopSignal,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            memory: Arc::default(),
+            bus: Arc::default(),
+            told: Arc::default(),
+            stop: StopSignal::new(),
+        }
+    }
+
+    fn housekeeping(&self) -> Housekeeping {
+        Housekeeping {
+            outbox: self.memory.clone(),
+            keys: self.memory.clone(),
+            bus: self.bus.clone(),
+            meter: self.told.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+
+    /// Stored orders whose events wait.
+    fn stored(&self, count: usize, ttl: Duration) -> Vec<OrderId> {
+        (0..count).map(|_| self.submit(order(), ttl)).collect()
+    }
+
+    fn submit(&self, order: Order, ttl: Duration) -> OrderId {
+        let id = order.id;
+        let event = OrderEvent::Created(order);
+        let submission = Submission {
+            key: &IdempotencyKey::parse(&id.to_string()).unwrap(),
+            request_hash: [0; 32],
+            order: event.order(),
+            response: &StoredResponse {
+                status: 202,
+                body: Vec::new(),
+                order_id: id,
+            },
+            message: &self.bus.encode(&event),
+            ttl,
+        };
+        let once = self.memory.submit(&submission, soon());
+        assert!(matches!(once, Ok(Once::First)));
+        id
+    }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[test]
+fn a_relay_publishes_the_oldest_first_and_removes_only_what_was_acknowledged() {
+    let bench = Bench::new();
+    let ids = bench.stored(5, DAY);
+    lock(&bench.bus.refused).push(ids[3]);
+    let relayed = bench.housekeeping().relay_once(Duration::ZERO).unwrap();
+    assert_eq!(relayed, (5, 4));
+    let mut expected = ids.clone();
+    expected.sort();
+    expected.retain(|id| *id != ids[3]);
+    let published: Vec<OrderId> = bench.bus.take().iter().map(|m| m.order_id).collect();
+    assert_eq!(published, expected);
+    assert_eq!(bench.memory.outbox(), [ids[3]]);
+}
+
+#[test]
+fn in_direct_mode_a_young_event_belongs_to_its_request() {
+    let bench = Bench::new();
+    bench.stored(1, DAY);
+    let relayed = bench.housekeeping().relay_once(DIRECT_MIN_AGE).unwrap();
+    assert_eq!(relayed, (0, 0));
+    assert!(bench.bus.take().is_empty());
+}
+
+#[test]
+fn wherever_the_store_fails_no_event_is_lost() {
+    for fault in [Fault::Before, Fault::After] {
+        for call in 0.. {
+            let bench = Bench::new();
+            let mut ids = bench.stored(3, DAY);
+            ids.sort();
+            bench.memory.fail_at(call, fault);
+            let outcome = bench.housekeeping().relay_once(Duration::ZERO);
+            if bench.memory.mend() {
+                break;
+            }
+            assert!(outcome.is_err());
+            bench.housekeeping().relay_once(Duration::ZERO).unwrap();
+            let mut published: Vec<OrderId> = bench.bus.take().iter().map(|m| m.order_id).collect();
+            published.sort();
+            published.dedup();
+            assert_eq!(published, ids, "{fault:?} {call}");
+            assert!(bench.memory.outbox().is_empty());
+        }
+    }
+}
+
+#[test]
+fn acknowledged_events_are_removed_together() {
+    let bench = Bench::new();
+    let ids = bench.stored(20, DAY);
+    let (delivery, inbox) = Delivery::new(DeliveryMode::Direct);
+    for &id in &ids[..19] {
+        let message = bench
+            .bus
+            .encode(&OrderEvent::Created(bench.memory.look(id).0));
+        delivery.deliver(&*bench.bus, message, soon()).unwrap();
+    }
+    let calls = bench.memory.calls();
+    let first = inbox.acknowledged.recv().unwrap();
+    bench.housekeeping().clean_once(first, &inbox);
+    assert_eq!(bench.memory.calls() - calls, 1);
+    assert_eq!(bench.memory.outbox(), ids[19..]);
+}
+
+#[test]
+fn expired_keys_are_swept_in_batches_and_their_orders_stay() {
+    let bench = Bench::new();
+    let batch = SWEEP_BATCH as usize;
+    bench.stored(2 * batch + 1, Duration::ZERO);
+    let kept = bench.stored(1, DAY);
+    let calls = bench.memory.calls();
+    let swept = bench.housekeeping().sweep_once().unwrap();
+    assert_eq!(swept, 2 * batch as u64 + 1);
+    assert_eq!(bench.memory.calls() - calls, 3);
+    assert_eq!(bench.memory.keys(), 1);
+    assert_eq!(bench.memory.orders().len(), 2 * batch + 2);
+    assert!(bench.memory.get(kept[0], soon()).unwrap().is_some());
+    bench.stop.stop();
+    bench.stored(1, Duration::ZERO);
+    assert_eq!(bench.housekeeping().sweep_once().unwrap(), 0);
+}
+
+#[test]
+fn in_outbox_mode_a_new_order_wakes_the_relay() {
+    let bench = Bench::new();
+    let (delivery, threads) = bench.housekeeping().start(DeliveryMode::Outbox).unwrap();
+    for _ in 0..20 {
+        let id = bench.stored(1, DAY)[0];
+        let message = bench
+            .bus
+            .encode(&OrderEvent::Created(bench.memory.look(id).0));
+        delivery.deliver(&*bench.bus, message, soon()).unwrap();
+        let published = bench.bus.acknowledged.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(published.order_id, id);
+    }
+    bench.stop.stop();
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    assert!(bench.memory.outbox().is_empty());
+}
+
+#[test]
+fn what_was_acknowledged_before_a_stop_is_removed() {
+    let bench = Bench::new();
+    let (delivery, threads) = bench.housekeeping().start(DeliveryMode::Direct).unwrap();
+    for id in bench.stored(50, DAY) {
+        let message = bench
+            .bus
+            .encode(&OrderEvent::Created(bench.memory.look(id).0));
+        delivery.deliver(&*bench.bus, message, soon()).unwrap();
+    }
+    bench.stop.stop();
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    assert!(bench.memory.outbox().is_empty());
+    assert_eq!(bench.bus.take().len(), 50);
+}
+
+#[test]
+fn the_backlog_is_told_while_the_relay_catches_up_and_nothing_is_left_behind() {
+    let bench = Bench::new();
+    let batch = RELAY_BATCH as usize;
+    bench.stored(3 * batch, DAY);
+    let (_delivery, threads) = bench.housekeeping().start(DeliveryMode::Outbox).unwrap();
+    for _ in 0..3 * batch {
+        bench.bus.acknowledged.recv_timeout(PATIENCE).unwrap();
+    }
+    bench.stop.stop();
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    let told = lock(&bench.told.backlogs)[0];
+    assert_eq!(told.rows, 2 * batch as i64);
+    assert!(told.oldest_seconds >= 0.0);
+    assert!(bench.memory.outbox().is_empty());
+}
+
+#[test]
+fn a_bus_that_comes_back_gets_what_waited() {
+    let bench = Bench::new();
+    bench.bus.away.store(true, Ordering::SeqCst);
+    let ids = bench.stored(2, DAY);
+    let relay = || bench.housekeeping().relay_once(Duration::ZERO).unwrap();
+    assert_eq!(relay(), (2, 0));
+    assert_eq!(bench.memory.outbox().len(), 2);
+    bench.bus.away.store(false, Ordering::SeqCst);
+    assert_eq!(relay(), (2, 2));
+    assert_eq!(bench.bus.take().len(), ids.len());
+}

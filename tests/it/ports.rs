@@ -1,0 +1,575 @@
+//! What every implementation of the storage ports keeps to: each test runs on PostgreSQL and on the memory that the unit
+//! tests use, so that what they show holds for both.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::bounded;
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tbd::database::migrations::{Migrator, Source};
+use tbd::database::{DatabaseConfig, Pool};
+use tbd::deadline::Deadline;
+use tbd::orders::adapters::postgres::PostgresStore;
+use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Status};
+use tbd::orders::ports::{
+    IdempotencyKey, IdempotencyStore, Message, Once, OrderRepository, Outbox, SecondChance,
+    Started, StoredResponse, Submission,
+};
+
+use crate::support::memory::Memory;
+use crate::support::{self, Database};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// All storage ports.
+trait Store: OrderRepository + IdempotencyStore + Outbox {}
+impl<T: OrderRepository + IdempotencyStore + Outbox> Store for T {}
+
+/// PostgreSQL, and the database that goes with it.
+fn postgres() -> (PostgresStore, Database) {
+    let database = support::postgres();
+    let config = DatabaseConfig::new(
+        &database.host,
+        database.port,
+        support::USER,
+        support::PASSWORD,
+        &database.name,
+    );
+    Migrator::new(Source::Embedded)
+        .expect("the embedded migrations")
+        .run(&config, soon())
+        .expect("migrate");
+    let pool = Pool::new(config).expect("a pool");
+    (PostgresStore::new(pool, &database.name), database)
+}
+
+macro_rules! contract {
+    ($($name:ident),* $(,)?) => {
+        mod on_postgres {
+            $(#[test] fn $name() { let (store, _database) = super::postgres(); super::$name(&store); })*
+        }
+        mod in_memory {
+            $(#[test] fn $name() { super::$name(&super::Memory::default()); })*
+        }
+    };
+}
+
+contract!(
+    a_new_key_stores_order_and_event_together,
+    a_known_key_gets_the_first_answer_and_the_event_while_it_is_unpublished,
+    a_known_key_with_another_request_stores_nothing,
+    an_expired_key_is_free_again_and_can_be_swept,
+    of_many_with_one_key_one_is_first,
+    an_order_is_replaced_only_as_it_was,
+    taking_up_tells_how_each_order_stands,
+    an_order_ends_once,
+    a_failed_order_is_retried_once_for_each_replay,
+    what_is_relayed_is_gone_and_the_rest_stays,
+    events_younger_than_the_minimum_age_are_left_alone,
+    two_relays_at_once_never_hold_the_same_event,
+    a_relay_that_breaks_off_leaves_every_event,
+    removed_events_are_not_relayed,
+);
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
+
+fn order() -> Order {
+    let email = CustomerEmail::new("user@example.com".into()).expect("an address");
+    Order::create(
+        email,
+        AmountCents::new(1299).expect("an amount"),
+        Timestamp::now(),
+    )
+}
+
+fn message(order: &Order) -> Message {
+    Message {
+        kind: EventKind::Created,
+        order_id: order.id,
+        payload: Bytes::from(order.id.to_string()),
+        traceparent: Some(format!("00-{}-00f067aa0ba902b7-01", order.id.0.simple())),
+    }
+}
+
+fn response(order: &Order) -> StoredResponse {
+    StoredResponse {
+        status: 202,
+        body: order.id.to_string().into_bytes(),
+        order_id: order.id,
+    }
+}
+
+fn submit_for(store: &dyn Store, key: &str, request: u8, order: &Order, ttl: Duration) -> Once {
+    let submission = Submission {
+        key: &IdempotencyKey::parse(key).expect("a key"),
+        request_hash: [request; 32],
+        order,
+        response: &response(order),
+        message: &message(order),
+        ttl,
+    };
+    store.submit(&submission, soon()).expect("submit")
+}
+
+fn submit(store: &dyn Store, key: &str, request: u8, order: &Order) -> Once {
+    submit_for(store, key, request, order, DAY)
+}
+
+/// A stored order.
+fn stored(store: &dyn Store) -> Order {
+    let order = order();
+    assert!(matches!(
+        submit(store, &order.id.to_string(), 1, &order),
+        Once::First
+    ));
+    order
+}
+
+fn get(store: &dyn Store, id: OrderId) -> Option<Order> {
+    store.get(id, soon()).expect("get")
+}
+
+/// What a relay would publish now, which stays where it is.
+fn waiting(store: &dyn Store) -> Vec<Message> {
+    let mut seen = Vec::new();
+    relay(store, |messages| {
+        seen.extend_from_slice(messages);
+        vec![false; messages.len()]
+    });
+    seen
+}
+
+fn relay(store: &dyn Store, mut publish: impl FnMut(&[Message]) -> Vec<bool>) -> (usize, usize) {
+    let relayed = store.relay(100, Duration::ZERO, soon(), &mut publish);
+    relayed.expect("relay")
+}
+
+fn a_new_key_stores_order_and_event_together(store: &dyn Store) {
+    let order = stored(store);
+    assert_eq!(get(store, order.id), Some(order.clone()));
+    assert_eq!(waiting(store), [message(&order)]);
+    assert_eq!(store.backlog(soon()).expect("backlog").rows, 1);
+}
+
+fn a_known_key_gets_the_first_answer_and_the_event_while_it_is_unpublished(store: &dyn Store) {
+    let (first, second) = (order(), order());
+    submit(store, "key", 1, &first);
+    let again = |expected: Option<Message>| match submit(store, "key", 1, &second) {
+        Once::Again {
+            response: told,
+            unpublished,
+        } => {
+            assert_eq!((told, unpublished), (response(&first), expected));
+        }
+        other => panic!("{other:?}"),
+    };
+    again(Some(message(&first)));
+    relay(store, |messages| vec![true; messages.len()]);
+    again(None);
+    assert_eq!(get(store, second.id), None);
+}
+
+fn a_known_key_with_another_request_stores_nothing(store: &dyn Store) {
+    let (first, second) = (order(), order());
+    submit(store, "key", 1, &first);
+    assert!(matches!(
+        submit(store, "key", 2, &second),
+        Once::OtherRequest
+    ));
+    assert_eq!(get(store, second.id), None);
+    assert_eq!(waiting(store), [message(&first)]);
+}
+
+fn an_expired_key_is_free_again_and_can_be_swept(store: &dyn Store) {
+    let (first, second) = (order(), order());
+    submit_for(store, "key", 1, &first, Duration::ZERO);
+    let anew = submit_for(store, "key", 2, &second, Duration::ZERO);
+    assert!(matches!(anew, Once::First));
+    assert!(get(store, first.id).is_some() && get(store, second.id).is_some());
+    let others: Vec<Order> = (0..4).map(|_| stored(store)).collect();
+    assert_eq!(others.len(), 4);
+    submit_for(store, "another", 1, &order(), Duration::ZERO);
+    assert_eq!(store.sweep(1, soon()).expect("sweep"), 1);
+    assert_eq!(store.sweep(10, soon()).expect("sweep"), 1);
+    assert_eq!(store.sweep(10, soon()).expect("sweep"), 0);
+    for kept in others {
+        let again = submit(store, &kept.id.to_string(), 1, &order());
+        assert!(matches!(again, Once::Again { .. }), "{again:?}");
+    }
+}
+
+fn of_many_with_one_key_one_is_first(store: &(impl Store + Sync)) {
+    let outcomes: Vec<Once> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| submit(store, "key", 1, &order())))
+            .collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|outcome| outcome.expect("no panic")).collect()
+    });
+    let firsts = outcomes.iter().filter(|once| matches!(once, Once::First));
+    assert_eq!(firsts.count(), 1, "{outcomes:?}");
+    let [only] = &waiting(store)[..] else {
+        panic!("one event");
+    };
+    for once in &outcomes {
+        if let Once::Again { response, .. } = once {
+            assert_eq!(response.order_id, only.order_id);
+        }
+    }
+}
+
+fn an_order_is_replaced_only_as_it_was(store: &dyn Store) {
+    let old = stored(store);
+    let canceled = old.cancel(Timestamp::now()).expect("pending");
+    let replace = |new: &Order| store.replace(&old, new, soon()).expect("replace");
+    assert!(replace(&canceled));
+    assert_eq!(get(store, old.id), Some(canceled.clone()));
+    let later = old
+        .cancel(Timestamp::now() + SignedDuration::from_secs(5))
+        .expect("pending");
+    assert!(!replace(&later), "it has changed since");
+    assert_eq!(get(store, old.id), Some(canceled));
+    assert!(!store.replace(&order(), &order(), soon()).expect("replace"));
+}
+
+fn start(store: &dyn Store, ids: &[OrderId]) -> Vec<Started> {
+    let mut started = store
+        .start_processing(ids, Timestamp::now(), soon())
+        .expect("start");
+    started.sort_by_key(|started| started.order.id);
+    started
+}
+
+fn complete(store: &dyn Store, ids: &[OrderId]) -> Vec<Order> {
+    store
+        .complete(ids, Timestamp::now(), soon())
+        .expect("complete")
+}
+
+fn fail(store: &dyn Store, id: OrderId) -> Option<Order> {
+    store
+        .fail(id, "because", Timestamp::now(), soon())
+        .expect("fail")
+}
+
+fn taking_up_tells_how_each_order_stands(store: &dyn Store) {
+    let orders: Vec<Order> = (0..5).map(|_| stored(store)).collect();
+    let id = |index: usize| orders[index].id;
+    let canceled = orders[1].cancel(Timestamp::now()).expect("pending");
+    assert!(
+        store
+            .replace(&orders[1], &canceled, soon())
+            .expect("replace")
+    );
+    start(store, &[id(2), id(3), id(4)]);
+    complete(store, &[id(2)]);
+    fail(store, id(3));
+    let unknown = order().id;
+    let mut ids: Vec<OrderId> = orders.iter().map(|order| order.id).collect();
+    ids.push(unknown);
+    let started = start(store, &ids);
+    let mut expected: Vec<(OrderId, Status, Option<&str>)> = vec![
+        (id(0), Status::Processing, None),
+        (id(1), Status::Canceled, None),
+        (id(2), Status::Completed, None),
+        (id(3), Status::Failed, Some("because")),
+        (id(4), Status::Processing, None),
+    ];
+    expected.sort_by_key(|(id, ..)| *id);
+    let told: Vec<(OrderId, Status, Option<&str>)> = started
+        .iter()
+        .map(|s| (s.order.id, s.order.status, s.failure_reason.as_deref()))
+        .collect();
+    assert_eq!(told, expected);
+    for started in started {
+        assert_eq!(get(store, started.order.id), Some(started.order));
+    }
+}
+
+fn an_order_ends_once(store: &dyn Store) {
+    let (one, other) = (stored(store).id, stored(store).id);
+    assert!(complete(store, &[one]).is_empty(), "nobody has taken it up");
+    assert_eq!(fail(store, other), None);
+    start(store, &[one, other]);
+    let completed = complete(store, &[one]);
+    assert_eq!(completed.len(), 1);
+    assert_eq!(get(store, one), Some(completed[0].clone()));
+    assert!(complete(store, &[one]).is_empty());
+    assert_eq!(fail(store, one), None);
+    let failed = fail(store, other).expect("it was processing");
+    assert_eq!(failed.status, Status::Failed);
+    assert!(complete(store, &[other]).is_empty());
+    assert_eq!(fail(store, other), None);
+    assert_eq!(get(store, other), Some(failed));
+}
+
+fn a_failed_order_is_retried_once_for_each_replay(store: &dyn Store) {
+    let (failed, completed) = (stored(store).id, stored(store).id);
+    start(store, &[failed, completed]);
+    complete(store, &[completed]);
+    let before = Timestamp::now();
+    fail(store, failed);
+    let hour = SignedDuration::from_hours(1);
+    let retry = |replayed_at: Timestamp| {
+        let chances =
+            [failed, completed, failed, order().id].map(|id| SecondChance { id, replayed_at });
+        let now = Timestamp::now() + hour;
+        store.retry_failed(&chances, now, soon()).expect("retry");
+        let status = |id| get(store, id).expect("stored").status;
+        assert_eq!(status(completed), Status::Completed);
+        status(failed)
+    };
+    assert_eq!(retry(before), Status::Failed, "replayed before it failed");
+    let replayed_at = Timestamp::now() + SignedDuration::from_secs(1);
+    assert_eq!(retry(replayed_at), Status::Processing);
+    let [started] = &start(store, &[failed])[..] else {
+        panic!("one order");
+    };
+    assert_eq!(started.failure_reason, None);
+    store
+        .fail(failed, "again", Timestamp::now() + hour, soon())
+        .expect("fail");
+    assert_eq!(retry(replayed_at), Status::Failed, "its chance is spent");
+    assert_eq!(retry(replayed_at + 2 * hour), Status::Processing);
+}
+
+fn what_is_relayed_is_gone_and_the_rest_stays(store: &dyn Store) {
+    let orders: Vec<Order> = (0..5).map(|_| stored(store)).collect();
+    let relayed = relay(store, |messages| {
+        messages
+            .iter()
+            .map(|message| message.order_id != orders[2].id)
+            .collect()
+    });
+    assert_eq!(relayed, (5, 4));
+    assert_eq!(waiting(store), [message(&orders[2])]);
+    let nothing = store.relay(0, Duration::ZERO, soon(), &mut |_| {
+        panic!("nothing to publish")
+    });
+    assert_eq!(nothing.expect("relay"), (0, 0));
+}
+
+fn events_younger_than_the_minimum_age_are_left_alone(store: &dyn Store) {
+    stored(store);
+    let relayed = store.relay(10, DAY, soon(), &mut |_| panic!("nothing to publish"));
+    assert_eq!(relayed.expect("relay"), (0, 0));
+    assert_eq!(waiting(store).len(), 1);
+}
+
+fn two_relays_at_once_never_hold_the_same_event(store: &(impl Store + Sync)) {
+    let orders: HashSet<OrderId> = (0..6).map(|_| stored(store).id).collect();
+    let (holds, held) = bounded(0);
+    let (let_go, may_go) = bounded::<()>(0);
+    thread::scope(|scope| {
+        let first = scope.spawn(move || {
+            let mut mine = Vec::new();
+            let relayed = store.relay(3, Duration::ZERO, soon(), &mut |messages| {
+                mine = messages.iter().map(|message| message.order_id).collect();
+                holds.send(()).expect("the other waits");
+                may_go.recv().expect("the other lets go");
+                vec![true; messages.len()]
+            });
+            assert_eq!(relayed.expect("relay"), (3, 3));
+            mine
+        });
+        held.recv().expect("the first holds three");
+        let rest: HashSet<OrderId> = waiting(store)
+            .iter()
+            .map(|message| message.order_id)
+            .collect();
+        assert_eq!(rest.len(), 3);
+        let_go.send(()).expect("the first waits");
+        let mine: HashSet<OrderId> = first.join().expect("no panic").into_iter().collect();
+        assert!(mine.is_disjoint(&rest));
+        assert_eq!(&mine | &rest, orders);
+        let left: HashSet<OrderId> = waiting(store)
+            .iter()
+            .map(|message| message.order_id)
+            .collect();
+        assert_eq!(left, rest);
+    });
+}
+
+fn a_relay_that_breaks_off_leaves_every_event(store: &dyn Store) {
+    let order = stored(store);
+    let broken = catch_unwind(AssertUnwindSafe(|| {
+        relay(store, |_| panic!("a test's panic"))
+    }));
+    assert!(broken.is_err());
+    assert_eq!(waiting(store), [message(&order)]);
+}
+
+fn removed_events_are_not_relayed(store: &dyn Store) {
+    let (one, other) = (stored(store), stored(store));
+    store.remove(&[one.id, order().id], soon()).expect("remove");
+    assert_eq!(waiting(store), [message(&other)]);
+    assert_eq!(store.backlog(soon()).expect("backlog").rows, 1);
+}
+
+/// What can be done to one of a few orders; the number says to which.
+#[derive(Clone, Debug)]
+enum Command {
+    Create,
+    Cancel(usize),
+    Start(Vec<usize>),
+    Complete(Vec<usize>),
+    Fail(usize),
+    /// Replayed so many microseconds before or after the last thing that happened.
+    Retry(usize, i64),
+}
+
+fn commands() -> impl Strategy<Value = Vec<Command>> {
+    let some = || proptest::collection::vec(0..4_usize, 1..4);
+    let command = prop_oneof![
+        2 => Just(Command::Create),
+        1 => (0..4_usize).prop_map(Command::Cancel),
+        4 => some().prop_map(Command::Start),
+        2 => some().prop_map(Command::Complete),
+        3 => (0..4_usize).prop_map(Command::Fail),
+        3 => (0..4_usize, -2..3_i64).prop_map(|(order, micros)| Command::Retry(order, micros)),
+    ];
+    proptest::collection::vec(command, 1..30)
+}
+
+/// Runs `commands` on every store; they always answer the same, and every order moves by the rules of the domain only.
+fn obey(stores: &[&dyn Store], commands: &[Command]) {
+    let mut orders: Vec<Order> = Vec::new();
+    let mut now = Timestamp::from_microsecond(1_760_000_000_000_000).expect("in range");
+    for command in commands {
+        now += SignedDuration::from_micros(1);
+        let id = |number: usize| {
+            orders
+                .get(number)
+                .map_or(OrderId(uuid::Uuid::nil()), |order| order.id)
+        };
+        let ids = |numbers: &[usize]| {
+            let distinct: HashSet<OrderId> = numbers.iter().map(|number| id(*number)).collect();
+            distinct.into_iter().collect::<Vec<_>>()
+        };
+        let answers: Vec<String> = match command {
+            Command::Create if orders.len() >= 4 => continue,
+            Command::Create => {
+                let email = CustomerEmail::new("user@example.com".into()).expect("an address");
+                let new = Order::create(email, AmountCents::new(1).expect("an amount"), now);
+                for store in stores {
+                    assert!(matches!(
+                        submit(*store, &new.id.to_string(), 1, &new),
+                        Once::First
+                    ));
+                }
+                orders.push(new);
+                continue;
+            }
+            Command::Cancel(number) => {
+                let Some(old) = orders.get(*number) else {
+                    continue;
+                };
+                let Ok(new) = old.cancel(now) else { continue };
+                let replaced = stores
+                    .iter()
+                    .map(|s| s.replace(old, &new, soon()).expect("replace"));
+                replaced.map(|replaced| replaced.to_string()).collect()
+            }
+            Command::Start(numbers) => {
+                let ids = ids(numbers);
+                let started = stores.iter().map(|s| {
+                    let mut started = s.start_processing(&ids, now, soon()).expect("start");
+                    started.sort_by_key(|started| started.order.id);
+                    format!("{started:?}")
+                });
+                started.collect()
+            }
+            Command::Complete(numbers) => {
+                let ids = ids(numbers);
+                let completed = stores.iter().map(|s| {
+                    let mut completed = s.complete(&ids, now, soon()).expect("complete");
+                    completed.sort_by_key(|order| order.id);
+                    format!("{completed:?}")
+                });
+                completed.collect()
+            }
+            Command::Fail(number) => {
+                let failed = stores
+                    .iter()
+                    .map(|s| s.fail(id(*number), "why", now, soon()).expect("fail"));
+                failed.map(|failed| format!("{failed:?}")).collect()
+            }
+            Command::Retry(number, micros) => {
+                let replayed_at = now + SignedDuration::from_micros(*micros);
+                let chance = [SecondChance {
+                    id: id(*number),
+                    replayed_at,
+                }];
+                for store in stores {
+                    store.retry_failed(&chance, now, soon()).expect("retry");
+                }
+                Vec::new()
+            }
+        };
+        assert!(
+            answers.iter().all(|answer| *answer == answers[0]),
+            "{command:?}: {answers:?}"
+        );
+        for known in &mut orders {
+            let found: Vec<Option<Order>> = stores.iter().map(|s| get(*s, known.id)).collect();
+            let order = found[0].clone().expect("an order is never lost");
+            assert!(
+                found.iter().all(|other| *other == found[0]),
+                "{command:?}: {found:?}"
+            );
+            assert!(
+                order.status == known.status || known.status.may_become(order.status),
+                "{command:?} made a {} order {}",
+                known.status,
+                order.status
+            );
+            assert_eq!(
+                order.status == known.status,
+                order.updated_at == known.updated_at
+            );
+            assert!(order.updated_at >= known.updated_at);
+            *known = order;
+        }
+    }
+}
+
+#[test]
+fn no_sequence_of_commands_and_replays_leads_an_order_astray() {
+    let mut runner = TestRunner::new(Config {
+        cases: 500,
+        ..Config::default()
+    });
+    let outcome = runner.run(&commands(), |commands| {
+        obey(&[&Memory::default()], &commands);
+        Ok(())
+    });
+    outcome.expect("obeyed");
+}
+
+#[test]
+fn postgres_and_the_model_answer_every_sequence_of_commands_alike() {
+    let (store, database) = postgres();
+    let mut client = database.connect();
+    let mut runner = TestRunner::new(Config {
+        cases: 40,
+        max_shrink_iters: 200,
+        ..Config::default()
+    });
+    let client = std::cell::RefCell::new(&mut client);
+    let outcome = runner.run(&commands(), |commands| {
+        client
+            .borrow_mut()
+            .batch_execute("TRUNCATE orders, outbox, idempotency_keys")
+            .expect("empty the tables");
+        obey(&[&store, &Memory::default()], &commands);
+        Ok(())
+    });
+    outcome.expect("obeyed");
+}

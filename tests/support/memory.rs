@@ -1,0 +1,384 @@
+//! The storage ports in memory, for tests: as strict as PostgreSQL, and able to fail at any call. Also compiled into the
+//! unit tests of `src/orders`; `tests/it/ports.rs` holds both implementations to one contract.
+
+#![allow(dead_code, reason = "each user needs only some of this")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tbd::deadline::Deadline;
+use tbd::orders::domain::{Order, OrderId, Status};
+use tbd::orders::ports::{
+    Backlog, IdempotencyStore, Message, Once, OrderRepository, Outbox, Page, SecondChance, Started,
+    StoreError, StoredResponse, Submission,
+};
+
+/// Orders, keys and outbox.
+#[derive(Default)]
+pub struct Memory {
+    tables: Mutex<Tables>,
+}
+
+/// How a call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing has changed.
+    Before,
+    /// Everything has changed, but the caller does not hear of it.
+    After,
+    /// It is repeated, since its first answer was lost: the caller hears the second one.
+    Twice,
+}
+
+#[derive(Default)]
+struct Tables {
+    orders: BTreeMap<OrderId, (Order, Option<String>)>,
+    keys: HashMap<String, Key>,
+    outbox: BTreeMap<OrderId, Row>,
+    calls: usize,
+    /// The call that fails, counted from 0, and how.
+    fault: Option<(usize, Fault)>,
+}
+
+struct Key {
+    request_hash: [u8; 32],
+    response: StoredResponse,
+    expires_at: Timestamp,
+}
+
+struct Row {
+    message: Message,
+    created_at: Timestamp,
+    /// A relay is publishing it.
+    held: bool,
+}
+
+impl Memory {
+    /// The `call`-th call from now on, counted from 0, fails so.
+    pub fn fail_at(&self, call: usize, fault: Fault) {
+        let mut tables = self.lock();
+        tables.fault = Some((tables.calls + call, fault));
+    }
+
+    /// Takes back what [`fail_at`](Self::fail_at) has said; whether the fault was still to come.
+    pub fn mend(&self) -> bool {
+        self.lock().fault.take().is_some()
+    }
+
+    /// How often the ports were called.
+    pub fn calls(&self) -> usize {
+        self.lock().calls
+    }
+
+    /// Every order.
+    pub fn orders(&self) -> Vec<Order> {
+        let tables = self.lock();
+        tables
+            .orders
+            .values()
+            .map(|(order, _)| order.clone())
+            .collect()
+    }
+
+    /// An order as it is, and why it failed.
+    pub fn look(&self, id: OrderId) -> (Order, Option<String>) {
+        self.lock().orders[&id].clone()
+    }
+
+    /// The orders whose events wait in the outbox.
+    pub fn outbox(&self) -> Vec<OrderId> {
+        self.lock().outbox.keys().copied().collect()
+    }
+
+    /// How many keys are stored, expired ones included.
+    pub fn keys(&self) -> usize {
+        self.lock().keys.len()
+    }
+
+    /// An order that is simply there.
+    pub fn put(&self, order: &Order) {
+        let row = (order.clone(), None);
+        self.lock().orders.insert(order.id, row);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One call: all of `work` or nothing.
+    fn call<T>(&self, mut work: impl FnMut(&mut Tables) -> T) -> Result<T, StoreError> {
+        let mut tables = self.lock();
+        let fault = tables.begin();
+        if fault == Some(Fault::Before) {
+            return Err(away());
+        }
+        let result = work(&mut tables);
+        match fault {
+            None => Ok(result),
+            Some(Fault::Twice) => Ok(work(&mut tables)),
+            Some(_) => Err(away()),
+        }
+    }
+}
+
+fn away() -> StoreError {
+    StoreError::Unavailable("the test takes it away".into())
+}
+
+impl Tables {
+    fn begin(&mut self) -> Option<Fault> {
+        let number = self.calls;
+        self.calls += 1;
+        let fault = self.fault.filter(|(call, _)| *call == number)?.1;
+        self.fault = None;
+        Some(fault)
+    }
+
+    /// Moves an order, by the rules of the domain, if it has the status `from`.
+    fn step(
+        &mut self,
+        id: OrderId,
+        from: Status,
+        to: Status,
+        now: Timestamp,
+    ) -> Option<&mut (Order, Option<String>)> {
+        let row = self
+            .orders
+            .get_mut(&id)
+            .filter(|(order, _)| order.status == from)?;
+        assert!(from.may_become(to), "{from} never becomes {to}");
+        row.0.status = to;
+        row.0.updated_at = cut(now).max(row.0.created_at);
+        Some(row)
+    }
+}
+
+/// Columns keep microseconds.
+fn cut(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).expect("in range")
+}
+
+impl OrderRepository for Memory {
+    fn get(&self, id: OrderId, _: Deadline) -> Result<Option<Order>, StoreError> {
+        self.call(|tables| tables.orders.get(&id).map(|(order, _)| order.clone()))
+    }
+
+    fn list(&self, page: &Page, _: Deadline) -> Result<Vec<Order>, StoreError> {
+        self.call(|tables| {
+            let newest_first = tables.orders.values().rev().map(|(order, _)| order);
+            newest_first
+                .filter(|order| page.status.is_none_or(|status| order.status == status))
+                .filter(|order| page.before.is_none_or(|before| order.id < before))
+                .skip(usize::try_from(page.skip).expect("a small number"))
+                .take(page.limit as usize)
+                .cloned()
+                .collect()
+        })
+    }
+
+    fn replace(&self, old: &Order, new: &Order, _: Deadline) -> Result<bool, StoreError> {
+        self.call(|tables| match tables.orders.get_mut(&old.id) {
+            Some((order, _))
+                if (order.status, order.updated_at) == (old.status, old.updated_at) =>
+            {
+                order.status = new.status;
+                order.updated_at = new.updated_at;
+                true
+            }
+            _ => false,
+        })
+    }
+
+    fn start_processing(
+        &self,
+        ids: &[OrderId],
+        now: Timestamp,
+        _: Deadline,
+    ) -> Result<Vec<Started>, StoreError> {
+        self.call(|tables| {
+            for &id in ids {
+                tables.step(id, Status::Pending, Status::Processing, now);
+            }
+            let started = |id| {
+                let (order, reason) = tables.orders.get(id)?;
+                Some(Started {
+                    order: order.clone(),
+                    failure_reason: reason.clone(),
+                })
+            };
+            ids.iter().filter_map(started).collect()
+        })
+    }
+
+    fn retry_failed(
+        &self,
+        chances: &[SecondChance],
+        now: Timestamp,
+        _: Deadline,
+    ) -> Result<(), StoreError> {
+        self.call(|tables| {
+            for chance in chances {
+                let is_due = |(order, _): &(Order, _)| order.updated_at < cut(chance.replayed_at);
+                if tables.orders.get(&chance.id).is_some_and(is_due)
+                    && let Some(row) =
+                        tables.step(chance.id, Status::Failed, Status::Processing, now)
+                {
+                    row.1 = None;
+                }
+            }
+        })
+    }
+
+    fn complete(
+        &self,
+        ids: &[OrderId],
+        now: Timestamp,
+        _: Deadline,
+    ) -> Result<Vec<Order>, StoreError> {
+        self.call(|tables| {
+            let mut completed = Vec::new();
+            for &id in ids {
+                let moved = tables.step(id, Status::Processing, Status::Completed, now);
+                completed.extend(moved.map(|(order, _)| order.clone()));
+            }
+            completed
+        })
+    }
+
+    fn fail(
+        &self,
+        id: OrderId,
+        reason: &str,
+        now: Timestamp,
+        _: Deadline,
+    ) -> Result<Option<Order>, StoreError> {
+        self.call(|tables| {
+            let moved = tables.step(id, Status::Processing, Status::Failed, now)?;
+            moved.1 = Some(reason.to_owned());
+            Some(moved.0.clone())
+        })
+    }
+}
+
+impl IdempotencyStore for Memory {
+    fn submit(&self, submission: &Submission<'_>, _: Deadline) -> Result<Once, StoreError> {
+        self.call(|tables| {
+            let now = Timestamp::now();
+            let known = tables.keys.get(submission.key.as_str());
+            if let Some(key) = known.filter(|key| key.expires_at > now) {
+                if key.response.order_id == submission.order.id {
+                    return Once::First;
+                }
+                if key.request_hash != submission.request_hash {
+                    return Once::OtherRequest;
+                }
+                let row = tables.outbox.get(&key.response.order_id);
+                return Once::Again {
+                    response: key.response.clone(),
+                    unpublished: row.map(|row| row.message.clone()),
+                };
+            }
+            let key = Key {
+                request_hash: submission.request_hash,
+                response: submission.response.clone(),
+                expires_at: now + submission.ttl,
+            };
+            let row = Row {
+                message: submission.message.clone(),
+                created_at: now,
+                held: false,
+            };
+            let order = submission.order.clone();
+            tables.keys.insert(submission.key.as_str().to_owned(), key);
+            tables.outbox.insert(order.id, row);
+            tables.orders.insert(order.id, (order, None));
+            Once::First
+        })
+    }
+
+    fn sweep(&self, limit: u32, _: Deadline) -> Result<u64, StoreError> {
+        self.call(|tables| {
+            let now = Timestamp::now();
+            let expired = tables.keys.iter().filter(|(_, key)| key.expires_at <= now);
+            let expired: Vec<String> = expired
+                .map(|(name, _)| name.clone())
+                .take(limit as usize)
+                .collect();
+            for name in &expired {
+                tables.keys.remove(name);
+            }
+            expired.len() as u64
+        })
+    }
+}
+
+impl Outbox for Memory {
+    fn relay(
+        &self,
+        limit: u32,
+        min_age: Duration,
+        _: Deadline,
+        publish: &mut dyn FnMut(&[Message]) -> Vec<bool>,
+    ) -> Result<(usize, usize), StoreError> {
+        let mut taken = None;
+        let outcome: Result<Vec<Message>, StoreError> = self.call(|tables| {
+            let due = Timestamp::now() - min_age;
+            let rows = tables.outbox.values_mut();
+            let rows = rows.filter(|row| !row.held && row.created_at <= due);
+            let hold = |row: &mut Row| {
+                row.held = true;
+                row.message.clone()
+            };
+            taken
+                .get_or_insert_with(|| rows.take(limit as usize).map(hold).collect::<Vec<_>>())
+                .clone()
+        });
+        let ids = |messages: &[Message]| messages.iter().map(|m| m.order_id).collect();
+        // Let go however this ends, as a transaction that is rolled back does.
+        let _held = Held(self, ids(&taken.unwrap_or_default()));
+        let messages = outcome?;
+        if messages.is_empty() {
+            return Ok((0, 0));
+        }
+        let gone: Vec<OrderId> = messages
+            .iter()
+            .zip(publish(&messages))
+            .filter_map(|(message, acknowledged)| acknowledged.then_some(message.order_id))
+            .collect();
+        self.call(|tables| tables.outbox.retain(|id, _| !gone.contains(id)))?;
+        Ok((messages.len(), gone.len()))
+    }
+
+    fn remove(&self, order_ids: &[OrderId], _: Deadline) -> Result<(), StoreError> {
+        self.call(|tables| tables.outbox.retain(|id, _| !order_ids.contains(id)))
+    }
+
+    fn backlog(&self, _: Deadline) -> Result<Backlog, StoreError> {
+        self.call(|tables| {
+            let oldest = tables.outbox.values().map(|row| row.created_at).min();
+            Backlog {
+                rows: tables.outbox.len() as i64,
+                oldest_seconds: oldest.map_or(0.0, |at| {
+                    (Timestamp::now() - at)
+                        .total(jiff::Unit::Second)
+                        .expect("seconds")
+                }),
+            }
+        })
+    }
+}
+
+struct Held<'a>(&'a Memory, Vec<OrderId>);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.0.lock();
+        for id in &self.1 {
+            if let Some(row) = tables.outbox.get_mut(id) {
+                row.held = false;
+            }
+        }
+    }
+}
