@@ -18,6 +18,7 @@ K6_VERSION=v1.8.1
 
 POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
+SCHEMATHESIS_HOME=$CACHE/schemathesis-$(sha256sum "$ROOT/tests/openapi/requirements.txt" | cut -c 1-12)
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -39,6 +40,12 @@ need() {
   else
     die "missing: ${missing[*]}. On Debian or Ubuntu: sudo apt-get install -y ${packages[*]}"
   fi
+}
+
+# Python that can make virtual environments, which Debian keeps in a package of its own.
+need_python() {
+  need python3=python3
+  python3 -c 'import ensurepip' 2>/dev/null || need ensurepip=python3-venv
 }
 
 # Debian's packages start the services they bring (nginx, on port 80), unless policy-rc.d forbids it for the time being.

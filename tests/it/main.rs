@@ -15,6 +15,7 @@ mod kafka_consumer;
 mod kafka_producer;
 mod list;
 mod migrations;
+mod openapi;
 mod outages;
 mod plans;
 mod schema;
