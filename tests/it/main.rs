@@ -7,6 +7,7 @@ mod create;
 mod database;
 mod dead_letters;
 mod delivery;
+mod edge;
 mod edges;
 mod get;
 mod http_server;

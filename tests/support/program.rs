@@ -102,6 +102,11 @@ impl Stack {
         self.start(API, "API_PORT")
     }
 
+    /// An api that has just been started on a port of the test's choice.
+    pub fn start_api_on(&self, port: u16) -> Program {
+        self.start_on(API, "API_PORT", port)
+    }
+
     /// A ready worker.
     pub fn worker(&self) -> Program {
         self.start_worker().ready()
@@ -120,7 +125,10 @@ impl Stack {
     }
 
     fn start(&self, program: &str, port_variable: &str) -> Program {
-        let port = free_port();
+        self.start_on(program, port_variable, free_port())
+    }
+
+    fn start_on(&self, program: &str, port_variable: &str, port: u16) -> Program {
         let mut command = self.command(program);
         command.env(port_variable, port.to_string());
         Program::start(command, port)
@@ -222,6 +230,11 @@ impl Program {
             log,
             reader: Some(reader),
         }
+    }
+
+    /// The port of its HTTP server.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `host:port` of its HTTP server.
