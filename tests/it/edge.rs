@@ -7,13 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
 use super::support::edge::Edge;
 use super::support::http::{Connection, Response, get};
 use super::support::program::{Program, Stack, id, new_order};
-use super::support::unique;
+use super::support::{allow_descriptors, unique};
 
 /// How long nginx may take to be rid of a hostile client: its time-outs are 10 s, and this is a busy machine.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -375,24 +374,6 @@ fn bytes_that_are_not_http(edge: SocketAddr) {
         let answer = rest(&mut client);
         let refused = answer.is_empty() || answer.contains("400 Bad Request");
         assert!(refused, "{bytes:?}: {answer}");
-    }
-}
-
-/// This process may have so many files open.
-fn allow_descriptors(count: u64) {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < count) {
-        let raised = Rlimit {
-            current: limit
-                .maximum
-                .map_or(Some(count), |most| Some(count.min(most))),
-            maximum: limit.maximum,
-        };
-        setrlimit(Resource::Nofile, raised).expect("raise the limit of open files");
-        assert!(
-            raised.current == Some(count),
-            "this test needs {count} open files: ulimit -Hn says less"
-        );
     }
 }
 

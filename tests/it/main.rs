@@ -10,6 +10,7 @@ mod delivery;
 mod edge;
 mod edges;
 mod get;
+mod http_limits;
 mod http_server;
 mod idempotency;
 mod kafka_consumer;

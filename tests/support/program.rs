@@ -107,6 +107,15 @@ impl Stack {
         self.start_on(API, "API_PORT", port)
     }
 
+    /// An api that has just been started by a shell, after these commands of it: `ulimit -n 100`.
+    pub fn start_api_after(&self, commands: &str) -> Program {
+        let port = free_port();
+        let mut shell = self.command("/bin/sh");
+        shell.env("API_PORT", port.to_string());
+        shell.args(["-c", &format!("{commands}; exec {API}")]);
+        Program::start(shell, port)
+    }
+
     /// A ready worker.
     pub fn worker(&self) -> Program {
         self.start_worker().ready()
