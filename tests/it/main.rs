@@ -20,6 +20,7 @@ mod migrations;
 mod openapi;
 mod outages;
 mod plans;
+mod rolling;
 mod schema;
 mod servers;
 mod shutdown;
