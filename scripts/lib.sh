@@ -18,6 +18,7 @@ K6_VERSION=v1.8.1
 
 POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
+SCHEMATHESIS_HOME=$CACHE/schemathesis-$(sha256sum "$ROOT/tests/openapi/requirements.txt" | cut -c 1-12)
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -39,6 +40,12 @@ need() {
   else
     die "missing: ${missing[*]}. On Debian or Ubuntu: sudo apt-get install -y ${packages[*]}"
   fi
+}
+
+# Python that can make virtual environments, which Debian keeps in a package of its own.
+need_python() {
+  need python3=python3
+  python3 -c 'import ensurepip' 2>/dev/null || need ensurepip=python3-venv
 }
 
 # Debian's packages start the services they bring (nginx, on port 80), unless policy-rc.d forbids it for the time being.
@@ -206,11 +213,30 @@ kafka_stop() { stop_pid "$1/kafka.pid" "${2:-TERM}" 30; }
 
 KAFKA_FOR_TESTS=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1)
 
+# --------------------------------------------------------------------------------------------------------- nginx
+
+# nginx_start FOLDER HOST:PORT LOGS API-PORT... : the edge in front of the api instances on these ports; if it runs already, it
+# goes over to them. FOLDER holds its configuration and temporary files; nginx's workers, which for root are another
+# user, must reach it.
+nginx_start() {
+  local folder=$1 listen=$2 logs=$3 port upstream='' nginx
+  shift 3
+  mkdir -p "$folder" "$logs"
+  for port in "$@"; do upstream+="server 127.0.0.1:$port max_fails=0; "; done
+  sed -e "s|\${NGINX_LISTEN}|$listen|" -e "s|\${NGINX_UPSTREAM}|$upstream|" -e "s|\${NGINX_FOLDER}|$folder|" \
+    -e "s|\${NGINX_ACCESS_LOG}|$logs/nginx-access.log|" -e "s|\${NGINX_ERROR_LOG}|$logs/nginx-error.log|" \
+    "$ROOT/docker/nginx/nginx.conf.template" >"$folder/nginx.conf"
+  nginx=(nginx -e "$logs/nginx-error.log" -c "$folder/nginx.conf" -p "$folder")
+  ((EUID != 0)) || nginx+=(-g "user nobody $(id -gn nobody);")
+  if running "$folder/nginx.pid"; then "${nginx[@]}" -s reload; else "${nginx[@]}" 9>&-; fi
+}
+
 # What a test leaves below a folder: stopped without ceremony, as nobody reads its data again.
 stop_servers_below() {
   local own
   for own in "$1"/*/; do
     stop_pid "${own}data/postmaster.pid" QUIT 10
     stop_pid "${own}kafka.pid" KILL 10
+    stop_pid "${own}nginx.pid" TERM 10
   done
 }

@@ -17,6 +17,7 @@
 //! | `http-probe-N` | 2 | the probes' queue | a stop message arrives |
 //! | `http-linger` | 1 | unread bodies, 0.5 s each | a stop message arrives |
 //! | `http-self-check` | 1 | its stop channel, 0.2 s; the kernel | told so |
+//! | `http-ping` | 1 | its stop channel, 5 s; an answer of this server, 5 s | the self-check ends |
 //! | (unnamed, tiny_http's) | 1 + one per connection | `accept`; `read` | the listener is shut down; its connection ends |
 //!
 //! A panic in a handler is a 500, and its thread goes on. tiny_http's threads are
@@ -50,7 +51,7 @@
 //! | tiny_http | here |
 //! |---|---|
 //! | no time-outs | `SO_RCVTIMEO`, `SO_SNDTIMEO` and `TCP_NODELAY` on the listener, which accepted sockets inherit (`socket`); a connection that sends nothing is closed after [`ServerConfig::idle_timeout`] |
-//! | that time-out ends its `accept`, too | the self-check connects every 5 s, so that `accept` never waits so long (`self_check`) |
+//! | that time-out ends its `accept`, too | the server connects to itself every 5 s, so that `accept` never waits so long (`self_check`) |
 //! | the accept thread dies of any error: `EMFILE`, or a thread that cannot be started | noticed within a second: [`OnFatal`] |
 //! | a head has no limit in size or time | the kernel's byte counts show heads that take over 30 s or 128 KiB: 408, 431, closed (`diag`, `unfinished`); an endless line is seen at the next look or the one after, 0.4 s at most |
 //! | connections that come in a burst can all be promised to one idle thread and then wait, unread, until another connection ends | such connections are seen, and connections of our own made and ended to free a thread (`self_check`): rescued at the next look, where a test had waited 20 s in vain |

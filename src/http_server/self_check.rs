@@ -8,7 +8,8 @@
 use std::collections::HashSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -48,9 +49,41 @@ const REFUSED_MAX: u32 = 3;
 /// Connections rescued at a time.
 const NUDGES_MAX: usize = 32;
 
+/// How long a nudge may take. One that is not accepted at once does not help.
+const NUDGE_TIMEOUT: Duration = Duration::from_millis(20);
+
 pub(super) struct SelfCheck {
     pub(super) addr: SocketAddr,
     pub(super) memory_limit_bytes: u64,
+    pub(super) ping: Arc<Ping>,
+}
+
+/// The server as its own client. It has a thread to itself: while a ping waits
+/// for its answer, somebody has to look after the connections, of which the
+/// ping's own may be the stuck one.
+pub(super) struct Ping {
+    pub(super) addr: SocketAddr,
+    /// How many in a row have failed.
+    pub(super) failed: AtomicU32,
+}
+
+impl Ping {
+    /// Runs until `stop` is disconnected or says so.
+    pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) {
+        while stop.recv_timeout(PING_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            // Once stopping, the listener is closed on purpose.
+            if shared.stopping.load(Ordering::Relaxed) {
+                continue;
+            }
+            match ping(self.addr, &shared.ping) {
+                Ok(()) => self.failed.store(0, Ordering::Relaxed),
+                Err(error) => {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    log::warn!(target: "tbd::http", "the server does not answer itself: {error}");
+                }
+            }
+        }
+    }
 }
 
 /// What the thread remembers from look to look.
@@ -132,11 +165,9 @@ impl SelfCheck {
     /// Runs until `stop` is disconnected or says so. Returns why the process has
     /// to end, if it has to.
     pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) -> Option<String> {
-        let mut pinged = Instant::now();
         let mut looked = Instant::now();
         let mut spare = std::fs::File::open("/dev/null").ok();
         let mut watcher = Watcher::new();
-        let mut failed = 0;
         let mut tick = TICK;
         loop {
             match stop.recv_timeout(tick) {
@@ -175,20 +206,11 @@ impl SelfCheck {
             } else {
                 TICK_STUCK
             };
-            if pinged.elapsed() >= PING_INTERVAL {
-                pinged = Instant::now();
-                match ping(self.addr, &shared.ping) {
-                    Ok(()) => failed = 0,
-                    Err(error) => {
-                        failed += 1;
-                        log::warn!(target: "tbd::http", "the server does not answer itself: {error}");
-                    }
-                }
-                if failed >= PINGS_FAILED_MAX {
-                    return Some(format!(
-                        "no connection was accepted and answered {failed} times in a row"
-                    ));
-                }
+            let failed = self.ping.failed.load(Ordering::Relaxed);
+            if failed >= PINGS_FAILED_MAX {
+                return Some(format!(
+                    "no connection was accepted and answered {failed} times in a row"
+                ));
             }
         }
     }
@@ -201,7 +223,7 @@ impl SelfCheck {
 /// thread, and those that lose wait, unread, until some other connection ends.
 /// This is one that ends: its thread takes on one that waits.
 fn nudge(addr: SocketAddr) {
-    let _ = TcpStream::connect_timeout(&reachable(addr), PING_TIMEOUT);
+    let _ = TcpStream::connect_timeout(&reachable(addr), NUDGE_TIMEOUT);
 }
 
 /// Asks the server for its secret path.

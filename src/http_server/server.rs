@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::connections::Connections;
 use super::observe::Recorder;
 use super::router::Router;
-use super::self_check::{PING_INTERVAL, SelfCheck};
+use super::self_check::{PING_INTERVAL, Ping, SelfCheck};
 use super::serve::{Linger, Shared, Work};
 use super::socket;
 use super::watch::Watch;
@@ -218,14 +218,25 @@ impl Server {
                 acceptor.run(&mut Recorder::new(metrics));
             })?;
         }
+        let ping = Arc::new(Ping {
+            addr: local_addr,
+            failed: AtomicU32::new(0),
+        });
+        let (pinging, ping_stopped) = bounded(1);
         let check = SelfCheck {
             addr: local_addr,
             memory_limit_bytes: config.memory_limit_bytes,
+            ping: ping.clone(),
         };
+        let pinged = shared.clone();
+        server.spawn(&alive, "http-ping".to_owned(), move || {
+            ping.run(&pinged, &ping_stopped);
+        })?;
         server.spawn(&alive, "http-self-check".to_owned(), move || {
             if let Some(reason) = check.run(&shared, &stopped) {
                 fatal(&**on_fatal, &reason);
             }
+            drop(pinging); // the pings end with the self-check
         })?;
         log::info!(
             target: "tbd::http",

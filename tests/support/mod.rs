@@ -6,6 +6,7 @@
 //! A test that needs to take a server away starts its own with [`OwnServer`].
 #![allow(dead_code, reason = "each test uses only some of this")]
 
+pub mod edge;
 pub mod http;
 pub mod memory;
 pub mod program;
@@ -17,6 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use uuid::Uuid;
 
 /// Role and password of the tests' PostgreSQL; a superuser there.
@@ -134,6 +136,24 @@ pub fn migrate(database: &Database) -> Command {
         .arg(repository().join("migrations"))
         .args(["-database", &database.url()]);
     command
+}
+
+/// Lets this process have so many files open at a time.
+pub fn allow_descriptors(count: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < count) {
+        let raised = Rlimit {
+            current: limit
+                .maximum
+                .map_or(Some(count), |most| Some(count.min(most))),
+            maximum: limit.maximum,
+        };
+        setrlimit(Resource::Nofile, raised).expect("raise the limit of open files");
+        assert!(
+            raised.current == Some(count),
+            "this test needs {count} open files: ulimit -Hn says less"
+        );
+    }
 }
 
 /// The repository's root.

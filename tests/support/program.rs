@@ -102,6 +102,20 @@ impl Stack {
         self.start(API, "API_PORT")
     }
 
+    /// An api that has just been started on a port of the test's choice.
+    pub fn start_api_on(&self, port: u16) -> Program {
+        self.start_on(API, "API_PORT", port)
+    }
+
+    /// An api that has just been started by a shell, after these commands of it: `ulimit -n 100`.
+    pub fn start_api_after(&self, commands: &str) -> Program {
+        let port = free_port();
+        let mut shell = self.command("/bin/sh");
+        shell.env("API_PORT", port.to_string());
+        shell.args(["-c", &format!("{commands}; exec {API}")]);
+        Program::start(shell, port)
+    }
+
     /// A ready worker.
     pub fn worker(&self) -> Program {
         self.start_worker().ready()
@@ -120,7 +134,10 @@ impl Stack {
     }
 
     fn start(&self, program: &str, port_variable: &str) -> Program {
-        let port = free_port();
+        self.start_on(program, port_variable, free_port())
+    }
+
+    fn start_on(&self, program: &str, port_variable: &str, port: u16) -> Program {
         let mut command = self.command(program);
         command.env(port_variable, port.to_string());
         Program::start(command, port)
@@ -222,6 +239,11 @@ impl Program {
             log,
             reader: Some(reader),
         }
+    }
+
+    /// The port of its HTTP server.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `host:port` of its HTTP server.
