@@ -24,7 +24,7 @@ use tbd::telemetry::metrics::Metrics;
 type AnyError = Box<dyn std::error::Error>;
 
 fn main() {
-    let config = service::load(Program::Api, ApiConfig::from_env);
+    let config = service::load(Program::Api, ApiConfig::from_env, |config| &config.http);
     if let Err(error) = run(&config) {
         log::error!("{error}");
         process::exit(1);

@@ -28,7 +28,9 @@ const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 500;
 
 fn main() {
-    let config = service::load(Program::Worker, WorkerConfig::from_env);
+    let config = service::load(Program::Worker, WorkerConfig::from_env, |config| {
+        &config.http
+    });
     if let Err(error) = run(&config) {
         log::error!("{error}");
         process::exit(1);

@@ -9,6 +9,8 @@ use super::table::{Program, variables};
 pub enum CommandLine {
     /// Nothing: run the program.
     Run,
+    /// `healthcheck`: ask the running program whether it is ready; exit with 0 or 1.
+    Healthcheck,
     /// `--help` or `--version`: print this on standard output and exit with 0.
     Print(String),
     /// An argument nobody knows: print this on standard error and exit with 2.
@@ -26,6 +28,7 @@ pub fn command_line(
     match argument.to_str() {
         Some("--help" | "-h") => CommandLine::Print(help(program)),
         Some("--version" | "-V") => CommandLine::Print(version(program)),
+        Some("healthcheck") => CommandLine::Healthcheck,
         _ => CommandLine::Refuse(format!(
             "{}: unknown argument {argument:?}; see {0} --help",
             program.name()
@@ -47,7 +50,9 @@ fn help(program: Program) -> String {
     let default_width = width(|variable| shown_default(variable.default).len());
     let mut text = format!(
         "{name}: {does}.\n\n\
-         Usage: {name} [--help | --version]\n\n\
+         Usage: {name} [healthcheck | --help | --version]\n\n\
+         healthcheck asks the one that runs with the same settings for /readyz, waits 2 s at\n\
+         most, and exits with 0 if it is ready, else with 1.\n\n\
          It is configured by environment variables; an empty one counts as unset.\n\n\
          {:name_width$}  {:default_width$}  Description\n",
         "Variable",

@@ -7,7 +7,10 @@ use std::thread;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::config::{self, CommandLine, ConfigErrors, LogConfig, Program, TelemetrySettings};
+use super::healthcheck;
+use crate::config::{
+    self, CommandLine, ConfigErrors, HttpConfig, LogConfig, Program, TelemetrySettings,
+};
 use crate::deadline::Deadline;
 use crate::stop::StopSignal;
 use crate::telemetry::logging;
@@ -21,24 +24,41 @@ pub const SHUTDOWN_BUDGET: Duration = Duration::from_secs(30);
 /// Of which this much is left when work that waits is cut short.
 const ABORT_BEFORE_END: Duration = Duration::from_secs(5);
 
+/// What `healthcheck` ends with when the program is not ready.
+const EXIT_UNHEALTHY: i32 = 1;
 /// A command line or configuration that cannot be used.
 const EXIT_USAGE: i32 = 2;
 /// `EX_SOFTWARE` of sysexits.h: the supervisor should start us anew.
 const EXIT_SELF_CHECK: i32 = 70;
 
-/// Answers `--help` and `--version`, reads the configuration; ends the process
-/// with code 0 or 2 where that is all there is to do.
-pub fn load<C>(program: Program, from_env: fn() -> Result<C, ConfigErrors>) -> C {
+/// Answers `--help`, `--version` and `healthcheck`, reads the configuration, of which `http` is
+/// the server's part; ends the process with code 0, 1 or 2 where that is all there is to do.
+pub fn load<C>(
+    program: Program,
+    from_env: fn() -> Result<C, ConfigErrors>,
+    http: fn(&C) -> &HttpConfig,
+) -> C {
     let arguments = std::env::args_os().skip(1);
-    match config::command_line(program, arguments) {
-        CommandLine::Run => {}
+    let command = config::command_line(program, arguments);
+    match command {
+        CommandLine::Run | CommandLine::Healthcheck => {}
         CommandLine::Print(text) => {
             println!("{text}");
             process::exit(0);
         }
         CommandLine::Refuse(message) => fail(&message),
     }
-    from_env().unwrap_or_else(|errors| fail(&errors.to_string()))
+    let config = from_env().unwrap_or_else(|errors| fail(&errors.to_string()));
+    if command == CommandLine::Healthcheck {
+        process::exit(match healthcheck(http(&config).address()) {
+            Ok(()) => 0,
+            Err(reason) => {
+                eprintln!("{reason}");
+                EXIT_UNHEALTHY
+            }
+        });
+    }
+    config
 }
 
 fn fail(message: &str) -> ! {
