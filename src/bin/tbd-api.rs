@@ -3,7 +3,7 @@
 use std::process;
 use std::sync::Arc;
 
-use tbd::config::{ApiConfig, EventDelivery, Program};
+use tbd::config::{ApiConfig, CommandLine, EventDelivery, Program};
 use tbd::database::HealthCheck;
 use tbd::database::migrations::{Migrator, Source};
 use tbd::deadline::Deadline;
@@ -24,8 +24,10 @@ use tbd::telemetry::metrics::Metrics;
 type AnyError = Box<dyn std::error::Error>;
 
 fn main() {
-    // Run is all that the api can be asked to do.
-    let (_, config) = service::load(Program::Api, ApiConfig::from_env);
+    let (command, config) = service::load(Program::Api, ApiConfig::from_env);
+    if command == CommandLine::Healthcheck {
+        process::exit(service::healthcheck_command(config.http.address()));
+    }
     if let Err(error) = run(&config) {
         log::error!("{error}");
         process::exit(1);

@@ -29,8 +29,12 @@ const BATCH_MAX: usize = 500;
 
 fn main() {
     let (command, config) = service::load(Program::Worker, WorkerConfig::from_env);
-    if let CommandLine::Dlq(command) = command {
-        process::exit(service::dead_letters(&config, &command));
+    match command {
+        CommandLine::Healthcheck => {
+            process::exit(service::healthcheck_command(config.http.address()))
+        }
+        CommandLine::Dlq(command) => process::exit(service::dead_letters(&config, &command)),
+        _ => {}
     }
     if let Err(error) = run(&config) {
         log::error!("{error}");

@@ -12,6 +12,8 @@ pub enum CommandLine {
     Run,
     /// `tbd-worker dlq ...`: look into the dead letters.
     Dlq(DlqCommand),
+    /// `healthcheck`: ask the running program whether it is ready; exit with 0 or 1.
+    Healthcheck,
     /// `--help` or `--version`: print this on standard output and exit with 0.
     Print(String),
     /// An argument nobody knows: print this on standard error and exit with 2.
@@ -31,6 +33,7 @@ pub fn command_line(
         Some("--help" | "-h") => CommandLine::Print(help(program)),
         Some("--version" | "-V") => CommandLine::Print(version(program)),
         Some("dlq") if program == Program::Worker => dlq_command(arguments),
+        Some("healthcheck") => CommandLine::Healthcheck,
         _ => CommandLine::Refuse(format!(
             "{}: unknown argument {argument:?}; see {0} --help",
             program.name()
@@ -59,15 +62,20 @@ fn help(program: Program) -> String {
         Program::Worker => "the worker of tbd, which processes the orders that the API takes",
     };
     let (usage, commands) = match program {
-        Program::Api => ("[--help | --version]", String::new()),
-        Program::Worker => ("[dlq ... | --help | --version]", format!("{}\n", dlq::HELP)),
+        Program::Api => ("[healthcheck | --help | --version]", String::new()),
+        Program::Worker => (
+            "[healthcheck | dlq ... | --help | --version]",
+            format!("{}\n", dlq::HELP),
+        ),
     };
     let width = |of: fn(&super::Variable) -> usize| variables(program).map(of).max().unwrap_or(0);
     let name_width = width(|variable| variable.name.len());
     let default_width = width(|variable| shown_default(variable.default).len());
     let mut text = format!(
         "{name}: {does}.\n\n\
-         Usage: {name} {usage}\n\n{commands}\
+         Usage: {name} {usage}\n\n\
+         healthcheck asks the one that runs with the same settings for /readyz, waits 2 s at\n\
+         most, and exits with 0 if it is ready, else with 1.\n\n{commands}\
          It is configured by environment variables; an empty one counts as unset.\n\n\
          {:name_width$}  {:default_width$}  Description\n",
         "Variable",

@@ -400,9 +400,10 @@ fn help_shows_every_variable_with_its_default() {
 }
 
 #[test]
-fn the_command_line_knows_two_options() {
+fn the_command_line_knows_two_options_and_healthcheck() {
     let run = |arguments: &[&str]| command_line(Program::Api, arguments.iter().map(OsString::from));
     assert_eq!(run(&[]), CommandLine::Run);
+    assert_eq!(run(&["healthcheck"]), CommandLine::Healthcheck);
     let version = concat!("tbd-api ", env!("CARGO_PKG_VERSION"));
     assert_eq!(run(&["--version"]), CommandLine::Print(version.to_owned()));
     assert_eq!(

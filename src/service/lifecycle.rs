@@ -31,7 +31,7 @@ pub fn load<C>(program: Program, from_env: fn() -> Result<C, ConfigErrors>) -> (
     let arguments = std::env::args_os().skip(1);
     let command = config::command_line(program, arguments);
     match &command {
-        CommandLine::Run | CommandLine::Dlq(_) => {}
+        CommandLine::Run | CommandLine::Healthcheck | CommandLine::Dlq(_) => {}
         CommandLine::Print(text) => {
             println!("{text}");
             process::exit(0);

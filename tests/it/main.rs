@@ -3,6 +3,7 @@
 mod architecture;
 mod cancel;
 mod configuration;
+mod containers;
 mod create;
 mod database;
 mod dead_letters;

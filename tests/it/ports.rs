@@ -30,8 +30,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 trait Store: OrderRepository + IdempotencyStore + Outbox {}
 impl<T: OrderRepository + IdempotencyStore + Outbox> Store for T {}
 
-/// PostgreSQL, and the database that goes with it.
-fn postgres() -> (PostgresStore, Database) {
+/// PostgreSQL, with submissions that share commits or not, and the database that goes with it.
+fn postgres(coalesce: bool) -> (PostgresStore, Database) {
     let database = support::postgres();
     let config = DatabaseConfig::new(
         &database.host,
@@ -45,13 +45,16 @@ fn postgres() -> (PostgresStore, Database) {
         .run(&config, soon())
         .expect("migrate");
     let pool = Pool::new(config).expect("a pool");
-    (PostgresStore::new(pool, &database.name), database)
+    (PostgresStore::new(pool, &database.name, coalesce), database)
 }
 
 macro_rules! contract {
     ($($name:ident),* $(,)?) => {
         mod on_postgres {
-            $(#[test] fn $name() { let (store, _database) = super::postgres(); super::$name(&store); })*
+            $(#[test] fn $name() { let (store, _database) = super::postgres(false); super::$name(&store); })*
+        }
+        mod on_postgres_together {
+            $(#[test] fn $name() { let (store, _database) = super::postgres(true); super::$name(&store); })*
         }
         mod in_memory {
             $(#[test] fn $name() { super::$name(&super::Memory::default()); })*
@@ -65,6 +68,7 @@ contract!(
     a_known_key_with_another_request_stores_nothing,
     an_expired_key_is_free_again_and_can_be_swept,
     of_many_with_one_key_one_is_first,
+    of_many_at_once_each_gets_its_own_answer,
     an_order_is_replaced_only_as_it_was,
     taking_up_tells_how_each_order_stands,
     an_order_ends_once,
@@ -223,6 +227,38 @@ fn of_many_with_one_key_one_is_first(store: &(impl Store + Sync)) {
             assert_eq!(response.order_id, only.order_id);
         }
     }
+}
+
+/// New keys, known keys and keys of other requests, all at once and again and again.
+fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
+    let known = order();
+    assert!(matches!(submit(store, "known", 1, &known), Once::First));
+    thread::scope(|scope| {
+        for thread in 0..12 {
+            let known = known.id;
+            scope.spawn(move || {
+                for round in 0..20 {
+                    let fresh = order();
+                    match thread % 3 {
+                        0 => {
+                            let once = submit(store, &fresh.id.to_string(), 1, &fresh);
+                            assert!(matches!(once, Once::First), "{once:?}");
+                            assert_eq!(get(store, fresh.id), Some(fresh), "round {round}");
+                        }
+                        1 => match submit(store, "known", 1, &fresh) {
+                            Once::Again { response, .. } => assert_eq!(response.order_id, known),
+                            other => panic!("{other:?}"),
+                        },
+                        _ => {
+                            let once = submit(store, "known", 2, &fresh);
+                            assert!(matches!(once, Once::OtherRequest), "{once:?}");
+                            assert_eq!(get(store, fresh.id), None);
+                        }
+                    }
+                }
+            });
+        }
+    });
 }
 
 fn an_order_is_replaced_only_as_it_was(store: &dyn Store) {

@@ -1,0 +1,37 @@
+# syntax=docker/dockerfile:1
+# Both programs, one image each: `--target api` and `--target worker`. The final images hold glibc,
+# libgcc, CA certificates, time zones and one program: no shell, no package manager.
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+
+# The dependencies alone, with empty programs: this layer lasts until Cargo.toml or Cargo.lock change.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src/bin \
+    && touch src/lib.rs \
+    && for program in tbd-api tbd-worker; do echo 'fn main() {}' > "src/bin/$program.rs"; done \
+    && cargo build --release --locked --bins
+
+COPY migrations migrations
+COPY src src
+# The files come with the dates of the checkout, and cargo goes by dates: ours are newer than the empty programs.
+RUN find src -name '*.rs' -exec touch {} + \
+    && cargo build --release --locked --bins \
+    && mkdir /out \
+    && cp target/release/tbd-api target/release/tbd-worker /out
+
+FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
+# SIGTERM goes to the program itself, which is process 1; it takes 30 s at most to stop.
+# Health: `/tbd-api healthcheck`, `/tbd-worker healthcheck` (docker-compose.yml uses them).
+STOPSIGNAL SIGTERM
+USER 65532:65532
+
+FROM runtime AS worker
+COPY --from=build /out/tbd-worker /tbd-worker
+EXPOSE 9091
+ENTRYPOINT ["/tbd-worker"]
+
+FROM runtime AS api
+COPY --from=build /out/tbd-api /tbd-api
+EXPOSE 8080
+ENTRYPOINT ["/tbd-api"]

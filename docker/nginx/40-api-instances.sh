@@ -1,0 +1,29 @@
+#!/bin/sh
+# Run by the nginx image before nginx starts: writes where nginx finds the api instances, which come and go behind the
+# one name `api` of Docker's DNS.
+set -eu
+file=$NGINX_FOLDER/api-instances.conf
+config=$NGINX_ENVSUBST_OUTPUT_DIR/nginx.conf
+
+# nginx 1.27.3 and newer asks the DNS by itself, all the time.
+echo 'resolver 127.0.0.11 valid=2s ipv6=off; server api:8080 resolve;' >"$file"
+if nginx -t -q -c "$config" 2>/dev/null; then
+    exit 0
+fi
+
+# An older one knows the addresses it starts with: somebody else has to look, and to tell it.
+instances() {
+    getent ahostsv4 api | sed -n 's/^\([0-9.]*\) .*/server \1:8080;/p' | sort -u
+}
+list=$(instances)
+echo "${list:-server 127.0.0.1:9;}" >"$file" # nobody listens on the discard port: 502 until there is an api
+nginx -t -q -c "$config"
+(
+    while sleep 2; do
+        list=$(instances)
+        if [ -n "$list" ] && [ "$list" != "$(cat "$file")" ]; then
+            echo "$list" >"$file"
+            nginx -s reload -c "$config"
+        fi
+    done
+) &

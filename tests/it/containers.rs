@@ -1,0 +1,145 @@
+//! What docker-compose.yml and docker/ say about the programs is true.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tbd::config::VARIABLES;
+
+use crate::support::repository;
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = repository().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn dashboards() -> Vec<PathBuf> {
+    let folder = repository().join("docker/grafana/dashboards");
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .expect("the dashboards")
+        .map(|entry| entry.expect("a file").path())
+        .collect();
+    files.sort();
+    files
+}
+
+/// Every `expr` of a dashboard.
+fn expressions(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(expression) = fields.get("expr").and_then(Value::as_str) {
+                found.push(expression.to_owned());
+            }
+            fields.values().for_each(|field| expressions(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| expressions(item, found)),
+        _ => {}
+    }
+}
+
+/// The words of a text that look like metrics of ours.
+fn metrics_in(text: &str) -> BTreeSet<&str> {
+    const OURS: [&str; 11] = [
+        "http_",
+        "kafka_",
+        "db_",
+        "order_",
+        "orders_",
+        "outbox_",
+        "idempotency_",
+        "circuit_",
+        "worker_",
+        "otel_",
+        "tbd_",
+    ];
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| OURS.iter().any(|prefix| word.starts_with(prefix)))
+        .collect()
+}
+
+#[test]
+fn dashboards_and_alerts_ask_for_metrics_that_exist() {
+    let known = read("src/telemetry/metrics.rs");
+    let mut asked = read("docker/prometheus/alerts.yml");
+    for file in dashboards() {
+        let json: Value = serde_json::from_str(&read(&file)).expect("JSON");
+        let mut found = Vec::new();
+        expressions(&json, &mut found);
+        assert!(!found.is_empty(), "{} asks for nothing", file.display());
+        asked.push_str(&found.join("\n"));
+    }
+    let metrics = metrics_in(&asked);
+    assert!(metrics.len() > 20, "{metrics:?}");
+    for metric in metrics {
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|suffix| metric.strip_suffix(suffix))
+            .unwrap_or(metric);
+        assert!(known.contains(&format!("\"{family}\"")), "{metric}");
+    }
+}
+
+#[test]
+fn dashboards_have_ids_of_their_own_and_the_provisioned_data_source() {
+    let mut ids = BTreeSet::new();
+    for file in dashboards() {
+        let text = read(&file);
+        let json: Value = serde_json::from_str(&text).expect("JSON");
+        let id = json["uid"].as_str().expect("uid").to_owned();
+        assert!(ids.insert(id), "{} has another's uid", file.display());
+        for panel in json["panels"].as_array().expect("panels") {
+            if panel["type"] != "row" {
+                assert_eq!(panel["datasource"]["uid"], "prometheus", "{panel}");
+            }
+        }
+    }
+    let sources = read("docker/grafana/provisioning/datasources/datasources.yaml");
+    assert!(sources.contains("uid: prometheus"));
+}
+
+/// `NAME: ${NAME:-default}` lines of the Compose file whose name is a variable of ours.
+fn passed_on(compose: &str) -> Vec<(String, String)> {
+    compose
+        .lines()
+        .filter_map(|line| {
+            let (name, value) = line.trim().split_once(": ${")?;
+            let default = value.strip_prefix(name)?.trim_end_matches('}');
+            let default = default
+                .strip_prefix(":-")
+                .or_else(|| default.strip_prefix('-'))?;
+            Some((name.to_owned(), default.to_owned()))
+        })
+        .filter(|(name, _)| !name.starts_with("PGADMIN") && !name.starts_with("GF_"))
+        .collect()
+}
+
+#[test]
+fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
+    // In containers the neighbours have other names.
+    const ELSEWHERE: [&str; 3] = ["DB_HOST", "KAFKA_BROKERS", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+    let passed = passed_on(&read("docker-compose.yml"));
+    assert!(passed.len() > 30, "{passed:?}");
+    for (name, default) in passed {
+        let variable = VARIABLES.iter().find(|variable| variable.name == name);
+        let variable = variable.unwrap_or_else(|| panic!("{name} is nobody's variable"));
+        if !ELSEWHERE.contains(&name.as_str()) {
+            assert_eq!(default, variable.default, "{name}");
+        }
+    }
+}
+
+#[test]
+fn every_image_has_a_version() {
+    let compose = read("docker-compose.yml") + &read("docker-compose.redpanda.yml");
+    let images = compose
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("image: "));
+    let mut count = 0;
+    for image in images {
+        let (_, tag) = image.rsplit_once(':').expect("a tag");
+        assert_ne!(tag, "latest", "{image}");
+        count += 1;
+    }
+    assert!(count >= 12);
+}
