@@ -591,7 +591,7 @@ fn no_sequence_of_commands_and_replays_leads_an_order_astray() {
 
 #[test]
 fn postgres_and_the_model_answer_every_sequence_of_commands_alike() {
-    let (store, database) = postgres();
+    let (store, database) = postgres(true);
     let mut client = database.connect();
     let mut runner = TestRunner::new(Config {
         cases: 40,
