@@ -229,3 +229,6 @@ fn take_records(
     }
     Ok((records, next))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! From the command line to the last log line.
 
-use std::io;
+use std::io::{self, Write};
 use std::process;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -33,7 +33,8 @@ pub fn load<C>(program: Program, from_env: fn() -> Result<C, ConfigErrors>) -> (
     match &command {
         CommandLine::Run | CommandLine::Healthcheck | CommandLine::Dlq(_) => {}
         CommandLine::Print(text) => {
-            println!("{text}");
+            // A reader that has seen enough, such as `head`, is no failure.
+            let _ = writeln!(io::stdout(), "{text}");
             process::exit(0);
         }
         CommandLine::Refuse(message) => fail(message),

@@ -20,8 +20,8 @@ use super::KafkaEventBus;
 use super::bus::TRACEPARENT;
 use super::dead_letter::{ATTEMPTS, OFFSET, PARTITION, REASON, TOPIC, replay};
 
-/// What one look at the topic may take.
-const READ_BUDGET: Duration = Duration::from_secs(30);
+/// What one look at the topic may take: somebody waits for it.
+const READ_BUDGET: Duration = Duration::from_secs(10);
 
 /// The topic of dead letters.
 pub struct DeadLetters {
@@ -41,7 +41,7 @@ impl DeadLetters {
         Self { cluster, topic }
     }
 
-    /// All letters up to the topic's present end. Waits 30 seconds at most.
+    /// All letters up to the topic's present end. Waits 10 seconds at most.
     ///
     /// # Errors
     /// When the topic cannot be read.
@@ -50,7 +50,7 @@ impl DeadLetters {
     }
 
     /// The letters at `positions` (partition, offset), each once; those that are not
-    /// there are passed over. Waits 30 seconds at most.
+    /// there are passed over. Waits 10 seconds at most.
     ///
     /// # Errors
     /// When the topic cannot be read.
@@ -79,7 +79,7 @@ impl DeadLetters {
 }
 
 impl Letters {
-    /// The next letters; none when all were read. Waits 30 seconds at most.
+    /// The next letters; none when all were read. Waits 10 seconds at most.
     ///
     /// # Errors
     /// When the topic cannot be read.
