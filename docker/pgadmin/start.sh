@@ -1,0 +1,16 @@
+#!/bin/sh
+# Tells pgAdmin of the database, by the same variables as the programs get, then starts it as its image does.
+set -eu
+umask 077
+
+# A colon or backslash is escaped in a password file.
+escaped=$(printf '%s' "$DB_PASSWORD" | sed 's/[\\:]/\\&/g')
+echo "$DB_HOST:$DB_PORT:*:$DB_USER:$escaped" >/tmp/pgpass
+
+cat >"$PGADMIN_SERVER_JSON_FILE" <<END
+{"Servers": {"1": {
+  "Name": "tbd", "Group": "tbd", "Host": "$DB_HOST", "Port": $DB_PORT, "MaintenanceDB": "$DB_NAME",
+  "Username": "$DB_USER", "PassFile": "/tmp/pgpass", "SSLMode": "prefer"
+}}}
+END
+exec /entrypoint.sh
