@@ -66,12 +66,14 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     ));
 
     let meter = Arc::new(PrometheusMeter::new(metrics.orders.clone()));
+    // Ends after the last request, whose event it may have to see to.
+    let stop_housekeeping = StopSignal::new();
     let housekeeping = Housekeeping {
         outbox: store.clone(),
         keys: store.clone(),
         bus: bus.clone(),
         meter: meter.clone(),
-        stop: stop.clone(),
+        stop: stop_housekeeping.clone(),
     };
     let (delivery, mut threads) = housekeeping.start(match config.event_delivery {
         EventDelivery::Direct => DeliveryMode::Direct,
@@ -116,6 +118,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     service::watchdog(StopSignal::new())?;
     stop.stop();
     server.shutdown(deadline)?;
+    stop_housekeeping.stop();
     service::join(threads);
     bus.close(deadline);
     telemetry.shutdown(deadline);

@@ -80,7 +80,9 @@ fn all_are_processed(stack: &Stack, ids: &BTreeSet<String>) {
             .collect();
         (said == *ids).then_some(())
     });
-    assert_eq!(stack.count("outbox"), 0);
+    eventually(READY, "an empty outbox", || {
+        (stack.count("outbox") == 0).then_some(())
+    });
 }
 
 #[test]

@@ -66,8 +66,7 @@ pub struct Housekeeping {
 impl Housekeeping {
     /// Starts the threads `outbox-relay`, `outbox-cleaner` and
     /// `idempotency-sweeper`; the caller joins them after giving the stop signal.
-    /// Also returns the [`Delivery`] whose left-overs they handle; the cleaner ends once
-    /// every clone of it is gone or the signal is given.
+    /// Also returns the [`Delivery`] whose left-overs they handle: whoever uses it ends first.
     ///
     /// # Errors
     /// When a thread cannot be started.
