@@ -1,7 +1,7 @@
 # tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load fmt lint test check
+.PHONY: help build up down status logs demo load fmt lint test fuzz check
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -35,5 +35,8 @@ lint: ## formatting, clippy and shellcheck, warnings being errors
 
 test: ## every test, beside a PostgreSQL and a Kafka of its own
 	@scripts/test
+
+fuzz: ## fuzz what reads bytes from outside (SECONDS=60 each, TARGET=name for one)
+	@scripts/fuzz $(or $(SECONDS),60) $(TARGET)
 
 check: lint test ## exactly what CI runs

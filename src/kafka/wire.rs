@@ -56,6 +56,25 @@ macro_rules! requests {
                 _ => None,
             }
         }
+
+        /// Every request this client sends.
+        pub const APIS: &[ApiKey] = &[$(ApiKey::$api),*];
+
+        /// Decodes the frame (without its length) of an answer to `api`, as a
+        /// [`Connection`](super::Connection) does, and drops it: what fuzzing and
+        /// replays of recorded traffic call.
+        ///
+        /// # Errors
+        /// When the bytes are no such answer, or we never send that request or
+        /// do not speak that version of it.
+        pub fn try_decode(api: ApiKey, version: i16, frame: Bytes) -> Result<(), String> {
+            match api {
+                $(ApiKey::$api if (<$request as Request>::VERSIONS.min..=<$request as Request>::VERSIONS.max).contains(&version) => {
+                    decode_response::<$request>(frame, version).map(drop)
+                })*
+                _ => Err(format!("{api:?} {version} is not spoken")),
+            }
+        }
     };
 }
 
@@ -87,9 +106,6 @@ requests! {
     CreateTopics: CreateTopicsRequest => CreateTopicsResponse, 2 to 7;
     // 6 addresses topics by id.
     DeleteTopics: DeleteTopicsRequest => DeleteTopicsResponse, 1 to 5;
-    OffsetForLeaderEpoch: OffsetForLeaderEpochRequest => OffsetForLeaderEpochResponse, 2 to 4;
-    DescribeGroups: DescribeGroupsRequest => DescribeGroupsResponse, 0 to 5;
-    ListGroups: ListGroupsRequest => ListGroupsResponse, 0 to 4;
 }
 
 /// The newest version that both sides speak.

@@ -1,0 +1,90 @@
+//! The fuzzer's seeds, replayed as they are and damaged in many ways: what fuzzing once found stays mended.
+
+mod targets;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a target is tried with damaged seeds.
+const BUDGET: Duration = Duration::from_millis(150);
+
+fn seeds() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds")
+}
+
+fn seeds_of(target: &str) -> Vec<Vec<u8>> {
+    let folder = seeds().join(target);
+    let files =
+        fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+}
+
+/// Numbers that look random and are the same in every run (xorshift64).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end.max(1) as u64) as usize
+    }
+}
+
+/// Up to four changes: a bit, a byte, a number that claims much, a cut, a piece of another seed.
+fn damage(seed: &[u8], other: &[u8], dice: &mut Dice) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    for _ in 0..=dice.below(4) {
+        let at = dice.below(bytes.len());
+        match dice.below(5) {
+            0 if !bytes.is_empty() => bytes[at] ^= 1 << dice.below(8),
+            1 if !bytes.is_empty() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][dice.below(5)],
+            2 => {
+                let claim =
+                    [0x7fff_ffff_u32, 0xffff_ffff, 0x8000_0000, 0x0100_0000, 5][dice.below(5)];
+                let end = bytes.len().min(at + 4);
+                bytes.splice(at..end, claim.to_be_bytes());
+            }
+            3 => bytes.truncate(at),
+            _ => {
+                let from = dice.below(other.len());
+                let to = from + dice.below(other.len() - from);
+                bytes.splice(at..at, other[from..to].iter().copied());
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn no_target_panics_on_its_seeds_nor_on_damaged_ones() {
+    for (name, target) in targets::ALL {
+        let seeds = seeds_of(name);
+        assert!(!seeds.is_empty(), "{name} has no seeds");
+        seeds.iter().for_each(|seed| target(seed));
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+        let start = Instant::now();
+        while start.elapsed() < BUDGET {
+            let seed = &seeds[dice.below(seeds.len())];
+            let other = &seeds[dice.below(seeds.len())];
+            target(&damage(seed, other, &mut dice));
+        }
+    }
+}
+
+#[test]
+fn the_fuzzer_has_a_program_for_every_target() {
+    let manifest = fs::read_to_string(seeds().with_file_name("Cargo.toml")).unwrap();
+    let programs: BTreeSet<&str> = manifest
+        .lines()
+        .filter_map(|line| line.split("name = \"").nth(1)?.split('"').next())
+        .filter(|name| *name != "tbd-fuzz")
+        .collect();
+    let targets: BTreeSet<&str> = targets::ALL.iter().map(|(name, _)| *name).collect();
+    assert_eq!(programs, targets);
+    assert!(targets.iter().all(|name| targets::find(name).is_some()));
+}
