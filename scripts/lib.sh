@@ -18,7 +18,10 @@ K6_VERSION=v1.8.1
 
 POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
-SCHEMATHESIS_HOME=$CACHE/schemathesis-$(sha256sum "$ROOT/tests/openapi/requirements.txt" | cut -c 1-12)
+# The virtual environment that a file of requirements describes; another file, another folder.
+python_home() { printf '%s-%s' "$CACHE/$1" "$(sha256sum "$2" | cut -c 1-12)"; }
+SCHEMATHESIS_HOME=$(python_home schemathesis "$ROOT/tests/openapi/requirements.txt")
+LIBRDKAFKA_HOME=$(python_home librdkafka "$ROOT/tests/kafka/requirements.txt")
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -187,8 +190,32 @@ kafka_create() {
     share.coordinator.state.topic.min.isr=1 num.network.threads=2 num.io.threads=4 "$@" >"$folder/server.properties"
   # A folder that is formatted already keeps its data; only the settings are written anew.
   [[ -e $folder/data/meta.properties ]] || kafka_tool kafka.tools.StorageTool format --config "$folder/server.properties" \
-    --cluster-id="$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 1-22)" >"$folder/format.log" 2>&1 ||
+    --cluster-id="${KAFKA_CLUSTER_ID:-$(kafka_cluster_id)}" >"$folder/format.log" 2>&1 ||
     { cat "$folder/format.log" >&2 && return 1; }
+}
+kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 1-22; }
+
+# kafka_cluster FOLDER PORT PORT PORT : three nodes, in FOLDER-1 to FOLDER-3, that hold a copy of everything each, made and
+# started together. Afterwards each is a Kafka like any other, to be stopped, killed and started by its own folder.
+kafka_cluster() {
+  local folder=$1 ports=("${@:2}") controllers=() voters='' node starting=() started=0
+  for node in 1 2 3; do
+    controllers[node]=$(free_port)
+    voters+=${voters:+,}$node@127.0.0.1:${controllers[node]}
+  done
+  KAFKA_CLUSTER_ID=$(kafka_cluster_id)
+  for node in 1 2 3; do
+    {
+      kafka_create "$folder-$node" "${ports[node - 1]}" "${controllers[node]}" node.id=$node "controller.quorum.voters=$voters" \
+        default.replication.factor=3 min.insync.replicas=2 offsets.topic.replication.factor=3 \
+        transaction.state.log.replication.factor=3 transaction.state.log.min.isr=2 share.coordinator.state.topic.replication.factor=3 \
+        broker.heartbeat.interval.ms=500 broker.session.timeout.ms=4000 && # a killed leader is missed after 4 s, not 9
+        kafka_start "$folder-$node" "${KAFKA_FOR_TESTS[@]}"
+    } &
+    starting+=($!)
+  done
+  for node in "${starting[@]}"; do wait "$node" || started=1; done
+  return $started
 }
 
 # kafka_start FOLDER [JAVA-OPTION...] : returns once the broker serves requests.

@@ -16,8 +16,6 @@ mod http_limits;
 mod http_server;
 mod idempotency;
 mod instances;
-mod kafka_consumer;
-mod kafka_producer;
 mod list;
 mod migrations;
 mod openapi;

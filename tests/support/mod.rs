@@ -106,6 +106,28 @@ pub fn kafka() -> String {
     variable("TBD_TEST_KAFKA")
 }
 
+/// One of Kafka's own command-line programs, by its class; its arguments are the caller's to add.
+pub fn kafka_tool(class: &str) -> Command {
+    let mut command = Command::new("java");
+    command
+        .args([
+            "-Xmx128m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-cp",
+        ])
+        .arg(format!("{}/*", variable("TBD_TEST_KAFKA_JARS")))
+        .arg(class);
+    command
+}
+
+/// `tests/kafka/librdkafka.py`; its arguments are the caller's to add.
+pub fn librdkafka() -> Command {
+    let mut command = Command::new(variable("TBD_TEST_LIBRDKAFKA"));
+    command.arg(repository().join("tests/kafka/librdkafka.py"));
+    command
+}
+
 /// A name that no other test uses, for topics, groups, keys: `prefix-<32 hex digits>`.
 pub fn unique(prefix: &str) -> String {
     format!("{prefix}-{}", Uuid::now_v7().simple())
@@ -180,10 +202,24 @@ impl OwnServer {
         OwnServer::start_new("kafka")
     }
 
+    /// Three running Kafkas that hold a copy of everything each and need two to write; node ids 1 to 3. Takes about
+    /// ten seconds.
+    pub fn kafka_cluster() -> [OwnServer; 3] {
+        let base = Path::new(&variable("TBD_TEST_SERVERS")).join(unique("kafka"));
+        let base = base.to_str().expect("the folder's name is UTF-8");
+        let nodes = [1, 2, 3].map(|node| OwnServer {
+            kind: "kafka",
+            folder: PathBuf::from(format!("{base}-{node}")),
+            port: free_port(),
+        });
+        let ports = nodes.each_ref().map(|node| node.port.to_string());
+        script(&["kafka", "cluster", base, &ports[0], &ports[1], &ports[2]]);
+        nodes
+    }
+
     fn start_new(kind: &'static str) -> OwnServer {
         let folder = Path::new(&variable("TBD_TEST_SERVERS")).join(unique(kind));
-        let port = script(&["free-port"]);
-        let port = port.trim().parse().expect("scripts/server prints a port");
+        let port = free_port();
         let server = OwnServer { kind, folder, port };
         server.start();
         server
@@ -230,6 +266,11 @@ impl Drop for OwnServer {
         self.kill();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+fn free_port() -> u16 {
+    let port = script(&["free-port"]);
+    port.trim().parse().expect("scripts/server prints a port")
 }
 
 /// Runs `scripts/server` and returns what it printed.

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::indexmap::IndexMap;
+use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
-    ApiKey, FetchRequest, FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse, GroupId,
-    MetadataRequest, MetadataResponse, OffsetFetchRequest, OffsetFetchResponse, ProduceRequest,
-    ProduceResponse, RequestHeader, ResponseHeader, TopicName,
+    ApiKey, CreatePartitionsRequest, CreatePartitionsResponse, FetchRequest, FetchResponse,
+    FindCoordinatorRequest, FindCoordinatorResponse, GroupId, MetadataRequest, MetadataResponse,
+    OffsetFetchRequest, OffsetFetchResponse, ProduceRequest, ProduceResponse, RequestHeader,
+    ResponseHeader, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 use kafka_protocol::records::{
@@ -122,6 +124,31 @@ pub fn committed(broker: &str, group: &str, topic: &str) -> Vec<(i32, i64)> {
     let mut broker = Broker::open(broker);
     let partitions = broker.partitions(topic);
     broker.committed(group, topic, partitions)
+}
+
+/// The node that coordinates a group, once there is one.
+pub fn coordinator(broker: &str, group: &str) -> i32 {
+    let mut broker = Broker::open(broker);
+    let request =
+        FindCoordinatorRequest::default().with_key(StrBytes::from_string(group.to_owned()));
+    eventually(Duration::from_secs(30), "a coordinator", || {
+        let response: FindCoordinatorResponse = broker.call(ApiKey::FindCoordinator, 2, &request);
+        (response.error_code == 0).then_some(response.node_id.0)
+    })
+}
+
+/// Gives a topic more partitions, `count` in all.
+pub fn grow(broker: &str, topic: &str, count: i32) {
+    let wanted = CreatePartitionsTopic::default()
+        .with_name(name(topic))
+        .with_count(count)
+        .with_assignments(None);
+    let request = CreatePartitionsRequest::default()
+        .with_topics(vec![wanted])
+        .with_timeout_ms(10_000);
+    let response: CreatePartitionsResponse =
+        Broker::open(broker).call(ApiKey::CreatePartitions, 2, &request);
+    assert_eq!(response.results[0].error_code, 0, "grow {topic}");
 }
 
 struct Broker {

@@ -133,11 +133,11 @@ impl Topic {
 }
 
 /// What a hook was called for, and with which partitions.
-type Entry = (&'static str, BTreeSet<i32>);
+pub type Entry = (&'static str, BTreeSet<i32>);
 
 /// The hooks' calls.
 #[derive(Default, Clone)]
-struct Journal(Arc<Mutex<Vec<Entry>>>);
+pub struct Journal(Arc<Mutex<Vec<Entry>>>);
 
 impl Journal {
     fn note(&self, what: &'static str, partitions: &[TopicPartition]) {
@@ -150,7 +150,7 @@ impl Journal {
         ));
     }
 
-    fn entries(&self) -> Vec<Entry> {
+    pub fn entries(&self) -> Vec<Entry> {
         self.0.lock().unwrap().clone()
     }
 }
@@ -183,7 +183,7 @@ fn consumer(config: ConsumerConfig) -> (Consumer, Journal) {
 }
 
 /// Polls until `done` says so, keeping everything.
-fn poll_until(
+pub fn poll_until(
     consumer: &mut Consumer,
     mut done: impl FnMut(&Consumer, &[ConsumerRecord]) -> bool,
 ) -> Vec<ConsumerRecord> {

@@ -1,118 +1,20 @@
 //! The producer and the admin client against a real Kafka.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
-use kafka_protocol::messages::{BrokerId, FetchRequest, TopicName};
-use kafka_protocol::protocol::StrBytes;
-use kafka_protocol::records::RecordBatchDecoder;
 use tbd::deadline::Deadline;
 use tbd::kafka::admin::TopicSpec;
 use tbd::kafka::partitioner::partition_for_key;
 use tbd::kafka::producer::{Certainty, Compression, Outcome, Record, RecordMetadata};
-use tbd::kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
+use tbd::kafka::{Admin, Cluster, ProducerConfig};
 
+use crate::client::{
+    check_promises, cluster, cluster_at, publish_steadily, read_topic, record, soon, start, text,
+    topic,
+};
 use crate::support::{self, OwnServer};
-
-fn soon() -> Deadline {
-    Deadline::after(Duration::from_secs(20))
-}
-
-fn cluster() -> Cluster {
-    cluster_at(support::kafka())
-}
-
-fn cluster_at(address: String) -> Cluster {
-    Cluster::new(ClientConfig {
-        brokers: vec![address],
-        client_id: "test".to_owned(),
-        ..ClientConfig::default()
-    })
-}
-
-/// A new topic with a name of its own.
-fn topic(cluster: &Cluster, partitions: i32) -> String {
-    let name = support::unique("producer");
-    let spec = TopicSpec {
-        name: name.clone(),
-        partitions,
-        replication: 1,
-    };
-    Admin::new(cluster.clone())
-        .create_topics(&[spec], soon())
-        .unwrap();
-    name
-}
-
-fn start(cluster: &Cluster, config: ProducerConfig) -> Producer {
-    Producer::start(cluster.clone(), config, Arc::new(())).unwrap()
-}
-
-fn record(topic: &str, key: String, value: String) -> Record {
-    Record::new(topic, Some(key.into()), Some(value.into()))
-}
-
-type Read = kafka_protocol::records::Record;
-
-/// Everything in a partition, in order.
-fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> Vec<Read> {
-    cluster.refresh(&[topic], soon()).unwrap();
-    let (node, _) = cluster.leader(topic, partition).unwrap();
-    let mut connection = cluster.connect(node, soon()).unwrap();
-    let mut records: Vec<Read> = Vec::new();
-    let mut position = 0;
-    while position < end {
-        let wanted = FetchPartition::default()
-            .with_partition(partition)
-            .with_current_leader_epoch(-1)
-            .with_fetch_offset(position)
-            .with_partition_max_bytes(10_000_000);
-        let request = FetchRequest::default()
-            .with_replica_id(BrokerId(-1))
-            .with_session_epoch(-1)
-            .with_max_wait_ms(500)
-            .with_min_bytes(1)
-            .with_max_bytes(50_000_000)
-            .with_topics(vec![
-                FetchTopic::default()
-                    .with_topic(TopicName(StrBytes::from_string(topic.to_owned())))
-                    .with_partitions(vec![wanted]),
-            ]);
-        let response = connection.call(&request, soon()).unwrap();
-        let answer = &response.responses[0].partitions[0];
-        assert_eq!(answer.error_code, 0);
-        let mut bytes: Bytes = answer.records.clone().unwrap();
-        while !bytes.is_empty() {
-            let batch = RecordBatchDecoder::decode(&mut bytes).unwrap();
-            records.extend(
-                batch
-                    .records
-                    .into_iter()
-                    .filter(|one| one.offset >= position),
-            );
-        }
-        position = records.last().unwrap().offset + 1;
-    }
-    records
-}
-
-fn read_topic(cluster: &Cluster, topic: &str) -> BTreeMap<i32, Vec<Read>> {
-    let ends = Admin::new(cluster.clone())
-        .end_offsets(topic, soon())
-        .unwrap();
-    ends.into_iter()
-        .zip(0..)
-        .map(|(end, partition)| (partition, read_partition(cluster, topic, partition, end)))
-        .collect()
-}
-
-fn text(bytes: &Option<Bytes>) -> String {
-    String::from_utf8(bytes.as_deref().unwrap_or_default().to_vec()).unwrap()
-}
 
 #[test]
 fn topics_are_made_once_listed_and_deleted() {
@@ -352,67 +254,13 @@ fn a_closed_producer_has_delivered_everything_and_takes_nothing_more() {
     assert_eq!(refused.err().unwrap().certainty, Certainty::NotSent);
 }
 
-/// Publishes one numbered record after the other until told to stop; returns what
-/// became of each.
-fn publish_steadily(
-    producer: &Producer,
-    topic: &str,
-    thread: usize,
-    patience: Duration,
-    stop: &AtomicBool,
-) -> Vec<(String, Outcome)> {
-    let mut outcomes = Vec::new();
-    for number in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let value = format!("{thread}:{number}");
-        let record = record(topic, format!("key-{thread}"), value.clone());
-        let mut outcome = producer.publish(vec![record], Deadline::after(patience));
-        outcomes.push((value, outcome.remove(0)));
-    }
-    outcomes
-}
-
-/// Checks a topic against what the producers of its records were told: the
-/// acknowledged are there once, those not sent are not there, those possibly sent
-/// at most once; and each key's records are in order.
-fn check_promises(cluster: &Cluster, topic: &str, outcomes: &[(String, Outcome)]) {
-    let mut places: HashMap<String, i64> = HashMap::new();
-    let mut last_by_key: HashMap<String, usize> = HashMap::new();
-    for one in read_topic(cluster, topic).values().flatten() {
-        let value = text(&one.value);
-        let number: usize = value.split(':').nth(1).unwrap().parse().unwrap();
-        let last = last_by_key.insert(text(&one.key), number);
-        assert!(
-            last.is_none_or(|last| last < number),
-            "{value} out of order"
-        );
-        let before = places.insert(value.clone(), one.offset);
-        assert!(before.is_none(), "{value} is there twice");
-    }
-    for (value, outcome) in outcomes {
-        match outcome {
-            Ok(metadata) => {
-                let offset = places.get(value).copied();
-                assert!(offset.is_some(), "{value} was acknowledged and is lost");
-                assert!(metadata.offset.is_none() || metadata.offset == offset);
-            }
-            Err(error) if error.certainty == Certainty::NotSent => {
-                assert!(!places.contains_key(value), "{value}: {error}, but there");
-            }
-            Err(_) => {}
-        }
-    }
-}
-
 /// Runs `trouble` while four threads publish, and for a while after.
 fn publish_through(
     server: &OwnServer,
     patience: Duration,
     trouble: impl FnOnce(&Cluster),
 ) -> Vec<(String, Outcome)> {
-    let cluster = cluster_at(server.address());
+    let cluster = cluster_at(vec![server.address()]);
     let topic = topic(&cluster, 4);
     let config = ProducerConfig {
         request_timeout: Duration::from_secs(3),
@@ -506,7 +354,7 @@ fn a_frozen_broker_fails_records_in_time_and_doubles_nothing_when_it_thaws() {
 #[test]
 fn closing_with_the_broker_frozen_ends_in_time() {
     let server = OwnServer::kafka();
-    let cluster = cluster_at(server.address());
+    let cluster = cluster_at(vec![server.address()]);
     let topic = topic(&cluster, 1);
     let producer = start(&cluster, ProducerConfig::default());
     let first = record(&topic, "k".to_owned(), "v".to_owned());

@@ -1,0 +1,181 @@
+//! What the tests share: this client, set up and checked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::{BrokerId, FetchRequest, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::records::RecordBatchDecoder;
+use tbd::deadline::Deadline;
+use tbd::kafka::admin::TopicSpec;
+use tbd::kafka::producer::{Certainty, Outcome, Record};
+use tbd::kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
+
+use crate::support;
+
+/// Long enough for one thing to be done.
+pub fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(20))
+}
+
+/// The shared Kafka.
+pub fn cluster() -> Cluster {
+    cluster_at(vec![support::kafka()])
+}
+
+/// The Kafka at these addresses.
+pub fn cluster_at(brokers: Vec<String>) -> Cluster {
+    Cluster::new(ClientConfig {
+        brokers,
+        client_id: "test".to_owned(),
+        ..ClientConfig::default()
+    })
+}
+
+/// A new topic with a name of its own.
+pub fn topic(cluster: &Cluster, partitions: i32) -> String {
+    replicated_topic(cluster, partitions, 1)
+}
+
+/// As [`topic`], with so many copies.
+pub fn replicated_topic(cluster: &Cluster, partitions: i32, replication: i16) -> String {
+    let name = support::unique("topic");
+    let spec = TopicSpec {
+        name: name.clone(),
+        partitions,
+        replication,
+    };
+    Admin::new(cluster.clone())
+        .create_topics(&[spec], soon())
+        .unwrap();
+    name
+}
+
+/// A producer without hooks.
+pub fn start(cluster: &Cluster, config: ProducerConfig) -> Producer {
+    Producer::start(cluster.clone(), config, Arc::new(())).unwrap()
+}
+
+/// A record with a key.
+pub fn record(topic: &str, key: String, value: String) -> Record {
+    Record::new(topic, Some(key.into()), Some(value.into()))
+}
+
+/// A record as it lies in a topic.
+pub type Read = kafka_protocol::records::Record;
+
+/// Everything in a partition, in order.
+fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> Vec<Read> {
+    cluster.refresh(&[topic], soon()).unwrap();
+    let (node, _) = cluster.leader(topic, partition).unwrap();
+    let mut connection = cluster.connect(node, soon()).unwrap();
+    let mut records: Vec<Read> = Vec::new();
+    let mut position = 0;
+    while position < end {
+        let wanted = FetchPartition::default()
+            .with_partition(partition)
+            .with_current_leader_epoch(-1)
+            .with_fetch_offset(position)
+            .with_partition_max_bytes(10_000_000);
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_session_epoch(-1)
+            .with_max_wait_ms(500)
+            .with_min_bytes(1)
+            .with_max_bytes(50_000_000)
+            .with_topics(vec![
+                FetchTopic::default()
+                    .with_topic(TopicName(StrBytes::from_string(topic.to_owned())))
+                    .with_partitions(vec![wanted]),
+            ]);
+        let response = connection.call(&request, soon()).unwrap();
+        let answer = &response.responses[0].partitions[0];
+        assert_eq!(answer.error_code, 0);
+        let mut bytes: Bytes = answer.records.clone().unwrap();
+        while !bytes.is_empty() {
+            let batch = RecordBatchDecoder::decode(&mut bytes).unwrap();
+            records.extend(
+                batch
+                    .records
+                    .into_iter()
+                    .filter(|one| one.offset >= position),
+            );
+        }
+        position = records.last().unwrap().offset + 1;
+    }
+    records
+}
+
+/// Everything in a topic, by partition, in order.
+pub fn read_topic(cluster: &Cluster, topic: &str) -> BTreeMap<i32, Vec<Read>> {
+    let ends = Admin::new(cluster.clone())
+        .end_offsets(topic, soon())
+        .unwrap();
+    ends.into_iter()
+        .zip(0..)
+        .map(|(end, partition)| (partition, read_partition(cluster, topic, partition, end)))
+        .collect()
+}
+
+/// Empty for none.
+pub fn text(bytes: &Option<Bytes>) -> String {
+    String::from_utf8(bytes.as_deref().unwrap_or_default().to_vec()).unwrap()
+}
+
+/// Publishes one numbered record after the other until told to stop; returns what
+/// became of each.
+pub fn publish_steadily(
+    producer: &Producer,
+    topic: &str,
+    thread: usize,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Vec<(String, Outcome)> {
+    let mut outcomes = Vec::new();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let value = format!("{thread}:{number}");
+        let record = record(topic, format!("key-{thread}"), value.clone());
+        let mut outcome = producer.publish(vec![record], Deadline::after(patience));
+        outcomes.push((value, outcome.remove(0)));
+    }
+    outcomes
+}
+
+/// Checks a topic against what the producers of its records were told: the
+/// acknowledged are there once, those not sent are not there, those possibly sent
+/// at most once; and each key's records are in order.
+pub fn check_promises(cluster: &Cluster, topic: &str, outcomes: &[(String, Outcome)]) {
+    let mut places: HashMap<String, i64> = HashMap::new();
+    let mut last_by_key: HashMap<String, usize> = HashMap::new();
+    for one in read_topic(cluster, topic).values().flatten() {
+        let value = text(&one.value);
+        let number: usize = value.split(':').nth(1).unwrap().parse().unwrap();
+        let last = last_by_key.insert(text(&one.key), number);
+        assert!(
+            last.is_none_or(|last| last < number),
+            "{value} out of order"
+        );
+        let before = places.insert(value.clone(), one.offset);
+        assert!(before.is_none(), "{value} is there twice");
+    }
+    for (value, outcome) in outcomes {
+        match outcome {
+            Ok(metadata) => {
+                let offset = places.get(value).copied();
+                assert!(offset.is_some(), "{value} was acknowledged and is lost");
+                assert!(metadata.offset.is_none() || metadata.offset == offset);
+            }
+            Err(error) if error.certainty == Certainty::NotSent => {
+                assert!(!places.contains_key(value), "{value}: {error}, but there");
+            }
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Producers and consumers as processes of their own, so that they can be killed: this test binary once more, running
+//! one of the two ignored tests below. They say on standard output what they were told, a line each: `@word field...`.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tbd::deadline::Deadline;
+use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks};
+use tbd::kafka::group::TopicPartition;
+use tbd::kafka::producer::{Certainty, Pending, ProduceError};
+use tbd::kafka::{Producer, ProducerConfig};
+
+use crate::client::{cluster_at, record, soon, start, text};
+use crate::support::{eventually, unique};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Producer,
+    Consumer,
+}
+
+/// What a process was told, in its order. Times are microseconds since 1970.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A record is in the log, there if the broker still knew.
+    Acknowledged {
+        value: String,
+        at: u64,
+        place: Option<(i32, i64)>,
+    },
+    /// It is not and will not be.
+    NotSent {
+        value: String,
+    },
+    MaybeSent,
+    Assigned {
+        at: u64,
+        partitions: Vec<i32>,
+    },
+    /// Revoked or lost.
+    Gone {
+        partitions: Vec<i32>,
+    },
+    Got {
+        at: u64,
+        partition: i32,
+        offset: i64,
+        value: String,
+    },
+    Committed {
+        at: u64,
+        partition: i32,
+        offset: i64,
+    },
+    /// Something that must not happen.
+    Fatal {
+        what: String,
+    },
+}
+
+/// A producer or a consumer.
+pub struct Process {
+    pub role: Role,
+    name: String,
+    child: Child,
+    input: Option<ChildStdin>,
+    reader: Option<JoinHandle<()>>,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+/// All that a process has told.
+pub struct History {
+    pub name: String,
+    pub events: Vec<Event>,
+}
+
+impl Process {
+    pub fn start(role: Role, variables: &[(String, String)]) -> Process {
+        let test = match role {
+            Role::Producer => "history::process::a_producer_of_the_history_check",
+            Role::Consumer => "history::process::a_consumer_of_the_history_check",
+        };
+        let name = unique("p");
+        let mut child = Command::new(std::env::current_exe().expect("this program"))
+            .args([
+                test,
+                "--exact",
+                "--ignored",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .envs(variables.iter().cloned())
+            .env("HISTORY_NAME", &name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start a process");
+        let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        let events: Arc<Mutex<Vec<Event>>> = Arc::default();
+        let told = Arc::clone(&events);
+        let reader = thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                // The harness writes before the first line, without an end of line. A line that a kill cut short says
+                // nothing.
+                if let Some((_, line)) = line.split_once('@') {
+                    told.lock().unwrap().extend(parse(line));
+                }
+            }
+        });
+        let input = child.stdin.take();
+        Process {
+            role,
+            name,
+            child,
+            input,
+            reader: Some(reader),
+            events,
+        }
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill a process");
+        self.wait();
+    }
+
+    pub fn freeze(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).expect("freeze a process");
+    }
+
+    pub fn thaw(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).expect("thaw a process");
+    }
+
+    /// Lets it end by itself.
+    pub fn finish(&mut self, limit: Duration) {
+        drop(self.input.take());
+        let status = eventually(limit, "a process to end", || {
+            self.child.try_wait().expect("look at a process")
+        });
+        assert!(status.success(), "a {:?} failed", self.role);
+        self.wait();
+    }
+
+    fn wait(&mut self) {
+        self.child.wait().expect("wait for a process");
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("no panic");
+        }
+    }
+
+    /// The last offset that this consumer has got of a partition.
+    pub fn reached(&self, wanted: i32) -> Option<i64> {
+        let events = self.events.lock().unwrap();
+        let offset = |event: &Event| match event {
+            Event::Got {
+                partition, offset, ..
+            } if *partition == wanted => Some(*offset),
+            _ => None,
+        };
+        events.iter().rev().find_map(offset)
+    }
+
+    pub fn into_history(self) -> History {
+        let events = std::mem::take(&mut *self.events.lock().unwrap());
+        History {
+            name: self.name.clone(),
+            events,
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn parse(line: &str) -> Option<Event> {
+    // A whole line has its full stop.
+    let line = line.strip_suffix(" .")?;
+    let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let fields: Vec<&str> = rest.split(' ').collect();
+    let partitions = |from: usize| {
+        fields[from..]
+            .iter()
+            .filter_map(|one| one.parse().ok())
+            .collect()
+    };
+    Some(match word {
+        "acknowledged" => Event::Acknowledged {
+            at: fields[0].parse().ok()?,
+            value: fields[1].to_owned(),
+            place: match fields[3].parse().ok()? {
+                -1 => None,
+                offset => Some((fields[2].parse().ok()?, offset)),
+            },
+        },
+        "not-sent" => Event::NotSent {
+            value: fields[0].to_owned(),
+        },
+        "maybe-sent" => Event::MaybeSent,
+        "assigned" => Event::Assigned {
+            at: fields[0].parse().ok()?,
+            partitions: partitions(1),
+        },
+        "gone" => Event::Gone {
+            partitions: partitions(0),
+        },
+        "got" => Event::Got {
+            at: fields[0].parse().ok()?,
+            partition: fields[1].parse().ok()?,
+            offset: fields[2].parse().ok()?,
+            value: fields[3].to_owned(),
+        },
+        "committed" => Event::Committed {
+            at: fields[0].parse().ok()?,
+            partition: fields[1].parse().ok()?,
+            offset: fields[2].parse().ok()?,
+        },
+        _ => Event::Fatal {
+            what: line.to_owned(),
+        },
+    })
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.expect("a clock after 1970").as_micros() as u64
+}
+
+/// One write for all lines, whole ones.
+fn say(lines: &str) {
+    let mut out = std::io::stdout().lock();
+    // Nobody listens any more when the check has failed already.
+    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
+}
+
+/// True once standard input has ended.
+fn end_of_input() -> Arc<AtomicBool> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let signal = Arc::clone(&ended);
+    thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        signal.store(true, Ordering::Relaxed);
+    });
+    ended
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).expect("run by the history check only")
+}
+
+fn settled(value: &str, outcome: &Result<tbd::kafka::producer::RecordMetadata, ProduceError>) {
+    say(&match outcome {
+        Ok(place) => format!(
+            "@acknowledged {} {value} {} {} .\n",
+            now(),
+            place.partition,
+            place.offset.unwrap_or(-1)
+        ),
+        Err(error) if error.certainty == Certainty::NotSent => format!("@not-sent {value} .\n"),
+        Err(_) => "@maybe-sent .\n".to_owned(),
+    });
+}
+
+/// Publishes numbered records under one key, some ahead of their acknowledgements, until told to stop.
+fn publish(producer: &Producer, topic: &str, key: &str, stop: &AtomicBool) {
+    let mut ahead: VecDeque<(String, Pending)> = VecDeque::new();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let value = format!("{key}:{number}");
+        let one = record(topic, key.to_owned(), value.clone());
+        match producer.send(one, Deadline::after(Duration::from_secs(30))) {
+            Ok(pending) => ahead.push_back((value, pending)),
+            Err(error) => settled(&value, &Err(error)),
+        }
+        while ahead.len() > 20 {
+            let (value, pending) = ahead.pop_front().expect("it is not empty");
+            settled(
+                &value,
+                &pending.wait(Deadline::after(Duration::from_secs(60))),
+            );
+        }
+        // The pace of the load.
+        thread::sleep(Duration::from_millis(5));
+    }
+    for (value, pending) in ahead {
+        settled(
+            &value,
+            &pending.wait(Deadline::after(Duration::from_secs(60))),
+        );
+    }
+}
+
+#[test]
+#[ignore = "a process of the history check"]
+fn a_producer_of_the_history_check() {
+    let stop = end_of_input();
+    let (name, topic) = (variable("HISTORY_NAME"), variable("HISTORY_TOPIC"));
+    let brokers = variable("HISTORY_BROKERS");
+    let cluster = cluster_at(brokers.split(',').map(str::to_owned).collect());
+    let config = ProducerConfig {
+        request_timeout: Duration::from_secs(3),
+        ..ProducerConfig::default()
+    };
+    let producer = start(&cluster, config);
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let (producer, topic, stop) = (&producer, topic.as_str(), &*stop);
+            let key = format!("{name}-{thread}");
+            scope.spawn(move || publish(producer, topic, &key, stop));
+        }
+    });
+    producer.close(soon()).unwrap();
+}
+
+struct Tell;
+
+fn list(partitions: &[TopicPartition]) -> String {
+    let numbers: Vec<String> = partitions
+        .iter()
+        .map(|one| one.partition.to_string())
+        .collect();
+    numbers.join(" ")
+}
+
+impl ConsumerHooks for Tell {
+    fn assigned(&self, added: &[TopicPartition]) {
+        say(&format!("@assigned {} {} .\n", now(), list(added)));
+    }
+
+    fn revoked(&self, partitions: &[TopicPartition]) {
+        say(&format!("@gone {} .\n", list(partitions)));
+    }
+
+    fn lost(&self, partitions: &[TopicPartition]) {
+        say(&format!("@gone {} .\n", list(partitions)));
+    }
+}
+
+#[test]
+#[ignore = "a process of the history check"]
+fn a_consumer_of_the_history_check() {
+    let stop = end_of_input();
+    let brokers = variable("HISTORY_BROKERS");
+    let cluster = cluster_at(brokers.split(',').map(str::to_owned).collect());
+    let mut config = ConsumerConfig::new(variable("HISTORY_GROUP"), [variable("HISTORY_TOPIC")]);
+    config.set_session_timeout(Duration::from_secs(6));
+    let mut consumer = Consumer::start(cluster, config, Box::new(Tell)).unwrap();
+    while !stop.load(Ordering::Relaxed) {
+        match consumer.poll(Deadline::after(Duration::from_millis(200))) {
+            Ok(records) => {
+                let at = now();
+                let lines = records.iter().map(|one| {
+                    let (partition, offset) = (one.partition, one.offset);
+                    format!("@got {at} {partition} {offset} {} .\n", text(&one.value))
+                });
+                say(&lines.collect::<String>());
+            }
+            Err(error) if error.is_transient() => continue,
+            Err(error) => say(&format!("@fatal poll: {error} .\n")),
+        }
+        match consumer.commit_polled(Deadline::after(Duration::from_secs(5))) {
+            Ok(()) => {
+                let at = now();
+                let owned = consumer.assignment();
+                let lines = owned.iter().filter_map(|one| {
+                    let position = consumer.position(one)?;
+                    Some(format!("@committed {at} {} {position} .\n", one.partition))
+                });
+                say(&lines.collect::<String>());
+            }
+            Err(CommitError::Fatal(code)) => say(&format!("@fatal commit: {code} .\n")),
+            Err(_) => {}
+        }
+    }
+    consumer.close(soon()).unwrap();
+}

@@ -1,0 +1,74 @@
+"""librdkafka as another client beside ours.
+
+librdkafka.py consume BROKER TOPIC GROUP STRATEGY
+    A member of the group until its standard input ends. Prints a JSON object a line: {"owned": [partition, ...]} when
+    that changes, {"partition": 0, "offset": 0, "key": "k", "value": "v"} for each record, which it then commits.
+librdkafka.py produce BROKER TOPIC COMPRESSION
+    Publishes each line "key<TAB>value" of its standard input.
+"""
+
+import json
+import sys
+import threading
+
+from confluent_kafka import Consumer, KafkaException, Producer
+
+
+def say(what):
+    print(json.dumps(what), flush=True)
+
+
+def text(data):
+    return None if data is None else data.decode()
+
+
+def consume(broker, topic, group, strategy):
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    consumer = Consumer(
+        {
+            "bootstrap.servers": broker,
+            "group.id": group,
+            "partition.assignment.strategy": strategy,
+            "session.timeout.ms": 6000,
+            "heartbeat.interval.ms": 300,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    consumer.subscribe([topic])
+    owned = []
+    while not stop.is_set():
+        records = consumer.consume(100, 0.1)
+        now = sorted(one.partition for one in consumer.assignment())
+        if now != owned:
+            owned = now
+            say({"owned": owned})
+        for one in records:
+            if one.error():
+                print(one.error(), file=sys.stderr)
+                continue
+            say({"partition": one.partition(), "offset": one.offset(), "key": text(one.key()), "value": text(one.value())})
+        if records:
+            try:
+                consumer.commit(asynchronous=False)
+            except KafkaException as error:  # a rebalance; what is kept is committed with the next records
+                print(error, file=sys.stderr)
+    consumer.close()
+    say({"owned": []})
+
+
+def produce(broker, topic, compression):
+    producer = Producer(
+        {"bootstrap.servers": broker, "compression.type": compression, "partitioner": "murmur2_random", "linger.ms": 50}
+    )
+    failed = []
+    for line in sys.stdin:
+        key, value = line.rstrip("\n").split("\t")
+        producer.produce(topic, value, key, on_delivery=lambda error, _: error and failed.append(error))
+    if producer.flush(20) or failed:
+        sys.exit(f"not delivered: {failed}")
+
+
+if __name__ == "__main__":
+    {"consume": consume, "produce": produce}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,11 @@
+//! The Kafka client against real brokers and beside other clients, in one binary: one line per module.
+
+mod client;
+mod consumer;
+mod history;
+mod mixed;
+mod producer;
+mod rebalance;
+mod replicas;
+#[path = "../support/mod.rs"]
+mod support;

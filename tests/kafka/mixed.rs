@@ -1,0 +1,474 @@
+//! Beside other clients: groups with members of librdkafka and of the Java client, and records that each writes and
+//! the others read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tbd::deadline::Deadline;
+use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig};
+use tbd::kafka::group::assignor::Assignor;
+use tbd::kafka::partitioner::partition_for_key;
+use tbd::kafka::producer::Compression;
+use tbd::kafka::{Admin, ProducerConfig};
+
+use crate::client::{cluster, read_topic, record, soon, start, text, topic};
+use crate::consumer::poll_until;
+use crate::support::{eventually, kafka, kafka_tool, librdkafka, unique};
+
+/// For a Java program to start and do its part, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PARTITIONS: i32 = 6;
+
+/// What the members of a group have and have read.
+#[derive(Default)]
+struct Seen {
+    owned: BTreeMap<&'static str, BTreeSet<i64>>,
+    /// Partition and offset, in the order of reading.
+    read: Vec<(i64, i64)>,
+}
+
+/// A group under test.
+struct Group {
+    topic: String,
+    group: String,
+    assignor: Assignor,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// A member; leaves in good order when dropped.
+enum Member {
+    Ours(Arc<AtomicBool>, Option<JoinHandle<()>>),
+    Other(Child, End, Option<JoinHandle<()>>),
+}
+
+/// How another client is asked to leave.
+enum End {
+    /// With its standard input (librdkafka).
+    Input(Option<ChildStdin>),
+    /// By a signal (Java).
+    Signal,
+}
+
+impl Group {
+    fn new(assignor: Assignor) -> Group {
+        Group {
+            topic: topic(&cluster(), PARTITIONS),
+            group: unique("mixed"),
+            assignor,
+            seen: Arc::default(),
+        }
+    }
+
+    fn join(&self, who: &'static str) -> Member {
+        match who {
+            "ours" => self.ours(),
+            "librdkafka" => self.librdkafka(),
+            "java" => self.java(),
+            _ => panic!("{who}"),
+        }
+    }
+
+    fn ours(&self) -> Member {
+        let mut config = ConsumerConfig::new(self.group.as_str(), [self.topic.as_str()]);
+        config.set_session_timeout(Duration::from_secs(6));
+        config.assignors = vec![self.assignor];
+        let mut consumer = Consumer::start(cluster(), config, Box::new(())).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (seen, stopping) = (Arc::clone(&self.seen), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            while !stopping.load(Ordering::Relaxed) {
+                let records = consumer.poll(Deadline::after(Duration::from_millis(100)));
+                {
+                    let mut seen = seen.lock().unwrap();
+                    let owned = consumer.assignment();
+                    let owned = owned.iter().map(|one| i64::from(one.partition));
+                    seen.owned.insert("ours", owned.collect());
+                    let records = records.unwrap_or_default();
+                    let places = records
+                        .iter()
+                        .map(|one| (i64::from(one.partition), one.offset));
+                    seen.read.extend(places);
+                }
+                match consumer.commit_polled(soon()) {
+                    Ok(()) | Err(CommitError::Rebalancing) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            consumer.close(soon()).unwrap();
+            seen.lock().unwrap().owned.insert("ours", BTreeSet::new());
+        });
+        Member::Ours(stop, Some(thread))
+    }
+
+    fn librdkafka(&self) -> Member {
+        let strategy = self.assignor.name();
+        let mut command = librdkafka();
+        command.args(["consume", &kafka(), &self.topic, &self.group, strategy]);
+        Member::other(command, true, Arc::clone(&self.seen), |seen, line| {
+            if let Some(owned) = line["owned"].as_array() {
+                let owned = owned.iter().filter_map(Value::as_i64).collect();
+                seen.owned.insert("librdkafka", owned);
+            } else {
+                let place = |field: &str| line[field].as_i64().expect("a number");
+                seen.read.push((place("partition"), place("offset")));
+            }
+        })
+    }
+
+    fn java(&self) -> Member {
+        let mut command = kafka_tool("org.apache.kafka.tools.VerifiableConsumer");
+        let strategy = match self.assignor {
+            Assignor::Range => "RangeAssignor",
+            Assignor::CooperativeSticky => "CooperativeStickyAssignor",
+        };
+        command
+            .args(["--bootstrap-server", &kafka(), "--topic", &self.topic])
+            .args(["--group-id", &self.group, "--reset-policy", "earliest"])
+            .args([
+                "--session-timeout",
+                "6000",
+                "--verbose",
+                "--assignment-strategy",
+            ])
+            .arg(format!("org.apache.kafka.clients.consumer.{strategy}"));
+        Member::other(command, false, Arc::clone(&self.seen), |seen, line| {
+            let owned = seen.owned.entry("java").or_default();
+            let partitions = line["partitions"].as_array().into_iter().flatten();
+            let mut partitions = partitions.filter_map(|one| one["partition"].as_i64());
+            match line["name"].as_str() {
+                Some("partitions_assigned") => owned.extend(partitions),
+                Some("partitions_revoked") => {
+                    partitions.all(|one| owned.remove(&one));
+                }
+                Some("shutdown_complete") => owned.clear(),
+                Some("record_data") => {
+                    let place = |field: &str| line[field].as_i64().expect("a number");
+                    seen.read.push((place("partition"), place("offset")));
+                }
+                _ => {}
+            }
+        })
+    }
+
+    /// Ten records into each partition.
+    fn publish(&self) {
+        let producer = start(&cluster(), ProducerConfig::default());
+        let records = (0..10 * PARTITIONS).map(|number| {
+            let mut one = record(&self.topic, number.to_string(), "v".to_owned());
+            one.partition = Some(number % PARTITIONS);
+            one
+        });
+        for outcome in producer.publish(records.collect(), soon()) {
+            outcome.unwrap();
+        }
+        producer.close(soon()).unwrap();
+    }
+
+    /// Waits until each of these has its share, and nobody else anything.
+    fn wait_for_shares(&self, members: &[&'static str]) {
+        let share = usize::try_from(PARTITIONS).unwrap() / members.len();
+        let mut owned = BTreeMap::new();
+        eventually(
+            PATIENCE,
+            &format!("{members:?} to share the partitions"),
+            || {
+                owned.clone_from(&self.seen.lock().unwrap().owned);
+                owned.retain(|_, partitions| !partitions.is_empty());
+                let all: BTreeSet<_> = owned.values().flatten().collect();
+                let is_fair = owned.values().all(|partitions| partitions.len() == share);
+                let is_whole = all.len() == PARTITIONS as usize && owned.len() == members.len();
+                (is_fair && is_whole).then_some(())
+            },
+        );
+        assert!(
+            members.iter().all(|member| owned.contains_key(member)),
+            "{owned:?}"
+        );
+    }
+
+    /// Waits until `count` records are read and committed; fails if one was read twice.
+    fn wait_for_reading(&self, count: usize) {
+        let admin = Admin::new(cluster());
+        eventually(
+            PATIENCE,
+            &format!("{count} records to be read and committed"),
+            || {
+                let read = self.seen.lock().unwrap().read.clone();
+                let distinct: BTreeSet<_> = read.iter().collect();
+                assert_eq!(distinct.len(), read.len(), "read twice: {read:?}");
+                let committed = admin
+                    .committed_offsets(&self.group, &[&self.topic], soon())
+                    .ok()?;
+                let committed: i64 = committed.values().sum();
+                (read.len() == count && usize::try_from(committed) == Ok(count)).then_some(())
+            },
+        );
+    }
+}
+
+impl Member {
+    fn other(
+        mut command: Command,
+        ends_with_input: bool,
+        seen: Arc<Mutex<Seen>>,
+        take: impl Fn(&mut Seen, Value) + Send + 'static,
+    ) -> Member {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("start the other client");
+        let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        let reader = thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Ok(line) = serde_json::from_str(&line) {
+                    take(&mut seen.lock().unwrap(), line);
+                }
+            }
+        });
+        let end = match child.stdin.take() {
+            input if ends_with_input => End::Input(input),
+            _ => End::Signal,
+        };
+        Member::Other(child, end, Some(reader))
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        match self {
+            Member::Ours(stop, thread) => {
+                stop.store(true, Ordering::Relaxed);
+                if thread.take().is_some_and(|thread| thread.join().is_err())
+                    && !thread::panicking()
+                {
+                    panic!("the member failed");
+                }
+            }
+            Member::Other(child, end, reader) => {
+                match end {
+                    End::Input(input) => drop(input.take()),
+                    End::Signal => {
+                        let _ = kill_process(Pid::from_child(child), Signal::TERM);
+                    }
+                }
+                let _ = child.wait();
+                let _ = reader.take().map(JoinHandle::join);
+            }
+        }
+    }
+}
+
+/// `leader` begins, and so leads; the others join; it leaves, and one of them leads on. All is read once meanwhile.
+fn share(assignor: Assignor, leader: &'static str, others: &[&'static str]) {
+    let group = Group::new(assignor);
+    group.publish();
+    let first = group.join(leader);
+    group.wait_for_shares(&[leader]);
+    group.wait_for_reading(60);
+
+    let _others: Vec<Member> = others.iter().map(|other| group.join(other)).collect();
+    let mut all = others.to_vec();
+    all.push(leader);
+    group.wait_for_shares(&all);
+    group.publish();
+    group.wait_for_reading(120);
+
+    let before = group.seen.lock().unwrap().owned.clone();
+    drop(first);
+    group.wait_for_shares(others);
+    if assignor == Assignor::CooperativeSticky {
+        let after = group.seen.lock().unwrap().owned.clone();
+        for other in others {
+            assert!(
+                after[other].is_superset(&before[other]),
+                "{before:?}, then {after:?}"
+            );
+        }
+    }
+    group.publish();
+    group.wait_for_reading(180);
+}
+
+fn share_under_each_leader(assignor: Assignor) {
+    thread::scope(|scope| {
+        scope.spawn(|| share(assignor, "ours", &["librdkafka", "java"]));
+        scope.spawn(|| share(assignor, "librdkafka", &["ours"]));
+        scope.spawn(|| share(assignor, "java", &["ours"]));
+    });
+}
+
+#[test]
+fn cooperative_sticky_groups_with_librdkafka_and_java_share_and_read_all_once_whoever_leads() {
+    share_under_each_leader(Assignor::CooperativeSticky);
+}
+
+#[test]
+fn range_groups_with_librdkafka_and_java_share_and_read_all_once_whoever_leads() {
+    share_under_each_leader(Assignor::Range);
+}
+
+const CODECS: [(Compression, &str); 5] = [
+    (Compression::None, "none"),
+    (Compression::Gzip, "gzip"),
+    (Compression::Snappy, "snappy"),
+    (Compression::Lz4, "lz4"),
+    (Compression::Zstd, "zstd"),
+];
+const KEYS: usize = 8;
+
+/// Eight records, long enough to be worth compressing: (key, value).
+fn letters(writer: &str, codec: &str) -> Vec<(String, String)> {
+    (0..KEYS)
+        .map(|key| {
+            (
+                format!("key-{key}"),
+                format!("{writer}-{codec}-{key}-").repeat(40),
+            )
+        })
+        .collect()
+}
+
+/// Gives a program `key<TAB>value` lines to publish.
+fn feed(mut command: Command, letters: &[(String, String)]) {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("start");
+    let lines: String = letters
+        .iter()
+        .map(|(key, value)| format!("{key}\t{value}\n"))
+        .collect();
+    let mut input = child.stdin.take().expect("stdin is piped");
+    input.write_all(lines.as_bytes()).expect("feed the program");
+    drop(input);
+    assert!(
+        child.wait().expect("wait for the program").success(),
+        "{command:?}"
+    );
+}
+
+/// A multiset of records: (key, value) and how often.
+fn counted(
+    records: impl IntoIterator<Item = (String, String)>,
+) -> BTreeMap<(String, String), usize> {
+    let mut counts = BTreeMap::new();
+    for record in records {
+        *counts.entry(record).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn each_client_reads_what_each_writes_in_every_compression_and_all_agree_on_partitions() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 4);
+    let broker = kafka();
+    thread::scope(|scope| {
+        for (compression, codec) in CODECS {
+            let (cluster, topic, broker) = (&cluster, &topic, &broker);
+            scope.spawn(move || {
+                let config = ProducerConfig {
+                    compression,
+                    ..ProducerConfig::default()
+                };
+                let producer = start(cluster, config);
+                let records = letters("ours", codec).into_iter();
+                let records = records
+                    .map(|(key, value)| record(topic, key, value))
+                    .collect();
+                for outcome in producer.publish(records, soon()) {
+                    outcome.unwrap();
+                }
+                producer.close(soon()).unwrap();
+                let mut command = librdkafka();
+                command.args(["produce", broker, topic, codec]);
+                feed(command, &letters("librdkafka", codec));
+                let mut command = kafka_tool("org.apache.kafka.tools.ConsoleProducer");
+                command
+                    .args(["--bootstrap-server", broker, "--topic", topic])
+                    .args(["--compression-codec", codec, "--property", "parse.key=true"]);
+                feed(command, &letters("java", codec));
+            });
+        }
+    });
+    let writers = ["ours", "librdkafka", "java"];
+    let written = writers.iter().flat_map(|writer| {
+        CODECS
+            .iter()
+            .flat_map(move |(_, codec)| letters(writer, codec))
+    });
+    let expected = counted(written);
+    let total = writers.len() * CODECS.len() * KEYS;
+
+    // The log itself: every key is where our partitioner says, whoever wrote it.
+    let log = read_topic(&cluster, &topic);
+    let in_log = log.iter().flat_map(|(partition, records)| {
+        records.iter().map(move |one| {
+            let key = text(&one.key);
+            assert_eq!(partition_for_key(key.as_bytes(), 4), *partition, "{key}");
+            (key, text(&one.value))
+        })
+    });
+    assert_eq!(counted(in_log), expected);
+
+    let config = ConsumerConfig::new(unique("group"), [topic.as_str()]);
+    let mut consumer = Consumer::start(cluster.clone(), config, Box::new(())).unwrap();
+    let records = poll_until(&mut consumer, |_, records| records.len() >= total);
+    let ours = records.iter().map(|one| (text(&one.key), text(&one.value)));
+    assert_eq!(counted(ours), expected);
+    consumer.close(soon()).unwrap();
+
+    let mut command = kafka_tool("org.apache.kafka.tools.consumer.ConsoleConsumer");
+    command
+        .args([
+            "--bootstrap-server",
+            &broker,
+            "--topic",
+            &topic,
+            "--from-beginning",
+        ])
+        .args([
+            "--max-messages",
+            &total.to_string(),
+            "--timeout-ms",
+            "30000",
+        ])
+        .args(["--property", "print.key=true"]);
+    let output = command
+        .stderr(Stdio::null())
+        .output()
+        .expect("run Java's consumer");
+    let java = String::from_utf8(output.stdout).expect("text");
+    let java = java.lines().filter_map(|line| line.split_once('\t'));
+    let java = java.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(counted(java), expected);
+
+    let mut command = librdkafka();
+    command.args(["consume", &broker, &topic, &unique("group"), "range"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start");
+    let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+    let records = lines
+        .map(|line| serde_json::from_str::<Value>(&line.expect("a line")).expect("JSON"))
+        .filter(|line| line["owned"].is_null());
+    let records: Vec<_> = records
+        .take(total)
+        .map(|line| {
+            let field = |name: &str| line[name].as_str().expect("text").to_owned();
+            (field("key"), field("value"))
+        })
+        .collect();
+    drop(child.stdin.take());
+    child.kill().expect("end librdkafka");
+    child.wait().expect("wait for librdkafka");
+    assert_eq!(counted(records), expected);
+}

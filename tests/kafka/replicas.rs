@@ -1,0 +1,239 @@
+//! Three brokers that hold a copy of everything each: leaders and coordinators die, restart and move, topics grow.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tbd::deadline::Deadline;
+use tbd::kafka::consumer::{Consumer, ConsumerConfig};
+use tbd::kafka::group::TopicPartition;
+use tbd::kafka::producer::{Outcome, RecordMetadata};
+use tbd::kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
+
+use crate::client::{
+    check_promises, cluster_at, publish_steadily, record, replicated_topic, soon, start, text,
+};
+use crate::consumer::{Journal, poll_until};
+use crate::support::{self, OwnServer, eventually};
+
+const TICK: Duration = Duration::from_millis(200);
+/// A killed leader is missed after 4 s; an election, and a busy machine, come on top.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// The three brokers, of which the tests take turns.
+pub struct Brokers(MutexGuard<'static, [OwnServer; 3]>);
+
+impl Brokers {
+    /// Waits for its turn.
+    pub fn all_up() -> Brokers {
+        static BROKERS: OnceLock<Mutex<[OwnServer; 3]>> = OnceLock::new();
+        let brokers = BROKERS.get_or_init(|| Mutex::new(OwnServer::kafka_cluster()));
+        let brokers = Brokers(brokers.lock().unwrap_or_else(PoisonError::into_inner));
+        brokers.settle();
+        brokers
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.0.iter().map(OwnServer::address).collect()
+    }
+
+    pub fn cluster(&self) -> Cluster {
+        cluster_at(self.addresses())
+    }
+
+    pub fn node(&self, id: i32) -> &OwnServer {
+        &self.0[usize::try_from(id).expect("an id") - 1]
+    }
+
+    /// Waits until a topic can be made with three copies: all brokers count.
+    pub fn settle(&self) {
+        let cluster = self.cluster();
+        eventually(PATIENCE, "three brokers", || {
+            cluster.refresh::<&str>(&[], soon()).ok()?;
+            (1..=3)
+                .all(|id| cluster.address(id).is_some())
+                .then_some(())
+        });
+    }
+}
+
+fn leader(cluster: &Cluster, topic: &str, partition: i32) -> i32 {
+    eventually(PATIENCE, "a leader", || {
+        cluster.refresh(&[topic], soon()).ok()?;
+        cluster.leader(topic, partition).map(|(node, _)| node)
+    })
+}
+
+/// Publishes while `trouble` is made and until everybody has been served after it; every record has to be
+/// acknowledged. Returns the longest that one took.
+fn publish_through(cluster: &Cluster, topic: &str, trouble: impl FnOnce()) -> Duration {
+    let producer = start(cluster, ProducerConfig::default());
+    let stop = AtomicBool::new(false);
+    let slowest = Mutex::new(Duration::ZERO);
+    let outcomes: Vec<(String, Outcome)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let (producer, stop) = (&producer, &stop);
+                scope.spawn(move || publish_steadily(producer, topic, thread, PATIENCE, stop))
+            })
+            .collect();
+        let stopwatch = scope.spawn(|| {
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let started = Instant::now();
+                let one = record(topic, "watch".to_owned(), format!("watch:{number}"));
+                producer.publish(vec![one], Deadline::after(PATIENCE));
+                let mut slowest = slowest.lock().unwrap();
+                *slowest = slowest.max(started.elapsed());
+                number += 1;
+            }
+        });
+        trouble();
+        stop.store(true, Ordering::Relaxed);
+        stopwatch.join().unwrap();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    producer.close(soon()).unwrap();
+    for (value, outcome) in &outcomes {
+        assert!(outcome.is_ok(), "{value}: {outcome:?}");
+    }
+    check_promises(cluster, topic, &outcomes);
+    slowest.into_inner().unwrap()
+}
+
+/// Publishes one record to a partition, which its present leader has to acknowledge.
+fn publish_to(cluster: &Cluster, topic: &str, partition: i32, value: &str) -> RecordMetadata {
+    let producer = start(cluster, ProducerConfig::default());
+    let mut one = record(topic, "k".to_owned(), value.to_owned());
+    one.partition = Some(partition);
+    let outcome = producer.publish(vec![one], Deadline::after(PATIENCE));
+    producer.close(soon()).unwrap();
+    outcome.into_iter().next().unwrap().unwrap()
+}
+
+#[test]
+fn a_killed_leader_costs_no_record_and_no_order_and_neither_does_its_return() {
+    let brokers = Brokers::all_up();
+    let cluster = brokers.cluster();
+    let topic = replicated_topic(&cluster, 6, 3);
+    publish_through(&cluster, &topic, || {
+        let killed = leader(&cluster, &topic, 0);
+        brokers.node(killed).kill();
+        eventually(PATIENCE, "another leader", || {
+            (leader(&cluster, &topic, 0) != killed).then_some(())
+        });
+        publish_to(&cluster, &topic, 0, "after:0");
+        brokers.node(killed).start();
+        brokers.settle();
+        publish_to(&cluster, &topic, 0, "after:1");
+    });
+}
+
+#[test]
+fn leaders_that_shut_down_in_order_hand_over_without_delay() {
+    let brokers = Brokers::all_up();
+    let cluster = brokers.cluster();
+    let topic = replicated_topic(&cluster, 6, 3);
+    let slowest = publish_through(&cluster, &topic, || {
+        let stopped = leader(&cluster, &topic, 0);
+        brokers.node(stopped).stop();
+        publish_to(&cluster, &topic, 0, "after:0");
+        brokers.node(stopped).start();
+        brokers.settle();
+    });
+    // Nobody has to be missed first: that would take the broker's session of 4 s.
+    eprintln!("controlled shutdown: the slowest record took {slowest:?}");
+    assert!(slowest < Duration::from_secs(4), "{slowest:?}");
+}
+
+#[test]
+fn a_group_whose_coordinator_is_killed_goes_on_under_the_next_one() {
+    let brokers = Brokers::all_up();
+    let cluster = brokers.cluster();
+    let topic = replicated_topic(&cluster, 1, 3);
+    // A group whose coordinator does not lead the partition, so that only one of the two is missing.
+    let led_by = leader(&cluster, &topic, 0);
+    let (group, coordinator) = std::iter::repeat_with(|| support::unique("group"))
+        .map(|group| {
+            let coordinator = support::topic::coordinator(&brokers.addresses()[0], &group);
+            (group, coordinator)
+        })
+        .find(|(_, coordinator)| *coordinator != led_by)
+        .unwrap();
+    let mut config = ConsumerConfig::new(group.as_str(), [topic.as_str()]);
+    config.set_session_timeout(Duration::from_secs(30));
+    let journal = Journal::default();
+    let mut consumer = Consumer::start(cluster.clone(), config, Box::new(journal.clone())).unwrap();
+    publish_to(&cluster, &topic, 0, "before");
+    poll_until(&mut consumer, |_, records| records.len() == 1);
+    consumer.commit_polled(soon()).unwrap();
+
+    brokers.node(coordinator).kill();
+    publish_to(&cluster, &topic, 0, "during");
+    let records = poll_until(&mut consumer, |_, records| !records.is_empty());
+    assert_eq!(text(&records[0].value), "during");
+    let deadline = Deadline::after(PATIENCE);
+    while let Err(error) = consumer.commit_polled(Deadline::after(TICK)) {
+        assert!(error.is_transient() && !deadline.is_past(), "{error}");
+        let records = consumer.poll(Deadline::after(TICK)).unwrap_or_default();
+        assert!(records.is_empty(), "{records:?}");
+    }
+    // The membership went on: nothing was taken away and given again.
+    let entries = journal.entries();
+    assert!(
+        entries.iter().all(|(what, _)| *what == "assigned"),
+        "{entries:?}"
+    );
+    let committed = Admin::new(cluster.clone())
+        .committed_offsets(&group, &[&topic], Deadline::after(PATIENCE))
+        .unwrap();
+    assert_eq!(committed[&(topic.clone(), 0)], 2);
+    consumer.close(soon()).unwrap();
+    brokers.node(coordinator).start();
+}
+
+#[test]
+fn partitions_added_while_running_are_written_and_read() {
+    let brokers = Brokers::all_up();
+    let cluster = Cluster::new(ClientConfig {
+        brokers: brokers.addresses(),
+        metadata_max_age: Duration::from_millis(500),
+        ..ClientConfig::default()
+    });
+    let topic = replicated_topic(&cluster, 1, 3);
+    let producer = start(&cluster, ProducerConfig::default());
+    let mut consumer = Consumer::start(
+        cluster.clone(),
+        ConsumerConfig::new(support::unique("group"), [topic.as_str()]),
+        Box::new(()),
+    )
+    .unwrap();
+    let publish = |number: usize| {
+        let one = record(&topic, format!("key-{number}"), number.to_string());
+        producer.publish(vec![one], soon()).remove(0).unwrap()
+    };
+    publish(0);
+    poll_until(&mut consumer, |_, records| records.len() == 1);
+
+    support::topic::grow(&brokers.addresses()[0], &topic, 3);
+    // Keys spread over more partitions as soon as the producer knows of them.
+    let mut sent = 1;
+    eventually(PATIENCE, "a record in each new partition", || {
+        sent += 1;
+        (publish(sent - 1).partition == 2).then_some(())
+    });
+    let records = poll_until(&mut consumer, |_, records| records.len() == sent - 1);
+    assert_eq!(consumer.assignment().len(), 3);
+    let mut numbers: Vec<usize> = records
+        .iter()
+        .map(|one| text(&one.value).parse().unwrap())
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..sent).collect::<Vec<_>>());
+    assert!(consumer.position(&TopicPartition::new(topic.as_str(), 2)) >= Some(1));
+    consumer.close(soon()).unwrap();
+    producer.close(soon()).unwrap();
+}
