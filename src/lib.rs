@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | [`orders`] | the bounded context: domain, use cases, ports, adapters | inward only; see its page |
 //! | [`http_server`] | a bounded thread pool on tiny_http | no orders |
+//! | [`auth`] | bearer tokens | `http_server` |
 //! | [`kafka`] | a blocking Kafka client | no orders, no telemetry |
 //! | [`database`] | pool, migrations, retry | no orders, no telemetry |
 //! | [`telemetry`] | logs, metrics, traces | no orders |
@@ -45,6 +46,7 @@
 #[cfg(test)]
 extern crate self as tbd;
 
+pub mod auth;
 pub mod config;
 pub mod database;
 pub mod deadline;

@@ -40,6 +40,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let signal = ShutdownSignal::new()?;
     let stop = StopSignal::new();
 
+    let token_check = config.auth.as_ref().map(service::token_check).transpose()?;
     let migrator = Migrator::new(match &config.migrations_dir {
         None => Source::Embedded,
         Some(dir) => Source::Dir(dir.clone()),
@@ -108,7 +109,10 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         kafka: kafka_health,
         stop: stop.clone(),
     };
-    let router = service::probes(routes(Router::new(), api), checks, metrics.clone());
+    let mut router = service::probes(routes(Router::new(), api), checks, metrics.clone());
+    if let Some(check) = token_check {
+        router = router.guard("/v1/", move |request| check.admit(request));
+    }
     let server = service::http_server(&config.http, router, &metrics)?;
 
     signal.wait()?;

@@ -30,8 +30,8 @@ pub use table::{Program, SAMPLERS, VARIABLES, Variable, markdown_table, variable
 
 use endpoint::endpoint;
 use reader::{
-    Reader, address, boolean, brokers, choice, duration, host, key_values, number, size, text,
-    topic, untrimmed_text,
+    Reader, address, boolean, brokers, choice, duration, host, key_values, number, optional, size,
+    text, topic, untrimmed_text,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -58,6 +58,8 @@ pub struct ApiConfig {
     pub migrations_dir: Option<PathBuf>,
     /// When a created order is acknowledged.
     pub event_delivery: EventDelivery,
+    /// Whose requests are answered; `None`: anybody's.
+    pub auth: Option<AuthSettings>,
     /// Whether orders that come at the same time share a commit.
     pub database_coalesce: bool,
 }
@@ -188,6 +190,26 @@ pub struct TelemetrySettings {
     pub resource_attributes: Vec<(String, String)>,
 }
 
+/// What bearer tokens have to be.
+#[derive(Clone, Debug)]
+pub struct AuthSettings {
+    /// What they are signed with.
+    pub key: AuthKey,
+    /// Their `iss`; `None`: any.
+    pub issuer: Option<String>,
+    /// Their `aud`; `None`: any.
+    pub audience: Option<String>,
+}
+
+/// What bearer tokens are signed with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthKey {
+    /// The private half of a key in this file, a JSON Web Key Set.
+    JwksFile(PathBuf),
+    /// This secret.
+    Hs256(Secret),
+}
+
 /// When a created order is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventDelivery {
@@ -267,9 +289,7 @@ impl ApiConfig {
             telemetry: telemetry_settings(reader),
             idempotency_ttl: reader.get("IDEMPOTENCY_TTL", duration(24 * HOUR..=168 * HOUR)),
             auto_migrate: reader.get("AUTO_MIGRATE", boolean),
-            migrations_dir: reader.get("MIGRATIONS_DIR", |text| {
-                Some((!text.trim().is_empty()).then(|| PathBuf::from(text.trim())))
-            }),
+            migrations_dir: reader.get("MIGRATIONS_DIR", optional(path)),
             event_delivery: reader.get(
                 "EVENT_DELIVERY",
                 choice(&[
@@ -277,6 +297,7 @@ impl ApiConfig {
                     ("outbox", EventDelivery::Outbox),
                 ]),
             ),
+            auth: auth_settings(reader),
             database_coalesce: reader.get("DB_COALESCE", choice(&[("on", true), ("off", false)])),
         }
     }
@@ -437,6 +458,48 @@ fn kafka_settings(reader: &mut Reader<'_>, group: GroupSettings) -> KafkaSetting
         consumer_group: group.consumer_group,
         session_timeout: group.session_timeout,
     }
+}
+
+fn auth_settings(reader: &mut Reader<'_>) -> Option<AuthSettings> {
+    const FILE: &str = "AUTH_JWT_JWKS_FILE";
+    const SECRET: &str = "AUTH_JWT_HS256_SECRET";
+    let file = reader.get(FILE, optional(path));
+    let secret = reader.get(SECRET, optional(untrimmed_text(usize::MAX)));
+    let claim = || optional(text(255));
+    let issuer = reader.get("AUTH_JWT_ISSUER", claim());
+    let audience = reader.get("AUTH_JWT_AUDIENCE", claim());
+    if file.is_some() && secret.is_some() {
+        reader.refuse_combination(FILE, format!("unset when {SECRET} is set"));
+    }
+    if secret.as_ref().is_some_and(|secret| secret.len() < 32) {
+        // As long as the hash (RFC 7518, section 3.2): a shorter one can be guessed.
+        reader.refuse_combination(SECRET, "32 bytes or more".to_owned());
+    }
+    let key = match (file, secret) {
+        (Some(file), _) => AuthKey::JwksFile(file),
+        (None, Some(secret)) => AuthKey::Hs256(Secret(secret)),
+        (None, None) => {
+            // Whoever names an issuer means tokens to be checked.
+            if !reader.is_given(FILE) && !reader.is_given(SECRET) {
+                for name in ["AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE"] {
+                    if reader.is_given(name) {
+                        let allowed = format!("unset unless {FILE} or {SECRET} is set");
+                        reader.refuse_combination(name, allowed);
+                    }
+                }
+            }
+            return None;
+        }
+    };
+    Some(AuthSettings {
+        key,
+        issuer,
+        audience,
+    })
+}
+
+fn path(text: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(text.trim()))
 }
 
 fn telemetry_settings(reader: &mut Reader<'_>) -> TelemetrySettings {

@@ -132,7 +132,9 @@ impl<'a> Reader<'a> {
         const SHOWN_CHARS: usize = 80;
         let value = value.to_string_lossy();
         // A URL's user part may hold a password as well.
-        let is_secret = variable.name == "DB_PASSWORD" || value.contains('@');
+        let is_secret = variable.name.ends_with("_PASSWORD")
+            || variable.name.ends_with("_SECRET")
+            || value.contains('@');
         self.errors.push(ConfigError {
             name: variable.name,
             value: (!is_secret).then(|| value.chars().take(SHOWN_CHARS).collect()),
@@ -206,6 +208,15 @@ pub fn text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
     move |text| {
         let text = text.trim();
         is_plain(text, bytes_max).then(|| text.to_owned())
+    }
+}
+
+/// What `parse` makes of a value, or `None` for an empty one: for variables whose default is
+/// "none".
+pub fn optional<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Option<T>> {
+    move |text| match text.trim().is_empty() {
+        true => Some(None),
+        false => parse(text).map(Some),
     }
 }
 

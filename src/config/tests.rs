@@ -140,6 +140,48 @@ fn a_password_is_never_shown() {
 }
 
 #[test]
+fn tokens_are_checked_with_one_kind_of_key_and_never_with_half_of_the_settings() {
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    assert!(api(&[]).unwrap().auth.is_none());
+    let auth = api(&[
+        ("AUTH_JWT_HS256_SECRET", SECRET),
+        ("AUTH_JWT_AUDIENCE", "tbd"),
+    ]);
+    let auth = auth.unwrap().auth.unwrap();
+    assert_eq!(auth.key, AuthKey::Hs256(Secret::new(SECRET)));
+    assert_eq!((auth.issuer, auth.audience.as_deref()), (None, Some("tbd")));
+    let file = api(&[("AUTH_JWT_JWKS_FILE", "/keys.json")]).unwrap().auth;
+    assert_eq!(
+        file.unwrap().key,
+        AuthKey::JwksFile(PathBuf::from("/keys.json"))
+    );
+    for (pairs, named) in [
+        (
+            &[("AUTH_JWT_HS256_SECRET", "too-short-to-be-safe")][..],
+            "AUTH_JWT_HS256_SECRET must be 32 bytes or more.",
+        ),
+        (
+            &[
+                ("AUTH_JWT_HS256_SECRET", SECRET),
+                ("AUTH_JWT_JWKS_FILE", "k"),
+            ],
+            "AUTH_JWT_JWKS_FILE=\"k\" must be unset when AUTH_JWT_HS256_SECRET is set.",
+        ),
+        (
+            &[("AUTH_JWT_ISSUER", "me")],
+            "AUTH_JWT_ISSUER=\"me\" must be unset unless AUTH_JWT_JWKS_FILE or AUTH_JWT_HS256_SECRET is set.",
+        ),
+    ] {
+        let said = api(pairs).unwrap_err().to_string();
+        assert!(said.contains(named), "{said}");
+        assert!(
+            !said.contains("too-short") && !said.contains(SECRET),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_value_that_is_not_text_is_refused_not_replaced_by_the_default() {
     use std::os::unix::ffi::OsStringExt;
     let broken = |name: &str| (name == "DB_PASSWORD").then(|| OsString::from_vec(vec![0xff, b'x']));

@@ -98,5 +98,5 @@ mod watch;
 pub use problem::{FieldError, Problem, TYPE_PREFIX};
 pub use request::Request;
 pub use response::Response;
-pub use router::{Handler, Router};
+pub use router::{Guard, Handler, Router};
 pub use server::{OnFatal, Server, ServerConfig, StartError, StillBusy};

@@ -11,6 +11,10 @@ use super::response::Response;
 /// then gets a 500 and the thread lives on.
 pub type Handler = Box<dyn Fn(&mut Request) -> Result<Response, Problem> + Send + Sync>;
 
+/// Lets a request pass to its handler, or answers in the handler's place. Runs where the
+/// handler would, and must not wait.
+pub type Guard = Box<dyn Fn(&Request) -> Result<(), Problem> + Send + Sync>;
+
 /// The table of routes. Templates are literal segments and `{name}` segments;
 /// the first template that fits wins. Paths are compared byte by byte, without
 /// decoding; a trailing slash makes another path.
@@ -29,6 +33,8 @@ pub type Handler = Box<dyn Fn(&mut Request) -> Result<Response, Problem> + Send 
 #[derive(Default)]
 pub struct Router {
     routes: Vec<Route>,
+    /// What stands before the handlers of every template that starts so.
+    guard: Option<(&'static str, Guard)>,
 }
 
 /// One template with everything that answers on it.
@@ -103,6 +109,16 @@ impl Router {
         self.add("GET", template, Box::new(handler), true)
     }
 
+    /// Puts `guard` before every handler on a template that starts with `prefix`. It is
+    /// asked once path and method are known to be right, and takes an earlier one's place.
+    pub fn guard<F>(mut self, prefix: &'static str, guard: F) -> Self
+    where
+        F: Fn(&Request) -> Result<(), Problem> + Send + Sync + 'static,
+    {
+        self.guard = Some((prefix, Box::new(guard)));
+        self
+    }
+
     fn add(
         mut self,
         method: &'static str,
@@ -163,6 +179,14 @@ impl Router {
 
     pub(super) fn allow(&self, route: usize) -> &str {
         &self.routes[route].allow
+    }
+
+    /// Asks the guard, if one stands before `route`.
+    pub(super) fn admit(&self, route: usize, request: &Request) -> Result<(), Problem> {
+        match &self.guard {
+            Some((prefix, guard)) if self.template(route).starts_with(prefix) => guard(request),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn handler(&self, route: usize, handler: usize) -> &Handler {

@@ -241,7 +241,10 @@ impl Shared {
     /// Calls the handler of the request's route.
     fn handle(&self, request: &mut Request) -> Result<Response, Problem> {
         match request.found {
-            Match::Found { route, handler, .. } => self.router.handler(route, handler)(request),
+            Match::Found { route, handler, .. } => {
+                self.router.admit(route, request)?;
+                self.router.handler(route, handler)(request)
+            }
             Match::WrongMethod { route } => {
                 Err(problem::method_not_allowed(self.router.allow(route)))
             }

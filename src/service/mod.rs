@@ -1,6 +1,7 @@
 //! What both programs have in common: how they start, say how they are, and stop.
 //! The only place, with the programs themselves, where every room is known.
 
+mod auth;
 mod database;
 mod dead_letters;
 mod healthcheck;
@@ -9,6 +10,7 @@ mod kafka;
 mod lifecycle;
 mod probes;
 
+pub use auth::{AuthError, token_check};
 pub use database::{database_config, pool, start_migrations};
 pub use dead_letters::dead_letters;
 pub use healthcheck::healthcheck_command;

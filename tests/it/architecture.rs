@@ -59,6 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "stop",
         ],
     ),
+    ("auth", &["http_server"]),
     ("http_server", &["telemetry", "deadline", "sockets", "stop"]),
     ("kafka", &["deadline"]),
     ("database", &["deadline", "sockets"]),

@@ -104,7 +104,7 @@ fn passed_on(compose: &str) -> Vec<(String, String)> {
         .lines()
         .filter_map(|line| {
             let (name, value) = line.trim().split_once(": ${")?;
-            let default = value.strip_prefix(name)?.trim_end_matches('}');
+            let default = value.strip_prefix(name)?.split('}').next()?;
             let default = default
                 .strip_prefix(":-")
                 .or_else(|| default.strip_prefix('-'))?;

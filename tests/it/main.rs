@@ -1,6 +1,7 @@
 //! The integration tests, in one binary: one line per module.
 
 mod architecture;
+mod auth;
 mod cancel;
 mod configuration;
 mod containers;
@@ -8,6 +9,7 @@ mod create;
 mod database;
 mod dead_letters;
 mod delivery;
+mod dependencies;
 mod dlq;
 mod edge;
 mod edges;

@@ -10,6 +10,7 @@ pub mod edge;
 pub mod http;
 pub mod memory;
 pub mod program;
+pub mod token;
 pub mod topic;
 
 use std::path::{Path, PathBuf};
