@@ -1,10 +1,10 @@
 # tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load fmt lint test fuzz chaos-kafka check
+.PHONY: help build up down status logs demo load fmt lint test fuzz chaos-kafka bench-rebalance check
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
 
 build: ## release binaries in target/release
 	cargo build --release --locked
@@ -41,5 +41,8 @@ fuzz: ## fuzz what reads bytes from outside (SECONDS=60 each, TARGET=name for on
 
 chaos-kafka: ## the Kafka client while brokers and clients die at random, against the log (SECONDS=600, SEED)
 	@KAFKA_CHAOS_SECONDS=$(or $(SECONDS),600) KAFKA_CHAOS_SEED=$(SEED) scripts/test --test kafka -- history:: --nocapture
+
+bench-rebalance: ## how long records wait while a group of fifteen gains and loses members
+	@scripts/test --test kafka -- rebalance:: --nocapture
 
 check: lint test ## exactly what CI runs

@@ -382,6 +382,55 @@ fn a_commit_after_revocation_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn partitions_that_stay_flow_on_while_a_rebalance_waits_for_a_slow_member() {
+    let mut topic = Topic::new(3);
+    let group = support::unique("group");
+    let (mut flowing, _) = consumer(config(&topic, &group));
+    poll_until(&mut flowing, |_, records| records.len() == 1);
+    flowing.commit_polled(soon()).unwrap();
+    let (mut slow, _) = consumer(config(&topic, &group));
+    poll_until(&mut flowing, |flowing, _| {
+        let _ = slow.poll(Deadline::after(Duration::from_millis(10)));
+        flowing.assignment().len() == 2
+            && slow.assignment().len() == 1
+            && !flowing.rebalance_pending()
+    });
+    // A third wants to join. The slow one does not poll, so that the group has to wait for it.
+    let mut members = Members::new();
+    members.add(config(&topic, &group));
+    poll_until(&mut flowing, |flowing, _| flowing.rebalance_pending());
+    let kept = flowing.assignment();
+    let mut read = 0;
+    for number in 0..5 {
+        for partition in &kept {
+            topic.produce(
+                partition.partition,
+                &[&format!("during {number}")],
+                Compression::None,
+            );
+        }
+        read += poll_until(&mut flowing, |_, records| records.len() == 2).len();
+        let refused = flowing.commit_polled(soon());
+        assert!(
+            matches!(refused, Err(CommitError::Rebalancing)),
+            "{refused:?}"
+        );
+    }
+    assert!(flowing.rebalance_pending() && read == 10);
+
+    // The slow one comes back. What was done meanwhile is committed, although one of the two moves on.
+    poll_until(&mut flowing, |flowing, _| {
+        let _ = slow.poll(Deadline::after(Duration::from_millis(10)));
+        flowing.assignment().len() == 1 && !flowing.rebalance_pending()
+    });
+    members.wait("the third has one", |members| members.has_shares(&[1]));
+    flowing.close(soon()).unwrap();
+    slow.close(soon()).unwrap();
+    let seen = members.finish();
+    assert!(seen.is_empty(), "read again: {seen:?}");
+}
+
+#[test]
 fn a_killed_members_partitions_are_taken_over_after_the_session_time_out() {
     let mut topic = Topic::new(2);
     let group = support::unique("group");

@@ -6,7 +6,7 @@ use std::time::Instant;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{ApiKey, OffsetCommitResponse};
 
-use super::{CommitError, Consumer, RETRY_BACKOFF};
+use super::{CommitError, Consumer, RETRY_BACKOFF, STEP_MIN};
 use crate::deadline::Deadline;
 use crate::kafka::Error;
 use crate::kafka::group::TopicPartition;
@@ -23,7 +23,8 @@ impl Consumer {
     /// again when that may help.
     ///
     /// # Errors
-    /// See [`CommitError`]; nothing else changes by an error.
+    /// See [`CommitError`]. After a transient one the next polls make up for it, for
+    /// partitions that stay this member's.
     pub fn commit_polled(&mut self, deadline: Deadline) -> Result<(), CommitError> {
         let offsets: Offsets = self
             .partitions
@@ -42,7 +43,7 @@ impl Consumer {
     /// Waits as [`commit_polled`](Self::commit_polled).
     ///
     /// # Errors
-    /// See [`CommitError`].
+    /// As [`commit_polled`](Self::commit_polled).
     pub fn commit(
         &mut self,
         offsets: &[(TopicPartition, i64)],
@@ -58,9 +59,45 @@ impl Consumer {
         self.commit_offsets(wanted, deadline)
     }
 
+    /// Commits what an earlier commit could not, for partitions that are still this
+    /// member's. Waits a second at most.
+    pub(super) fn make_up_commits(&mut self) {
+        let owed: Offsets = self
+            .partitions
+            .iter()
+            .filter_map(|(name, partition)| {
+                let offset = partition.owed?;
+                Some((name.clone(), (offset, partition.epoch_at(offset))))
+            })
+            .collect();
+        if owed.is_empty() || Instant::now() < self.commits_not_before {
+            return;
+        }
+        self.commits_not_before = Instant::now() + STEP_MIN;
+        if let Err(error) = self.commit_offsets(owed, Deadline::after(STEP_MIN)) {
+            log::debug!("consumer group {}: {error}", self.config.group_id);
+        }
+    }
+
     fn commit_offsets(
         &mut self,
         mut offsets: Offsets,
+        deadline: Deadline,
+    ) -> Result<(), CommitError> {
+        let result = self.commit_until(&mut offsets, deadline);
+        let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
+        for (name, (offset, _)) in offsets {
+            if let Some(partition) = self.partitions.get_mut(&name) {
+                partition.owed = is_owed.then_some(offset);
+            }
+        }
+        result
+    }
+
+    /// What succeeded is taken out of `offsets`.
+    fn commit_until(
+        &mut self,
+        offsets: &mut Offsets,
         deadline: Deadline,
     ) -> Result<(), CommitError> {
         while !offsets.is_empty() {
@@ -69,7 +106,7 @@ impl Consumer {
                 .machine()
                 .commit_identity()
                 .map_err(|verdict| explain(verdict, None))?;
-            let (verdict, error) = match self.try_commit(&mut offsets, &identity, deadline) {
+            let (verdict, error) = match self.try_commit(offsets, &identity, deadline) {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     let failure = coordinator::failure(&error);

@@ -23,6 +23,9 @@ pub enum OffsetReset {
     Error,
 }
 
+/// So often, members hear of a rebalance soon.
+const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_secs(1);
+
 /// Settings of one member of a consumer group. The defaults are the Java
 /// client's, except where noted.
 #[derive(Debug, Clone)]
@@ -37,7 +40,9 @@ pub struct ConsumerConfig {
     /// A member without heartbeats for this long is out. 10 s, where Java's
     /// 45 s would leave a killed member's records lying for that long.
     pub session_timeout: Duration,
-    /// Time between heartbeats; a third of the session time-out.
+    /// Time between heartbeats; a third of the session time-out, a second at most.
+    /// Members learn of a rebalance by heartbeat, so it is also how long partitions
+    /// that move may have to wait. Java: 3 s.
     pub heartbeat_interval: Duration,
     /// A member that is not polled for this long is taken for stuck and leaves.
     /// Also how long a rebalance waits for a busy member.
@@ -82,10 +87,11 @@ impl ConsumerConfig {
         config
     }
 
-    /// Sets the session time-out, and the heartbeat interval to a third of it.
+    /// Sets the session time-out, and the heartbeat interval to a third of it, or to a
+    /// second if that is less.
     pub fn set_session_timeout(&mut self, session_timeout: Duration) {
         self.session_timeout = session_timeout;
-        self.heartbeat_interval = session_timeout / 3;
+        self.heartbeat_interval = (session_timeout / 3).min(HEARTBEAT_INTERVAL_MAX);
     }
 }
 
@@ -144,9 +150,8 @@ impl fmt::Debug for ConsumerRecord {
 /// here or at another member.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
-    /// The group is rebalancing. Partitions this member keeps can be committed
-    /// after it; [`commit_polled`](super::Consumer::commit_polled) after the next
-    /// poll covers them.
+    /// The group is rebalancing. The poll that ends it makes the commit, before it
+    /// gives partitions away.
     #[error("the group is rebalancing")]
     Rebalancing,
     /// The partitions are no longer this member's; somebody else reads them, from

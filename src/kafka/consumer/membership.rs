@@ -408,6 +408,8 @@ impl Consumer {
             return;
         }
         self.trouble = None;
+        // While nothing is given away yet, so that its next owner need not do it again.
+        self.make_up_commits();
         self.take_assignment(assigned);
         self.shared.notify();
     }

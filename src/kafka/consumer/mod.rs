@@ -22,7 +22,9 @@
 //! - A record of a partition that is no longer assigned is never handed out,
 //!   and its offset never committed.
 //! - Nothing is committed but what the application commits.
-//! - No record is handed out while a rebalance is under way: it ends sooner so.
+//! - A cooperative rebalance stops only the partitions that move: the others go on
+//!   being handed out while it is under way. Commits asked for meanwhile are made up
+//!   for when it ends, before anything is given away.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -105,6 +107,8 @@ pub struct Consumer {
     metadata_not_before: Instant,
     /// What went wrong last and has not gone right since.
     trouble: Option<Error>,
+    /// When commits that could not be made are tried again.
+    commits_not_before: Instant,
     is_closed: bool,
 }
 
@@ -165,6 +169,7 @@ impl Consumer {
             metadata_wanted: false,
             metadata_not_before: now,
             trouble: None,
+            commits_not_before: now,
             is_closed: false,
         })
     }
@@ -214,24 +219,30 @@ impl Consumer {
                 return Ok(Vec::new());
             }
             let mut look_again = deadline;
+            if self.coordinator.is_busy() {
+                // While records flow there is no other wait in which to hear of it.
+                self.wait(Deadline::after(Duration::ZERO))?;
+            }
+            // What is still assigned is read on while the group is busy with itself.
             match self.advance_group(deadline)? {
                 Progress::Ready => {
+                    self.make_up_commits();
                     if let Some(until) = self.advance_positions(deadline)? {
                         look_again = look_again.earlier_of(Deadline::at(until));
-                    }
-                    if wants_records {
-                        let records = self.take_records()?;
-                        if let Some(until) = self.send_fetches(deadline) {
-                            look_again = look_again.earlier_of(Deadline::at(until));
-                        }
-                        if !records.is_empty() {
-                            self.trouble = None;
-                            return Ok(records);
-                        }
                     }
                 }
                 Progress::Awaiting => {}
                 Progress::Pause(until) => look_again = look_again.earlier_of(Deadline::at(until)),
+            }
+            if wants_records {
+                let records = self.take_records()?;
+                if let Some(until) = self.send_fetches(deadline) {
+                    look_again = look_again.earlier_of(Deadline::at(until));
+                }
+                if !records.is_empty() {
+                    self.trouble = None;
+                    return Ok(records);
+                }
             }
             if deadline.is_past() {
                 return match self.trouble.take() {

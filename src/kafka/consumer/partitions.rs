@@ -40,6 +40,8 @@ pub(super) struct Partition {
     anchor: i64,
     /// Whether the coordinator knows the anchor.
     is_anchor_committed: bool,
+    /// What the application has committed and the coordinator did not take yet.
+    pub owed: Option<i64>,
     /// End of the log as last told.
     pub high_watermark: Option<i64>,
     /// Not to be asked about before this moment.
@@ -59,6 +61,7 @@ impl Partition {
             epoch: -1,
             anchor: 0,
             is_anchor_committed: false,
+            owed: None,
             high_watermark: None,
             not_before: None,
             raw: Bytes::new(),
@@ -152,6 +155,7 @@ impl Partition {
             self.anchor = offset;
             self.is_anchor_committed = true;
         }
+        self.owed = self.owed.filter(|owed| *owed > offset);
     }
 
     /// Records that are in the log but not committed by this group.
