@@ -51,6 +51,10 @@ need_python() {
   python3 -c 'import ensurepip' 2>/dev/null || need ensurepip=python3-venv
 }
 
+# A Chromium, for the page's tests: whichever there is, or else the one without windows.
+chromium_here() { { type -P chromium-headless-shell chromium chromium-browser google-chrome || true; } | head -n 1; }
+need_chromium() { [[ -n $(chromium_here) ]] || need chromium-headless-shell=chromium-headless-shell; }
+
 # Debian's packages start the services they bring (nginx, on port 80), unless policy-rc.d forbids it for the time being.
 install_packages() (
   policy=/usr/sbin/policy-rc.d

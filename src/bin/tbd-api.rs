@@ -10,7 +10,7 @@ use tbd::deadline::Deadline;
 use tbd::health::Monitor;
 use tbd::http_server::Router;
 use tbd::orders::adapters::PrometheusMeter;
-use tbd::orders::adapters::http::{Api, routes};
+use tbd::orders::adapters::http::{Api, page, routes};
 use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus};
 use tbd::orders::adapters::postgres::PostgresStore;
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
@@ -109,7 +109,8 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         kafka: kafka_health,
         stop: stop.clone(),
     };
-    let mut router = service::probes(routes(Router::new(), api), checks, metrics.clone());
+    let router = page(routes(Router::new(), api), config.jaeger_ui.as_deref());
+    let mut router = service::probes(router, checks, metrics.clone(), config.http.port);
     if let Some(check) = token_check {
         router = router.guard("/v1/", move |request| check.admit(request));
     }

@@ -71,7 +71,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         kafka: kafka_health,
         stop: stop.clone(),
     };
-    let router = service::probes(Router::new(), checks, metrics.clone());
+    let router = service::probes(Router::new(), checks, metrics.clone(), config.http.port);
     let server = service::http_server(&config.http, router, &metrics)?;
 
     let step = SimulatedStep::new(

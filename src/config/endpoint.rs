@@ -1,4 +1,4 @@
-//! Where spans go: `OTEL_EXPORTER_OTLP_ENDPOINT` made a base URL.
+//! Where spans go: `OTEL_EXPORTER_OTLP_ENDPOINT` made a base URL; and where they are seen, `JAEGER_UI_URL`.
 
 use super::reader::{is_network_host, number, split_port};
 
@@ -52,16 +52,10 @@ fn bare(text: &str) -> Option<Endpoint> {
 }
 
 fn url(rest: &str) -> Option<Endpoint> {
-    let (authority, path) = match rest.find('/') {
-        Some(slash) => rest.split_at(slash),
-        None => (rest, ""),
-    };
+    let (authority, path) = split_path(rest)?;
     let (_, port) = checked(authority)?;
-    let is_path = path
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte));
-    is_path.then(|| Endpoint {
-        url: Some(format!("http://{authority}{}", path.trim_end_matches('/'))),
+    Some(Endpoint {
+        url: Some(format!("http://{authority}{path}")),
         note: (port == Some(GRPC_PORT)).then(|| {
             format!(
                 "spans are sent by OTLP over HTTP to {authority}, \
@@ -69,6 +63,30 @@ fn url(rest: &str) -> Option<Endpoint> {
             )
         }),
     })
+}
+
+/// A base URL for people's browsers, without a slash at its end; `Some(None)` for nothing.
+pub fn web_address(text: &str) -> Option<Option<String>> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Some(None);
+    }
+    let (scheme, rest) = text.split_once("://")?;
+    let (authority, path) = split_path(rest)?;
+    checked(authority)?;
+    matches!(scheme, "http" | "https").then(|| Some(format!("{scheme}://{authority}{path}")))
+}
+
+/// Host and port, and the path without a slash at its end.
+fn split_path(rest: &str) -> Option<(&str, &str)> {
+    let (authority, path) = match rest.find('/') {
+        Some(slash) => rest.split_at(slash),
+        None => (rest, ""),
+    };
+    let is_path = path
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte));
+    is_path.then(|| (authority, path.trim_end_matches('/')))
 }
 
 fn checked(authority: &str) -> Option<(&str, Option<&str>)> {

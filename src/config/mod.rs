@@ -28,7 +28,7 @@ pub use dlq::{DlqCommand, Position, Which};
 pub use reader::{ConfigError, ConfigErrors};
 pub use table::{Program, SAMPLERS, VARIABLES, Variable, markdown_table, variables};
 
-use endpoint::endpoint;
+use endpoint::{endpoint, web_address};
 use reader::{
     Reader, address, boolean, brokers, choice, duration, host, key_values, number, optional, size,
     text, topic, untrimmed_text,
@@ -62,6 +62,8 @@ pub struct ApiConfig {
     pub auth: Option<AuthSettings>,
     /// Whether orders that come at the same time share a commit.
     pub database_coalesce: bool,
+    /// Where a person's browser finds exported traces; `None`: nowhere, or none are exported.
+    pub jaeger_ui: Option<String>,
 }
 
 /// Settings of `tbd-worker`.
@@ -274,6 +276,8 @@ impl ApiConfig {
             max_idle_conns: max_idle_conns.min(max_conns),
             conn_max_lifetime: reader.get("DB_CONN_MAX_LIFETIME", lifetime),
         };
+        let telemetry = telemetry_settings(reader);
+        let jaeger_ui = reader.get_even_empty("JAEGER_UI_URL", web_address);
         Self {
             log: log_config(reader),
             http: HttpConfig {
@@ -286,7 +290,8 @@ impl ApiConfig {
             },
             database: database_settings(reader, pool),
             kafka: kafka_settings(reader, GroupSettings::default()),
-            telemetry: telemetry_settings(reader),
+            jaeger_ui: jaeger_ui.filter(|_| telemetry.otlp_endpoint.is_some()),
+            telemetry,
             idempotency_ttl: reader.get("IDEMPOTENCY_TTL", duration(24 * HOUR..=168 * HOUR)),
             auto_migrate: reader.get("AUTO_MIGRATE", boolean),
             migrations_dir: reader.get("MIGRATIONS_DIR", optional(path)),

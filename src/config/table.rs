@@ -118,6 +118,7 @@ pub const VARIABLES: &[Variable] = &[
     row(BOTH, "OTEL_TRACES_SAMPLER", "parentbased_always_on", "Which traces are recorded (OpenTelemetry's names)", "always_on, always_off, traceidratio, parentbased_always_on, parentbased_always_off or parentbased_traceidratio"),
     row(BOTH, "OTEL_TRACES_SAMPLER_ARG", "1", "Share of traces that the `traceidratio` samplers record", "a number from 0 to 1"),
     row(BOTH, "OTEL_SDK_DISABLED", "false", "`true`: record and export no traces", BOOLEAN),
+    row(API, "JAEGER_UI_URL", "http://localhost:16686", "Jaeger as a browser finds it: where the page at `/` leads to for traces that are exported; empty: nowhere", "http:// or https://, a host and a path, or empty"),
 ];
 
 /// The names that OTEL_TRACES_SAMPLER takes.

@@ -43,6 +43,14 @@ pub(super) struct Shared {
     pub(super) lingering: Sender<Linger>,
 }
 
+/// Whose work it is. What is counted (threads, busy ones, the queue and the
+/// time in it) is the pool's: looking at the numbers must not move them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    Pool,
+    Probes,
+}
+
 /// What a thread of the pool takes from its queue.
 #[expect(
     clippy::large_enum_variant,
@@ -125,17 +133,26 @@ impl Shared {
         while let Some(exchange) = next {
             let peer = exchange.peer;
             let target = exchange.request.url();
-            let probe = self.router.is_probe(&target[path_range(target)]);
-            let queue = if probe { &self.probes } else { &self.queue };
+            let (lane, queue) = match self.router.is_probe(&target[path_range(target)]) {
+                true => (Lane::Probes, &self.probes),
+                false => (Lane::Pool, &self.queue),
+            };
+            // Counted before: a thread may take it, and count it off, at once.
+            if lane == Lane::Pool {
+                recorder.metrics.queue_depth.inc();
+            }
             let refused = match queue.try_send(Work::Answer(exchange)) {
-                Ok(()) => {
-                    recorder.metrics.queue_depth.inc();
-                    return;
-                }
+                Ok(()) => return,
                 Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => work,
             };
+            if lane == Lane::Pool {
+                recorder.metrics.queue_depth.dec();
+            }
             if let Work::Answer(exchange) = refused {
-                let reason = if probe { "probes" } else { "queue_full" };
+                let reason = match lane {
+                    Lane::Probes => "probes",
+                    Lane::Pool => "queue_full",
+                };
                 recorder.metrics.shed.with_label_values(&[reason]).inc();
                 self.answer(recorder, exchange, |_| Err(problem::overloaded()));
             }
@@ -143,13 +160,15 @@ impl Shared {
         }
     }
 
-    /// A pool thread's life: answers until it is told to stop.
-    pub(super) fn work(&self, recorder: &mut Recorder, queue: &Receiver<Work>) {
+    /// A pool or probe thread's life: answers until it is told to stop.
+    pub(super) fn work(&self, recorder: &mut Recorder, queue: &Receiver<Work>, lane: Lane) {
         while let Ok(Work::Answer(exchange)) = queue.recv() {
-            recorder.metrics.queue_depth.dec();
-            recorder.metrics.threads_busy.inc();
-            let waited = exchange.arrived.elapsed();
-            recorder.metrics.queue_wait.observe(waited.as_secs_f64());
+            if lane == Lane::Pool {
+                recorder.metrics.queue_depth.dec();
+                recorder.metrics.threads_busy.inc();
+                let waited = exchange.arrived.elapsed();
+                recorder.metrics.queue_wait.observe(waited.as_secs_f64());
+            }
             let peer = exchange.peer;
             // Handlers have a net of their own; this one is for the rest.
             let answered = catch_unwind(AssertUnwindSafe(|| {
@@ -158,7 +177,9 @@ impl Shared {
             if answered.is_err() {
                 log::error!(target: "tbd::http", "a request ended in a panic outside its handler");
             }
-            recorder.metrics.threads_busy.dec();
+            if lane == Lane::Pool {
+                recorder.metrics.threads_busy.dec();
+            }
             if let Some(next) = self.connections.next(peer) {
                 self.dispatch(recorder, next);
             }

@@ -15,7 +15,7 @@ use super::connections::Connections;
 use super::observe::Recorder;
 use super::router::Router;
 use super::self_check::{PING_INTERVAL, Ping, SelfCheck};
-use super::serve::{Linger, Shared, Work};
+use super::serve::{Lane, Linger, Shared, Work};
 use super::socket;
 use super::watch::Watch;
 use crate::deadline::Deadline;
@@ -173,8 +173,9 @@ impl Server {
             .map_err(|error| StartError::TinyHttp(error.to_string()))?;
         let workers = config.workers.max(1);
         let acceptors = config.acceptors.max(1);
-        let answering = i64::try_from(workers + PROBE_THREADS).unwrap_or(i64::MAX);
-        metrics.threads.set(answering);
+        metrics
+            .threads
+            .set(i64::try_from(workers).unwrap_or(i64::MAX));
 
         // From here on dropping the half-made server stops what has started.
         let mut server = Server {
@@ -193,13 +194,13 @@ impl Server {
         for number in 0..workers {
             let (shared, work, metrics) = (shared.clone(), work.clone(), metrics.clone());
             server.spawn(&alive, format!("http-worker-{number}"), move || {
-                shared.work(&mut Recorder::new(metrics), &work);
+                shared.work(&mut Recorder::new(metrics), &work, Lane::Pool);
             })?;
         }
         for number in 0..PROBE_THREADS {
             let (shared, work, metrics) = (shared.clone(), probe_work.clone(), metrics.clone());
             server.spawn(&alive, format!("http-probe-{number}"), move || {
-                shared.work(&mut Recorder::new(metrics), &work);
+                shared.work(&mut Recorder::new(metrics), &work, Lane::Probes);
             })?;
         }
         let lingerer = shared.clone();

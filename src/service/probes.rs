@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rustix::system::uname;
 use serde::Serialize;
 
 use crate::health::Monitor;
@@ -48,16 +49,26 @@ impl Checks {
     }
 }
 
-/// Adds the probes to `router`.
-pub fn probes(router: Router, checks: Checks, metrics: Metrics) -> Router {
+/// Says which of several instances behind one address has answered.
+const INSTANCE: &str = "Tbd-Instance";
+
+/// Adds the probes to `router`. `/readyz` and `/metrics` say in a header which
+/// instance they speak of: this machine's (or container's) name, and `port`.
+pub fn probes(router: Router, checks: Checks, metrics: Metrics, port: u16) -> Router {
+    let host = uname().nodename().to_string_lossy().into_owned();
+    let instance = format!("{host}:{port}");
+    let same_instance = instance.clone();
     router
         .probe_get("/healthz", |_| {
             Ok(Response::json(200, r#"{"status":"ok"}"#))
         })
-        .probe_get("/readyz", move |_| Ok(checks.readiness()))
+        .probe_get("/readyz", move |_| {
+            Ok(checks.readiness().header(INSTANCE, instance.clone()))
+        })
         .probe_get("/metrics", move |_| {
             Ok(Response::new(200)
                 .header("Content-Type", metrics::CONTENT_TYPE)
+                .header(INSTANCE, same_instance.clone())
                 .body(metrics.render()))
         })
 }

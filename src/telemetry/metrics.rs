@@ -250,14 +250,17 @@ impl HttpMetrics {
                 "Time requests waited for a thread.",
                 SECONDS,
             ),
-            threads: register.int_gauge("http_threads", "Threads that answer requests."),
+            threads: register.int_gauge(
+                "http_threads",
+                "Threads of the pool that answers requests; those for probes are not counted.",
+            ),
             threads_busy: register.int_gauge(
                 "http_threads_busy",
-                "Threads that are answering a request right now.",
+                "Threads of the pool that are answering a request right now.",
             ),
             queue_depth: register.int_gauge(
                 "http_queue_depth",
-                "Requests waiting for a thread right now.",
+                "Requests waiting for a thread of the pool right now.",
             ),
             shed: register.counters(
                 "http_requests_shed_total",

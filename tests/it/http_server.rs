@@ -367,6 +367,14 @@ fn a_full_queue_refuses_at_once_while_probes_answer() {
         assert_eq!(answer.problem()["type"], "urn:tbd:problem:overloaded");
         assert_eq!(client.get("/healthz").status, 200);
     }
+    // Neither refusals nor probes move what is counted.
+    let pool = &house.metrics.http;
+    let counted = (
+        pool.threads.get(),
+        pool.threads_busy.get(),
+        pool.queue_depth.get(),
+    );
+    assert_eq!(counted, (1, 1, 1));
 
     gate.let_one_through();
     assert_eq!(running.answer().status, 200);

@@ -6,6 +6,7 @@
 //! A test that needs to take a server away starts its own with [`OwnServer`].
 #![allow(dead_code, reason = "each test uses only some of this")]
 
+pub mod browser;
 pub mod edge;
 pub mod http;
 pub mod memory;

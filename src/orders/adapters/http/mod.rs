@@ -3,6 +3,8 @@
 mod conditional;
 mod dto;
 mod handlers;
+mod page;
 mod query;
 
 pub use handlers::{Api, routes};
+pub use page::page;

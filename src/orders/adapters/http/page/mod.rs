@@ -1,0 +1,61 @@
+//! `GET /`: a page that posts orders and shows what the API says about itself.
+//!
+//! One document, so that two instances of different age behind one load balancer
+//! never mix their parts. It is put together once, of three files beside this
+//! one; a strict content security policy allows its own style and script, by
+//! their hashes, and nothing else.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
+use super::conditional::client_has;
+use crate::http_server::{Response, Router};
+
+const HTML: &str = include_str!("page.html");
+const CSS: &str = include_str!("page.css");
+const JS: &str = include_str!("page.js");
+
+/// Adds the page to `router`. Its trace ids lead to the Jaeger whose address is
+/// `jaeger_ui`; without one they are plain text.
+///
+/// It is answered outside the pool: it must open above all when no thread is free.
+pub fn page(router: Router, jaeger_ui: Option<&str>) -> Router {
+    let html = HTML
+        .replace("{{jaeger}}", &attribute(jaeger_ui.unwrap_or_default()))
+        .replace("{{css}}", CSS)
+        .replace("{{js}}", JS);
+    let policy = format!(
+        "default-src 'none'; style-src '{}'; script-src '{}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+        source(CSS),
+        source(JS)
+    );
+    let etag = format!("\"{}\"", STANDARD.encode(Sha256::digest(&html)));
+    router.probe_get("/", move |request| {
+        let has = client_has(request.header("If-None-Match"), &etag);
+        let response = match has {
+            true => Response::new(304),
+            false => Response::new(200)
+                .header("Content-Type", "text/html; charset=utf-8")
+                .body(html.clone()),
+        };
+        Ok(response
+            .header("ETag", etag.clone())
+            .header("Cache-Control", "no-cache")
+            .header("Content-Security-Policy", policy.clone())
+            .header("X-Content-Type-Options", "nosniff")
+            .header("Referrer-Policy", "no-referrer")
+            .header("Cross-Origin-Opener-Policy", "same-origin"))
+    })
+}
+
+/// The policy's name for one inline text: the hash of it (CSP Level 3, section 2.3.1).
+fn source(text: &str) -> String {
+    format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
+}
+
+/// A text as the value of an attribute in double quotes.
+fn attribute(text: &str) -> String {
+    text.replace('&', "&amp;").replace('"', "&quot;")
+}

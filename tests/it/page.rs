@@ -1,0 +1,162 @@
+//! The page at `/`: as a document, and in a real browser.
+
+use std::time::Duration;
+
+use crate::support::browser::Browser;
+use crate::support::edge::Edge;
+use crate::support::http::{Request, Response, get, post};
+use crate::support::program::Stack;
+use crate::support::{Database, OwnServer, kafka};
+
+const STATUS: &str = "#mine tr:first-child td:nth-child(2)";
+const BUTTON: &str = "#mine tr:first-child button";
+
+fn policy(page: &Response) -> &str {
+    page.header("Content-Security-Policy").expect("a policy")
+}
+
+#[test]
+fn the_page_is_one_small_document_that_may_load_nothing_else() {
+    let stack = Stack::new();
+    let api = stack.api();
+    let page = get("/").send(&api.address());
+    assert_eq!(page.status, 200);
+    assert_eq!(
+        page.header("Content-Type"),
+        Some("text/html; charset=utf-8")
+    );
+    assert_eq!(page.header("X-Content-Type-Options"), Some("nosniff"));
+    assert_eq!(page.header("Referrer-Policy"), Some("no-referrer"));
+    assert!(policy(&page).starts_with("default-src 'none'; "));
+    assert!(!policy(&page).contains("unsafe"), "{}", policy(&page));
+    assert!(page.body.len() < 30 * 1024, "{} bytes", page.body.len());
+    assert!(!page.text().contains("{{"), "a part is missing");
+
+    let tag = page.header("ETag").expect("an entity tag").to_owned();
+    let again = get("/").header("If-None-Match", &tag).send(&api.address());
+    assert_eq!((again.status, again.header("ETag")), (304, Some(&*tag)));
+    assert_eq!(policy(&again), policy(&page));
+    let head = Request::new("HEAD", "/").send(&api.address());
+    assert_eq!((head.status, head.header("ETag")), (200, Some(&*tag)));
+    let refused = post("/").send(&api.address());
+    refused.problem(405, "method-not-allowed");
+    assert_eq!(refused.header("Allow"), Some("GET, HEAD"));
+    let sample = r#"http_requests_total{method="GET",route="/",status="200"}"#;
+    assert_eq!(api.metric(sample), Some(1.0));
+}
+
+#[test]
+fn traces_lead_to_jaeger_if_they_are_exported() {
+    let jaeger_of = |stack: Stack| {
+        let api = stack.start_api();
+        let page = crate::support::eventually(Duration::from_secs(30), "the page", || {
+            get("/").try_send(&api.address()).ok()
+        });
+        let text = page.text();
+        let (_, rest) = text.split_once("data-jaeger=\"").expect("the attribute");
+        rest.split_once('"').expect("its end").0.to_owned()
+    };
+    let exporting = || {
+        let stack = Stack::new().set("OTEL_SDK_DISABLED", "false");
+        stack.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    };
+    assert_eq!(jaeger_of(exporting()), "http://localhost:16686");
+    let elsewhere = exporting().set("JAEGER_UI_URL", "https://jaeger.example/ui/");
+    assert_eq!(jaeger_of(elsewhere), "https://jaeger.example/ui");
+    assert_eq!(jaeger_of(exporting().set("JAEGER_UI_URL", "")), "");
+    assert_eq!(jaeger_of(Stack::new()), "");
+}
+
+#[test]
+fn a_browser_sees_orders_move_through_the_system() {
+    let stack = Stack::new();
+    let apis = vec![stack.api(), stack.api()];
+    let edge = Edge::in_front_of(&apis);
+    let mut browser = Browser::start();
+    browser.open(&format!("http://{}/", edge.address()));
+    browser.until_text("#health", "Ready");
+    browser.until(
+        "a lane for each instance",
+        "document.querySelectorAll('.lane').length === 2",
+    );
+    for (port, lane) in [(apis[0].port(), 1), (apis[1].port(), 2)] {
+        let text = browser.text(&format!(".lane:nth-child({lane})"));
+        assert!(
+            text.contains("0 of 64 busy") || text.contains("1 of 64 busy"),
+            "{text}"
+        );
+        let lanes = browser.text("#lanes");
+        assert!(lanes.contains(&format!(":{port}")), "{lanes}");
+    }
+
+    // With the keyboard alone, and what is wrong is said where it is.
+    browser.value("document.querySelector('#customer_email').focus()");
+    browser.value("document.querySelector('#customer_email').value = 'nobody'");
+    browser.press("Enter", "\r");
+    browser.until_text("#customer_email_fault", "must contain exactly one @");
+    browser.until_text("#alarm", "not accepted");
+    assert_eq!(
+        browser.value("document.querySelector('#customer_email').ariaInvalid"),
+        "true"
+    );
+    assert_eq!(stack.count("orders"), 0);
+    browser.value("document.querySelector('#customer_email').value = 'user@example.com'");
+
+    // Without a worker it stays pending, until it is canceled.
+    browser.click("button.first");
+    browser.until_text(STATUS, "pending");
+    browser.until_text("#legend", "pending 1");
+    browser.until_text("#backlog", "1 to do");
+    browser.click(BUTTON);
+    browser.until_text(STATUS, "canceled");
+    browser.until_text("#said", "is canceled");
+    stack.all_become("canceled", 1, Duration::from_secs(1));
+
+    let worker = stack.worker();
+    browser.click("button.first");
+    browser.until_text(STATUS, "completed");
+    browser.until_text("#said", "is completed");
+    browser.click("[data-burst='50']");
+    browser.until_text("#said", "50 orders were accepted");
+    browser.until_text("#legend", "completed 51");
+    browser.until_text("#backlog", "0 to do");
+    assert_eq!(stack.count("orders"), 52);
+
+    drop((worker, apis));
+    browser.until_text("#health", "Bad Gateway (502)");
+    browser.click("button.first");
+    browser.until_text(
+        "#alarm",
+        "not accepted: Bad Gateway (502). Refused by the proxy",
+    );
+    drop(edge);
+    browser.until_text("#health", "No answer from 127.0.0.1");
+    browser.click(BUTTON);
+    browser.until_text("#alarm", "not accepted: No answer from 127.0.0.1");
+    assert_eq!(browser.complaints, [""; 0]);
+}
+
+#[test]
+fn a_browser_is_told_what_has_failed_and_tries_again_with_the_same_key() {
+    let server = OwnServer::postgres();
+    let stack = Stack::on(Database::on(&server.address()), kafka());
+    let api = stack.api();
+    let mut browser = Browser::start();
+    browser.open(&format!("http://{}/", api.address()));
+    browser.until_text("#health", "Ready");
+    server.stop();
+    browser.click("button.first");
+    browser.until_text("#alarm", "The database is not available");
+    browser.until_text("#health", "Not ready: database");
+    browser.until_text(STATUS, "refused");
+    server.start();
+    browser.until_text("#health", "Ready");
+    browser.click(BUTTON);
+    browser.until_text("#said", "is accepted");
+    browser.until_text(STATUS, "pending");
+    assert_eq!(
+        (stack.count("orders"), stack.count("idempotency_keys")),
+        (1, 1)
+    );
+    assert_eq!(browser.complaints, [""; 0]);
+}
