@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::support::browser::Browser;
 use crate::support::edge::Edge;
 use crate::support::http::{Request, Response, get, post};
 use crate::support::program::Stack;
+use crate::support::token::{SECRET, claims, hs256};
 use crate::support::{Database, OwnServer, kafka};
 
 const STATUS: &str = "#mine tr:first-child td:nth-child(2)";
@@ -133,6 +136,25 @@ fn a_browser_sees_orders_move_through_the_system() {
     browser.until_text("#health", "No answer from 127.0.0.1");
     browser.click(BUTTON);
     browser.until_text("#alarm", "not accepted: No answer from 127.0.0.1");
+    assert_eq!(browser.complaints, [""; 0]);
+}
+
+#[test]
+fn a_browser_is_asked_for_the_token_that_the_api_wants() {
+    let stack = Stack::new().set("AUTH_JWT_HS256_SECRET", SECRET);
+    let api = stack.api();
+    let mut browser = Browser::start();
+    browser.open(&format!("http://{}/", api.address()));
+    browser.until_text("#form", "Bearer token");
+    browser.click("button.first");
+    browser.until_text("#alarm", "not accepted");
+    let token = hs256(&json!({ "alg": "HS256" }), &claims(), SECRET.as_bytes());
+    browser.value(&format!(
+        "document.querySelector('#token').value = '{token}'"
+    ));
+    browser.click(BUTTON);
+    browser.until_text("#said", "is accepted");
+    browser.until_text("#legend", "pending 1");
     assert_eq!(browser.complaints, [""; 0]);
 }
 

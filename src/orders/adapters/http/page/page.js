@@ -33,7 +33,16 @@ const alarm = (text) => { setText(byId('said'), ''); setText(byId('alarm'), text
 
 // A browser opens six connections to an address for requests with credentials, and six for those without. Looking goes
 // without, so it does not queue up behind orders that wait for Kafka.
-const look = (path) => fetch(path, { credentials: 'omit', cache: 'no-store', signal: AbortSignal.timeout(4_000) });
+const look = (path) => ask(path, { credentials: 'omit', cache: 'no-store', signal: AbortSignal.timeout(4_000) });
+
+// With the token, if the API wants one; the field for it is shown only then.
+async function ask(path, { headers, ...rest }) {
+  const token = byId('token');
+  const authorization = token.value && { Authorization: `Bearer ${token.value}` };
+  const response = await fetch(path, { headers: { ...headers, ...authorization }, ...rest });
+  if (response.status === 401) token.parentElement.hidden = false;
+  return response;
+}
 
 async function lookAtJson(path) {
   const response = await look(path);
@@ -68,7 +77,7 @@ async function send(post) {
   posting++;
   showMine();
   try {
-    const response = await fetch('/v1/orders', {
+    const response = await ask('/v1/orders', {
       method: 'POST',
       headers: {
         'Content-Type': 'application/json',
@@ -118,7 +127,7 @@ async function sendBurst(count) {
 
 async function cancel(post) {
   try {
-    const response = await fetch(`/v1/orders/${post.order.id}/cancel`, { method: 'POST' });
+    const response = await ask(`/v1/orders/${post.order.id}/cancel`, { method: 'POST' });
     if (!response.ok) return alarm(`The order was not canceled: ${await inWords(response)}`);
     learn(await response.json());
     say(`Order ${post.order.id} is canceled.`);
