@@ -1,7 +1,7 @@
 # tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load fmt lint test fuzz chaos-kafka bench-rebalance check
+.PHONY: help build up down status logs demo load fmt lint test fuzz chaos-kafka bench-rebalance k8s-check check
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -45,4 +45,7 @@ chaos-kafka: ## the Kafka client while brokers and clients die at random, agains
 bench-rebalance: ## how long records wait while a group of fifteen gains and loses members
 	@scripts/test --test kafka -- rebalance:: --nocapture
 
-check: lint test ## exactly what CI runs
+k8s-check: ## docker/k8s against Kubernetes' schemas; asks no cluster
+	@scripts/k8s-check
+
+check: lint k8s-check test ## exactly what CI runs

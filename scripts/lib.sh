@@ -15,12 +15,14 @@ POSTGRES_VERSION=17.11.0
 KAFKA_VERSION=4.1.0
 MIGRATE_VERSION=v4.19.0
 K6_VERSION=v1.8.1
+KUSTOMIZE_VERSION=v5.7.1
 
 POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 # The virtual environment that a file of requirements describes; another file, another folder.
 python_home() { printf '%s-%s' "$CACHE/$1" "$(sha256sum "$2" | cut -c 1-12)"; }
 SCHEMATHESIS_HOME=$(python_home schemathesis "$ROOT/tests/openapi/requirements.txt")
+KUBERNETES_VALIDATE_HOME=$(python_home kubernetes-validate "$ROOT/tests/kubernetes/requirements.txt")
 LIBRDKAFKA_HOME=$(python_home librdkafka "$ROOT/tests/kafka/requirements.txt")
 
 say() { printf '%s\n' "$*" >&2; }

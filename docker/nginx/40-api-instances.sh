@@ -1,19 +1,20 @@
 #!/bin/sh
-# Run by the nginx image before nginx starts: writes where nginx finds the api instances, which come and go behind the
-# one name `api` of Docker's DNS.
+# Run by the nginx image before nginx starts: writes where nginx finds the api instances, which come and go behind one
+# name: NGINX_API, or `api`. The image knows the resolvers if NGINX_ENTRYPOINT_LOCAL_RESOLVERS is set; else it is Docker's.
 set -eu
 file=$NGINX_FOLDER/api-instances.conf
 config=$NGINX_ENVSUBST_OUTPUT_DIR/nginx.conf
+api=${NGINX_API:-api}
 
 # nginx 1.27.3 and newer asks the DNS by itself, all the time.
-echo 'resolver 127.0.0.11 valid=2s ipv6=off; server api:8080 resolve;' >"$file"
+echo "resolver ${NGINX_LOCAL_RESOLVERS:-127.0.0.11} valid=2s ipv6=off; server $api:8080 resolve max_fails=0;" >"$file"
 if nginx -t -q -c "$config" 2>/dev/null; then
     exit 0
 fi
 
 # An older one knows the addresses it starts with: somebody else has to look, and to tell it.
 instances() {
-    getent ahostsv4 api | sed -n 's/^\([0-9.]*\) .*/server \1:8080;/p' | sort -u
+    getent ahostsv4 "$api" | sed -n 's/^\([0-9.]*\) .*/server \1:8080 max_fails=0;/p' | sort -u
 }
 list=$(instances)
 echo "${list:-server 127.0.0.1:9;}" >"$file" # nobody listens on the discard port: 502 until there is an api

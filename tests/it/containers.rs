@@ -130,6 +130,33 @@ fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
 }
 
 #[test]
+fn kubernetes_runs_what_compose_runs() {
+    let compose = read("docker-compose.yml");
+    let base = repository().join("docker/k8s/base");
+    let mut images = 0;
+    for file in fs::read_dir(&base).expect("the manifests") {
+        let text = read(file.expect("a file").path());
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("image: ") {
+                assert!(compose.contains(line), "{line}");
+                images += 1;
+            }
+        }
+    }
+    assert_eq!(images, 5);
+    let settings = read(base.join("kustomization.yaml"));
+    let names: Vec<&str> = settings
+        .lines()
+        .filter_map(|line| Some(line.trim().strip_prefix("- ")?.split_once('=')?.0))
+        .collect();
+    assert!(names.len() > 5, "{names:?}");
+    for name in names {
+        let known = VARIABLES.iter().any(|variable| variable.name == name);
+        assert!(known, "{name} is nobody's variable");
+    }
+}
+
+#[test]
 fn every_image_has_a_version() {
     let compose = read("docker-compose.yml") + &read("docker-compose.redpanda.yml");
     let images = compose
