@@ -142,9 +142,10 @@ fn a_browser_sees_orders_move_through_the_system() {
 #[test]
 fn a_browser_is_asked_for_the_token_that_the_api_wants() {
     let stack = Stack::new().set("AUTH_JWT_HS256_SECRET", SECRET);
-    let api = stack.api();
+    let apis = [stack.api()];
+    let edge = Edge::in_front_of(&apis);
     let mut browser = Browser::start();
-    browser.open(&format!("http://{}/", api.address()));
+    browser.open(&format!("http://{}/", edge.address()));
     browser.until_text("#form", "Bearer token");
     browser.click("button.first");
     browser.until_text("#alarm", "not accepted");
@@ -155,6 +156,8 @@ fn a_browser_is_asked_for_the_token_that_the_api_wants() {
     browser.click(BUTTON);
     browser.until_text("#said", "is accepted");
     browser.until_text("#legend", "pending 1");
+    browser.click(BUTTON);
+    browser.until_text("#said", "is canceled");
     assert_eq!(browser.complaints, [""; 0]);
 }
 
