@@ -132,6 +132,7 @@ fn a_browser_sees_orders_move_through_the_system() {
         "#alarm",
         "not accepted: Bad Gateway (502). Refused by the proxy",
     );
+    browser.until_text("#blind", "/metrics does not tell: Bad Gateway (502)");
     drop(edge);
     browser.until_text("#health", "No answer from 127.0.0.1");
     browser.click(BUTTON);

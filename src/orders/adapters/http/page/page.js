@@ -252,13 +252,19 @@ async function lookAtMetrics() {
   // A load balancer deals out to all instances in turn: one more look than there are finds a new one.
   const looks = Array.from({ length: Math.min(instances.size || 1, 4) }, () => look('/metrics'));
   const now = performance.now();
-  for (const response of await Promise.all(looks)) {
-    if (!response.ok) continue;
+  let why = noAnswer();
+  for (const { value: response } of await Promise.allSettled(looks)) {
+    if (!response?.ok) {
+      if (response) why = await inWords(response);
+      continue;
+    }
     const name = response.headers.get('Tbd-Instance') ?? location.host;
     instances.set(name, { seen: now, now: parseMetrics(await response.text()), before: instances.get(name)?.now });
   }
   for (const [name, { seen }] of instances) if (now - seen > GONE) instances.delete(name);
-  showMetrics([...instances.values()]);
+  if (instances.size) showMetrics([...instances.values()]);
+  showLanes();
+  setText(byId('blind'), instances.size ? '' : `No numbers, as /metrics does not tell: ${why}`);
 }
 
 function showMetrics(all) {
@@ -271,7 +277,6 @@ function showMetrics(all) {
   // Each instance measures the one outbox.
   plots.kafka.add(most(each('outbox_backlog')), 'in the outbox', mean(all, 'kafka_producer_latency_seconds'));
   setText(byId('breaker'), ['closed', 'half-open', 'open'][most(all.map((one) => one.now('circuit_breaker_state')))] ?? 'open');
-  showLanes();
 }
 
 // The mean of what was observed since the last look.
