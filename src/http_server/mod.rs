@@ -7,8 +7,9 @@
 //! it in the order of its connection (`connections`), then hands it over through
 //! a bounded channel to one of the *workers*, which runs the handler and writes
 //! the whole response with one system call (`serve`). A full channel means 503
-//! with `Retry-After` at once, written by the acceptor. Probe routes go through a
-//! channel of their own to threads of their own.
+//! with `Retry-After` at once, written by the acceptor, and so does one that stands
+//! (`admission`). Probe routes go through a channel of their own to threads of their
+//! own.
 //!
 //! | Thread | Number | Blocks on | Ends when |
 //! |---|---|---|---|
@@ -79,6 +80,7 @@
 //! `/proc` and `sock_diag` are Linux's. Without `/proc` a connection that must
 //! end lives on until its time-out; without `sock_diag` unfinished heads do.
 
+mod admission;
 mod connections;
 mod diag;
 mod framing;

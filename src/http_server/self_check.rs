@@ -162,9 +162,14 @@ impl SelfCheck {
         stuck
     }
 
-    /// Runs until `stop` is disconnected or says so. Returns why the process has
-    /// to end, if it has to.
-    pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) -> Option<String> {
+    /// Runs until `stop` is disconnected or says so; `shed` looks after the queue. Returns
+    /// why the process has to end, if it has to.
+    pub(super) fn run(
+        &self,
+        shared: &Shared,
+        stop: &Receiver<()>,
+        mut shed: impl FnMut(),
+    ) -> Option<String> {
         let mut looked = Instant::now();
         let mut spare = std::fs::File::open("/dev/null").ok();
         let mut watcher = Watcher::new();
@@ -186,6 +191,7 @@ impl SelfCheck {
             if shared.stopping.load(Ordering::Relaxed) {
                 continue;
             }
+            shed();
             if looked.elapsed() >= LISTENER_INTERVAL {
                 looked = Instant::now();
                 // Without a free descriptor nothing could be looked at.

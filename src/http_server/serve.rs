@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+use super::admission::Admission;
 use super::connections::{Arrival, Connections};
 use super::framing::Framing;
 use super::incoming::Incoming;
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     /// Held by the acceptor that waits for tiny_http.
     pub(super) intake: Mutex<()>,
     pub(super) connections: Connections<Exchange>,
+    pub(super) admission: Admission,
     pub(super) watch: Arc<Watch>,
     /// The self-check's request target; nobody else knows it.
     pub(super) ping: String,
@@ -137,8 +139,13 @@ impl Shared {
                 true => (Lane::Probes, &self.probes),
                 false => (Lane::Pool, &self.queue),
             };
-            // Counted before: a thread may take it, and count it off, at once.
             if lane == Lane::Pool {
+                if !self.admission.may_wait(Instant::now(), queue.len()) {
+                    self.refuse(recorder, exchange, "overload");
+                    next = self.connections.next(peer);
+                    continue;
+                }
+                // Counted before: a thread may take it, and count it off, at once.
                 recorder.metrics.queue_depth.inc();
             }
             let refused = match queue.try_send(Work::Answer(exchange)) {
@@ -153,26 +160,64 @@ impl Shared {
                     Lane::Probes => "probes",
                     Lane::Pool => "queue_full",
                 };
-                recorder.metrics.shed.with_label_values(&[reason]).inc();
-                self.answer(recorder, exchange, |_| Err(problem::overloaded()));
+                self.refuse(recorder, exchange, reason);
             }
             next = self.connections.next(peer);
         }
     }
 
+    /// Answers 503 in the handler's place.
+    fn refuse(&self, recorder: &mut Recorder, exchange: Exchange, reason: &str) {
+        recorder.metrics.shed.with_label_values(&[reason]).inc();
+        self.answer(recorder, exchange, |_| Err(problem::overloaded()));
+    }
+
+    /// Refuses everybody who waits in `queue` when no thread takes them.
+    pub(super) fn shed_stuck(&self, recorder: &mut Recorder, queue: &Receiver<Work>) {
+        while self.admission.gives_up(Instant::now(), queue.len()) {
+            match queue.try_recv() {
+                Ok(Work::Answer(exchange)) => {
+                    recorder.metrics.queue_depth.dec();
+                    let peer = exchange.peer;
+                    self.refuse(recorder, exchange, "overload");
+                    if let Some(next) = self.connections.next(peer) {
+                        self.dispatch(recorder, next);
+                    }
+                }
+                // Meant for a thread of the pool, which has a place free by now.
+                Ok(Work::Stop) => {
+                    let _ = self.queue.try_send(Work::Stop);
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
     /// A pool or probe thread's life: answers until it is told to stop.
     pub(super) fn work(&self, recorder: &mut Recorder, queue: &Receiver<Work>, lane: Lane) {
-        while let Ok(Work::Answer(exchange)) = queue.recv() {
+        loop {
+            if lane == Lane::Pool {
+                self.admission.free();
+            }
+            let Ok(Work::Answer(exchange)) = queue.recv() else {
+                return;
+            };
+            let mut answers = true;
             if lane == Lane::Pool {
                 recorder.metrics.queue_depth.dec();
                 recorder.metrics.threads_busy.inc();
                 let waited = exchange.arrived.elapsed();
                 recorder.metrics.queue_wait.observe(waited.as_secs_f64());
+                // Once stopping, what is here is answered: nothing more comes.
+                answers = self.admission.take(Instant::now(), queue.len())
+                    || self.stopping.load(Ordering::Relaxed);
             }
             let peer = exchange.peer;
             // Handlers have a net of their own; this one is for the rest.
-            let answered = catch_unwind(AssertUnwindSafe(|| {
-                self.answer(recorder, exchange, |request| self.handle(request));
+            let answered = catch_unwind(AssertUnwindSafe(|| match answers {
+                true => self.answer(recorder, exchange, |request| self.handle(request)),
+                false => self.refuse(recorder, exchange, "overload"),
             }));
             if answered.is_err() {
                 log::error!(target: "tbd::http", "a request ended in a panic outside its handler");

@@ -5,12 +5,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use socket2::SockRef;
 use uuid::Uuid;
 
+use super::admission::Admission;
 use super::connections::Connections;
 use super::observe::Recorder;
 use super::router::Router;
@@ -45,6 +46,9 @@ pub struct ServerConfig {
     pub workers: usize,
     /// Requests that may wait for a thread; with more, 503 at once.
     pub queue: usize,
+    /// For how long many requests may wait, or all threads take none, before more are
+    /// answered 503 at once (see `admission`).
+    pub burst: Duration,
     /// From a request's arrival to its response, waiting included.
     pub request_timeout: Duration,
     /// How long a connection may send nothing before it is closed. Longer than
@@ -65,6 +69,7 @@ impl Default for ServerConfig {
             acceptors: 2,
             workers: 64,
             queue: 1024,
+            burst: Duration::from_millis(500),
             request_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             body_limit: 64 * 1024,
@@ -162,6 +167,7 @@ impl Server {
             local_port: local_addr.port(),
             intake: Mutex::new(()),
             connections: Connections::new(),
+            admission: Admission::new(config.workers.max(1), config.burst, Instant::now()),
             watch: Arc::new(Watch::new(local_addr.port())),
             ping: format!("/{}", Uuid::now_v7()),
             stopping: AtomicBool::new(false),
@@ -224,6 +230,7 @@ impl Server {
             failed: AtomicU32::new(0),
         });
         let (pinging, ping_stopped) = bounded(1);
+        let mut recorder = Recorder::new(metrics);
         let check = SelfCheck {
             addr: local_addr,
             memory_limit_bytes: config.memory_limit_bytes,
@@ -234,7 +241,10 @@ impl Server {
             ping.run(&pinged, &ping_stopped);
         })?;
         server.spawn(&alive, "http-self-check".to_owned(), move || {
-            if let Some(reason) = check.run(&shared, &stopped) {
+            let reason = check.run(&shared, &stopped, || {
+                shared.shed_stuck(&mut recorder, &work)
+            });
+            if let Some(reason) = reason {
                 fatal(&**on_fatal, &reason);
             }
             drop(pinging); // the pings end with the self-check

@@ -7,6 +7,10 @@ use bytes::Bytes;
 use tbd::kafka::batch::next_batch;
 use tbd::kafka::group::protocol::{Subscription, decode_assignment};
 use tbd::kafka::wire;
+use tbd::orders::adapters::http::{cursor, parse_list_query, parse_new_order};
+use tbd::orders::adapters::kafka::created_order;
+use tbd::orders::ports::IdempotencyKey;
+use tbd::telemetry::tracing::{extract, inject};
 
 /// What is done with the bytes.
 pub type Target = fn(&[u8]);
@@ -18,8 +22,14 @@ pub fn find(name: &str) -> Option<Target> {
         .map(|(_, target)| *target)
 }
 
-/// Every target, by name. One for each answer that the Kafka client decodes.
+/// Every target, by name: one for each answer that the Kafka client decodes, one for each thing that an HTTP client
+/// writes, and one for events.
 pub const ALL: &[(&str, Target)] = &[
+    ("http_new_order", http_new_order),
+    ("http_list_query", http_list_query),
+    ("http_idempotency_key", http_idempotency_key),
+    ("traceparent", traceparent),
+    ("order_event", order_event),
     ("kafka_batches", kafka_batches),
     ("kafka_subscription", kafka_subscription),
     ("kafka_produce", answer::<0>),
@@ -96,4 +106,59 @@ fn kafka_subscription(bytes: &[u8]) {
         assert_eq!(again.topics, subscription.topics);
     }
     let _ = decode_assignment(bytes);
+}
+
+/// The body of a POST. What is taken as an order is the same order when written anew.
+fn http_new_order(bytes: &[u8]) {
+    if let Ok((email, amount)) = parse_new_order(bytes) {
+        let again =
+            serde_json::json!({ "amount_cents": amount.get(), "customer_email": email.as_str() });
+        assert_eq!(
+            parse_new_order(again.to_string().as_bytes()),
+            Ok((email, amount))
+        );
+    }
+}
+
+/// The query of a list, its cursor above all. A cursor that is taken is one that we wrote.
+fn http_list_query(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for query in [text.clone(), format!("cursor={text}").into()] {
+        let Ok(list) = parse_list_query(&query) else {
+            continue;
+        };
+        assert!((1..=100).contains(&list.page.limit));
+        assert_eq!(list.number.is_none(), list.page.before.is_some());
+        if let Some(before) = list.page.before {
+            let again = parse_list_query(&format!("cursor={}", cursor(before)));
+            assert_eq!(again.expect("our own cursor").page.before, Some(before));
+        }
+    }
+}
+
+/// An Idempotency-Key. A key that is taken can be a column's value, and in quotes is the same key.
+fn http_idempotency_key(bytes: &[u8]) {
+    if let Some(key) = IdempotencyKey::parse(&String::from_utf8_lossy(bytes)) {
+        let text = key.as_str();
+        assert!(
+            (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+        );
+        let quoted = IdempotencyKey::parse(&format!("\"{text}\""));
+        assert_eq!(quoted.as_ref(), Some(&key));
+    }
+}
+
+/// A caller's `traceparent`, and the `tracestate` behind its first line. What is taken is passed on as one trace.
+fn traceparent(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let (parent, state) = text.split_once('\n').unwrap_or((&text, ""));
+    if let Some(passed_on) = inject(&extract(Some(parent), Some(state))) {
+        let again = inject(&extract(Some(&passed_on), None));
+        assert_eq!(again, Some(passed_on));
+    }
+}
+
+/// A record of order.created.
+fn order_event(bytes: &[u8]) {
+    let _ = created_order(Some(bytes), "order.created");
 }

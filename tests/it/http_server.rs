@@ -342,6 +342,7 @@ fn a_full_queue_refuses_at_once_while_probes_answer() {
     let config = ServerConfig {
         workers: 1,
         queue: 1,
+        burst: PATIENCE,
         ..config()
     };
     let house = start(config, router().get("/slow", handler));

@@ -22,6 +22,7 @@ mod list;
 mod migrations;
 mod openapi;
 mod outages;
+mod overload;
 mod page;
 mod plans;
 mod ports;

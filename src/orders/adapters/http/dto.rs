@@ -39,7 +39,7 @@ pub(super) fn list_body(listed: &Listed, page: Option<u32>, page_size: u32) -> V
 
 /// Why a body is no new order.
 #[derive(Debug, PartialEq)]
-pub(super) enum BodyError {
+pub enum BodyError {
     /// Not JSON; where and why.
     Syntax(String),
     /// JSON, but not what we ask for; every fault.
@@ -50,7 +50,10 @@ pub(super) enum BodyError {
 ///
 /// Each field's text is looked at as it was sent, so that `5.0` and `5e2` can be
 /// told from an integer, and all faults are found at once.
-pub(super) fn parse_new_order(body: &[u8]) -> Result<(CustomerEmail, AmountCents), BodyError> {
+///
+/// # Errors
+/// [`BodyError`].
+pub fn parse_new_order(body: &[u8]) -> Result<(CustomerEmail, AmountCents), BodyError> {
     let syntax = |error: serde_json::Error| BodyError::Syntax(error.to_string());
     let value: &RawValue = serde_json::from_slice(body).map_err(syntax)?;
     if !value.get().starts_with('{') {

@@ -6,5 +6,7 @@ mod handlers;
 mod page;
 mod query;
 
+pub use dto::{BodyError, parse_new_order};
 pub use handlers::{Api, routes};
 pub use page::page;
+pub use query::{ListQuery, cursor, parse as parse_list_query};

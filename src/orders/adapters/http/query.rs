@@ -13,14 +13,15 @@ const PAGE_SIZE_DEFAULT: u32 = 20;
 
 /// What a list request asks for.
 #[derive(Debug, PartialEq)]
-pub(super) struct ListQuery {
-    pub(super) page: Page,
+pub struct ListQuery {
+    /// Which orders.
+    pub page: Page,
     /// The page's number; `None` when a cursor is used.
-    pub(super) number: Option<u32>,
+    pub number: Option<u32>,
 }
 
 /// The cursor that continues behind `id`. Opaque to clients.
-pub(super) fn cursor(id: OrderId) -> String {
+pub fn cursor(id: OrderId) -> String {
     id.0.simple().to_string()
 }
 
@@ -32,7 +33,10 @@ fn parse_cursor(text: &str) -> Option<OrderId> {
 }
 
 /// Reads a raw query string; unknown parameters are ignored.
-pub(super) fn parse(raw: &str) -> Result<ListQuery, Vec<FieldError>> {
+///
+/// # Errors
+/// Every faulty parameter.
+pub fn parse(raw: &str) -> Result<ListQuery, Vec<FieldError>> {
     let mut faults = Vec::new();
     let mut fault = |field: &str, message: &str| {
         faults.push(FieldError {

@@ -89,7 +89,10 @@ pub(super) fn encode(event: &OrderEvent, event_type: &str) -> Vec<u8> {
 /// Which order a record of order.created speaks of, or why that cannot be told.
 ///
 /// A tolerant reader: it takes what it needs and ignores what others may add.
-pub(super) fn created_order(value: Option<&[u8]>, event_type: &str) -> Result<OrderId, String> {
+///
+/// # Errors
+/// What is wrong with it, for people; nothing of the value itself.
+pub fn created_order(value: Option<&[u8]>, event_type: &str) -> Result<OrderId, String> {
     #[derive(Deserialize)]
     struct CloudEvent {
         specversion: String,

@@ -12,5 +12,5 @@ pub use breaker::{Breaker, BreakerState, GuardedBus};
 pub use bus::KafkaEventBus;
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use dead_letters::{DeadLetters, Letter, Letters, ReplayError, replay_letters};
-pub use events::Topics;
+pub use events::{Topics, created_order};
 pub use meter::ProducerMeter;

@@ -1,0 +1,229 @@
+//! Who may wait for a thread: bursts, but no standing queue.
+//!
+//! A queue that never empties helps nobody: every request waits for as long as the queue
+//! is deep, the oldest are answered after their clients gave up, and when the load falls
+//! the backlog is still there. So the queue's length
+//! ([`ServerConfig::queue`](super::ServerConfig::queue)) is only the hard bound, for bursts,
+//! and what stands is kept short, in the spirit of `CoDel` (RFC 8289) and its use in
+//! servers ("Fail at Scale", ACM Queue 13(8), 2015).
+//!
+//! - *Overloaded*: more than [`STANDING_PER_THREAD`] requests for each thread have been waiting
+//!   for [`ServerConfig::burst`](super::ServerConfig::burst) (0.5 s) on end. Whoever finds so many
+//!   waiting is refused at once. The others wait for about three times what it takes to
+//!   answer one. It ends when a request finds nobody waiting.
+//! - *Stuck*: somebody has waited, and no thread has taken anybody, for as long: each waits
+//!   for a database that hangs, say. Everybody is refused until a thread is free.
+//!
+//! Counted in requests and not in time, since clients that each wait for their answer
+//! (a load test's, say) then know where they stand whatever the machine: up to four for
+//! each thread are never refused, unless all threads are stuck.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Requests that may wait all the time, for each thread: enough to keep it busy, and room
+/// for clients that come together.
+const STANDING_PER_THREAD: usize = 3;
+
+pub(super) struct Admission {
+    standing: usize,
+    burst: Duration,
+    state: Mutex<State>,
+}
+
+struct State {
+    overloaded: bool,
+    stuck: bool,
+    /// When there were last no more waiting than may stand.
+    calm: Instant,
+    /// When a thread last took a request, or somebody began to wait.
+    progress: Instant,
+    /// Threads that wait for a request.
+    free: usize,
+}
+
+impl Admission {
+    pub(super) fn new(threads: usize, burst: Duration, now: Instant) -> Self {
+        Self {
+            standing: threads * STANDING_PER_THREAD,
+            burst,
+            state: Mutex::new(State {
+                overloaded: false,
+                stuck: false,
+                calm: now,
+                progress: now,
+                free: 0,
+            }),
+        }
+    }
+
+    /// Whether a request may wait behind the `waiting` that are there.
+    pub(super) fn may_wait(&self, now: Instant, waiting: usize) -> bool {
+        let mut state = self.lock();
+        if waiting == 0 {
+            state.progress = now;
+        }
+        state.see(now, waiting, self);
+        if state.free > waiting {
+            return true;
+        }
+        !(state.stuck || state.overloaded && waiting > self.standing)
+    }
+
+    /// A thread has nothing to do.
+    pub(super) fn free(&self) {
+        let mut state = self.lock();
+        state.free += 1;
+        state.stuck = false;
+    }
+
+    /// A free thread has taken a request and left `waiting`: whether to answer it.
+    pub(super) fn take(&self, now: Instant, waiting: usize) -> bool {
+        let mut state = self.lock();
+        state.free = state.free.saturating_sub(1);
+        state.progress = now;
+        state.see(now, waiting, self);
+        !(state.overloaded && waiting > self.standing)
+    }
+
+    /// Whether the `waiting` requests are to be refused, as no thread takes them.
+    pub(super) fn gives_up(&self, now: Instant, waiting: usize) -> bool {
+        let mut state = self.lock();
+        if waiting > 0 {
+            state.see(now, waiting, self);
+        }
+        waiting > 0 && state.stuck
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn see(&mut self, now: Instant, waiting: usize, limits: &Admission) {
+        let long_since = |then: Instant| now.saturating_duration_since(then) > limits.burst;
+        if waiting == 0 {
+            self.overloaded = false;
+        }
+        if waiting <= limits.standing && !self.overloaded {
+            self.calm = now;
+        } else if !self.overloaded && long_since(self.calm) {
+            self.overloaded = true;
+            log::warn!(target: "tbd::http", "overloaded: {waiting} requests wait for a thread, more are refused");
+        }
+        if self.free == 0 && !self.stuck && long_since(self.progress) {
+            self.stuck = true;
+            log::warn!(target: "tbd::http", "every thread is stuck: requests are refused");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BURST: Duration = Duration::from_millis(500);
+    const THREADS: usize = 10;
+    const STANDING: usize = THREADS * STANDING_PER_THREAD;
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// All threads are busy and have taken a request just now.
+    fn busy(start: Instant) -> Admission {
+        Admission::new(THREADS, BURST, start)
+    }
+
+    /// The queue has been too long for a moment more than a burst lasts.
+    fn overloaded(start: Instant) -> Admission {
+        let admission = busy(start);
+        for step in 1..=6 {
+            let now = start + ms(step * 100);
+            assert_eq!(admission.take(now, STANDING + 50), step < 6);
+        }
+        admission
+    }
+
+    #[test]
+    fn a_burst_may_wait() {
+        let start = Instant::now();
+        let admission = busy(start);
+        for waiting in 0..1000 {
+            assert!(admission.may_wait(start, waiting));
+        }
+        for step in 1..=5 {
+            assert!(admission.take(start + ms(step * 100), 1000));
+        }
+    }
+
+    #[test]
+    fn clients_that_wait_for_their_answers_are_never_refused_up_to_four_for_each_thread() {
+        let start = Instant::now();
+        let admission = busy(start);
+        for step in 0..1000 {
+            let now = start + ms(step * 50);
+            assert!(admission.may_wait(now, STANDING - 1));
+            assert!(admission.take(now, STANDING - 1));
+        }
+    }
+
+    #[test]
+    fn a_standing_queue_is_cut_to_what_may_stand_and_kept_there() {
+        let start = Instant::now();
+        let admission = overloaded(start);
+        let now = start + ms(601);
+        assert!(!admission.may_wait(now, STANDING + 1));
+        assert!(!admission.take(now, STANDING + 1));
+        assert!(admission.take(now, STANDING));
+        assert!(admission.may_wait(now, STANDING));
+        // It was the refusals that made it shorter.
+        assert!(!admission.may_wait(now + ms(1), STANDING + 1));
+    }
+
+    #[test]
+    fn an_overload_ends_when_nobody_waits() {
+        let start = Instant::now();
+        let admission = overloaded(start);
+        let now = start + ms(610);
+        assert!(admission.take(now, 0));
+        assert!(
+            admission.may_wait(now, STANDING + 1),
+            "bursts may wait again"
+        );
+    }
+
+    #[test]
+    fn while_every_thread_is_stuck_everybody_is_refused() {
+        let start = Instant::now();
+        let admission = busy(start);
+        assert!(admission.may_wait(start, 0));
+        assert!(!admission.gives_up(start + BURST, 1));
+        let later = start + BURST + ms(1);
+        assert!(admission.gives_up(later, 1));
+        assert!(!admission.may_wait(later, 0));
+        assert!(!admission.may_wait(later + ms(1000), 0));
+        assert!(!admission.gives_up(later, 0));
+    }
+
+    #[test]
+    fn one_free_thread_and_nobody_is_stuck() {
+        let start = Instant::now();
+        let admission = busy(start);
+        assert!(admission.may_wait(start, 0));
+        assert!(admission.gives_up(start + ms(600), 1));
+        admission.free();
+        assert!(!admission.gives_up(start + ms(601), 1));
+        assert!(admission.may_wait(start + ms(601), 0));
+        assert!(admission.take(start + ms(601), 0));
+    }
+
+    #[test]
+    fn threads_that_are_all_busy_with_nobody_waiting_are_not_stuck() {
+        let start = Instant::now();
+        let admission = busy(start);
+        assert!(admission.may_wait(start + ms(5_000), 0));
+        assert!(admission.may_wait(start + ms(5_100), 1));
+    }
+}
