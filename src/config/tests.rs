@@ -70,6 +70,26 @@ fn an_empty_environment_gives_the_documented_defaults() {
 }
 
 #[test]
+fn traces_are_looked_at_where_a_browser_can_go_and_only_if_they_are_exported() {
+    let jaeger = |pairs: &[(&str, &str)]| api(pairs).unwrap().jaeger_ui;
+    assert_eq!(jaeger(&[]).as_deref(), Some("http://localhost:16686"));
+    let elsewhere = jaeger(&[("JAEGER_UI_URL", " https://[::1]:8443/jaeger/ ")]);
+    assert_eq!(elsewhere.as_deref(), Some("https://[::1]:8443/jaeger"));
+    assert_eq!(jaeger(&[("JAEGER_UI_URL", "")]), None);
+    assert_eq!(jaeger(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), None);
+    for bad in [
+        "localhost:16686",
+        "javascript://x/",
+        "http://",
+        "http://host/?query",
+        "http://user@host",
+        "http://host/\"><script>",
+    ] {
+        assert!(!takes(Program::Api, "JAEGER_UI_URL", bad), "{bad}");
+    }
+}
+
+#[test]
 fn each_program_reads_exactly_its_rows_of_the_table() {
     let nothing = |_: &str| None;
     for program in [Program::Api, Program::Worker] {
