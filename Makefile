@@ -1,7 +1,7 @@
 # tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load fmt lint test fuzz chaos-kafka bench-rebalance k8s-check check
+.PHONY: help build up down status logs demo load fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance k8s-check check
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -35,6 +35,12 @@ lint: ## formatting, clippy and shellcheck, warnings being errors
 
 test: ## every test, beside a PostgreSQL and a Kafka of its own
 	@scripts/test
+
+chaos: ## customers order while everything fails; nothing may be lost (SECONDS, SEED)
+	@scripts/chaos
+
+chaos-bugs: ## plants bugs one after another, and sees that chaos finds each (tests/chaos/bugs)
+	@scripts/chaos-bugs
 
 fuzz: ## fuzz what reads bytes from outside (SECONDS=60 each, TARGET=name for one)
 	@scripts/fuzz $(or $(SECONDS),60) $(TARGET)

@@ -228,7 +228,7 @@ kafka_cluster() {
 kafka_start() {
   local folder=$1 log=$1/kafka.log port
   shift
-  port=$(sed -n 's/^advertised.listeners=.*://p' "$folder/server.properties")
+  port=$(sed -n 's/^advertised.listeners=.*://p' "$folder/server.properties" | tail -n 1) # the last setting counts
   ! port_in_use "$port" || { say "port $port is in use" && return 1; }
   : >"$log"
   # A session of its own: Ctrl-C at the terminal is for the script, which stops Kafka in its turn.

@@ -1,7 +1,5 @@
 //! The database folder against a real PostgreSQL.
 
-mod proxy;
-
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -16,8 +14,8 @@ use tbd::deadline::Deadline;
 use tbd::health::Monitor;
 use tbd::stop::StopSignal;
 
+use crate::support::proxy::Proxy;
 use crate::support::{self, Database, OwnServer};
-use proxy::Proxy;
 
 const BACKEND_PID: Statement = Statement::new("backend_pid", "SELECT pg_backend_pid()");
 

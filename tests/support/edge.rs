@@ -14,11 +14,17 @@ pub struct Edge {
 impl Edge {
     /// nginx, accepting connections, in front of these instances.
     pub fn in_front_of(apis: &[Program]) -> Edge {
+        let ports: Vec<u16> = apis.iter().map(Program::port).collect();
+        Edge::before(&ports)
+    }
+
+    /// As [`in_front_of`](Self::in_front_of), of the instances on these ports.
+    pub fn before(ports: &[u16]) -> Edge {
         let folder = Path::new(&variable("TBD_TEST_SERVERS")).join(unique("nginx"));
         let port = free_port();
         let edge = Edge { folder, port };
         let mut arguments = vec![edge.port.to_string()];
-        arguments.extend(apis.iter().map(|api| api.port().to_string()));
+        arguments.extend(ports.iter().map(u16::to_string));
         edge.control("start", &arguments);
         edge
     }

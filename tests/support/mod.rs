@@ -11,6 +11,7 @@ pub mod edge;
 pub mod http;
 pub mod memory;
 pub mod program;
+pub mod proxy;
 pub mod token;
 pub mod topic;
 
@@ -79,6 +80,16 @@ impl Database {
     }
 
     fn connect_to(&self, name: &str) -> Client {
+        self.try_connect_to(name)
+            .unwrap_or_else(|error| panic!("connect to {}:{}: {error}", self.host, self.port))
+    }
+
+    /// As [`connect`](Self::connect), to a server that may be away.
+    pub fn try_connect(&self) -> Result<Client, postgres::Error> {
+        self.try_connect_to(&self.name)
+    }
+
+    fn try_connect_to(&self, name: &str) -> Result<Client, postgres::Error> {
         postgres::Config::new()
             .host(&self.host)
             .port(self.port)
@@ -86,7 +97,6 @@ impl Database {
             .password(PASSWORD)
             .dbname(name)
             .connect(NoTls)
-            .unwrap_or_else(|error| panic!("connect to {}:{}: {error}", self.host, self.port))
     }
 }
 
@@ -191,17 +201,29 @@ pub struct OwnServer {
     kind: &'static str,
     folder: PathBuf,
     port: u16,
+    settings: Vec<String>,
 }
 
 impl OwnServer {
     /// A running PostgreSQL with the role and database of the shared one. Takes about a second.
     pub fn postgres() -> OwnServer {
-        OwnServer::start_new("postgres")
+        OwnServer::postgres_with(&[])
+    }
+
+    /// As [`postgres`](Self::postgres), with these settings: `name=value`.
+    pub fn postgres_with(settings: &[&str]) -> OwnServer {
+        let settings = settings.iter().map(|setting| (*setting).to_owned());
+        OwnServer::start_new("postgres", |_| settings.collect())
     }
 
     /// A running Kafka of one node. Takes about five seconds.
     pub fn kafka() -> OwnServer {
-        OwnServer::start_new("kafka")
+        OwnServer::kafka_with(|_| Vec::new())
+    }
+
+    /// As [`kafka`](Self::kafka), with the settings (`name=value`) made for its port.
+    pub fn kafka_with(settings: impl FnOnce(u16) -> Vec<String>) -> OwnServer {
+        OwnServer::start_new("kafka", settings)
     }
 
     /// Three running Kafkas that hold a copy of everything each and need two to write; node ids 1 to 3. Takes about
@@ -213,16 +235,22 @@ impl OwnServer {
             kind: "kafka",
             folder: PathBuf::from(format!("{base}-{node}")),
             port: free_port(),
+            settings: Vec::new(),
         });
         let ports = nodes.each_ref().map(|node| node.port.to_string());
         script(&["kafka", "cluster", base, &ports[0], &ports[1], &ports[2]]);
         nodes
     }
 
-    fn start_new(kind: &'static str) -> OwnServer {
+    fn start_new(kind: &'static str, settings: impl FnOnce(u16) -> Vec<String>) -> OwnServer {
         let folder = Path::new(&variable("TBD_TEST_SERVERS")).join(unique(kind));
         let port = free_port();
-        let server = OwnServer { kind, folder, port };
+        let server = OwnServer {
+            kind,
+            folder,
+            port,
+            settings: settings(port),
+        };
         server.start();
         server
     }
@@ -242,7 +270,7 @@ impl OwnServer {
         self.control("stop");
     }
 
-    /// Ends it as a crash would.
+    /// Ends every process of it at once, by SIGKILL.
     pub fn kill(&self) {
         self.control("kill");
     }
@@ -257,9 +285,22 @@ impl OwnServer {
         self.control("resume");
     }
 
+    /// Freezes every process of a PostgreSQL.
+    pub fn freeze(&self) {
+        self.control("freeze");
+    }
+
+    /// Ends a [`freeze`](Self::freeze).
+    pub fn thaw(&self) {
+        self.control("thaw");
+    }
+
     fn control(&self, action: &str) {
         let folder = self.folder.to_str().expect("the folder's name is UTF-8");
-        script(&[self.kind, action, folder, &self.port.to_string()]);
+        let port = self.port.to_string();
+        let mut arguments = vec![self.kind, action, folder, &port];
+        arguments.extend(self.settings.iter().map(String::as_str));
+        script(&arguments);
     }
 }
 

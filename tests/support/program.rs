@@ -222,7 +222,8 @@ pub struct Program {
 }
 
 impl Program {
-    fn start(mut command: Command, port: u16) -> Program {
+    /// Starts a program whose HTTP server, as its variables say, is to be on `port`.
+    pub fn start(mut command: Command, port: u16) -> Program {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("start the program");
         let stderr = child.stderr.take().expect("stderr is piped");
@@ -263,7 +264,7 @@ impl Program {
     pub fn become_ready(&mut self, limit: Duration) {
         let address = self.address();
         eventually(limit, "readiness", || {
-            if let Some(status) = self.child.try_wait().expect("look at the program") {
+            if let Some(status) = self.ended() {
                 panic!("ended ({status}) before it was ready");
             }
             let ready = get("/readyz").try_send(&address);
@@ -292,14 +293,40 @@ impl Program {
 
     /// Asks it to end.
     pub fn terminate(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("send SIGTERM");
+        self.signal(Signal::TERM);
+    }
+
+    /// Stops it in its tracks (SIGSTOP).
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Ends a [`freeze`](Self::freeze).
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("send a signal");
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("look at the program")
+    }
+
+    /// The memory it occupies, in KiB; `None` once it has ended.
+    pub fn memory_kib(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
     }
 
     /// Waits for its end.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        let status = eventually(limit, "the program to end", || {
-            self.child.try_wait().expect("look at the program")
-        });
+        let status = eventually(limit, "the program to end", || self.ended());
         if let Some(reader) = self.reader.take() {
             reader.join().expect("no panic");
         }

@@ -1,7 +1,7 @@
 //! Reads and writes topics on the tests' one broker, request by request: small enough to be trusted, and nothing of
 //! the client under test in it but the codec.
 
-use std::io::{Read, Write};
+use std::io::{Read, Result, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -90,12 +90,17 @@ pub fn wait_for_records(broker: &str, topic: &str, count: usize, limit: Duration
 
 /// Every record of a topic, partition by partition. A topic that is not there has none.
 pub fn records(broker: &str, topic: &str) -> Vec<Record> {
-    let mut broker = Broker::open(broker);
+    records_after(broker, topic, &[]).expect("read a topic")
+}
+
+/// The records of a topic from these offsets on, the first partition's first; where there is none, from the beginning.
+pub fn records_after(broker: &str, topic: &str, offsets: &[i64]) -> Result<Vec<Record>> {
+    let mut broker = Broker::open(broker)?;
     let mut found = Vec::new();
-    for partition in 0..broker.partitions(topic) {
-        let mut offset = 0;
+    let offsets = offsets.iter().copied().chain(std::iter::repeat(0));
+    for (partition, mut offset) in (0..broker.partitions(topic)?).zip(offsets) {
         loop {
-            let (batch, high_watermark) = broker.fetch(topic, partition, offset);
+            let (batch, high_watermark) = broker.fetch(topic, partition, offset)?;
             match batch.last() {
                 Some(last) => offset = last.offset + 1,
                 None => break,
@@ -106,23 +111,32 @@ pub fn records(broker: &str, topic: &str) -> Vec<Record> {
             }
         }
     }
-    found
+    Ok(found)
 }
 
 /// How many partitions a topic has; none if it is not there.
 pub fn partitions(broker: &str, topic: &str) -> i32 {
-    Broker::open(broker).partitions(topic)
+    let mut broker = Broker::open(broker).expect("connect to Kafka");
+    broker.partitions(topic).expect("ask for a topic")
 }
 
 /// Writes records to partition 0 of a topic.
 pub fn write(broker: &str, topic: &str, records: &[Record]) {
-    Broker::open(broker).produce(topic, records);
+    let mut broker = Broker::open(broker).expect("connect to Kafka");
+    broker.produce(topic, records).expect("write to a topic");
 }
 
 /// The offsets that a group has committed in a topic: (partition, next offset).
 pub fn committed(broker: &str, group: &str, topic: &str) -> Vec<(i32, i64)> {
-    let mut broker = Broker::open(broker);
-    let partitions = broker.partitions(topic);
+    eventually(Duration::from_secs(20), "a group's offsets", || {
+        try_committed(broker, group, topic).ok()
+    })
+}
+
+/// As [`committed`], of a broker that may be away.
+pub fn try_committed(broker: &str, group: &str, topic: &str) -> Result<Vec<(i32, i64)>> {
+    let mut broker = Broker::open(broker)?;
+    let partitions = broker.partitions(topic)?;
     broker.committed(group, topic, partitions)
 }
 
@@ -157,31 +171,30 @@ struct Broker {
 }
 
 impl Broker {
-    fn open(address: &str) -> Broker {
-        let stream = TcpStream::connect(address).expect("connect to Kafka");
-        let patience = Some(Duration::from_secs(20));
-        stream.set_read_timeout(patience).expect("set a time-out");
-        Broker {
+    fn open(address: &str) -> Result<Broker> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Broker {
             stream,
             correlation_id: 0,
-        }
+        })
     }
 
-    fn partitions(&mut self, topic: &str) -> i32 {
+    fn partitions(&mut self, topic: &str) -> Result<i32> {
         let request = MetadataRequest::default()
             .with_topics(Some(vec![
                 MetadataRequestTopic::default().with_name(Some(name(topic))),
             ]))
             .with_allow_auto_topic_creation(false);
-        let response: MetadataResponse = self.call(ApiKey::Metadata, 8, &request);
+        let response: MetadataResponse = self.call(ApiKey::Metadata, 8, &request)?;
         let count = response
             .topics
             .first()
             .map_or(0, |topic| topic.partitions.len());
-        i32::try_from(count).expect("few partitions")
+        Ok(i32::try_from(count).expect("few partitions"))
     }
 
-    fn fetch(&mut self, topic: &str, partition: i32, offset: i64) -> (Vec<Record>, i64) {
+    fn fetch(&mut self, topic: &str, partition: i32, offset: i64) -> Result<(Vec<Record>, i64)> {
         let wanted = FetchPartition::default()
             .with_partition(partition)
             .with_fetch_offset(offset)
@@ -196,12 +209,12 @@ impl Broker {
                     .with_topic(name(topic))
                     .with_partitions(vec![wanted]),
             ]);
-        let mut response: FetchResponse = self.call(ApiKey::Fetch, 11, &request);
+        let mut response: FetchResponse = self.call(ApiKey::Fetch, 11, &request)?;
         assert_eq!(response.error_code, 0, "fetch");
         let mut answer = response.responses.remove(0).partitions.remove(0);
         // 5: a leader is being elected; 3: the topic was made a moment ago. The caller comes again.
         if matches!(answer.error_code, 3 | 5 | 6) {
-            return (Vec::new(), 0);
+            return Ok((Vec::new(), 0));
         }
         assert_eq!(answer.error_code, 0, "fetch {topic}");
         let mut records = Vec::new();
@@ -225,10 +238,10 @@ impl Broker {
                     .collect(),
             })
             .collect();
-        (records, answer.high_watermark)
+        Ok((records, answer.high_watermark))
     }
 
-    fn produce(&mut self, topic: &str, records: &[Record]) {
+    fn produce(&mut self, topic: &str, records: &[Record]) -> Result<()> {
         let records: Vec<WireRecord> = records
             .iter()
             .zip(0..)
@@ -270,16 +283,17 @@ impl Broker {
                     .with_name(name(topic))
                     .with_partition_data(vec![data]),
             ]);
-        let response: ProduceResponse = self.call(ApiKey::Produce, 7, &request);
+        let response: ProduceResponse = self.call(ApiKey::Produce, 7, &request)?;
         let error = response.responses[0].partition_responses[0].error_code;
         assert_eq!(error, 0, "produce to {topic}");
+        Ok(())
     }
 
-    fn committed(&mut self, group: &str, topic: &str, partitions: i32) -> Vec<(i32, i64)> {
+    fn committed(&mut self, group: &str, topic: &str, partitions: i32) -> Result<Vec<(i32, i64)>> {
         // One broker coordinates every group; asking for it makes sure that it has begun to.
         let group = GroupId(StrBytes::from_string(group.to_owned()));
         let request = FindCoordinatorRequest::default().with_key(group.0.clone());
-        let _: FindCoordinatorResponse = self.call(ApiKey::FindCoordinator, 2, &request);
+        let _: FindCoordinatorResponse = self.call(ApiKey::FindCoordinator, 2, &request)?;
         let request = OffsetFetchRequest::default()
             .with_group_id(group)
             .with_topics(Some(vec![
@@ -287,18 +301,19 @@ impl Broker {
                     .with_name(name(topic))
                     .with_partition_indexes((0..partitions).collect()),
             ]));
-        let response: OffsetFetchResponse = self.call(ApiKey::OffsetFetch, 5, &request);
+        let response: OffsetFetchResponse = self.call(ApiKey::OffsetFetch, 5, &request)?;
+        if response.error_code != 0 {
+            let reason = format!("OffsetFetch: error {}", response.error_code);
+            return Err(std::io::Error::other(reason));
+        }
         let offset = |partition: &kafka_protocol::messages::offset_fetch_response::OffsetFetchResponsePartition| {
             (partition.partition_index, partition.committed_offset)
         };
-        response
-            .topics
-            .iter()
-            .flat_map(|topic| topic.partitions.iter().map(offset))
-            .collect()
+        let partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
+        Ok(partitions.map(offset).collect())
     }
 
-    fn call<Q, R>(&mut self, api: ApiKey, version: i16, request: &Q) -> R
+    fn call<Q, R>(&mut self, api: ApiKey, version: i16, request: &Q) -> Result<R>
     where
         Q: Encodable + HeaderVersion,
         R: Decodable + HeaderVersion,
@@ -319,17 +334,13 @@ impl Broker {
         let mut frame = BytesMut::new();
         frame.put_i32(i32::try_from(message.len()).expect("a small request"));
         frame.extend_from_slice(&message);
-        self.stream.write_all(&frame).expect("send to Kafka");
+        self.stream.write_all(&frame)?;
 
         let mut length = [0; 4];
-        self.stream
-            .read_exact(&mut length)
-            .expect("an answer of Kafka");
+        self.stream.read_exact(&mut length)?;
         let length = usize::try_from(i32::from_be_bytes(length)).expect("a length");
         let mut answer = vec![0; length];
-        self.stream
-            .read_exact(&mut answer)
-            .expect("the whole answer of Kafka");
+        self.stream.read_exact(&mut answer)?;
         let mut answer = Bytes::from(answer);
         let header = ResponseHeader::decode(&mut answer, R::header_version(version));
         assert_eq!(
@@ -338,7 +349,7 @@ impl Broker {
         );
         let response = R::decode(&mut answer, version).expect("decode an answer");
         assert!(!answer.has_remaining(), "bytes left over");
-        response
+        Ok(response)
     }
 }
 

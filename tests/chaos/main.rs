@@ -1,0 +1,114 @@
+//! Chaos: customers order without a pause from two apis and three workers behind nginx, while processes are killed,
+//! frozen and restarted, and networks break, as a seed says. Then the faults end, everything settles, and what customers
+//! were told is compared with what the database and the topics hold. docs/chaos.md says what is checked, and which bugs this
+//! is known to find.
+
+mod audit;
+mod clients;
+mod journal;
+mod plan;
+mod site;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use audit::Audit;
+use clients::Shop;
+use journal::Journal;
+use plan::Plan;
+use site::Site;
+
+/// By when everything has to be well again after the last fault: a breaker's 30 s, a publish's 10 s, and a group's
+/// session after that.
+const SETTLED: Duration = Duration::from_secs(120);
+
+#[test]
+fn nothing_is_lost_or_done_twice_whatever_fails() {
+    let plan = Plan::round(20);
+    assert_eq!(plan.kinds(), Plan::ALL_KINDS);
+    run(plan);
+}
+
+#[test]
+#[ignore = "lasts as long as one likes: make chaos SECONDS=300 SEED=1"]
+fn chaos() {
+    let number = |name: &str| -> Option<u64> {
+        let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+        Some(
+            text.parse()
+                .unwrap_or_else(|_| panic!("{name} is not a number: {text}")),
+        )
+    };
+    let seed = number("TBD_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let length = Duration::from_secs(number("TBD_CHAOS_SECONDS").unwrap_or(300));
+    run(Plan::new(seed, length));
+}
+
+fn run(plan: Plan) {
+    let journal = Journal::new();
+    journal.say(&format!("{plan}"));
+    let site = Site::open(&plan);
+    let mut audit = Audit::new(&site);
+    let shop = Shop::new(plan.seed);
+    let faults_over = AtomicBool::new(false);
+    let settled = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients = shop.open(scope, &site, &journal, &faults_over);
+        scope.spawn(|| site.look_after(&journal, &settled));
+        let auditor = scope.spawn(|| audit.follow(&journal, &settled));
+
+        // Whatever is broken, the threads end.
+        let _ending = OnDrop(&[&faults_over, &settled]);
+        let begun = Instant::now();
+        thread::scope(|faults| {
+            for fault in plan.faults() {
+                thread::sleep(fault.at.saturating_sub(begun.elapsed()));
+                // What would follow a violation would only blur the picture.
+                if journal.is_violated() {
+                    break;
+                }
+                let (site, journal) = (&site, &journal);
+                faults.spawn(move || site.inflict(fault, journal));
+            }
+        });
+        journal.say("the faults are over");
+        faults_over.store(true, Ordering::SeqCst);
+        let mended = Instant::now();
+        let customers = clients
+            .into_iter()
+            .map(|client| client.join().expect("a client"))
+            .collect::<Vec<_>>();
+        journal.say(&format!(
+            "every customer has an answer: {}",
+            clients::tally(&customers)
+        ));
+        site.await_rest(&journal, SETTLED.saturating_sub(mended.elapsed()));
+        settled.store(true, Ordering::SeqCst);
+        auditor.join().expect("the auditor");
+        audit::conclude(&site, &customers, &journal);
+        shop.calm(&site, &journal);
+    });
+    site.judge_memory(&journal);
+    if journal.is_violated() {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos");
+        site.write_logs(&folder).expect("write the logs");
+        journal.say(&format!("the programs' logs are in {}", folder.display()));
+    }
+    drop(site);
+    journal.verdict(&plan);
+}
+
+/// Sets all flags when it goes.
+struct OnDrop<'a>(&'a [&'a AtomicBool]);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        for flag in self.0 {
+            flag.store(true, Ordering::SeqCst);
+        }
+    }
+}

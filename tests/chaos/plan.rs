@@ -1,0 +1,246 @@
+//! Which fault happens when: the same for the same seed and length.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+pub const APIS: usize = 2;
+pub const WORKERS: usize = 3;
+
+/// What is harmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// An api or worker: the apis come first.
+    Program(usize),
+    Server(Server),
+    /// The network between a program and a server.
+    Link(usize, Server),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Server {
+    Postgres,
+    Kafka,
+}
+
+/// What is done to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Harm {
+    /// SIGKILL, and a new start afterwards.
+    Kill,
+    /// SIGSTOP, and SIGCONT afterwards. Of a link: no byte passes.
+    Freeze,
+    /// Ended in good order, and started again afterwards.
+    Restart,
+    /// Every piece is late.
+    Slow,
+    /// Connections break, new ones too.
+    Cut,
+    /// Connections end at the server's side only, and the program is not told.
+    HalfOpen,
+    /// Connections are reset; new ones are fine.
+    Reset,
+    /// What is asked is done, but instead of the answer comes a reset.
+    LoseAnswers,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub at: Duration,
+    pub lasts: Duration,
+    pub target: Target,
+    pub harm: Harm,
+}
+
+/// Kinds of fault: whom it may hit, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind(Class, Harm);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Api,
+    Worker,
+    Server(Server),
+    ApiLink(Server),
+    WorkerLink(Server),
+}
+
+#[derive(Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub length: Duration,
+    /// Whether orders are answered once the database has them (EVENT_DELIVERY=outbox).
+    pub outbox: bool,
+    faults: Vec<Fault>,
+}
+
+impl Plan {
+    /// 4 classes of processes with 3 harms each, 4 of links with 6 each.
+    pub const ALL_KINDS: usize = 4 * 3 + 4 * 6;
+
+    /// Faults for `length`. Kinds come in rounds, each once in a round, in an order of the seed's; between two rounds there
+    /// is time for breakers to close.
+    pub fn new(seed: u64, length: Duration) -> Plan {
+        let mut plan = Plan {
+            seed,
+            length,
+            outbox: seed % 2 == 1,
+            faults: Vec::new(),
+        };
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut free_at = BTreeMap::new();
+        let mut at = Duration::from_secs(2);
+        while at < length {
+            at = plan.add_round(at, &mut random, &mut free_at) + Duration::from_secs(25);
+        }
+        plan
+    }
+
+    /// One round of every kind.
+    pub fn round(seed: u64) -> Plan {
+        let mut plan = Plan {
+            seed,
+            length: Duration::MAX,
+            outbox: false,
+            faults: Vec::new(),
+        };
+        let mut random = fastrand::Rng::with_seed(seed);
+        let end = plan.add_round(Duration::from_secs(1), &mut random, &mut BTreeMap::new());
+        plan.length = end;
+        plan
+    }
+
+    pub fn faults(&self) -> impl Iterator<Item = Fault> + '_ {
+        self.faults.iter().copied()
+    }
+
+    /// How many kinds of fault there are in it.
+    pub fn kinds(&self) -> usize {
+        let kinds: BTreeSet<Kind> = self.faults.iter().map(Fault::kind).collect();
+        kinds.len()
+    }
+
+    fn add_round(
+        &mut self,
+        mut at: Duration,
+        random: &mut fastrand::Rng,
+        free_at: &mut BTreeMap<Target, Duration>,
+    ) -> Duration {
+        let mut kinds = all_kinds();
+        random.shuffle(&mut kinds);
+        // An api that has missed Kafka for long refuses orders for half a minute (the circuit breaker), and all other faults
+        // would hit idle programs.
+        kinds.sort_by_key(|Kind(class, _)| *class == Class::Server(Server::Kafka));
+        for Kind(class, harm) in kinds {
+            let lasts = lasts(class, harm, random);
+            // Whoever of the class has been well for longest.
+            let mut targets = targets(class);
+            random.shuffle(&mut targets);
+            let target = targets
+                .into_iter()
+                .min_by_key(|target| free_at.get(target).copied().unwrap_or_default())
+                .expect("a class has members");
+            let start = at.max(free_at.get(&target).copied().unwrap_or_default());
+            let fault = Fault {
+                at: start,
+                lasts,
+                target,
+                harm,
+            };
+            if start + lasts <= self.length {
+                free_at.insert(target, start + lasts + fault.recovery());
+                self.faults.push(fault);
+            }
+            at += millis(random, 300..1500);
+        }
+        self.faults.sort_by_key(|fault| fault.at);
+        self.faults
+            .last()
+            .map_or(at, |last| at.max(last.at + last.lasts))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let delivery = if self.outbox { "outbox" } else { "direct" };
+        let (seed, seconds, count) = (self.seed, self.length.as_secs(), self.faults.len());
+        write!(
+            f,
+            "seed {seed}, {seconds} s, {count} faults, {delivery} delivery"
+        )
+    }
+}
+
+impl Fault {
+    fn kind(&self) -> Kind {
+        let class = match self.target {
+            Target::Program(index) if index < APIS => Class::Api,
+            Target::Program(_) => Class::Worker,
+            Target::Server(server) => Class::Server(server),
+            Target::Link(index, server) if index < APIS => Class::ApiLink(server),
+            Target::Link(_, server) => Class::WorkerLink(server),
+        };
+        Kind(class, self.harm)
+    }
+
+    /// How long it is left alone afterwards, so that it is harmed while it works and not while it starts.
+    fn recovery(&self) -> Duration {
+        Duration::from_secs(match (self.target, self.harm) {
+            (Target::Server(Server::Kafka), Harm::Kill | Harm::Restart) => 9,
+            (Target::Link(..), _) => 1,
+            _ => 3,
+        })
+    }
+}
+
+fn all_kinds() -> Vec<Kind> {
+    use Harm::{Cut, Freeze, HalfOpen, Kill, LoseAnswers, Reset, Restart, Slow};
+    let mut kinds = Vec::new();
+    for class in [
+        Class::Api,
+        Class::Worker,
+        Class::Server(Server::Postgres),
+        Class::Server(Server::Kafka),
+    ] {
+        kinds.extend([Kill, Freeze, Restart].map(|harm| Kind(class, harm)));
+    }
+    for server in [Server::Postgres, Server::Kafka] {
+        for class in [Class::ApiLink(server), Class::WorkerLink(server)] {
+            kinds.extend(
+                [Slow, Cut, Freeze, HalfOpen, Reset, LoseAnswers].map(|harm| Kind(class, harm)),
+            );
+        }
+    }
+    kinds
+}
+
+fn targets(class: Class) -> Vec<Target> {
+    let (apis, workers) = (0..APIS, APIS..APIS + WORKERS);
+    match class {
+        Class::Api => apis.map(Target::Program).collect(),
+        Class::Worker => workers.map(Target::Program).collect(),
+        Class::Server(server) => vec![Target::Server(server)],
+        Class::ApiLink(server) => apis.map(|index| Target::Link(index, server)).collect(),
+        Class::WorkerLink(server) => workers.map(|index| Target::Link(index, server)).collect(),
+    }
+}
+
+fn lasts(class: Class, harm: Harm, random: &mut fastrand::Rng) -> Duration {
+    match (class, harm) {
+        // Longer than a group's session (6 s): others take over, and it comes back not knowing.
+        (Class::Worker, Harm::Freeze)
+        | (Class::WorkerLink(Server::Kafka), Harm::Freeze | Harm::Cut) => {
+            millis(random, 7500..9500)
+        }
+        // Some longer than a publish may take (10 s).
+        (Class::ApiLink(Server::Kafka), Harm::Freeze)
+        | (Class::Server(Server::Kafka), Harm::Kill) => millis(random, 1000..12_000),
+        (_, Harm::Kill | Harm::Restart) => millis(random, 100..2500),
+        (_, Harm::Reset | Harm::HalfOpen) => Duration::ZERO,
+        _ => millis(random, 500..4500),
+    }
+}
+
+fn millis(random: &mut fastrand::Rng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(random.u64(range))
+}

@@ -1,0 +1,387 @@
+//! The system under test: servers of its own, two apis and three workers, nginx; each program reaches each server through
+//! a proxy of its own. Here it is broken, mended and supervised.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::journal::Journal;
+use crate::plan::{APIS, Fault, Harm, Plan, Server, Target, WORKERS};
+use crate::support::edge::Edge;
+use crate::support::http::get;
+use crate::support::program::{API, Program, Stack, WORKER, free_port};
+use crate::support::proxy::Proxy;
+use crate::support::topic::{records_after, try_committed};
+use crate::support::{Database, OwnServer};
+
+/// What a program may take to end after SIGTERM: the 30 s of its shutdown, on a busy machine.
+const ENDED: Duration = Duration::from_secs(40);
+/// How often the supervisor looks.
+const LOOK: Duration = Duration::from_millis(250);
+/// Answers that get lost before the network is well again.
+const LOST_ANSWERS: usize = 8;
+/// A program that has been at work for so long has all that it keeps.
+const GROWN_UP: Duration = Duration::from_secs(10);
+/// What it may grow by from then on, with threads and buffers of an outage's backlog.
+const GROWTH_MAX_KIB: u64 = 24 * 1024;
+/// And in all.
+const MEMORY_MAX_KIB: u64 = 96 * 1024;
+
+pub struct Site {
+    members: Vec<Member>,
+    pub edge: Edge,
+    pub stack: Stack,
+    kafka: Mutex<OwnServer>,
+    postgres: Mutex<OwnServer>,
+}
+
+/// An api or a worker, whichever process that is just now.
+struct Member {
+    index: usize,
+    name: String,
+    port: u16,
+    to_postgres: Proxy,
+    to_kafka: Proxy,
+    program: Mutex<Program>,
+    /// What its earlier processes have logged.
+    log: Mutex<Vec<String>>,
+    memory: Mutex<Memory>,
+}
+
+/// How much memory its processes occupied.
+#[derive(Default)]
+struct Memory {
+    /// Of the process that runs now: since when, and how much once it was grown up.
+    since: Option<Instant>,
+    grown_up_kib: Option<u64>,
+    growth_max_kib: u64,
+    max_kib: u64,
+}
+
+impl Site {
+    /// Everything started and ready.
+    pub fn open(plan: &Plan) -> Site {
+        // What is committed is at the kernel, so it survives the end of every process.
+        let postgres = OwnServer::postgres_with(&["synchronous_commit=on"]);
+        let to_postgres: Vec<Proxy> = proxies(|_| postgres.address());
+        let listeners: Vec<u16> = (0..APIS + WORKERS).map(|_| free_port()).collect();
+        let to_kafka = proxies(|index| format!("127.0.0.1:{}", listeners[index]));
+        let kafka = OwnServer::kafka_with(|port| kafka_settings(port, &listeners, &to_kafka));
+        let stack = Stack::on(Database::on(&postgres.address()), kafka.address())
+            .set(
+                "EVENT_DELIVERY",
+                if plan.outbox { "outbox" } else { "direct" },
+            )
+            .set("KAFKA_TOPIC_PARTITIONS", "6")
+            .set("WORKER_CONCURRENCY", "2")
+            .set("WORKER_MAX_ATTEMPTS", "2")
+            .set("PROCESSING_TIME", "15ms")
+            .set("PROCESSING_FAILURE_RATE", "0.15");
+        let members: Vec<Member> = to_postgres
+            .into_iter()
+            .zip(to_kafka)
+            .enumerate()
+            .map(|(index, (to_postgres, to_kafka))| {
+                let port = free_port();
+                let program = Mutex::new(start(&stack, index, port, &to_postgres, &to_kafka));
+                let name = match index {
+                    index if index < APIS => format!("api-{}", index + 1),
+                    index => format!("worker-{}", index - APIS + 1),
+                };
+                let (log, memory) = (Mutex::default(), Mutex::default());
+                Member {
+                    index,
+                    name,
+                    port,
+                    to_postgres,
+                    to_kafka,
+                    program,
+                    log,
+                    memory,
+                }
+            })
+            .collect();
+        for member in &members {
+            let mut program = member.program.lock().expect("a program");
+            program.become_ready(crate::support::program::READY);
+        }
+        let ports: Vec<u16> = members[..APIS].iter().map(|member| member.port).collect();
+        Site {
+            members,
+            edge: Edge::before(&ports),
+            stack,
+            kafka: Mutex::new(kafka),
+            postgres: Mutex::new(postgres),
+        }
+    }
+
+    /// Does harm for as long as the fault lasts, and makes it good.
+    pub fn inflict(&self, fault: Fault, journal: &Journal) {
+        let Fault {
+            lasts,
+            target,
+            harm,
+            ..
+        } = fault;
+        match target {
+            Target::Program(index) => {
+                self.members[index].inflict(harm, lasts, &self.stack, journal)
+            }
+            Target::Server(server) => self.inflict_server(server, harm, lasts, journal),
+            Target::Link(index, server) => {
+                let member = &self.members[index];
+                let link = match server {
+                    Server::Postgres => &member.to_postgres,
+                    Server::Kafka => &member.to_kafka,
+                };
+                journal.say(&format!(
+                    "{} to {server:?}: {harm:?} for {lasts:.1?}",
+                    member.name
+                ));
+                break_link(link, harm, lasts);
+            }
+        }
+    }
+
+    fn inflict_server(&self, server: Server, harm: Harm, lasts: Duration, journal: &Journal) {
+        journal.say(&format!("{server:?}: {harm:?} for {lasts:.1?}"));
+        let process = match server {
+            Server::Postgres => &self.postgres,
+            Server::Kafka => &self.kafka,
+        };
+        let process = process.lock().expect("a server");
+        match (harm, server) {
+            (Harm::Freeze, Server::Postgres) => {
+                process.freeze();
+                thread::sleep(lasts);
+                process.thaw();
+            }
+            (Harm::Freeze, Server::Kafka) => {
+                process.pause();
+                thread::sleep(lasts);
+                process.resume();
+            }
+            (_, _) => {
+                match harm {
+                    Harm::Kill => process.kill(),
+                    _ => process.stop(),
+                }
+                thread::sleep(lasts);
+                process.start();
+                journal.say(&format!("{server:?} is back"));
+            }
+        }
+    }
+
+    /// Starts anew what ended by itself, which is a violation, and watches memory.
+    pub fn look_after(&self, journal: &Journal, over: &AtomicBool) {
+        while !over.load(Ordering::SeqCst) {
+            for member in &self.members {
+                // Whoever is being harmed just now is looked at the next time.
+                if let Ok(mut program) = member.program.try_lock() {
+                    if let Some(status) = program.ended() {
+                        journal.violation(&format!("{} ended by itself: {status}", member.name));
+                        member.start_anew(&mut program, &self.stack);
+                    }
+                    member.weigh(&program);
+                }
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until every program is ready, every record of order.created is done and committed, and no event is left over.
+    pub fn await_rest(&self, journal: &Journal, limit: Duration) {
+        let begun = Instant::now();
+        loop {
+            let unrest = self.unrest();
+            let Some(unrest) = unrest else {
+                journal.say("everything has settled");
+                return;
+            };
+            if begun.elapsed() > limit {
+                return journal.violation(&format!("not settled: {unrest}"));
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn unrest(&self) -> Option<String> {
+        for member in &self.members {
+            let ready = get("/readyz").try_send(&format!("127.0.0.1:{}", member.port));
+            if !ready.is_ok_and(|response| response.status == 200) {
+                return Some(format!("{} is not ready", member.name));
+            }
+        }
+        let left = self.stack.count("outbox");
+        if left > 0 {
+            return Some(format!("{left} events in the outbox"));
+        }
+        let Stack {
+            kafka,
+            topics,
+            group,
+            ..
+        } = &self.stack;
+        let committed = match try_committed(kafka, group, &topics.created) {
+            Ok(committed) => committed,
+            Err(error) => return Some(format!("Kafka: {error}")),
+        };
+        let next: Vec<i64> = committed.iter().map(|(_, next)| *next.max(&0)).collect();
+        let behind = records_after(kafka, &topics.created, &next).map_or(1, |rest| rest.len());
+        (behind > 0).then(|| format!("{behind} records of order.created not committed"))
+    }
+
+    /// Writes what each program has logged to a file of its own.
+    pub fn write_logs(&self, folder: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(folder)?;
+        for member in &self.members {
+            let mut lines = member.log.lock().expect("log").clone();
+            lines.extend(member.program.lock().expect("a program").log());
+            std::fs::write(
+                folder.join(format!("{}.log", member.name)),
+                lines.join("\n"),
+            )?;
+        }
+        Ok(())
+    }
+
+    pub fn judge_memory(&self, journal: &Journal) {
+        for member in &self.members {
+            let memory = member.memory.lock().expect("memory");
+            let (max, growth) = (memory.max_kib / 1024, memory.growth_max_kib / 1024);
+            journal.say(&format!(
+                "{}: {max} MiB at most, grown by {growth} MiB at most",
+                member.name
+            ));
+            if memory.max_kib > MEMORY_MAX_KIB || memory.growth_max_kib > GROWTH_MAX_KIB {
+                journal.violation(&format!("{}: its memory is not flat", member.name));
+            }
+        }
+    }
+}
+
+impl Member {
+    fn inflict(&self, harm: Harm, lasts: Duration, stack: &Stack, journal: &Journal) {
+        let name = &self.name;
+        let mut program = self.program.lock().expect("a program");
+        journal.say(&format!("{name}: {harm:?} for {lasts:.1?}"));
+        match harm {
+            Harm::Freeze => {
+                program.freeze();
+                thread::sleep(lasts);
+                program.thaw();
+                return;
+            }
+            Harm::Kill => program.kill(),
+            _ => {
+                program.terminate();
+                let status = program.wait(ENDED);
+                // 1: what it was waiting for was away, and its 30 s were over.
+                if !matches!(status.code(), Some(0 | 1)) {
+                    journal.violation(&format!("{name} ended with {status} after SIGTERM"));
+                }
+            }
+        }
+        thread::sleep(lasts);
+        self.start_anew(&mut program, stack);
+    }
+
+    fn start_anew(&self, program: &mut Program, stack: &Stack) {
+        self.memory.lock().expect("memory").since = None;
+        self.log.lock().expect("log").extend(program.log());
+        *program = start(
+            stack,
+            self.index,
+            self.port,
+            &self.to_postgres,
+            &self.to_kafka,
+        );
+    }
+
+    fn weigh(&self, program: &Program) {
+        let Some(kib) = program.memory_kib() else {
+            return;
+        };
+        let mut memory = self.memory.lock().expect("memory");
+        if memory.since.is_none() {
+            (memory.since, memory.grown_up_kib) = (Some(Instant::now()), None);
+        }
+        memory.max_kib = memory.max_kib.max(kib);
+        let age = memory.since.map_or(Duration::ZERO, |since| since.elapsed());
+        if age >= GROWN_UP {
+            let before = *memory.grown_up_kib.get_or_insert(kib);
+            memory.growth_max_kib = memory.growth_max_kib.max(kib.saturating_sub(before));
+        }
+    }
+}
+
+fn proxies(upstream: impl Fn(usize) -> String) -> Vec<Proxy> {
+    (0..APIS + WORKERS)
+        .map(|index| Proxy::before(&upstream(index)))
+        .collect()
+}
+
+/// A listener for each program: what a broker says of itself leads the program through its own proxy.
+fn kafka_settings(port: u16, listeners: &[u16], proxies: &[Proxy]) -> Vec<String> {
+    let controller = free_port();
+    let mut listen = format!("CONTROLLER://127.0.0.1:{controller}");
+    let mut advertised = String::new();
+    let mut protocols = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT".to_owned();
+    for (index, (listener, proxy)) in listeners.iter().zip(proxies).enumerate() {
+        listen += &format!(",P{index}://127.0.0.1:{listener}");
+        advertised += &format!("P{index}://127.0.0.1:{},", proxy.port());
+        protocols += &format!(",P{index}:PLAINTEXT");
+    }
+    vec![
+        format!("controller.quorum.voters=1@127.0.0.1:{controller}"),
+        format!("listeners={listen},PLAINTEXT://127.0.0.1:{port}"),
+        format!("advertised.listeners={advertised}PLAINTEXT://127.0.0.1:{port}"),
+        format!("listener.security.protocol.map={protocols}"),
+        "inter.broker.listener.name=PLAINTEXT".to_owned(),
+    ]
+}
+
+fn start(stack: &Stack, index: usize, port: u16, to_postgres: &Proxy, to_kafka: &Proxy) -> Program {
+    let (program, variable) = match index < APIS {
+        true => (API, "API_PORT"),
+        false => (WORKER, "WORKER_PORT"),
+    };
+    let mut command = stack.command(program);
+    command
+        .env(variable, port.to_string())
+        .env("DB_HOST", "127.0.0.1")
+        .env("DB_PORT", to_postgres.port().to_string())
+        .env("KAFKA_BROKERS", format!("127.0.0.1:{}", to_kafka.port()));
+    Program::start(command, port)
+}
+
+fn break_link(link: &Proxy, harm: Harm, lasts: Duration) {
+    match harm {
+        Harm::Slow => {
+            link.delay(Duration::from_millis(80));
+            thread::sleep(lasts);
+            link.delay(Duration::ZERO);
+        }
+        Harm::Cut => {
+            link.cut();
+            thread::sleep(lasts);
+            link.mend();
+        }
+        Harm::Freeze => {
+            link.freeze();
+            thread::sleep(lasts);
+            link.thaw();
+        }
+        Harm::LoseAnswers => {
+            link.lose_answers(LOST_ANSWERS);
+            thread::sleep(lasts);
+            link.lose_answers(0);
+        }
+        Harm::HalfOpen => link.half_open(),
+        Harm::Reset => link.reset(),
+        Harm::Kill | Harm::Restart => unreachable!("only processes end"),
+    }
+}
