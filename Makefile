@@ -36,11 +36,11 @@ lint: ## formatting, clippy and shellcheck, warnings being errors
 test: ## every test, beside a PostgreSQL and a Kafka of its own
 	@scripts/test
 
-chaos: ## customers order while everything fails; nothing may be lost (SECONDS, SEED)
-	@scripts/chaos
+chaos: ## customers order while everything fails, and nothing may be lost (SECONDS=300, SEED)
+	@TBD_CHAOS_SECONDS=$(or $(SECONDS),300) TBD_CHAOS_SEED=$(SEED) scripts/test --test chaos -- --ignored --nocapture
 
-chaos-bugs: ## plants bugs one after another, and sees that chaos finds each (tests/chaos/bugs)
-	@scripts/chaos-bugs
+chaos-bugs: ## plant bugs one after another, and see that chaos finds each (BUGS=name for one)
+	@scripts/chaos-bugs $(BUGS)
 
 fuzz: ## fuzz what reads bytes from outside (SECONDS=60 each, TARGET=name for one)
 	@scripts/fuzz $(or $(SECONDS),60) $(TARGET)

@@ -142,11 +142,12 @@ pub fn try_committed(broker: &str, group: &str, topic: &str) -> Result<Vec<(i32,
 
 /// The node that coordinates a group, once there is one.
 pub fn coordinator(broker: &str, group: &str) -> i32 {
-    let mut broker = Broker::open(broker);
+    let mut broker = Broker::open(broker).expect("connect to Kafka");
     let request =
         FindCoordinatorRequest::default().with_key(StrBytes::from_string(group.to_owned()));
     eventually(Duration::from_secs(30), "a coordinator", || {
-        let response: FindCoordinatorResponse = broker.call(ApiKey::FindCoordinator, 2, &request);
+        let response = broker.call(ApiKey::FindCoordinator, 2, &request);
+        let response: FindCoordinatorResponse = response.expect("ask for a coordinator");
         (response.error_code == 0).then_some(response.node_id.0)
     })
 }
@@ -160,8 +161,9 @@ pub fn grow(broker: &str, topic: &str, count: i32) {
     let request = CreatePartitionsRequest::default()
         .with_topics(vec![wanted])
         .with_timeout_ms(10_000);
-    let response: CreatePartitionsResponse =
-        Broker::open(broker).call(ApiKey::CreatePartitions, 2, &request);
+    let response: Result<CreatePartitionsResponse> = Broker::open(broker)
+        .and_then(|mut broker| broker.call(ApiKey::CreatePartitions, 2, &request));
+    let response = response.expect("ask for more partitions");
     assert_eq!(response.results[0].error_code, 0, "grow {topic}");
 }
 
