@@ -21,7 +21,8 @@ struct State {
     thawed: Condvar,
     cut: AtomicBool,
     delay: Mutex<Duration>,
-    answers_to_lose: AtomicUsize,
+    lose_every: AtomicUsize,
+    answers: AtomicUsize,
     open: Mutex<Vec<Arc<Pair>>>,
     round_trips: AtomicUsize,
     connections: AtomicUsize,
@@ -49,7 +50,8 @@ impl Proxy {
             thawed: Condvar::new(),
             cut: AtomicBool::new(false),
             delay: Mutex::new(Duration::ZERO),
-            answers_to_lose: AtomicUsize::new(0),
+            lose_every: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
             open: Mutex::new(Vec::new()),
             round_trips: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
@@ -124,10 +126,10 @@ impl Proxy {
         }
     }
 
-    /// The next `count` answers get lost: what was asked is done, and the connection is reset instead of saying so. Zero
+    /// Every so many answers one gets lost: what was asked is done, and the connection is reset instead of saying so. Zero
     /// ends it.
-    pub fn lose_answers(&self, count: usize) {
-        self.state.answers_to_lose.store(count, Ordering::SeqCst);
+    pub fn lose_answers(&self, every: usize) {
+        self.state.lose_every.store(every, Ordering::SeqCst);
     }
 }
 
@@ -180,15 +182,13 @@ impl State {
     fn pump_answers(&self, pair: &Pair) {
         self.pump(&pair.server, &pair.client, || {
             pair.server_spoke.store(true, Ordering::SeqCst);
-            let lose =
-                self.answers_to_lose
-                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
-                        left.checked_sub(1)
-                    });
-            if lose.is_ok() {
+            let every = self.lose_every.load(Ordering::SeqCst);
+            let number = self.answers.fetch_add(1, Ordering::SeqCst);
+            let is_lost = every > 0 && number % every == 0;
+            if is_lost {
                 pair.reset();
             }
-            lose.is_err()
+            !is_lost
         });
         if !pair.half_open.load(Ordering::SeqCst) {
             pair.end();
