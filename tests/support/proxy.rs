@@ -184,7 +184,7 @@ impl State {
             pair.server_spoke.store(true, Ordering::SeqCst);
             let every = self.lose_every.load(Ordering::SeqCst);
             let number = self.answers.fetch_add(1, Ordering::SeqCst);
-            let is_lost = every > 0 && number % every == 0;
+            let is_lost = every > 0 && number.is_multiple_of(every);
             if is_lost {
                 pair.reset();
             }
