@@ -9,8 +9,9 @@
 //!
 //! - *Overloaded*: more than [`STANDING_PER_THREAD`] requests for each thread have been waiting
 //!   for [`ServerConfig::burst`](super::ServerConfig::burst) (0.5 s) on end. Whoever finds so many
-//!   waiting is refused at once. The others wait for about three times what it takes to
-//!   answer one. It ends when a request finds nobody waiting.
+//!   waiting is refused at once; whoever waits already is answered, sooner than if it had to
+//!   come again. So, after the first moment, the others wait for about three times what it
+//!   takes to answer one. It ends when a request finds nobody waiting.
 //! - *Stuck*: somebody has waited, and no thread has taken anybody, for as long: each waits
 //!   for a database that hangs, say. Everybody is refused until a thread is free.
 //!
@@ -77,13 +78,12 @@ impl Admission {
         state.stuck = false;
     }
 
-    /// A free thread has taken a request and left `waiting`: whether to answer it.
-    pub(super) fn take(&self, now: Instant, waiting: usize) -> bool {
+    /// A free thread has taken a request and left `waiting`.
+    pub(super) fn take(&self, now: Instant, waiting: usize) {
         let mut state = self.lock();
         state.free = state.free.saturating_sub(1);
         state.progress = now;
         state.see(now, waiting, self);
-        !(state.overloaded && waiting > self.standing)
     }
 
     /// Whether the `waiting` requests are to be refused, as no thread takes them.
@@ -141,7 +141,8 @@ mod tests {
         let admission = busy(start);
         for step in 1..=6 {
             let now = start + ms(step * 100);
-            assert_eq!(admission.take(now, STANDING + 50), step < 6);
+            assert!(admission.may_wait(now, STANDING + 50) == (step < 6));
+            admission.take(now, STANDING + 50);
         }
         admission
     }
@@ -154,7 +155,8 @@ mod tests {
             assert!(admission.may_wait(start, waiting));
         }
         for step in 1..=5 {
-            assert!(admission.take(start + ms(step * 100), 1000));
+            admission.take(start + ms(step * 100), 1000);
+            assert!(admission.may_wait(start + ms(step * 100), 1000));
         }
     }
 
@@ -165,18 +167,17 @@ mod tests {
         for step in 0..1000 {
             let now = start + ms(step * 50);
             assert!(admission.may_wait(now, STANDING - 1));
-            assert!(admission.take(now, STANDING - 1));
+            admission.take(now, STANDING - 1);
         }
     }
 
     #[test]
-    fn a_standing_queue_is_cut_to_what_may_stand_and_kept_there() {
+    fn a_standing_queue_takes_nobody_until_it_is_no_longer_than_it_may_stand() {
         let start = Instant::now();
         let admission = overloaded(start);
         let now = start + ms(601);
         assert!(!admission.may_wait(now, STANDING + 1));
-        assert!(!admission.take(now, STANDING + 1));
-        assert!(admission.take(now, STANDING));
+        admission.take(now, STANDING);
         assert!(admission.may_wait(now, STANDING));
         // It was the refusals that made it shorter.
         assert!(!admission.may_wait(now + ms(1), STANDING + 1));
@@ -187,7 +188,7 @@ mod tests {
         let start = Instant::now();
         let admission = overloaded(start);
         let now = start + ms(610);
-        assert!(admission.take(now, 0));
+        admission.take(now, 0);
         assert!(
             admission.may_wait(now, STANDING + 1),
             "bursts may wait again"
@@ -216,7 +217,6 @@ mod tests {
         admission.free();
         assert!(!admission.gives_up(start + ms(601), 1));
         assert!(admission.may_wait(start + ms(601), 0));
-        assert!(admission.take(start + ms(601), 0));
     }
 
     #[test]

@@ -203,21 +203,17 @@ impl Shared {
             let Ok(Work::Answer(exchange)) = queue.recv() else {
                 return;
             };
-            let mut answers = true;
             if lane == Lane::Pool {
                 recorder.metrics.queue_depth.dec();
                 recorder.metrics.threads_busy.inc();
                 let waited = exchange.arrived.elapsed();
                 recorder.metrics.queue_wait.observe(waited.as_secs_f64());
-                // Once stopping, what is here is answered: nothing more comes.
-                answers = self.admission.take(Instant::now(), queue.len())
-                    || self.stopping.load(Ordering::Relaxed);
+                self.admission.take(Instant::now(), queue.len());
             }
             let peer = exchange.peer;
             // Handlers have a net of their own; this one is for the rest.
-            let answered = catch_unwind(AssertUnwindSafe(|| match answers {
-                true => self.answer(recorder, exchange, |request| self.handle(request)),
-                false => self.refuse(recorder, exchange, "overload"),
+            let answered = catch_unwind(AssertUnwindSafe(|| {
+                self.answer(recorder, exchange, |request| self.handle(request));
             }));
             if answered.is_err() {
                 log::error!(target: "tbd::http", "a request ended in a panic outside its handler");
