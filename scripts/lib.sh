@@ -181,9 +181,13 @@ kafka_tool() { # kafka_tool MAIN-CLASS ARGUMENTS... : one of Kafka's own command
 }
 
 # kafka_create FOLDER PORT CONTROLLER-PORT [SETTING=VALUE...] : one node, broker and controller at once (KRaft).
+# A setting that begins with -- is one of formatting, such as --add-scram. The last of two equal ones counts.
 kafka_create() {
-  local folder=$1 port=$2 controller=$3
+  local folder=$1 port=$2 controller=$3 setting settings=() formatting=()
   shift 3
+  for setting in "$@"; do
+    if [[ $setting == --* ]]; then formatting+=("$setting"); else settings+=("$setting"); fi
+  done
   mkdir -p "$folder"
   printf '%s\n' \
     process.roles=broker,controller node.id=1 "controller.quorum.voters=1@127.0.0.1:$controller" \
@@ -193,10 +197,10 @@ kafka_create() {
     group.min.session.timeout.ms=1000 offsets.topic.num.partitions=8 offsets.topic.replication.factor=1 \
     transaction.state.log.num.partitions=4 transaction.state.log.replication.factor=1 \
     transaction.state.log.min.isr=1 share.coordinator.state.topic.replication.factor=1 \
-    share.coordinator.state.topic.min.isr=1 num.network.threads=2 num.io.threads=4 "$@" >"$folder/server.properties"
+    share.coordinator.state.topic.min.isr=1 num.network.threads=2 num.io.threads=4 "${settings[@]}" >"$folder/server.properties"
   # A folder that is formatted already keeps its data; only the settings are written anew.
   [[ -e $folder/data/meta.properties ]] || kafka_tool kafka.tools.StorageTool format --config "$folder/server.properties" \
-    --cluster-id="${KAFKA_CLUSTER_ID:-$(kafka_cluster_id)}" >"$folder/format.log" 2>&1 ||
+    "${formatting[@]}" --cluster-id="${KAFKA_CLUSTER_ID:-$(kafka_cluster_id)}" >"$folder/format.log" 2>&1 ||
     { cat "$folder/format.log" >&2 && return 1; }
 }
 kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 1-22; }

@@ -13,6 +13,7 @@ mod cli;
 mod dlq;
 mod endpoint;
 mod reader;
+mod security;
 mod table;
 
 use std::ffi::OsString;
@@ -26,6 +27,7 @@ use log::LevelFilter;
 pub use cli::{CommandLine, command_line};
 pub use dlq::{DlqCommand, Position, Which};
 pub use reader::{ConfigError, ConfigErrors};
+pub use security::{KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism};
 pub use table::{Program, SAMPLERS, VARIABLES, Variable, markdown_table, variables};
 
 use endpoint::{endpoint, web_address};
@@ -173,6 +175,25 @@ pub struct KafkaSettings {
     pub consumer_group: String,
     /// Silence after which the group gives a member up; its default in the API.
     pub session_timeout: Duration,
+    /// Encryption and login.
+    pub security: KafkaSecurity,
+    /// How published records are compressed.
+    pub compression: Compression,
+}
+
+/// How records are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip.
+    Gzip,
+    /// Snappy.
+    Snappy,
+    /// LZ4.
+    Lz4,
+    /// Zstandard.
+    Zstd,
 }
 
 /// Traces.
@@ -462,6 +483,17 @@ fn kafka_settings(reader: &mut Reader<'_>, group: GroupSettings) -> KafkaSetting
         topic_replication: reader.get("KAFKA_TOPIC_REPLICATION", number(1..=100)),
         consumer_group: group.consumer_group,
         session_timeout: group.session_timeout,
+        security: security::kafka_security(reader),
+        compression: reader.get(
+            "KAFKA_COMPRESSION",
+            choice(&[
+                ("none", Compression::None),
+                ("gzip", Compression::Gzip),
+                ("snappy", Compression::Snappy),
+                ("lz4", Compression::Lz4),
+                ("zstd", Compression::Zstd),
+            ]),
+        ),
     }
 }
 

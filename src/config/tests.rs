@@ -157,6 +157,66 @@ fn a_password_is_never_shown() {
     let config = api(&[("DB_PASSWORD", "hunter2")]).unwrap();
     assert_eq!(config.database.password.expose(), "hunter2");
     assert!(!format!("{config:?}").contains("hunter2"));
+
+    let errors = api(&[("KAFKA_SASL_PASSWORD", "hunter2\u{7}")]).unwrap_err();
+    assert!(!errors.to_string().contains("hunter2"), "{errors}");
+    let config = worker(&LOGIN).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+const LOGIN: [(&str, &str); 4] = [
+    ("KAFKA_SECURITY_PROTOCOL", "sasl_ssl"),
+    ("KAFKA_SASL_MECHANISM", "scram-sha-512"),
+    ("KAFKA_SASL_USERNAME", "tbd"),
+    ("KAFKA_SASL_PASSWORD", " hunter2"),
+];
+
+#[test]
+fn a_login_at_kafka_is_taken_whole() {
+    let security = api(&LOGIN).unwrap().kafka.security;
+    assert_eq!(security.tls.unwrap().ca_file, None);
+    let sasl = security.sasl.unwrap();
+    assert_eq!(sasl.mechanism, SaslMechanism::ScramSha512);
+    assert_eq!(sasl.username, "tbd");
+    assert_eq!(sasl.password.expose(), " hunter2", "blanks may be meant");
+
+    let security = api(&[]).unwrap().kafka.security;
+    assert!(security.tls.is_none() && security.sasl.is_none());
+}
+
+#[test]
+fn what_protects_kafka_must_fit_together() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for (pairs, message) in [
+        (
+            &LOGIN[..3],
+            "KAFKA_SASL_PASSWORD must be given: KAFKA_SECURITY_PROTOCOL asks for a login.",
+        ),
+        (
+            &LOGIN[1..2],
+            "KAFKA_SECURITY_PROTOCOL=\"\" must be SASL_PLAINTEXT or SASL_SSL, \
+             as KAFKA_SASL_MECHANISM is given.",
+        ),
+        (
+            &[
+                ("KAFKA_SECURITY_PROTOCOL", "PLAINTEXT"),
+                ("KAFKA_SSL_CA_FILE", manifest),
+            ],
+            "KAFKA_SECURITY_PROTOCOL=\"PLAINTEXT\" must be SSL or SASL_SSL, \
+             as KAFKA_SSL_CA_FILE is given.",
+        ),
+        (
+            &[
+                ("KAFKA_SECURITY_PROTOCOL", "SSL"),
+                ("KAFKA_SSL_CA_FILE", "/no/such/file"),
+            ],
+            "KAFKA_SSL_CA_FILE=\"/no/such/file\" must be a file that can be read.",
+        ),
+    ] {
+        let errors = worker(pairs).unwrap_err();
+        let shown: Vec<String> = errors.errors().iter().map(ToString::to_string).collect();
+        assert_eq!(shown, [message]);
+    }
 }
 
 #[test]
@@ -298,6 +358,18 @@ fn ranges_end_where_the_table_says() {
         ),
         (Api, "KAFKA_TOPIC_REPLICATION", &["1", "100"], &["0", "101"]),
         (Api, "EVENT_DELIVERY", &["direct", "outbox"], &["both"]),
+        (
+            Worker,
+            "KAFKA_COMPRESSION",
+            &["none", "gzip", "snappy", "lz4", "zstd"],
+            &["brotli"],
+        ),
+        (
+            Worker,
+            "KAFKA_SECURITY_PROTOCOL",
+            &["PLAINTEXT", "ssl"],
+            &["TLS"],
+        ),
         (
             Api,
             "IDEMPOTENCY_TTL",

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::security::Security;
+
 /// Settings shared by everything that talks to one Kafka cluster.
 ///
 /// The defaults are the Java client's, except where noted.
@@ -11,8 +13,10 @@ pub struct ClientConfig {
     pub brokers: Vec<String>,
     /// The name brokers write in their request logs and quotas.
     pub client_id: String,
-    /// The longest one TCP connection may take to be made, version negotiation
-    /// included.
+    /// How connections are protected.
+    pub security: Security,
+    /// The longest one connection may take to be made, TLS handshake, version
+    /// negotiation and login included.
     pub connect_timeout: Duration,
     /// The longest to wait for one answer, for owners that have no deadline of
     /// their own (background threads).
@@ -21,6 +25,9 @@ pub struct ClientConfig {
     pub reconnect_backoff: Duration,
     /// The longest pause between connection attempts.
     pub reconnect_backoff_max: Duration,
+    /// A connection idle for longer is closed, before brokers close it (they do after ten
+    /// minutes). Looked at once a minute.
+    pub connections_max_idle: Duration,
     /// How old the picture of the cluster may become before it is asked for again.
     pub metadata_max_age: Duration,
 }
@@ -30,6 +37,7 @@ impl Default for ClientConfig {
         Self {
             brokers: vec!["localhost:9092".to_owned()],
             client_id: "tbd".to_owned(),
+            security: Security::default(),
             // Java allows 10 s per attempt. A broker on the way up refuses or
             // answers at once; one that swallows packets must leave time to
             // try another within a 10 s publish budget.
@@ -37,6 +45,7 @@ impl Default for ClientConfig {
             request_timeout: Duration::from_secs(30),
             reconnect_backoff: Duration::from_millis(50),
             reconnect_backoff_max: Duration::from_secs(1),
+            connections_max_idle: Duration::from_secs(540),
             metadata_max_age: Duration::from_secs(300),
         }
     }
@@ -80,7 +89,7 @@ impl Backoff {
 
 /// A number in `0.0..1.0`. Without a source of randomness it is the middle:
 /// the jitter is a courtesy, not a need.
-fn unit_random() -> f64 {
+pub(super) fn unit_random() -> f64 {
     getrandom::u32().map_or(0.5, |number| f64::from(number) / f64::from(u32::MAX))
 }
 

@@ -6,18 +6,23 @@
 //! come later could be taken for an answer to something else.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::marker::PhantomData;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::Instant;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use kafka_protocol::error::ResponseError;
-use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
+use kafka_protocol::messages::{
+    ApiKey, ApiVersionsRequest, ApiVersionsResponse, SaslAuthenticateRequest, SaslHandshakeRequest,
+};
 use kafka_protocol::protocol::{StrBytes, VersionRange};
 
-use super::config::ClientConfig;
+use super::config::{ClientConfig, unit_random};
 use super::error::Error;
+use super::sasl::{self, Failure};
+use super::security::{Sasl, Security, tls_failure};
+use super::transport::Transport;
 use super::wire::{self, Request};
 use crate::deadline::Deadline;
 
@@ -31,12 +36,17 @@ const READ_BYTES_MAX: usize = 256 * 1024;
 /// Requests that may wait for answers on one connection; more is a fault of ours.
 const IN_FLIGHT_MAX: usize = 64;
 
-/// An open connection to a broker, versions negotiated.
+/// An open connection to a broker, versions negotiated, logged in.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    transport: Transport,
     address: String,
     client_id: String,
+    security: Security,
+    /// When to log in again: brokers end sessions that outlive their time (KIP-368).
+    log_in_at: Option<Instant>,
+    /// Whether the broker has answered anything but how to speak to it.
+    is_proven: bool,
     versions: HashMap<i16, VersionRange>,
     next_correlation_id: i32,
     in_flight: VecDeque<i32>,
@@ -70,7 +80,7 @@ impl std::os::fd::AsFd for Connection {
     /// has begun to arrive. Holds as long as no more than one request is in
     /// flight, because answers that came together are read together.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.transport.as_fd()
     }
 }
 
@@ -90,7 +100,8 @@ impl Interrupter {
 }
 
 impl Connection {
-    /// Connects to `address` (`host:port`) and negotiates versions.
+    /// Connects to `address` (`host:port`), secures the connection as configured,
+    /// negotiates versions and logs in.
     ///
     /// Waits at most until the earlier of `deadline` and the configured connect
     /// time-out; name resolution goes by the operating system's own limits. A name
@@ -98,15 +109,28 @@ impl Connection {
     /// is left.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when no address could be connected to; otherwise as
-    /// [`Connection::call`].
+    /// [`Error::Unreachable`] when no address could be connected to; [`Error::Tls`] and
+    /// [`Error::Authentication`] when we do not trust the broker or it does not let
+    /// us in; otherwise as [`Connection::call`].
     pub fn open(address: &str, config: &ClientConfig, deadline: Deadline) -> Result<Self, Error> {
         let deadline = deadline.earlier_of(Deadline::after(config.connect_timeout));
-        let stream = dial(address, deadline)?;
+        let mut transport =
+            Transport::dial(address, deadline).map_err(|error| Error::Unreachable {
+                address: address.to_owned(),
+                reason: error.to_string(),
+            })?;
+        if let Some(tls) = &config.security.tls {
+            transport
+                .secure(tls, address, deadline)
+                .map_err(|error| handshake_failure(address, &error))?;
+        }
         let mut connection = Self {
-            stream,
+            transport,
             address: address.to_owned(),
             client_id: config.client_id.clone(),
+            security: config.security.clone(),
+            log_in_at: None,
+            is_proven: false,
             versions: HashMap::new(),
             next_correlation_id: 0,
             in_flight: VecDeque::new(),
@@ -116,6 +140,9 @@ impl Connection {
             last_used: Instant::now(),
         };
         connection.negotiate(deadline)?;
+        if let Some(sasl) = &config.security.sasl {
+            connection.log_in(sasl, deadline)?;
+        }
         Ok(connection)
     }
 
@@ -155,11 +182,19 @@ impl Connection {
     }
 
     /// Sends a request without waiting for its answer. Waits, at most until
-    /// `deadline`, for the socket to take the bytes.
+    /// `deadline`, for the socket to take the bytes; now and then also for a new
+    /// login, when nothing is in flight and the broker's session is about to end.
     ///
     /// # Errors
-    /// As [`Connection::call`].
+    /// As [`Connection::call`]; [`Error::Authentication`].
     pub fn send<R: Request>(&mut self, request: &R, deadline: Deadline) -> Result<Sent<R>, Error> {
+        if self.must_log_in()
+            && self.in_flight.is_empty()
+            && let Some(sasl) = self.security.sasl.clone()
+        {
+            self.check_poison()?;
+            self.log_in(&sasl, deadline)?;
+        }
         let version = self.version_of(R::API)?;
         self.send_as(request, version, deadline)
     }
@@ -175,8 +210,16 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<R::Response, Error> {
         let frame = self.receive_frame(&sent, deadline)?;
+        self.is_proven = true;
         wire::decode_response::<R>(frame, sent.version)
             .map_err(|reason| self.poison_protocol(format!("{:?}: {reason}", R::API)))
+    }
+
+    /// Whether the next request that finds nothing in flight logs in first. Who keeps
+    /// requests in flight at all times should let them be answered once this is true.
+    pub fn must_log_in(&self) -> bool {
+        self.log_in_at
+            .is_some_and(|moment| moment <= Instant::now())
     }
 
     /// Whether the connection can still be used, as far as is known without
@@ -188,11 +231,7 @@ impl Connection {
         if self.poison.is_some() || !self.in_flight.is_empty() {
             return self.poison.is_none();
         }
-        let mut byte = [0];
-        let silent = self.stream.set_nonblocking(true).is_ok()
-            && matches!(self.stream.peek(&mut byte), Err(error) if error.kind() == ErrorKind::WouldBlock)
-            && self.stream.set_nonblocking(false).is_ok();
-        if !silent || !self.received.is_empty() {
+        if !self.transport.is_silent() || !self.received.is_empty() {
             self.poison_lost("closed while idle".to_owned());
         }
         self.poison.is_none()
@@ -201,8 +240,8 @@ impl Connection {
     /// A way to break this connection off from another thread, or `None` when the
     /// operating system has no descriptor left for it.
     pub fn interrupter(&self) -> Option<Interrupter> {
-        self.stream
-            .try_clone()
+        self.transport
+            .try_clone_socket()
             .ok()
             .map(|stream| Interrupter { stream })
     }
@@ -235,6 +274,60 @@ impl Connection {
             })
             .collect();
         Ok(())
+    }
+
+    /// SaslHandshake and as many SaslAuthenticate as the mechanism needs.
+    fn log_in(&mut self, sasl: &Sasl, deadline: Deadline) -> Result<(), Error> {
+        let mechanism = sasl.mechanism.name();
+        let request =
+            SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
+        let answer = self.exchange(&request, deadline)?;
+        match ResponseError::try_from_code(answer.error_code) {
+            None => {}
+            Some(ResponseError::UnsupportedSaslMechanism) => {
+                let offered: Vec<&str> = answer.mechanisms.iter().map(|one| &**one).collect();
+                let offered = offered.join(", ");
+                let reason = format!("it offers the mechanisms {offered}, not {mechanism}");
+                return Err(self.poison_login(reason));
+            }
+            Some(ResponseError::IllegalSaslState) => {
+                let reason = "it takes no login here; use the security protocol of this listener";
+                return Err(self.poison_login(reason.to_owned()));
+            }
+            Some(code) => return Err(self.poison_login(code.to_string())),
+        }
+        let mut lifetime = Duration::ZERO;
+        let outcome = sasl::log_in(sasl, |message| {
+            let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into());
+            let answer = self.exchange(&request, deadline)?;
+            if answer.error_code != 0 {
+                let reason = answer.error_message.as_deref();
+                let reason = reason.unwrap_or("no reason given").to_owned();
+                return Err(self.poison_login(reason));
+            }
+            lifetime = Duration::from_millis(answer.session_lifetime_ms.max(0).unsigned_abs());
+            Ok(answer.auth_bytes)
+        });
+        match outcome {
+            Ok(()) => {}
+            Err(Failure::Asking(error)) => return Err(error),
+            Err(Failure::Distrust(reason)) => return Err(self.poison_login(reason)),
+        }
+        // In good time, and not everybody at once; as the Java client does.
+        let share = 0.85 + 0.1 * unit_random();
+        self.log_in_at = (!lifetime.is_zero()).then(|| Instant::now() + lifetime.mul_f64(share));
+        Ok(())
+    }
+
+    /// A request and its answer before the connection is ready for others.
+    fn exchange<R: Request>(
+        &mut self,
+        request: &R,
+        deadline: Deadline,
+    ) -> Result<R::Response, Error> {
+        let version = self.version_of(R::API)?;
+        let sent = self.send_as(request, version, deadline)?;
+        self.receive(sent, deadline)
     }
 
     fn ask_versions(
@@ -298,23 +391,9 @@ impl Connection {
     }
 
     fn write_all(&mut self, deadline: Deadline) -> Result<(), Error> {
-        let mut from = 0;
-        while from < self.written.len() {
-            let left = deadline.remaining();
-            if left.is_zero() {
-                return Err(self.poison_timeout("to take a request"));
-            }
-            let written = self
-                .stream
-                .set_write_timeout(Some(left))
-                .and_then(|()| self.stream.write(&self.written[from..]));
-            match written {
-                Ok(0) => return Err(self.poison_lost("it takes no more bytes".to_owned())),
-                Ok(count) => from += count,
-                Err(error) => self.io_error(&error, "to take a request")?,
-            }
-        }
-        Ok(())
+        self.transport
+            .write_all(&self.written, deadline)
+            .map_err(|error| self.io_error(&error, "to take a request"))
     }
 
     /// The next frame, without its length, checked to be the answer to `sent`.
@@ -329,6 +408,14 @@ impl Connection {
         }
         let api = R::API;
         self.fill(4, deadline)?;
+        // A TLS record's type and major version; as a length it would be 350 MB.
+        if !self.transport.is_secure() && matches!(self.received[..2], [0x15 | 0x16, 3]) {
+            let reason = "it speaks TLS here; use the security protocol of this listener";
+            return Err(self.poisoned(Error::Tls {
+                address: self.address.clone(),
+                reason: reason.to_owned(),
+            }));
+        }
         let length = self.received.get_i32();
         let length = usize::try_from(length)
             .ok()
@@ -349,34 +436,33 @@ impl Connection {
     /// Reads until at least `wanted` bytes are buffered.
     fn fill(&mut self, wanted: usize, deadline: Deadline) -> Result<(), Error> {
         while self.received.len() < wanted {
-            let left = deadline.remaining();
-            if left.is_zero() {
-                return Err(self.poison_timeout("to answer"));
-            }
             let have = self.received.len();
             let step = (wanted - have).clamp(READ_BYTES_MIN, READ_BYTES_MAX);
             self.received.resize(have + step, 0);
-            let read = self
-                .stream
-                .set_read_timeout(Some(left))
-                .and_then(|()| self.stream.read(&mut self.received[have..]));
+            let read = self.transport.read(&mut self.received[have..], deadline);
             self.received
                 .truncate(have + read.as_ref().map_or(0, |count| *count));
             match read {
                 Ok(0) => return Err(self.poison_lost("closed by the broker".to_owned())),
                 Ok(_) => {}
-                Err(error) => self.io_error(&error, "to answer")?,
+                Err(error) => return Err(self.io_error(&error, "to answer")),
             }
         }
         Ok(())
     }
 
-    /// `Ok` when the call should simply be made again.
-    fn io_error(&mut self, error: &std::io::Error, what: &str) -> Result<(), Error> {
-        match error.kind() {
-            ErrorKind::Interrupted => Ok(()),
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => Err(self.poison_timeout(what)),
-            _ => Err(self.poison_lost(error.to_string())),
+    fn io_error(&mut self, error: &std::io::Error, what: &str) -> Error {
+        if error.kind() == ErrorKind::TimedOut {
+            let what = format!("kafka broker {} {what}", self.address);
+            return self.poisoned(Error::Timeout { what });
+        }
+        match tls_error(error) {
+            // The server's last word: it wanted a certificate of ours, say.
+            Some(alert @ rustls::Error::AlertReceived(_)) => {
+                self.poisoned(tls_failure(&self.address, alert))
+            }
+            Some(other) => self.poison_protocol(other.to_string()),
+            None => self.poison_lost(error.to_string()),
         }
     }
 
@@ -384,14 +470,21 @@ impl Connection {
         self.poison.clone().map_or(Ok(()), Err)
     }
 
-    fn poison_timeout(&mut self, what: &str) -> Error {
-        let what = format!("kafka broker {} {what}", self.address);
-        self.poisoned(Error::Timeout { what })
-    }
-
-    fn poison_lost(&mut self, reason: String) -> Error {
+    fn poison_lost(&mut self, mut reason: String) -> Error {
+        if !self.is_proven {
+            // How brokers take what is not their listener's protocol.
+            let protocol = self.security.protocol();
+            reason.push_str(&format!(
+                " before it answered any request; perhaps its listener is not for {protocol}"
+            ));
+        }
         let address = self.address.clone();
         self.poisoned(Error::ConnectionLost { address, reason })
+    }
+
+    fn poison_login(&mut self, reason: String) -> Error {
+        let address = self.address.clone();
+        self.poisoned(Error::Authentication { address, reason })
     }
 
     fn poison_protocol(&mut self, reason: String) -> Error {
@@ -402,39 +495,38 @@ impl Connection {
     /// Remembers the first failure. The socket is shut down at once, so that the
     /// broker need not wait for the owner to drop us.
     fn poisoned(&mut self, error: Error) -> Error {
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.transport.shutdown();
         self.poison.get_or_insert(error).clone()
     }
 }
 
-fn dial(address: &str, deadline: Deadline) -> Result<TcpStream, Error> {
-    let unreachable = |reason: String| Error::Unreachable {
-        address: address.to_owned(),
-        reason,
-    };
-    let addresses: Vec<SocketAddr> = address
-        .to_socket_addrs()
-        .map_err(|error| unreachable(error.to_string()))?
-        .collect();
-    let mut reason = "the name has no address".to_owned();
-    for (index, socket_address) in addresses.iter().enumerate() {
-        let untried = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
-        let share = deadline.remaining() / untried;
-        if share.is_zero() {
-            reason = "no time left".to_owned();
-            break;
-        }
-        let connected = TcpStream::connect_timeout(socket_address, share).and_then(|stream| {
-            // A request waits for nothing that could fill its packet up.
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        });
-        match connected {
-            Ok(stream) => return Ok(stream),
-            Err(error) => reason = error.to_string(),
-        }
+/// The TLS session's own error inside of an input or output error.
+fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Why a connection could not be secured.
+fn handshake_failure(address: &str, error: &std::io::Error) -> Error {
+    if let Some(error) = tls_error(error) {
+        return tls_failure(address, error);
     }
-    Err(unreachable(reason))
+    let address = address.to_owned();
+    match error.kind() {
+        ErrorKind::TimedOut => Error::Timeout {
+            what: format!("kafka broker {address} to answer the TLS handshake"),
+        },
+        ErrorKind::InvalidInput => Error::Tls {
+            address,
+            reason: error.to_string(),
+        },
+        // Also what a broker in the middle of stopping does.
+        _ => Error::ConnectionLost {
+            address,
+            reason: format!(
+                "it ended the TLS handshake ({error}); perhaps its listener does not speak TLS"
+            ),
+        },
+    }
 }
 
 #[cfg(test)]

@@ -47,6 +47,23 @@ pub enum Error {
         /// Kafka's code.
         code: ResponseError,
     },
+    /// The connection cannot be encrypted as configured, or the broker is not trusted.
+    #[error("no TLS session with kafka broker {address}: {reason}")]
+    Tls {
+        /// `host:port` as dialled.
+        address: String,
+        /// What is wrong, and what may help.
+        reason: String,
+    },
+    /// The broker does not accept the login, or could not prove that it knows the
+    /// password itself. Never shows a password.
+    #[error("kafka broker {address} does not accept the login: {reason}")]
+    Authentication {
+        /// `host:port` as dialled.
+        address: String,
+        /// What is wrong, mostly in the broker's words.
+        reason: String,
+    },
     /// The broker speaks no version of this request that we speak too.
     #[error("kafka broker {address} supports no version of {api:?} that this client speaks")]
     UnsupportedVersion {
@@ -99,7 +116,10 @@ impl Error {
             // garbled answer may have been a proxy's: a new connection decides.
             | Self::Protocol { .. } => true,
             Self::Broker { code, .. } => code.is_retriable(),
-            Self::UnsupportedVersion { .. }
+            // A certificate or a password has to be changed first.
+            Self::Tls { .. }
+            | Self::Authentication { .. }
+            | Self::UnsupportedVersion { .. }
             | Self::Encode { .. }
             | Self::InvalidRecord { .. }
             | Self::Closed

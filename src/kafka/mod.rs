@@ -11,7 +11,10 @@
 //! | `config` | where the brokers are and how long to wait for them |
 //! | `error` | what can go wrong, and whether trying again may help |
 //! | `wire` | frames, headers, the request versions we speak, hostile bytes |
-//! | `connection` | one socket: deadlines, version negotiation, answers in order |
+//! | `security` | TLS and SASL as settings |
+//! | `transport` | the bytes' way: a socket, in the clear or inside TLS, deadlines |
+//! | `sasl` | what each SASL mechanism says, without I/O |
+//! | `connection` | one broker: version negotiation, login, answers in order |
 //! | `cluster` | who leads which partition, and how to reach them |
 //! | `partitioner` | which partition a key belongs to, as the Java client decides it |
 //! | `admin` | make, list and delete topics, read offsets |
@@ -33,7 +36,7 @@
 //!
 //! # What it does not do
 //!
-//! TLS and SASL, transactions, and requests that address topics by id only.
+//! Client certificates, SASL mechanisms other than PLAIN and SCRAM, transactions, and requests that address topics by id only.
 
 pub mod admin;
 pub mod batch;
@@ -48,6 +51,9 @@ pub mod group;
 pub mod partitioner;
 pub mod producer;
 pub mod reader;
+mod sasl;
+pub mod security;
+mod transport;
 pub mod wire;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -61,6 +67,7 @@ pub use error::Error;
 pub use group::TopicPartition;
 pub use producer::{Producer, ProducerConfig};
 pub use reader::Reader;
+pub use security::{Sasl, SaslMechanism, Security, Tls};
 
 /// Takes a lock whether or not another thread panicked while it held it. What
 /// these locks guard is changed in whole steps, so a panic leaves it usable.

@@ -106,6 +106,10 @@ requests! {
     CreateTopics: CreateTopicsRequest => CreateTopicsResponse, 2 to 7;
     // 6 addresses topics by id.
     DeleteTopics: DeleteTopicsRequest => DeleteTopicsResponse, 1 to 5;
+    // 1 goes on with SaslAuthenticate instead of bare bytes.
+    SaslHandshake: SaslHandshakeRequest => SaslHandshakeResponse, 1 to 1;
+    // 1 tells how long the session lasts.
+    SaslAuthenticate: SaslAuthenticateRequest => SaslAuthenticateResponse, 0 to 2;
 }
 
 /// The newest version that both sides speak.

@@ -26,6 +26,8 @@ enum Failure {
         topic: String,
         error: crate::kafka::Error,
     },
+    #[error("{0}")]
+    Kafka(crate::kafka::Error),
     #[error("cannot publish: {0}")]
     Producer(crate::kafka::Error),
     #[error("cannot write: {0}")]
@@ -74,7 +76,7 @@ impl Tool {
         };
         let telemetry =
             Telemetry::start(&log, &config.telemetry, &metrics).map_err(Failure::Start)?;
-        let kafka = Kafka::new(&config.kafka, "tbd-worker-dlq");
+        let kafka = Kafka::new(&config.kafka, "tbd-worker-dlq").map_err(Failure::Kafka)?;
         let letters = DeadLetters::new(kafka.cluster.clone(), kafka.topics.dlq.clone());
         Ok(Self {
             telemetry,

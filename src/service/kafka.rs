@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::KafkaSettings;
+use crate::config::{self, KafkaSecurity, KafkaSettings};
 use crate::deadline::Deadline;
 use crate::kafka::admin::{Admin, TopicSpec};
-use crate::kafka::producer::{Producer, ProducerConfig};
-use crate::kafka::{ClientConfig, Cluster, Error};
+use crate::kafka::producer::{Compression, Producer, ProducerConfig};
+use crate::kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
 use crate::orders::adapters::kafka::{ProducerMeter, Topics};
 use crate::telemetry::metrics::Metrics;
 
@@ -23,16 +23,21 @@ pub struct Kafka {
     pub topics: Topics,
     partitions: i32,
     replication: i16,
+    compression: Compression,
 }
 
 impl Kafka {
     /// Kafka as `settings` describe it, under the name `client_id` in the brokers' logs.
-    /// Does no I/O.
-    pub fn new(settings: &KafkaSettings, client_id: &str) -> Self {
-        Self {
+    /// Reads the CA certificates, if it shall be spoken to over TLS; does no other I/O.
+    ///
+    /// # Errors
+    /// When they cannot be used.
+    pub fn new(settings: &KafkaSettings, client_id: &str) -> Result<Self, Error> {
+        Ok(Self {
             cluster: Cluster::new(ClientConfig {
                 brokers: settings.brokers.clone(),
                 client_id: client_id.to_owned(),
+                security: security(&settings.security)?,
                 ..ClientConfig::default()
             }),
             topics: Topics {
@@ -43,7 +48,14 @@ impl Kafka {
             },
             partitions: settings.topic_partitions,
             replication: settings.topic_replication,
-        }
+            compression: match settings.compression {
+                config::Compression::None => Compression::None,
+                config::Compression::Gzip => Compression::Gzip,
+                config::Compression::Snappy => Compression::Snappy,
+                config::Compression::Lz4 => Compression::Lz4,
+                config::Compression::Zstd => Compression::Zstd,
+            },
+        })
     }
 
     /// A producer, measured. Does not wait for a broker.
@@ -53,6 +65,7 @@ impl Kafka {
     pub fn producer(&self, metrics: &Metrics) -> Result<Producer, Error> {
         let config = ProducerConfig {
             topics: self.topics.all().map(str::to_owned).into(),
+            compression: self.compression,
             ..ProducerConfig::default()
         };
         let hooks = Arc::new(ProducerMeter(metrics.kafka.clone()));
@@ -82,4 +95,24 @@ impl Kafka {
         });
         Admin::new(self.cluster.clone()).create_topics(&specs, deadline)
     }
+}
+
+fn security(settings: &KafkaSecurity) -> Result<Security, Error> {
+    let tls = settings.tls.as_ref().map(|tls| match &tls.ca_file {
+        Some(path) => Tls::with_ca_file(path),
+        None => Tls::with_system_roots(),
+    });
+    let sasl = settings.sasl.as_ref().map(|sasl| Sasl {
+        mechanism: match sasl.mechanism {
+            config::SaslMechanism::Plain => SaslMechanism::Plain,
+            config::SaslMechanism::ScramSha256 => SaslMechanism::ScramSha256,
+            config::SaslMechanism::ScramSha512 => SaslMechanism::ScramSha512,
+        },
+        username: sasl.username.clone(),
+        password: sasl.password.expose().to_owned(),
+    });
+    Ok(Security {
+        tls: tls.transpose()?,
+        sasl,
+    })
 }

@@ -43,10 +43,12 @@ pub const ALL: &[(&str, Target)] = &[
     ("kafka_heartbeat", answer::<12>),
     ("kafka_leave_group", answer::<13>),
     ("kafka_sync_group", answer::<14>),
+    ("kafka_sasl_handshake", answer::<17>),
     ("kafka_api_versions", answer::<18>),
     ("kafka_create_topics", answer::<19>),
     ("kafka_delete_topics", answer::<20>),
     ("kafka_init_producer_id", answer::<22>),
+    ("kafka_sasl_authenticate", answer::<36>),
 ];
 
 /// An answer's frame behind a byte that names its version.

@@ -18,6 +18,7 @@ mod http_limits;
 mod http_server;
 mod idempotency;
 mod instances;
+mod kafka_security;
 mod list;
 mod migrations;
 mod openapi;

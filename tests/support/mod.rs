@@ -311,7 +311,8 @@ impl Drop for OwnServer {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
     let port = script(&["free-port"]);
     port.trim().parse().expect("scripts/server prints a port")
 }

@@ -348,13 +348,10 @@ impl Accumulator {
         self.leaders_doubtful = true;
     }
 
-    /// Whether a producer identity has to be asked for before anything can be cut.
+    /// Whether a producer identity has to be asked for before anything can be cut. Not
+    /// only once something waits: the first record need not wait for it.
     pub(super) fn needs_identity(&self) -> bool {
-        self.identity.is_none()
-            && self
-                .partitions
-                .iter()
-                .any(|partition| !partition.queue.is_empty())
+        self.identity.is_none() && !self.partitions.is_empty()
     }
 
     pub(super) fn set_identity(&mut self, identity: Identity) {
@@ -703,6 +700,21 @@ impl Accumulator {
                     completions.extend(self.fail(*batch, error));
                 }
                 other => partition.under_way = other,
+            }
+        }
+        completions
+    }
+
+    /// Fails what waits in the queues of the partitions that `node` leads, or of all: no
+    /// attempt can help it before something is set right.
+    pub(super) fn fail_queued(&mut self, node: Option<i32>, error: &Error) -> Vec<Completion> {
+        let mut completions = Vec::new();
+        for index in 0..self.partitions.len() {
+            let partition = &mut self.partitions[index];
+            if node.is_none() || partition.leader == node {
+                let queue: Vec<_> = partition.queue.drain(..).collect();
+                let failed = ProduceError::not_sent(error.clone());
+                completions.extend(self.release(queue, |_| Err(failed.clone())));
             }
         }
         completions

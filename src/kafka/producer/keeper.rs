@@ -82,27 +82,37 @@ impl Keeper<'_> {
     fn run_once(&mut self) {
         let result = self.find_leaders().and_then(|()| self.find_identity());
         let mut state = self.shared.state();
+        let mut failed = Vec::new();
         let pause = match result {
             Ok(()) => {
                 self.backoff.reset();
+                if state.refusal().is_some() {
+                    state.trouble = None;
+                }
                 let waits = state.records.needs_leaders() || state.records.needs_identity();
                 waits.then_some(ELECTION_PERIOD)
             }
             Err(error) => {
                 log::debug!("kafka producer: {error}");
+                // No broker lets us in.
+                if matches!(error, Error::Tls { .. } | Error::Authentication { .. }) {
+                    failed = state.records.fail_queued(None, &error);
+                }
                 state.trouble = Some(error);
+                self.shared.progress.notify_all();
                 Some(self.backoff.next_pause())
             }
         };
-        let overdue = state.records.sweep(Instant::now());
+        failed.extend(state.records.sweep(Instant::now()));
+        drop(state);
+        self.shared.tell(failed);
+        let mut state = self.shared.state();
         if let Some(pause) = pause {
             let until = Deadline::after(pause);
             while !state.stopping && !until.is_past() {
                 state = wait(&self.shared.errand, state, until.remaining());
             }
         }
-        drop(state);
-        self.shared.tell(overdue);
     }
 
     fn find_leaders(&mut self) -> Result<(), Error> {

@@ -242,6 +242,10 @@ impl Producer {
                 Some(index) if state.records.has_room(weight) => break index,
                 Some(_) => "room in the kafka producer's buffer",
                 None => {
+                    // Not before a password or a certificate is set right.
+                    if let Some(refusal) = state.refusal() {
+                        return Err(ProduceError::not_sent(refusal));
+                    }
                     shared.errand.notify_one();
                     "the kafka topic's partitions"
                 }
@@ -414,6 +418,13 @@ impl Shared {
 }
 
 impl State {
+    /// Why brokers do not let us in, if that is the trouble.
+    fn refusal(&self) -> Option<Error> {
+        let is_refusal =
+            |error: &&Error| matches!(error, Error::Tls { .. } | Error::Authentication { .. });
+        self.trouble.as_ref().filter(is_refusal).cloned()
+    }
+
     /// A time-out with what stood in the way, if that is known.
     fn explain(&self, mut what: String) -> Error {
         if let Some(trouble) = &self.trouble {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use kafka_protocol::error::ResponseError;
 
 use crate::deadline::Deadline;
 use crate::kafka::error::Error;
@@ -111,9 +112,25 @@ impl ProduceError {
         }
     }
 
-    /// Whether publishing the same record may succeed later.
+    /// Whether publishing the same record may succeed later, with nothing changed on our
+    /// side.
     pub fn is_transient(&self) -> bool {
         self.cause.is_transient()
+    }
+
+    /// Whether the record itself is to blame: no other password, right or broker would
+    /// help it.
+    pub fn is_fault_of_record(&self) -> bool {
+        use ResponseError::{InvalidRecord, InvalidTimestamp, MessageTooLarge, RecordListTooLarge};
+        matches!(
+            self.cause,
+            Error::InvalidRecord { .. }
+                | Error::Encode { .. }
+                | Error::Broker {
+                    code: MessageTooLarge | RecordListTooLarge | InvalidRecord | InvalidTimestamp,
+                    ..
+                }
+        )
     }
 }
 

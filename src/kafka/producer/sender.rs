@@ -38,6 +38,8 @@ pub(super) fn run(shared: &Shared, node: &Node) {
         connection: None,
         backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
     };
+    // Ahead of the first record, which need not wait for it.
+    sender.connect();
     while sender.wait_for_work() {
         sender.run_once();
     }
@@ -52,7 +54,7 @@ struct Sender<'a> {
 
 impl Sender<'_> {
     /// Waits until there is something to send; false when it is time to end.
-    fn wait_for_work(&self) -> bool {
+    fn wait_for_work(&mut self) -> bool {
         let mut state = self.shared.state();
         loop {
             if state.stopping {
@@ -65,6 +67,13 @@ impl Sender<'_> {
                 Ready::Idle => IDLE_WAIT,
             };
             state = wait(&self.node.wake, state, pause);
+            let max_idle = self.shared.cluster.config().connections_max_idle;
+            if let Some(connection) = &self.connection
+                && connection.last_used().elapsed() >= max_idle
+            {
+                lock(&self.node.interrupter).take();
+                self.connection = None;
+            }
         }
     }
 
@@ -106,9 +115,16 @@ impl Sender<'_> {
             Err(error) => {
                 log::debug!("kafka node {}: {error}", self.node.id);
                 let mut state = self.shared.state();
+                let failed = match error.is_transient() {
+                    true => Vec::new(),
+                    false => state.records.fail_queued(Some(self.node.id), &error),
+                };
                 state.trouble = Some(error);
                 state.records.doubt_leaders();
                 self.shared.errand.notify_one();
+                drop(state);
+                self.shared.tell(failed);
+                let mut state = self.shared.state();
                 let until = Deadline::after(self.backoff.next_pause());
                 while !state.stopping && !until.is_past() {
                     state = wait(&self.node.wake, state, until.remaining());

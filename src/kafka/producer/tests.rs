@@ -161,6 +161,55 @@ fn a_silent_broker_means_possibly_sent_at_the_deadline() {
 }
 
 #[test]
+fn all_is_found_out_before_the_first_record_comes() {
+    let (asked, questions) = std::sync::mpsc::channel();
+    let broker = FakeBroker::start(move |incoming, address| {
+        asked.send(incoming.api).unwrap();
+        match incoming.api {
+            ApiKey::Produce => incoming.answer(&written(incoming, 0, 0)),
+            _ => peaceful(incoming, address),
+        }
+    });
+    let config = ProducerConfig {
+        topics: vec!["t".to_owned()],
+        ..ProducerConfig::default()
+    };
+    let producer = start_at(vec![broker.address()], config, Arc::new(()));
+    let next = || questions.recv_timeout(Duration::from_secs(10)).unwrap();
+    // Three connections: for metadata, for the producer id, and the leader's.
+    let mut before: Vec<ApiKey> = (0..5).map(|_| next()).collect();
+    before.sort_by_key(|api| *api as i16);
+    let (versions, metadata) = (ApiKey::ApiVersions, ApiKey::Metadata);
+    let identity = ApiKey::InitProducerId;
+    assert_eq!(before, [metadata, versions, versions, versions, identity]);
+    publish(&producer, "v", in_ms(10_000)).unwrap();
+    assert_eq!(next(), ApiKey::Produce);
+}
+
+#[test]
+fn a_broker_that_moved_is_found_at_its_new_address() {
+    let address: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
+    let node = || {
+        let current = Arc::clone(&address);
+        FakeBroker::start(move |incoming, own| match incoming.api {
+            ApiKey::Metadata => {
+                let current = lock(&current).unwrap_or(own);
+                incoming.answer(&incoming.metadata(current, 1))
+            }
+            ApiKey::Produce => incoming.answer(&written(incoming, 0, 0)),
+            _ => peaceful(incoming, own),
+        })
+    };
+    let (old, new) = (node(), node());
+    let addresses = vec![old.address(), new.address()];
+    let producer = start_at(addresses, ProducerConfig::default(), Arc::new(()));
+    publish(&producer, "v", in_ms(10_000)).unwrap();
+    *lock(&address) = Some(new.address().parse().unwrap());
+    drop(old);
+    publish(&producer, "w", in_ms(10_000)).unwrap();
+}
+
+#[test]
 fn a_silent_first_address_does_not_hide_the_second() {
     let silent = FakeBroker::start(|_, _| Reply::Silence);
     let broker = broker(|incoming| incoming.answer(&written(incoming, 0, 0)));

@@ -96,10 +96,12 @@ fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
     })
 }
 
+/// Only the record's own fault is for good. A wrong password or a missing right is mended
+/// one day, and the event must not be lost until then.
 fn publish_error(error: ProduceError) -> PublishError {
-    match error.is_transient() {
-        true => PublishError::Unavailable(error.to_string()),
-        false => PublishError::Refused(error.to_string()),
+    match error.is_fault_of_record() {
+        false => PublishError::Unavailable(error.to_string()),
+        true => PublishError::Refused(error.to_string()),
     }
 }
 

@@ -1,0 +1,239 @@
+//! Logging in: what each SASL mechanism says, and how a broker proves that it knows
+//! the password, too. Does no I/O of its own.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use hmac::{EagerHash, Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256, Sha512};
+
+use super::security::{Sasl, SaslMechanism};
+
+/// Rounds of hashing that a broker may ask for: at least what RFC 7677 demands; at most
+/// some tens of milliseconds. Kafka itself allows 4096 to 16384.
+const ROUNDS: std::ops::RangeInclusive<u32> = 4096..=100_000;
+
+/// Bytes of chance in a nonce.
+const NONCE_BYTES: usize = 24;
+
+/// What ends a login early: `E` when asking the broker failed, or a sentence about the
+/// broker.
+#[derive(Debug)]
+pub(super) enum Failure<E> {
+    Asking(E),
+    Distrust(String),
+}
+
+/// Logs in. `ask` takes the next message to the broker and returns its answer, which is
+/// an error when the broker refuses.
+///
+/// # Errors
+/// `ask`'s, or that the broker does not know the password itself.
+pub(super) fn log_in<E>(
+    sasl: &Sasl,
+    mut ask: impl FnMut(Vec<u8>) -> Result<Bytes, E>,
+) -> Result<(), Failure<E>> {
+    match sasl.mechanism {
+        SaslMechanism::Plain => {
+            let message = format!("\0{}\0{}", sasl.username, sasl.password);
+            ask(message.into_bytes()).map_err(Failure::Asking)?;
+            Ok(())
+        }
+        SaslMechanism::ScramSha256 => scram::<Sha256, E>(sasl, &nonce()?, ask),
+        SaslMechanism::ScramSha512 => scram::<Sha512, E>(sasl, &nonce()?, ask),
+    }
+}
+
+fn nonce<E>() -> Result<String, Failure<E>> {
+    let mut bytes = [0; NONCE_BYTES];
+    // A predictable nonce would let an answer be prepared: better no login.
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::Distrust(format!("no random numbers for a nonce: {error}")))?;
+    Ok(BASE64.encode(bytes))
+}
+
+/// SCRAM without channel binding (RFC 5802). Like Kafka's own client it takes names and
+/// passwords as their UTF-8 bytes, without SASLprep.
+fn scram<D: EagerHash + Digest, E>(
+    sasl: &Sasl,
+    nonce: &str,
+    mut ask: impl FnMut(Vec<u8>) -> Result<Bytes, E>,
+) -> Result<(), Failure<E>> {
+    let distrust = |reason: &str| Failure::Distrust(format!("invalid SCRAM message: {reason}"));
+    let username = sasl.username.replace('=', "=3D").replace(',', "=2C");
+    let first = format!("n={username},r={nonce}");
+    let answer = ask(format!("n,,{first}").into_bytes()).map_err(Failure::Asking)?;
+    let answer = std::str::from_utf8(&answer).map_err(|_| distrust("no text"))?;
+
+    let field = |name| field(answer, name).ok_or_else(|| distrust("a field is missing"));
+    let (whole_nonce, salt, rounds) = (field("r=")?, field("s=")?, field("i=")?);
+    if whole_nonce.len() <= nonce.len() || !whole_nonce.starts_with(nonce) {
+        return Err(distrust("the nonce does not go on from ours"));
+    }
+    let salt = BASE64
+        .decode(salt)
+        .map_err(|_| distrust("the salt is not base64"))?;
+    let rounds = rounds
+        .parse()
+        .ok()
+        .filter(|rounds| ROUNDS.contains(rounds))
+        .ok_or_else(|| distrust("too few or too many rounds"))?;
+
+    let mut salted = vec![0; <D as Digest>::output_size()];
+    pbkdf2::pbkdf2_hmac::<D>(sasl.password.as_bytes(), &salt, rounds, &mut salted);
+    // "biws" is "n,,": no channel binding, as announced.
+    let last = format!("c=biws,r={whole_nonce}");
+    let signed = format!("{first},{answer},{last}");
+    let client_key = mac::<D>(&salted, b"Client Key").finalize().into_bytes();
+    let stored_key = D::digest(&client_key);
+    let signature = mac::<D>(&stored_key, signed.as_bytes())
+        .finalize()
+        .into_bytes();
+    let proof: Vec<u8> = client_key
+        .iter()
+        .zip(&signature)
+        .map(|(key, signature)| key ^ signature)
+        .collect();
+    let last = format!("{last},p={}", BASE64.encode(proof));
+    let answer = ask(last.into_bytes()).map_err(Failure::Asking)?;
+
+    let server_key = mac::<D>(&salted, b"Server Key").finalize().into_bytes();
+    let is_proven = std::str::from_utf8(&answer)
+        .ok()
+        .and_then(|answer| self::field(answer, "v="))
+        .and_then(|proof| BASE64.decode(proof).ok())
+        .is_some_and(|proof| {
+            // Compares in constant time.
+            mac::<D>(&server_key, signed.as_bytes())
+                .verify_slice(&proof)
+                .is_ok()
+        });
+    match is_proven {
+        true => Ok(()),
+        false => Err(Failure::Distrust(
+            "it could not prove that it knows the password: it may be an impostor".to_owned(),
+        )),
+    }
+}
+
+fn mac<D: EagerHash>(key: &[u8], message: &[u8]) -> Hmac<D> {
+    let mut mac =
+        <Hmac<D> as KeyInit>::new_from_slice(key).unwrap_or_else(|_| unreachable!("any length"));
+    mac.update(message);
+    mac
+}
+
+/// The value of the field that begins with `name`.
+fn field<'a>(message: &'a str, name: &str) -> Option<&'a str> {
+    message
+        .split(',')
+        .find_map(|field| field.strip_prefix(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sasl(mechanism: SaslMechanism) -> Sasl {
+        Sasl {
+            mechanism,
+            username: "user".to_owned(),
+            password: "pencil".to_owned(),
+        }
+    }
+
+    type Outcome = Result<(), Failure<()>>;
+
+    /// The example of RFC 7677 section 3, with the server's two messages as given.
+    fn converse(answers: [&str; 2]) -> (Vec<String>, Outcome) {
+        let mut said = Vec::new();
+        let outcome = scram::<Sha256, ()>(
+            &sasl(SaslMechanism::ScramSha256),
+            "rOprNGfwEbeRWgbNEkqO",
+            |message| {
+                said.push(String::from_utf8(message).unwrap());
+                Ok(Bytes::from(answers[said.len() - 1].to_owned()))
+            },
+        );
+        (said, outcome)
+    }
+
+    const FIRST: &str = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
+                         s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
+    const LAST: &str = "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=";
+
+    #[test]
+    fn the_conversation_is_the_one_of_rfc_7677() {
+        let (said, outcome) = converse([FIRST, LAST]);
+        assert!(outcome.is_ok(), "{outcome:?}");
+        assert_eq!(
+            said,
+            [
+                "n,,n=user,r=rOprNGfwEbeRWgbNEkqO",
+                "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
+                 p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_the_password_is_not_trusted() {
+        for last in [
+            "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G5=",
+            "v=",
+            "v=rmF9pqV8S7suAoZWja4dJRkFsKQ=",
+            "e=other-error",
+            "",
+        ] {
+            let (_, outcome) = converse([FIRST, last]);
+            let Err(Failure::Distrust(reason)) = outcome else {
+                panic!("{last}");
+            };
+            assert!(reason.contains("prove") && !reason.contains("pencil"));
+        }
+    }
+
+    #[test]
+    fn a_first_message_out_of_order_gets_no_proof_of_ours() {
+        let ours = "r=rOprNGfwEbeRWgbNEkqO";
+        for first in [
+            // Another's nonce, and ours with nothing added.
+            "r=somebodyelse,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096".to_owned(),
+            format!("{ours},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"),
+            // So few rounds would let the password be guessed, so many would stall us.
+            format!("{ours}x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=1"),
+            format!("{ours}x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=2000000000"),
+            format!("{ours}x,s=*,i=4096"),
+            format!("{ours}x,i=4096"),
+            String::new(),
+        ] {
+            let (said, outcome) = converse([&first, LAST]);
+            assert!(matches!(outcome, Err(Failure::Distrust(_))), "{first}");
+            assert_eq!(said.len(), 1, "{first}");
+        }
+    }
+
+    #[test]
+    fn plain_is_the_message_of_rfc_4616() {
+        let mut said = Vec::new();
+        let outcome: Outcome = log_in(&sasl(SaslMechanism::Plain), |message| {
+            said = message;
+            Ok(Bytes::new())
+        });
+        assert!(outcome.is_ok());
+        assert_eq!(said, b"\0user\0pencil");
+    }
+
+    #[test]
+    fn a_name_with_commas_does_not_break_the_message() {
+        let mut sasl = sasl(SaslMechanism::ScramSha512);
+        sasl.username = "a=b,c".to_owned();
+        let mut said = String::new();
+        let outcome = log_in(&sasl, |message| {
+            said = String::from_utf8(message).unwrap();
+            Err(())
+        });
+        assert!(matches!(outcome, Err(Failure::Asking(()))));
+        assert!(said.starts_with("n,,n=a=3Db=2Cc,r="), "{said}");
+    }
+}

@@ -1,0 +1,370 @@
+//! TLS and logins against a real Kafka that asks for them, and what is said when they fail.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::{BrokerId, FetchRequest, MetadataRequest, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tbd::deadline::Deadline;
+use tbd::kafka::admin::TopicSpec;
+use tbd::kafka::consumer::{Consumer, ConsumerConfig};
+use tbd::kafka::producer::{Certainty, Compression, Record};
+use tbd::kafka::{
+    Admin, ClientConfig, Cluster, Connection, Error, Producer, ProducerConfig, Sasl, SaslMechanism,
+    Security, Tls,
+};
+
+use crate::support::http::get;
+use crate::support::program::{Stack, id};
+use crate::support::{OwnServer, eventually, free_port, postgres, unique};
+
+const USER: &str = "tbd";
+const PASSWORD: &str = "correct-horse";
+const WRONG: &str = "battery-staple";
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(20))
+}
+
+/// A Kafka with a listener for each security protocol, all on 127.0.0.1. The certificates are signed by a CA of its own.
+struct Broker {
+    server: OwnServer,
+    ssl: String,
+    /// Its certificate is for another host.
+    misnamed: String,
+    sasl_plaintext: String,
+    sasl_ssl: String,
+    ca_file: PathBuf,
+    /// A CA that has signed nothing.
+    other_ca_file: PathBuf,
+}
+
+/// Started by the first test that asks, and stopped with the other servers of the run.
+fn broker() -> &'static Broker {
+    static BROKER: OnceLock<Broker> = OnceLock::new();
+    BROKER.get_or_init(Broker::start)
+}
+
+impl Broker {
+    fn start() -> Broker {
+        let folder = std::env::var_os("TBD_TEST_SERVERS").expect("scripts/with-servers sets it");
+        let folder = PathBuf::from(folder).join(unique("certificates"));
+        fs::create_dir(&folder).expect("a folder for certificates");
+        let file = |name: &str, text: String| {
+            let path = folder.join(name);
+            fs::write(&path, text).expect("write a certificate");
+            path
+        };
+        let ca = |name: &str| {
+            let mut params = CertificateParams::new([]).expect("a CA");
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA")
+        };
+        let (issuer, other) = (ca("tests"), ca("strangers"));
+        let store = |host: &str| {
+            let key = KeyPair::generate().expect("a key");
+            let params = CertificateParams::new([host.to_owned()]).expect("a host");
+            let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+            file(host, key.serialize_pem() + &certificate.pem())
+        };
+        let ports: Vec<u16> = (0..4).map(|_| free_port()).collect();
+        let at = |index: usize| format!("127.0.0.1:{}", ports[index]);
+        let names = ["SSL", "MISNAMED", "SASL_PLAINTEXT", "SASL_SSL"];
+        let server = OwnServer::kafka_with(|port| {
+            let controller = free_port();
+            let addresses: String = (0..4)
+                .map(|index| format!(",{}://{}", names[index], at(index)))
+                .collect();
+            let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+            let plain = "org.apache.kafka.common.security.plain.PlainLoginModule required";
+            let mut settings = vec![
+                format!("controller.quorum.voters=1@127.0.0.1:{controller}"),
+                format!("--add-scram=SCRAM-SHA-256=[name={USER},password={PASSWORD}]"),
+                format!("--add-scram=SCRAM-SHA-512=[name={USER},password={PASSWORD}]"),
+                format!(
+                    "listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{addresses}"
+                ),
+                format!("advertised.listeners=PLAINTEXT://127.0.0.1:{port}{addresses}"),
+                "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,\
+                 MISNAMED:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL"
+                    .to_owned(),
+                "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512".to_owned(),
+                format!(
+                    "listener.name.sasl_plaintext.connections.max.reauth.ms={}",
+                    SESSION.as_millis()
+                ),
+            ];
+            for (name, host) in [
+                ("ssl", "127.0.0.1"),
+                ("sasl_ssl", "127.0.0.1"),
+                ("misnamed", "kafka.example"),
+            ] {
+                let keystore = format!("listener.name.{name}.ssl.keystore");
+                settings.push(format!("{keystore}.type=PEM"));
+                settings.push(format!("{keystore}.location={}", store(host).display()));
+            }
+            for name in ["sasl_plaintext", "sasl_ssl"] {
+                let login = format!("listener.name.{name}");
+                settings.extend([
+                    format!("{login}.plain.sasl.jaas.config={plain} user_{USER}=\"{PASSWORD}\";"),
+                    format!("{login}.scram-sha-256.sasl.jaas.config={scram}"),
+                    format!("{login}.scram-sha-512.sasl.jaas.config={scram}"),
+                ]);
+            }
+            settings
+        });
+        Broker {
+            server,
+            ssl: at(0),
+            misnamed: at(1),
+            sasl_plaintext: at(2),
+            sasl_ssl: at(3),
+            ca_file: file("ca.pem", issuer.pem()),
+            other_ca_file: file("other-ca.pem", other.pem()),
+        }
+    }
+
+    fn plaintext(&self) -> String {
+        self.server.address()
+    }
+
+    fn tls(&self) -> Option<Tls> {
+        Some(Tls::with_ca_file(&self.ca_file).expect("our CA"))
+    }
+}
+
+/// How long a login lasts on the listener SASL_PLAINTEXT (KIP-368).
+const SESSION: Duration = Duration::from_secs(2);
+
+fn login(mechanism: SaslMechanism, password: &str) -> Option<Sasl> {
+    Some(Sasl {
+        mechanism,
+        username: USER.to_owned(),
+        password: password.to_owned(),
+    })
+}
+
+fn config(address: &str, tls: Option<Tls>, sasl: Option<Sasl>) -> ClientConfig {
+    ClientConfig {
+        brokers: vec![address.to_owned()],
+        security: Security { tls, sasl },
+        connect_timeout: Duration::from_secs(15),
+        ..ClientConfig::default()
+    }
+}
+
+/// Why a request, or the connection for it, fails.
+fn failure(address: &str, tls: Option<Tls>, sasl: Option<Sasl>) -> Error {
+    Connection::open(address, &config(address, tls, sasl), soon())
+        .and_then(|mut connection| connection.call(&MetadataRequest::default(), soon()))
+        .expect_err("no way in")
+}
+
+#[test]
+fn records_go_and_come_by_every_protocol_and_mechanism() {
+    let broker = broker();
+    use SaslMechanism::{Plain, ScramSha256, ScramSha512};
+    let ways = [
+        (&broker.ssl, broker.tls(), None),
+        (&broker.sasl_plaintext, None, login(Plain, PASSWORD)),
+        (&broker.sasl_plaintext, None, login(ScramSha256, PASSWORD)),
+        (&broker.sasl_ssl, broker.tls(), login(Plain, PASSWORD)),
+        (&broker.sasl_ssl, broker.tls(), login(ScramSha512, PASSWORD)),
+    ];
+    for (address, tls, sasl) in ways {
+        let client = config(address, tls, sasl);
+        let protocol = client.security.protocol();
+        let cluster = Cluster::new(client);
+        let topic = unique("secure");
+        let spec = TopicSpec {
+            name: topic.clone(),
+            partitions: 2,
+            replication: 1,
+        };
+        Admin::new(cluster.clone())
+            .create_topics(&[spec], soon())
+            .unwrap();
+        // Large enough for many TLS records each way.
+        let value = "0123456789".repeat(30_000);
+        let config = ProducerConfig {
+            compression: Compression::None,
+            ..ProducerConfig::default()
+        };
+        let producer = Producer::start(cluster.clone(), config, Arc::new(())).unwrap();
+        let records = (0..6).map(|number| {
+            let key = Some(format!("{number}").into());
+            Record::new(topic.as_str(), key, Some(value.clone().into()))
+        });
+        for outcome in producer.publish(records.collect(), soon()) {
+            outcome.unwrap();
+        }
+        let group = ConsumerConfig::new(unique("secure"), [topic]);
+        let mut consumer = Consumer::start(cluster, group, Box::new(())).unwrap();
+        let mut seen = 0;
+        let deadline = Deadline::after(Duration::from_secs(40));
+        while seen < 6 {
+            assert!(!deadline.is_past(), "{protocol}: {seen} of 6");
+            for record in consumer.poll(soon()).unwrap() {
+                assert_eq!(record.value.as_deref(), Some(value.as_bytes()));
+                seen += 1;
+            }
+        }
+        consumer.close(soon()).unwrap();
+        producer.close(soon()).unwrap();
+    }
+}
+
+#[test]
+fn a_wrong_password_is_refused_for_good_and_never_shown() {
+    let broker = broker();
+    for mechanism in [
+        SaslMechanism::Plain,
+        SaslMechanism::ScramSha256,
+        SaslMechanism::ScramSha512,
+    ] {
+        let error = failure(&broker.sasl_plaintext, None, login(mechanism, WRONG));
+        assert!(matches!(error, Error::Authentication { .. }), "{error}");
+        assert!(!error.is_transient());
+        for shown in [error.to_string(), format!("{error:?}")] {
+            assert!(!shown.contains(WRONG), "{shown}");
+        }
+    }
+    // A producer says so at once instead of at the record's deadline.
+    let sasl = login(SaslMechanism::ScramSha256, WRONG);
+    let cluster = Cluster::new(config(&broker.sasl_plaintext, None, sasl));
+    let producer = Producer::start(cluster, ProducerConfig::default(), Arc::new(())).unwrap();
+    let deadline = Deadline::after(Duration::from_secs(60));
+    let record = Record::new("t", None, Some("v".into()));
+    let error = producer.publish(vec![record], deadline).remove(0);
+    let error = error.unwrap_err();
+    assert!(deadline.remaining() > Duration::from_secs(20));
+    assert_eq!(error.certainty, Certainty::NotSent);
+    assert!(
+        matches!(error.cause, Error::Authentication { .. }),
+        "{error}"
+    );
+    assert!(!error.is_fault_of_record());
+}
+
+#[test]
+fn a_certificate_is_trusted_only_from_a_known_ca_and_for_the_dialled_host() {
+    let broker = broker();
+    let stranger = Tls::with_ca_file(&broker.other_ca_file).unwrap();
+    for (address, tls, hint) in [
+        (&broker.ssl, Some(stranger), "no trusted CA"),
+        (
+            &broker.misnamed,
+            broker.tls(),
+            "is for DnsName(\"kafka.example\"), not for 127.0.0.1",
+        ),
+    ] {
+        let error = failure(address, tls, None);
+        assert!(matches!(error, Error::Tls { .. }), "{error}");
+        assert!(error.to_string().contains(hint), "{error}");
+        assert!(!error.is_transient());
+    }
+}
+
+#[test]
+fn a_listener_of_another_protocol_is_named_as_the_cause() {
+    let broker = broker();
+    let plain = || login(SaslMechanism::Plain, PASSWORD);
+    // In words of ours, wherever the broker just hangs up.
+    for (address, tls, sasl, hint) in [
+        (broker.plaintext(), broker.tls(), None, "does not speak TLS"),
+        (broker.ssl.clone(), None, None, "it speaks TLS here"),
+        (broker.plaintext(), None, plain(), "takes no login here"),
+        (
+            broker.sasl_plaintext.clone(),
+            None,
+            None,
+            "perhaps its listener is not for PLAINTEXT",
+        ),
+    ] {
+        let error = failure(&address, tls, sasl);
+        assert!(error.to_string().contains(hint), "{hint}: {error}");
+    }
+}
+
+#[test]
+fn a_session_is_renewed_on_the_same_connection_before_the_broker_ends_it() {
+    let broker = broker();
+    let sasl = login(SaslMechanism::ScramSha256, PASSWORD);
+    let client = config(&broker.sasl_plaintext, None, sasl);
+    let cluster = Cluster::new(client.clone());
+    let topic = unique("renewed");
+    let spec = TopicSpec {
+        name: topic.clone(),
+        partitions: 1,
+        replication: 1,
+    };
+    Admin::new(cluster).create_topics(&[spec], soon()).unwrap();
+    let mut connection = Connection::open(&broker.sasl_plaintext, &client, soon()).unwrap();
+    // Answered after a while, as the topic is empty.
+    let request = FetchRequest::default()
+        .with_replica_id(BrokerId(-1))
+        .with_session_epoch(-1)
+        .with_max_wait_ms(400)
+        .with_min_bytes(1)
+        .with_max_bytes(1000)
+        .with_topics(vec![
+            FetchTopic::default()
+                .with_topic(TopicName(StrBytes::from_string(topic)))
+                .with_partitions(vec![
+                    FetchPartition::default().with_partition_max_bytes(1000),
+                ]),
+        ]);
+    let started = Instant::now();
+    while started.elapsed() < SESSION * 2 {
+        connection.call(&request, soon()).unwrap();
+    }
+}
+
+/// Programs on their own database that go to the listener SASL_SSL.
+fn stack(broker: &Broker, password: &str) -> Stack {
+    let ca_file = broker.ca_file.to_str().expect("a UTF-8 path");
+    Stack::on(postgres(), broker.sasl_ssl.clone())
+        .set("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
+        .set("KAFKA_SSL_CA_FILE", ca_file)
+        .set("KAFKA_SASL_MECHANISM", "SCRAM-SHA-512")
+        .set("KAFKA_SASL_USERNAME", USER)
+        .set("KAFKA_SASL_PASSWORD", password)
+        .set("KAFKA_COMPRESSION", "zstd")
+}
+
+#[test]
+fn an_order_is_processed_over_tls_with_a_login() {
+    let stack = stack(broker(), PASSWORD);
+    let api = stack.api();
+    let _worker = stack.worker();
+    let order = api.accepted_order();
+    assert_eq!(order["status"], "pending");
+    assert!(!id(&order).is_empty());
+    stack.all_become("completed", 1, Duration::from_secs(60));
+}
+
+#[test]
+fn with_a_wrong_password_readiness_says_so_and_an_order_waits_safely() {
+    let stack = stack(broker(), WRONG);
+    let (api, worker) = (stack.start_api(), stack.start_worker());
+    for program in [&api, &worker] {
+        let reason = eventually(Duration::from_secs(60), "the reason", || {
+            let answer = get("/readyz").try_send(&program.address()).ok()?.text();
+            (answer.contains("does not accept the login") && answer.contains(r#""database":"ok""#))
+                .then_some(answer)
+        });
+        assert!(!reason.contains(WRONG));
+    }
+    let asked = Instant::now();
+    assert_eq!(api.order("locked-out", 500).status, 503);
+    assert!(asked.elapsed() < Duration::from_secs(8), "not at once");
+    assert_eq!(stack.count("outbox"), 1);
+    for program in [api, worker] {
+        assert!(!program.log().join("\n").contains(WRONG));
+    }
+}
