@@ -4,8 +4,7 @@
 //! # The life of a record
 //!
 //! It is placed in its partition's queue; cut into a batch together with what
-//! else waits there, once the partition's leader has nothing in flight for it; and
-//! settled by the answer. Three things an answer can mean:
+//! else waits there; and settled by the answer. Three things an answer can mean:
 //!
 //! - *written*: done.
 //! - *not written*, definitely: the batch is undone. Its records go back to the
@@ -16,7 +15,14 @@
 //!   owners may give up waiting, the batch does not, short of the delivery
 //!   time-out.
 //!
-//! One batch per partition is under way at a time, so order needs no further care.
+//! # Order
+//!
+//! Several batches of a partition may be in flight, on one connection and under one
+//! identity; their sequence numbers go on from one another, so the broker takes none
+//! whose predecessor it did not take. Once one comes back, nothing more of its
+//! partition is sent until all in flight are answered. Then the last of those that came
+//! back are undone as far as they are *not written*; what remains goes out again, one
+//! at a time, before anything new.
 //!
 //! # Sequence numbers
 //!
@@ -116,8 +122,12 @@ pub(super) struct Batch {
     pub(super) encoded: Option<Bytes>,
     index: usize,
     cut_at: Instant,
+    /// Counts the batches of a partition.
+    number: u64,
     /// An earlier attempt may have been written.
     unknown: bool,
+    /// Why the broker took none of it, the last time; counts against its records.
+    refused: Option<Error>,
 }
 
 /// How an attempt to send a batch ended.
@@ -156,7 +166,16 @@ struct Partition {
     number: i32,
     leader: Option<i32>,
     queue: VecDeque<Queued>,
-    under_way: UnderWay,
+    /// How many batches the thread of node `in_flight_at` has in hand.
+    in_flight: usize,
+    in_flight_at: i32,
+    /// What is in flight was sent before. Brokers remember the last five batches only: if
+    /// others went with it each time, they would forget it.
+    is_repeating: bool,
+    /// Batches that came back and are not undone, in their order.
+    returned: VecDeque<Batch>,
+    /// The next batch's.
+    batch_number: u64,
     /// No attempt before this moment.
     not_before: Option<Instant>,
     /// Attempts in a row whose outcome is unknown.
@@ -166,15 +185,6 @@ struct Partition {
     /// Under which identity `next_sequence` counts.
     identity: Option<Identity>,
     next_sequence: i32,
-}
-
-#[derive(Debug)]
-enum UnderWay {
-    Nothing,
-    /// A node's thread has the batch.
-    InFlight,
-    /// To be sent again as it is.
-    Unsettled(Box<Batch>),
 }
 
 #[derive(Debug, Default)]
@@ -291,7 +301,11 @@ impl Accumulator {
                     number,
                     leader: None,
                     queue: VecDeque::new(),
-                    under_way: UnderWay::Nothing,
+                    in_flight: 0,
+                    in_flight_at: -1,
+                    is_repeating: false,
+                    returned: VecDeque::new(),
+                    batch_number: 0,
                     not_before: None,
                     pauses: 0,
                     records_max: usize::MAX,
@@ -358,14 +372,15 @@ impl Accumulator {
         self.identity = Some(identity);
     }
 
-    /// Whether there is anything for `node` to send at `now`, or when there will be.
-    pub(super) fn ready(&self, node: i32, now: Instant) -> Ready {
+    /// Whether there is anything for `node` to send at `now`, or when there will be;
+    /// `ahead`: while it owes answers.
+    pub(super) fn ready(&self, node: i32, now: Instant, ahead: bool) -> Ready {
         let mut earliest: Option<Instant> = None;
         for partition in &self.partitions {
             if partition.leader != Some(node) {
                 continue;
             }
-            match self.due(partition) {
+            match self.due(partition, node, ahead) {
                 Some(due) if due <= now => return Ready::Now,
                 Some(due) => earliest = Some(earliest.map_or(due, |other| other.min(due))),
                 None => {}
@@ -374,23 +389,39 @@ impl Accumulator {
         earliest.map_or(Ready::Idle, Ready::At)
     }
 
-    /// The moment from which on a partition has something to send.
-    fn due(&self, partition: &Partition) -> Option<Instant> {
-        let due = match &partition.under_way {
-            UnderWay::InFlight => return None,
-            UnderWay::Unsettled(batch) => batch.cut_at,
-            UnderWay::Nothing => {
-                self.identity?;
-                let oldest = partition.queue.front()?.queued_at;
-                let full = || {
-                    let waiting: usize = partition.queue.iter().map(|queued| queued.weight).sum();
+    /// The moment from which on a partition has something to send to `node`. Ahead of
+    /// answers only full batches go: what is less gathers until the answer comes, and
+    /// travels the cheaper for it.
+    fn due(&self, partition: &Partition, node: i32, ahead: bool) -> Option<Instant> {
+        let ahead = ahead || partition.in_flight > 0;
+        let due = if let Some(batch) = partition.returned.front() {
+            if ahead {
+                return None;
+            }
+            batch.cut_at
+        } else {
+            let identity = self.identity?;
+            let is_elsewhere = partition.in_flight_at != node;
+            if partition.in_flight > 0
+                && (partition.is_repeating || is_elsewhere || partition.identity != Some(identity))
+            {
+                return None;
+            }
+            let oldest = partition.queue.front()?.queued_at;
+            let full = || {
+                let mut waiting = 0;
+                partition.queue.iter().any(|queued| {
+                    waiting += queued.weight;
                     waiting >= self.limits.batch_bytes
-                };
-                if self.limits.linger.is_zero() || self.flushing > 0 || full() {
-                    oldest
-                } else {
-                    oldest + self.limits.linger
-                }
+                })
+            };
+            let at_once = self.limits.linger.is_zero() || self.flushing > 0;
+            if ahead {
+                full().then_some(oldest)?
+            } else if at_once || full() {
+                oldest
+            } else {
+                oldest + self.limits.linger
             }
         };
         Some(partition.not_before.map_or(due, |pause| pause.max(due)))
@@ -398,7 +429,12 @@ impl Accumulator {
 
     /// Takes what `node` shall send now: at most one batch per partition, in all no
     /// more than a request may hold. Records past their deadline are sorted out.
-    pub(super) fn cut(&mut self, node: i32, now: Instant) -> (Vec<Batch>, Vec<Completion>) {
+    pub(super) fn cut(
+        &mut self,
+        node: i32,
+        now: Instant,
+        ahead: bool,
+    ) -> (Vec<Batch>, Vec<Completion>) {
         let mut batches = Vec::new();
         let mut expired = Vec::new();
         let mut request_bytes = 0;
@@ -406,26 +442,30 @@ impl Accumulator {
         self.rotation = self.rotation.wrapping_add(1);
         for step in 0..count {
             let index = (self.rotation.wrapping_add(step)) % count;
-            let due = self.due(&self.partitions[index]);
-            if self.partitions[index].leader != Some(node) || due.is_none_or(|due| due > now) {
+            let partition = &self.partitions[index];
+            let due = self.due(partition, node, ahead);
+            if partition.leader != Some(node) || due.is_none_or(|due| due > now) {
                 continue;
             }
             if request_bytes >= self.limits.request_bytes {
                 break;
             }
-            match std::mem::replace(&mut self.partitions[index].under_way, UnderWay::InFlight) {
-                UnderWay::Unsettled(batch) => {
-                    request_bytes += batch.encoded.as_ref().map_or(0, Bytes::len);
-                    batches.push(*batch);
-                }
-                _ => match self.cut_new(index, now, &mut expired) {
-                    Some(batch) => {
-                        request_bytes += batch.records.iter().map(|one| one.weight).sum::<usize>();
-                        batches.push(batch);
-                    }
-                    None => self.partitions[index].under_way = UnderWay::Nothing,
+            let repeated = self.partitions[index].returned.pop_front();
+            self.partitions[index].is_repeating = repeated.is_some();
+            let batch = match repeated {
+                Some(batch) => batch,
+                None => match self.cut_new(index, now, &mut expired) {
+                    Some(batch) => batch,
+                    None => continue,
                 },
-            }
+            };
+            request_bytes += match &batch.encoded {
+                Some(bytes) => bytes.len(),
+                None => batch.records.iter().map(|one| one.weight).sum(),
+            };
+            self.partitions[index].in_flight += 1;
+            self.partitions[index].in_flight_at = node;
+            batches.push(batch);
         }
         (batches, expired)
     }
@@ -466,6 +506,7 @@ impl Accumulator {
         }
         let base_sequence = partition.next_sequence;
         partition.next_sequence = sequence_after(base_sequence, records.len());
+        partition.batch_number += 1;
         let batch = Batch {
             topic: Arc::clone(&partition.topic),
             partition: partition.number,
@@ -475,7 +516,9 @@ impl Accumulator {
             encoded: None,
             index,
             cut_at: now,
+            number: partition.batch_number,
             unknown: false,
+            refused: None,
         };
         if let Some(topic) = self.topics.get_mut(&batch.topic)
             && usize::try_from(batch.partition) == Ok(topic.sticky)
@@ -487,13 +530,18 @@ impl Accumulator {
 
     /// Takes the answer to a batch that was cut.
     pub(super) fn settle(&mut self, batch: Batch, answer: Answer, now: Instant) -> Vec<Completion> {
-        self.partitions[batch.index].under_way = UnderWay::Nothing;
-        match answer {
+        let index = batch.index;
+        self.partitions[index].in_flight -= 1;
+        let mut completions = match answer {
             Answer::Written(base_offset) => self.written(batch, base_offset),
             Answer::Unknown(error) => self.keep(batch, error, now),
             Answer::Impossible(error) => self.fail(batch, error),
             Answer::Refused(code) => self.refused(batch, code, now),
+        };
+        if self.partitions[index].in_flight == 0 {
+            completions.extend(self.undo_last(index, now));
         }
+        completions
     }
 
     fn refused(&mut self, batch: Batch, code: ResponseError, now: Instant) -> Vec<Completion> {
@@ -502,8 +550,14 @@ impl Accumulator {
             api: ApiKey::Produce,
             code,
         };
+        let partition = &mut self.partitions[batch.index];
+        let follows = |other: &Batch| other.number < batch.number;
         match code {
             DuplicateSequenceNumber => self.written(batch, None),
+            // It goes on from one that was not taken, which will be sent before it.
+            OutOfOrderSequenceNumber if partition.returned.iter().any(follows) => {
+                self.give_back(batch)
+            }
             // The broker's count and ours have come apart: this batch is not in
             // the log, or it would have been recognised. Start counting anew.
             OutOfOrderSequenceNumber
@@ -517,17 +571,17 @@ impl Accumulator {
                     batch.partition,
                 );
                 self.renew_identity(batch.identity);
-                self.undo_counting(batch, &error, now)
+                self.give_back_counting(batch, error)
             }
             // Either the whole is too large, or one record spoils it for the
             // others: halve it until the culprit is alone.
             MessageTooLarge | InvalidRecord if batch.records.len() > 1 && !batch.unknown => {
-                self.partitions[batch.index].records_max = batch.records.len() / 2;
-                self.undo(batch)
+                partition.records_max = batch.records.len() / 2;
+                self.give_back(batch)
             }
             // Checked before anything is written.
             CorruptMessage | NotEnoughReplicas | ThrottlingQuotaExceeded if !batch.unknown => {
-                self.undo_counting(batch, &error, now)
+                self.give_back_counting(batch, error)
             }
             MessageTooLarge
             | InvalidRecord
@@ -572,50 +626,77 @@ impl Accumulator {
         }
         batch.unknown = true;
         self.leaders_doubtful = true;
-        self.pause(batch.index, now);
-        let index = batch.index;
-        self.partitions[index].under_way = UnderWay::Unsettled(Box::new(batch));
+        let returned = &self.partitions[batch.index].returned;
+        if !returned.iter().any(|other| other.number < batch.number) {
+            self.pause(batch.index, now);
+        }
+        self.give_back(batch)
+    }
+
+    /// Puts a batch where it is sent again from, or undone.
+    fn give_back(&mut self, batch: Batch) -> Vec<Completion> {
+        let returned = &mut self.partitions[batch.index].returned;
+        let place = returned.partition_point(|other| other.number < batch.number);
+        returned.insert(place, batch);
         Vec::new()
     }
 
-    /// Puts the records of a batch that is definitely not in the log back to the
-    /// head of the queue.
-    fn undo(&mut self, batch: Batch) -> Vec<Completion> {
+    /// As `give_back`, of a batch that is definitely not in the log, whatever became of
+    /// earlier attempts. Each record bears only so many refusals.
+    fn give_back_counting(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
+        batch.unknown = false;
+        batch.refused = Some(error);
+        self.give_back(batch)
+    }
+
+    /// Undoes, once nothing is in flight, the last of the batches that came back, as far
+    /// as they are definitely not in the log: their records go back to the head of the
+    /// queue.
+    fn undo_last(&mut self, index: usize, now: Instant) -> Vec<Completion> {
+        // None is in the log whose predecessor is not.
+        let mut is_absent = false;
+        for batch in &mut self.partitions[index].returned {
+            is_absent |= !batch.unknown;
+            batch.unknown = !is_absent;
+        }
+        let returned = &mut self.partitions[index].returned;
+        let first = returned.partition_point(|batch| batch.unknown);
+        let absent = returned.split_off(first);
+        let undone = absent.into_iter().rev();
+        undone.flat_map(|batch| self.undo(batch, now)).collect()
+    }
+
+    fn undo(&mut self, mut batch: Batch, now: Instant) -> Vec<Completion> {
         if self.aborted {
             return self.fail(batch, Error::Closed);
         }
+        let pauses = self.limits.refusal_pauses;
         let partition = &mut self.partitions[batch.index];
         if partition.identity == Some(batch.identity) {
             partition.next_sequence = batch.base_sequence;
         }
-        for queued in batch.records.into_iter().rev() {
+        let mut failed = Vec::new();
+        for mut queued in std::mem::take(&mut batch.records).into_iter().rev() {
+            queued.refusals += usize::from(batch.refused.is_some());
+            if queued.refusals > pauses.len() {
+                failed.push(queued);
+                continue;
+            }
+            if let Some(last) = queued.refusals.checked_sub(1)
+                && batch.refused.is_some()
+            {
+                let pause = now + pauses[last];
+                partition.not_before =
+                    Some(partition.not_before.map_or(pause, |other| other.max(pause)));
+            }
             queued.slot.return_to_queue();
             partition.queue.push_front(queued);
         }
-        Vec::new()
-    }
-
-    /// As `undo`, but a record that was refused once too often fails.
-    fn undo_counting(&mut self, mut batch: Batch, error: &Error, now: Instant) -> Vec<Completion> {
-        for queued in &mut batch.records {
-            queued.refusals += 1;
+        failed.reverse();
+        match batch.refused {
+            Some(error) => self.release(failed, |_| Err(ProduceError::not_sent(error.clone()))),
+            None => Vec::new(),
         }
-        let pauses = self.limits.refusal_pauses;
-        let (failed, again): (Vec<_>, Vec<_>) = std::mem::take(&mut batch.records)
-            .into_iter()
-            .partition(|queued| queued.refusals > pauses.len());
-        let refusals = again
-            .iter()
-            .map(|queued| queued.refusals)
-            .max()
-            .unwrap_or(0);
-        if let Some(pause) = refusals.checked_sub(1).and_then(|last| pauses.get(last)) {
-            self.partitions[batch.index].not_before = Some(now + *pause);
-        }
-        batch.records = again;
-        let mut completions = self.undo(batch);
-        completions.extend(self.release(failed, |_| Err(ProduceError::not_sent(error.clone()))));
-        completions
     }
 
     fn fail_unknown(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
@@ -627,13 +708,17 @@ impl Accumulator {
     fn fail(&mut self, batch: Batch, error: Error) -> Vec<Completion> {
         let partition = &mut self.partitions[batch.index];
         partition.records_max = usize::MAX;
+        let is_last = partition.in_flight == 0 && partition.returned.is_empty();
         let error = if batch.unknown {
             // Its sequence numbers may or may not be taken.
             self.renew_identity(batch.identity);
             ProduceError::maybe_sent(error)
         } else {
-            if partition.identity == Some(batch.identity) {
+            if partition.identity == Some(batch.identity) && is_last {
                 partition.next_sequence = batch.base_sequence;
+            } else {
+                // It leaves a gap before those that go on from it.
+                self.renew_identity(batch.identity);
             }
             ProduceError::not_sent(error)
         };
@@ -691,15 +776,14 @@ impl Accumulator {
                 }
             }
             let timeout = self.limits.delivery_timeout;
-            let partition = &mut self.partitions[index];
-            match std::mem::replace(&mut partition.under_way, UnderWay::Nothing) {
-                UnderWay::Unsettled(batch) if now >= batch.cut_at + timeout => {
-                    let error = Error::Timeout {
-                        what: format!("kafka to say what became of a batch for {}", batch.topic),
-                    };
-                    completions.extend(self.fail(*batch, error));
-                }
-                other => partition.under_way = other,
+            let is_over = |batch: &Batch| now >= batch.cut_at + timeout;
+            while self.partitions[index].returned.front().is_some_and(is_over)
+                && let Some(batch) = self.partitions[index].returned.pop_front()
+            {
+                let error = Error::Timeout {
+                    what: format!("kafka to say what became of a batch for {}", batch.topic),
+                };
+                completions.extend(self.fail(batch, error));
             }
         }
         completions
@@ -728,9 +812,8 @@ impl Accumulator {
         for index in 0..self.partitions.len() {
             let partition = &mut self.partitions[index];
             let queue: Vec<_> = partition.queue.drain(..).collect();
-            match std::mem::replace(&mut partition.under_way, UnderWay::Nothing) {
-                UnderWay::Unsettled(batch) => completions.extend(self.fail(*batch, Error::Closed)),
-                other => partition.under_way = other,
+            for batch in std::mem::take(&mut partition.returned) {
+                completions.extend(self.fail(batch, Error::Closed));
             }
             completions.extend(self.release(queue, |_| Err(ProduceError::not_sent(Error::Closed))));
         }
@@ -740,7 +823,7 @@ impl Accumulator {
 
 impl Partition {
     fn has_work(&self) -> bool {
-        !self.queue.is_empty() || matches!(self.under_way, UnderWay::Unsettled(_))
+        !self.queue.is_empty() || !self.returned.is_empty()
     }
 }
 

@@ -10,7 +10,8 @@
 //!
 //! While a leader's answer is awaited, records for it gather, and the next request
 //! takes them all. So a lone record leaves at once, and a flood travels in large
-//! batches, without any tuning.
+//! batches, without any tuning. What fills a batch does not wait for the answer: up to
+//! [`ProducerConfig::max_in_flight`] requests are under way on one connection.
 //!
 //! # Guarantees
 //!
@@ -53,25 +54,41 @@ use record::{GaveUp, Slot};
 /// request threads.
 #[derive(Clone, Debug)]
 pub struct ProducerConfig {
-    /// Topics whose leaders are found out at the start instead of at the first
-    /// record.
+    /// Topics whose leaders are found out, and connected to, at the start instead of at
+    /// the first record.
     pub topics: Vec<String>,
-    /// How batches are compressed.
+    /// How batches are compressed; Kafka's `compression.type`.
+    #[doc(alias = "compression.type")]
     pub compression: Compression,
-    /// How long a record waits for company although its leader is idle.
+    /// How long a record waits for company although its leader is idle; Kafka's
+    /// `linger.ms`.
+    #[doc(alias = "linger.ms")]
     pub linger: Duration,
     /// About the largest batch, in bytes before compression. Brokers refuse more
-    /// than 1 MiB unless told otherwise.
+    /// than 1 MiB unless told otherwise. Kafka's `batch.size`.
+    #[doc(alias = "batch.size")]
     pub batch_bytes: usize,
-    /// About the largest request, in bytes before compression.
+    /// About the largest request, in bytes before compression; Kafka's
+    /// `max.request.size`.
+    #[doc(alias = "max.request.size")]
     pub request_bytes: usize,
-    /// About the memory that unacknowledged records may take, in bytes.
+    /// About the memory that unacknowledged records may take, in bytes; Kafka's
+    /// `buffer.memory`. Who wants more waits, until the record's deadline.
+    #[doc(alias = "buffer.memory")]
     pub buffer_bytes: usize,
+    /// How many requests may wait for answers on one connection, 1 to 5; Kafka's
+    /// `max.in.flight.requests.per.connection`. The order is kept in any case; brokers
+    /// remember a producer's last five batches of a partition.
+    #[doc(alias = "max.in.flight.requests.per.connection")]
+    pub max_in_flight: usize,
     /// How long one produce request may go without an answer before its
-    /// connection is given up.
+    /// connection is given up; Kafka's `request.timeout.ms`.
+    #[doc(alias = "request.timeout.ms")]
     pub request_timeout: Duration,
     /// How long a batch that may have been written is kept and repeated in the
-    /// hope for an answer. Its partition is blocked meanwhile, to keep the order.
+    /// hope for an answer. Its partition is blocked meanwhile, to keep the order. Kafka's
+    /// `delivery.timeout.ms`, though a record has a deadline of its own, too.
+    #[doc(alias = "delivery.timeout.ms")]
     pub delivery_timeout: Duration,
     /// The pauses before a record is offered again that a broker refused for a
     /// passing reason; after the last it fails. Waiting for a new leader or for a
@@ -88,6 +105,7 @@ impl Default for ProducerConfig {
             batch_bytes: 900_000,
             request_bytes: 4 * 1024 * 1024,
             buffer_bytes: 32 * 1024 * 1024,
+            max_in_flight: 5,
             request_timeout: Duration::from_secs(10),
             delivery_timeout: Duration::from_secs(120),
             refusal_pauses: [

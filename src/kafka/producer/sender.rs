@@ -1,6 +1,6 @@
 //! The thread that talks to one leading broker.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::batch::encode;
 use super::{Node, Shared, wait};
 use crate::deadline::Deadline;
 use crate::kafka::config::Backoff;
-use crate::kafka::connection::Connection;
+use crate::kafka::connection::{Connection, Sent};
 use crate::kafka::error::Error;
 use crate::kafka::lock;
 
@@ -36,6 +36,7 @@ pub(super) fn run(shared: &Shared, node: &Node) {
         shared,
         node,
         connection: None,
+        in_flight: VecDeque::new(),
         backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
     };
     // Ahead of the first record, which need not wait for it.
@@ -49,19 +50,49 @@ struct Sender<'a> {
     shared: &'a Shared,
     node: &'a Node,
     connection: Option<Connection>,
+    /// Requests that wait for their answers on the connection, the oldest first.
+    in_flight: VecDeque<InFlight>,
     backoff: Backoff,
 }
 
+struct InFlight {
+    sent: Sent<ProduceRequest>,
+    batches: Vec<Batch>,
+    deadline: Deadline,
+    size: Size,
+}
+
+/// What a request carries, for the hooks.
+#[derive(Clone, Copy)]
+struct Size {
+    records: usize,
+    bytes: usize,
+}
+
+impl Size {
+    fn of(batches: &[Batch]) -> Self {
+        let encoded = batches.iter().filter_map(|batch| batch.encoded.as_ref());
+        Self {
+            records: batches.iter().map(|batch| batch.records.len()).sum(),
+            bytes: encoded.map(bytes::Bytes::len).sum(),
+        }
+    }
+}
+
 impl Sender<'_> {
-    /// Waits until there is something to send; false when it is time to end.
+    /// Waits until there is something to send or to receive; false when it is time to
+    /// end.
     fn wait_for_work(&mut self) -> bool {
+        if !self.in_flight.is_empty() {
+            return true;
+        }
         let mut state = self.shared.state();
         loop {
             if state.stopping {
                 return false;
             }
             let now = Instant::now();
-            let pause = match state.records.ready(self.node.id, now) {
+            let pause = match state.records.ready(self.node.id, now, false) {
                 Ready::Now => return true,
                 Ready::At(moment) => moment.saturating_duration_since(now),
                 Ready::Idle => IDLE_WAIT,
@@ -77,30 +108,41 @@ impl Sender<'_> {
         }
     }
 
-    /// Sends what is due in one request and settles it. Connects first: what is
-    /// not cut into batches can still be taken back.
+    /// Sends a request if there is one to send, or else takes the oldest answer.
+    /// Connects first: what is not cut into batches can still be taken back.
     fn run_once(&mut self) {
         let Some(mut connection) = self.connection.take() else {
             return self.connect();
         };
-        if connection.last_used().elapsed() > IDLE_SUSPECT && !connection.is_usable() {
+        let is_idle = self.in_flight.is_empty() && connection.last_used().elapsed() > IDLE_SUSPECT;
+        if is_idle && !connection.is_usable() {
             return self.connect();
+        }
+        let batches = self.cut(&connection);
+        let result = match batches.is_empty() {
+            false => self.send(&mut connection, batches),
+            true => self.receive(&mut connection),
+        };
+        match result {
+            Ok(()) => self.connection = Some(connection),
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// What shall go in a request now. While answers are owed, only what is worth a
+    /// request of its own.
+    fn cut(&self, connection: &Connection) -> Vec<Batch> {
+        let ahead = !self.in_flight.is_empty();
+        let limit = self.shared.config.max_in_flight.clamp(1, 5);
+        if ahead && (self.in_flight.len() >= limit || connection.must_log_in()) {
+            return Vec::new();
         }
         let (batches, expired) = {
             let mut state = self.shared.state();
-            state.records.cut(self.node.id, Instant::now())
+            state.records.cut(self.node.id, Instant::now(), ahead)
         };
         self.shared.tell(expired);
-        if batches.is_empty() {
-            self.connection = Some(connection);
-            return;
-        }
-        let healthy = self.deliver(&mut connection, batches);
-        if healthy {
-            self.connection = Some(connection);
-        } else {
-            lock(&self.node.interrupter).take();
-        }
+        batches
     }
 
     fn connect(&mut self) {
@@ -133,44 +175,83 @@ impl Sender<'_> {
         }
     }
 
-    /// One produce request; whether the connection can be used again.
-    fn deliver(&self, connection: &mut Connection, batches: Vec<Batch>) -> bool {
+    /// Sends one produce request. An error means that the connection is lost.
+    fn send(&mut self, connection: &mut Connection, batches: Vec<Batch>) -> Result<(), Error> {
         let (batches, impossible) = self.encode(batches);
         self.settle(impossible);
         if batches.is_empty() {
-            return true;
+            return Ok(());
         }
-        let config = &self.shared.config;
-        let deadline = Deadline::after(config.request_timeout);
-        let request = request(&batches, config.request_timeout);
-        let records = batches.iter().map(|batch| batch.records.len()).sum();
-        let bytes = batches
-            .iter()
-            .filter_map(|batch| batch.encoded.as_ref())
-            .map(bytes::Bytes::len)
-            .sum();
-        let result = connection.call(&request, deadline);
-        let hooks = &self.shared.hooks;
-        hooks.request_ended(self.node.id, records, bytes, result.as_ref().map(|_| ()));
-        match result {
-            Ok(response) => {
-                self.settle(self.answers(batches, &response));
-                true
+        let timeout = self.shared.config.request_timeout;
+        let deadline = Deadline::after(timeout);
+        let size = Size::of(&batches);
+        match connection.send(&request(&batches, timeout), deadline) {
+            Ok(sent) => {
+                self.in_flight.push_back(InFlight {
+                    sent,
+                    batches,
+                    deadline,
+                    size,
+                });
+                Ok(())
+            }
+            // It did not leave the process, nor ever will.
+            Err(error @ (Error::UnsupportedVersion { .. } | Error::Encode { .. })) => {
+                self.ended(size, Err(&error));
+                self.shared.state().trouble = Some(error.clone());
+                let answer = Answer::Impossible(error);
+                self.settle(batches.into_iter().map(|batch| (batch, answer.clone())));
+                Ok(())
             }
             Err(error) => {
-                let answer = match error {
-                    // Neither left the process, nor ever will.
-                    Error::UnsupportedVersion { .. } | Error::Encode { .. } => {
-                        Answer::Impossible(error.clone())
-                    }
-                    _ => Answer::Unknown(error.clone()),
-                };
-                log::debug!("kafka node {}: {error}", self.node.id);
-                self.shared.state().trouble = Some(error);
-                self.settle(batches.into_iter().map(|batch| (batch, answer.clone())));
-                false
+                // Behind those sent before, whose fate is as unknown.
+                self.give_up_in_flight(&error);
+                self.unknown(batches, size, &error);
+                Err(error)
             }
         }
+    }
+
+    /// Takes the answer to the oldest request. An error means that the connection is lost.
+    fn receive(&mut self, connection: &mut Connection) -> Result<(), Error> {
+        let Some(oldest) = self.in_flight.pop_front() else {
+            return Ok(());
+        };
+        match connection.receive(oldest.sent, oldest.deadline) {
+            Ok(response) => {
+                self.ended(oldest.size, Ok(()));
+                self.settle(self.answers(oldest.batches, &response));
+                Ok(())
+            }
+            Err(error) => {
+                self.unknown(oldest.batches, oldest.size, &error);
+                self.give_up_in_flight(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn give_up_in_flight(&mut self, error: &Error) {
+        for request in std::mem::take(&mut self.in_flight) {
+            self.unknown(request.batches, request.size, error);
+        }
+    }
+
+    fn unknown(&self, batches: Vec<Batch>, size: Size, error: &Error) {
+        self.ended(size, Err(error));
+        let answer = Answer::Unknown(error.clone());
+        self.settle(batches.into_iter().map(|batch| (batch, answer.clone())));
+    }
+
+    fn ended(&self, size: Size, result: Result<(), &Error>) {
+        let hooks = &self.shared.hooks;
+        hooks.request_ended(self.node.id, size.records, size.bytes, result);
+    }
+
+    fn lost(&self, error: Error) {
+        log::debug!("kafka node {}: {error}", self.node.id);
+        lock(&self.node.interrupter).take();
+        self.shared.state().trouble = Some(error);
     }
 
     /// Encodes what is not encoded yet; second, what cannot be.

@@ -1,7 +1,7 @@
 //! The producer's state machine against a model of a broker's log, on a clock of
 //! the test's own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use proptest::prelude::*;
 
@@ -75,7 +75,7 @@ fn push(records: &mut Accumulator, value: &str, now: Instant) -> Arc<Slot> {
 
 /// The one batch that is due.
 fn cut_one(records: &mut Accumulator, now: Instant) -> Batch {
-    let (mut batches, expired) = records.cut(NODE, now);
+    let (mut batches, expired) = records.cut(NODE, now, false);
     assert!(expired.is_empty());
     assert_eq!(batches.len(), 1);
     batches.remove(0)
@@ -115,11 +115,15 @@ fn what_gathers_during_a_request_leaves_in_the_next_one() {
     let first = cut_one(&mut records, now);
     push(&mut records, "b", now);
     push(&mut records, "c", now);
-    assert_eq!(records.ready(NODE, now), Ready::Idle, "one is in flight");
+    assert_eq!(
+        records.ready(NODE, now, false),
+        Ready::Idle,
+        "one is in flight"
+    );
     assert_eq!(first.base_sequence, 0);
     let outcomes = tell(records.settle(first, Answer::Written(Some(10)), now));
     assert_eq!(outcomes[0].as_ref().unwrap().offset, Some(10));
-    assert_eq!(records.ready(NODE, now), Ready::Now);
+    assert_eq!(records.ready(NODE, now, false), Ready::Now);
     let second = cut_one(&mut records, now);
     assert_eq!(values(&second), ["b", "c"]);
     assert_eq!(second.base_sequence, 1);
@@ -138,7 +142,10 @@ fn a_batch_of_unknown_fate_is_sent_again_as_it_is() {
     push(&mut records, "b", now);
     assert!(records.settle(batch, lost(), now).is_empty());
     assert!(records.needs_leaders());
-    assert!(matches!(records.ready(NODE, now), Ready::At(_)), "a pause");
+    assert!(
+        matches!(records.ready(NODE, now, false), Ready::At(_)),
+        "a pause"
+    );
     let later = now + Duration::from_secs(1);
     let again = cut_one(&mut records, later);
     assert_eq!(values(&again), ["a"]);
@@ -168,7 +175,7 @@ fn a_passing_refusal_is_tried_three_times_more_with_growing_pauses() {
         assert_eq!(batch.base_sequence, 0);
         let refused = Answer::Refused(ResponseError::NotEnoughReplicas);
         assert!(records.settle(batch, refused, now).is_empty());
-        assert_eq!(records.ready(NODE, now), Ready::At(now + pause));
+        assert_eq!(records.ready(NODE, now, false), Ready::At(now + pause));
         now += pause;
     }
     let batch = cut_one(&mut records, now);
@@ -212,7 +219,7 @@ fn an_answer_that_says_nothing_certain_is_possibly_sent_and_spoils_the_identity(
     assert_eq!(error.certainty, Certainty::MaybeSent);
     push(&mut records, "b", now);
     assert!(records.needs_identity());
-    assert_eq!(records.ready(NODE, now), Ready::Idle);
+    assert_eq!(records.ready(NODE, now, false), Ready::Idle);
 }
 
 #[test]
@@ -286,7 +293,7 @@ fn overdue_and_withdrawn_records_are_never_cut() {
     let withdrawn = push(&mut records, "withdrawn", now);
     push(&mut records, "kept", now);
     withdrawn.wait(no_time()).unwrap_err();
-    let (batches, expired) = records.cut(NODE, now);
+    let (batches, expired) = records.cut(NODE, now, false);
     assert_eq!(values(&batches[0]), ["kept"]);
     assert_eq!(expired.len(), 2);
     assert_eq!(records.outstanding(), 1);
@@ -299,13 +306,13 @@ fn lingering_ends_with_time_with_size_and_with_a_flush() {
     let now = Instant::now();
     push(&mut records, "a", now);
     let due = now + Duration::from_millis(5);
-    assert_eq!(records.ready(NODE, now), Ready::At(due));
-    assert_eq!(records.ready(NODE, due), Ready::Now);
+    assert_eq!(records.ready(NODE, now, false), Ready::At(due));
+    assert_eq!(records.ready(NODE, due, false), Ready::Now);
     records.flushing = 1;
-    assert_eq!(records.ready(NODE, now), Ready::Now);
+    assert_eq!(records.ready(NODE, now, false), Ready::Now);
     records.flushing = 0;
     push(&mut records, &"x".repeat(100_000), now);
-    assert_eq!(records.ready(NODE, now), Ready::Now);
+    assert_eq!(records.ready(NODE, now, false), Ready::Now);
 }
 
 #[test]
@@ -321,6 +328,101 @@ fn a_full_buffer_has_no_room_but_an_empty_one_takes_anything() {
     assert!(records.has_room(1_000));
 }
 
+/// Three full batches on their way, and something that fills none.
+fn three_in_flight(records: &mut Accumulator, now: Instant) -> Vec<Batch> {
+    records.limits.batch_bytes = 300;
+    for value in ["a", "b", "c", "d"] {
+        // The weight of a record leaves no room for a second one in a batch.
+        push(records, &value.repeat(50), now);
+    }
+    push(records, "e", now);
+    let mut cut = |ahead| records.cut(NODE, now, ahead).0.remove(0);
+    let batches = vec![cut(false), cut(true), cut(true)];
+    let sequences: Vec<i32> = batches.iter().map(|batch| batch.base_sequence).collect();
+    assert_eq!(sequences, [0, 1, 2]);
+    batches
+}
+
+#[test]
+fn full_batches_do_not_wait_for_answers_and_others_do() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    let batches = three_in_flight(&mut records, now);
+    assert_eq!(records.cut(NODE, now, true).0.len(), 1, "the last full one");
+    assert_eq!(records.ready(NODE, now, true), Ready::Idle);
+    for batch in batches {
+        tell(records.settle(batch, Answer::Written(None), now));
+    }
+    assert_eq!(records.ready(NODE, now, true), Ready::Idle);
+}
+
+#[test]
+fn what_was_in_flight_behind_a_lost_answer_is_sent_again_in_order() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    for batch in three_in_flight(&mut records, now) {
+        assert_eq!(
+            records.ready(NODE, now, true) == Ready::Now,
+            batch.number == 1
+        );
+        assert!(records.settle(batch, lost(), now).is_empty());
+    }
+    let later = now + Duration::from_secs(1);
+    for sequence in 0..3 {
+        let batch = cut_one(&mut records, later);
+        assert_eq!(batch.base_sequence, sequence);
+        assert_eq!(
+            records.ready(NODE, later, true),
+            Ready::Idle,
+            "one at a time"
+        );
+        tell(records.settle(batch, Answer::Written(None), later));
+    }
+    let rest: String = values(&cut_one(&mut records, later)).concat();
+    assert!(rest.starts_with('d'));
+}
+
+#[test]
+fn what_goes_on_from_a_refused_batch_is_refused_with_it_and_cut_anew() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    let refusals = [
+        ResponseError::NotEnoughReplicas,
+        ResponseError::OutOfOrderSequenceNumber,
+        ResponseError::OutOfOrderSequenceNumber,
+    ];
+    for (batch, code) in three_in_flight(&mut records, now).into_iter().zip(refusals) {
+        assert!(records.settle(batch, Answer::Refused(code), now).is_empty());
+    }
+    assert!(!records.needs_identity(), "the count is as it was");
+    let later = now + limits().refusal_pauses[0];
+    let again = cut_one(&mut records, later);
+    assert_eq!(again.base_sequence, 0);
+    assert!(values(&again)[0].starts_with('a'));
+}
+
+#[test]
+fn a_batch_that_fails_for_good_leaves_no_gap_before_those_behind_it() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    let mut batches = three_in_flight(&mut records, now).into_iter();
+    let mut settle = |batch, code| records.settle(batch, Answer::Refused(code), now);
+    let failed = settle(batches.next().unwrap(), ResponseError::InvalidRecord);
+    assert_eq!(failed.len(), 1);
+    for batch in batches {
+        assert!(settle(batch, ResponseError::OutOfOrderSequenceNumber).is_empty());
+    }
+    assert!(records.needs_identity());
+    let fresh = Identity {
+        producer_id: 2,
+        epoch: 0,
+    };
+    records.set_identity(fresh);
+    let again = cut_one(&mut records, now + limits().refusal_pauses[0]);
+    assert_eq!((again.identity, again.base_sequence), (fresh, 0));
+    assert!(values(&again)[0].starts_with('b'));
+}
+
 #[test]
 fn sequence_numbers_start_over_after_the_largest() {
     assert_eq!(sequence_after(0, 5), 5);
@@ -332,27 +434,30 @@ fn sequence_numbers_start_over_after_the_largest() {
 #[derive(Default)]
 struct Log {
     values: Vec<String>,
-    /// By producer: the last batch's first sequence number, size and offset.
-    last: HashMap<i64, (i32, usize, i64)>,
+    /// By producer: first sequence number, size and offset of its last batches.
+    last: HashMap<i64, VecDeque<(i32, usize, i64)>>,
 }
 
 impl Log {
     fn append(&mut self, batch: &Batch) -> Answer {
-        let producer = batch.identity.producer_id;
         let size = batch.records.len();
-        let expected = match self.last.get(&producer) {
-            Some((base, count, offset)) if (*base, *count) == (batch.base_sequence, size) => {
-                return Answer::Written(Some(*offset));
-            }
-            Some((base, count, _)) => sequence_after(*base, *count),
-            None => 0,
-        };
+        let last = self.last.entry(batch.identity.producer_id).or_default();
+        let same = |known: &&(i32, usize, i64)| (known.0, known.1) == (batch.base_sequence, size);
+        if let Some((_, _, offset)) = last.iter().find(same) {
+            return Answer::Written(Some(*offset));
+        }
+        let expected = last
+            .back()
+            .map_or(0, |(base, count, _)| sequence_after(*base, *count));
         if batch.base_sequence != expected {
             return Answer::Refused(ResponseError::OutOfOrderSequenceNumber);
         }
         let offset = self.values.len() as i64;
         self.values.extend(values(batch));
-        self.last.insert(producer, (expected, size, offset));
+        last.push_back((expected, size, offset));
+        if last.len() > 5 {
+            last.pop_front();
+        }
         Answer::Written(Some(offset))
     }
 
@@ -392,6 +497,9 @@ proptest! {
         steps in proptest::collection::vec((0i32..3, 0usize..4, any::<u8>(), any::<bool>()), 1..80),
     ) {
         let mut records = accumulator(3);
+        // Three records fill a batch.
+        records.limits.batch_bytes = 3 * 257;
+        let mut requests: VecDeque<Vec<Batch>> = VecDeque::new();
         let mut now = Instant::now();
         let mut logs: HashMap<i32, Log> = HashMap::new();
         let mut slots: Vec<(i32, String, Arc<Slot>)> = Vec::new();
@@ -422,11 +530,29 @@ proptest! {
                 records.set_identity(Identity { producer_id, epoch: 0 });
             }
             tell(records.sweep(now));
-            let (batches, expired) = records.cut(NODE, now);
-            tell(expired);
-            for batch in batches {
-                let answer = logs.entry(batch.partition).or_default().answer(&batch, fault);
-                tell(records.settle(batch, answer, now));
+            while requests.len() < 5 {
+                let (batches, expired) = records.cut(NODE, now, !requests.is_empty());
+                tell(expired);
+                if batches.is_empty() {
+                    break;
+                }
+                requests.push_back(batches);
+            }
+            // Some of the requests are answered, or the connection is lost with all.
+            let is_lost = fault % 12 < 2;
+            let count = if is_lost { 5 } else { usize::from(fault / 12 % 3) + 1 };
+            let mut fault = fault;
+            for _ in 0..count.min(requests.len()) {
+                for batch in requests.pop_front().unwrap() {
+                    let answer = logs.entry(batch.partition).or_default().answer(&batch, fault);
+                    tell(records.settle(batch, answer, now));
+                }
+                // What came behind went well, or is lost, too: as far as it had arrived.
+                fault = match (is_lost, fault % 12) {
+                    (true, 1) if fault > 100 => 0,
+                    (true, _) => fault,
+                    (false, _) => 11,
+                };
             }
             now += Duration::from_millis(300);
         }
