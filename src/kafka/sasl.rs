@@ -1,17 +1,19 @@
 //! Logging in: what each SASL mechanism says, and how a broker proves that it knows
 //! the password, too. Does no I/O of its own.
 
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use hmac::{EagerHash, Hmac, KeyInit, Mac};
-use sha2::{Digest, Sha256, Sha512};
+use ring::{digest, hmac, pbkdf2};
 
 use super::security::{Sasl, SaslMechanism};
 
 /// Rounds of hashing that a broker may ask for: at least what RFC 7677 demands; at most
 /// some tens of milliseconds. Kafka itself allows 4096 to 16384.
-const ROUNDS: std::ops::RangeInclusive<u32> = 4096..=100_000;
+const ROUNDS: RangeInclusive<u32> = 4096..=100_000;
 
 /// Bytes of chance in a nonce.
 const NONCE_BYTES: usize = 24;
@@ -39,8 +41,34 @@ pub(super) fn log_in<E>(
             ask(message.into_bytes()).map_err(Failure::Asking)?;
             Ok(())
         }
-        SaslMechanism::ScramSha256 => scram::<Sha256, E>(sasl, &nonce()?, ask),
-        SaslMechanism::ScramSha512 => scram::<Sha512, E>(sasl, &nonce()?, ask),
+        SaslMechanism::ScramSha256 => scram(sasl, &SHA_256, &nonce()?, ask),
+        SaslMechanism::ScramSha512 => scram(sasl, &SHA_512, &nonce()?, ask),
+    }
+}
+
+/// The hash function of a SCRAM mechanism.
+struct Hash {
+    hmac: hmac::Algorithm,
+    pbkdf2: pbkdf2::Algorithm,
+}
+
+static SHA_256: Hash = Hash {
+    hmac: hmac::HMAC_SHA256,
+    pbkdf2: pbkdf2::PBKDF2_HMAC_SHA256,
+};
+
+static SHA_512: Hash = Hash {
+    hmac: hmac::HMAC_SHA512,
+    pbkdf2: pbkdf2::PBKDF2_HMAC_SHA512,
+};
+
+impl Hash {
+    fn key(&self, key: impl AsRef<[u8]>) -> hmac::Key {
+        hmac::Key::new(self.hmac, key.as_ref())
+    }
+
+    fn digest(&self, message: impl AsRef<[u8]>) -> digest::Digest {
+        digest::digest(self.hmac.digest_algorithm(), message.as_ref())
     }
 }
 
@@ -54,8 +82,9 @@ fn nonce<E>() -> Result<String, Failure<E>> {
 
 /// SCRAM without channel binding (RFC 5802). Like Kafka's own client it takes names and
 /// passwords as their UTF-8 bytes, without SASLprep.
-fn scram<D: EagerHash + Digest, E>(
+fn scram<E>(
     sasl: &Sasl,
+    hash: &Hash,
     nonce: &str,
     mut ask: impl FnMut(Vec<u8>) -> Result<Bytes, E>,
 ) -> Result<(), Failure<E>> {
@@ -77,50 +106,46 @@ fn scram<D: EagerHash + Digest, E>(
         .parse()
         .ok()
         .filter(|rounds| ROUNDS.contains(rounds))
+        .and_then(NonZeroU32::new)
         .ok_or_else(|| distrust("too few or too many rounds"))?;
 
-    let mut salted = vec![0; <D as Digest>::output_size()];
-    pbkdf2::pbkdf2_hmac::<D>(sasl.password.as_bytes(), &salt, rounds, &mut salted);
+    let mut salted = vec![0; hash.hmac.digest_algorithm().output_len()];
+    pbkdf2::derive(
+        hash.pbkdf2,
+        rounds,
+        &salt,
+        sasl.password.as_bytes(),
+        &mut salted,
+    );
+    let salted = hash.key(salted);
     // "biws" is "n,,": no channel binding, as announced.
     let last = format!("c=biws,r={whole_nonce}");
     let signed = format!("{first},{answer},{last}");
-    let client_key = mac::<D>(&salted, b"Client Key").finalize().into_bytes();
-    let stored_key = D::digest(&client_key);
-    let signature = mac::<D>(&stored_key, signed.as_bytes())
-        .finalize()
-        .into_bytes();
+    let client_key = hmac::sign(&salted, b"Client Key");
+    let stored_key = hash.key(hash.digest(client_key));
+    let signature = hmac::sign(&stored_key, signed.as_bytes());
     let proof: Vec<u8> = client_key
+        .as_ref()
         .iter()
-        .zip(&signature)
+        .zip(signature.as_ref())
         .map(|(key, signature)| key ^ signature)
         .collect();
     let last = format!("{last},p={}", BASE64.encode(proof));
     let answer = ask(last.into_bytes()).map_err(Failure::Asking)?;
 
-    let server_key = mac::<D>(&salted, b"Server Key").finalize().into_bytes();
+    let server_key = hash.key(hmac::sign(&salted, b"Server Key"));
     let is_proven = std::str::from_utf8(&answer)
         .ok()
         .and_then(|answer| self::field(answer, "v="))
         .and_then(|proof| BASE64.decode(proof).ok())
-        .is_some_and(|proof| {
-            // Compares in constant time.
-            mac::<D>(&server_key, signed.as_bytes())
-                .verify_slice(&proof)
-                .is_ok()
-        });
+        // Compares in constant time.
+        .is_some_and(|proof| hmac::verify(&server_key, signed.as_bytes(), &proof).is_ok());
     match is_proven {
         true => Ok(()),
         false => Err(Failure::Distrust(
             "it could not prove that it knows the password: it may be an impostor".to_owned(),
         )),
     }
-}
-
-fn mac<D: EagerHash>(key: &[u8], message: &[u8]) -> Hmac<D> {
-    let mut mac =
-        <Hmac<D> as KeyInit>::new_from_slice(key).unwrap_or_else(|_| unreachable!("any length"));
-    mac.update(message);
-    mac
 }
 
 /// The value of the field that begins with `name`.
@@ -147,8 +172,9 @@ mod tests {
     /// The example of RFC 7677 section 3, with the server's two messages as given.
     fn converse(answers: [&str; 2]) -> (Vec<String>, Outcome) {
         let mut said = Vec::new();
-        let outcome = scram::<Sha256, ()>(
+        let outcome = scram(
             &sasl(SaslMechanism::ScramSha256),
+            &SHA_256,
             "rOprNGfwEbeRWgbNEkqO",
             |message| {
                 said.push(String::from_utf8(message).unwrap());
