@@ -122,6 +122,44 @@ fn a_lost_answer_leads_to_the_same_bytes_once_more() {
 }
 
 #[test]
+fn full_batches_are_under_way_together_and_settled_in_order() {
+    let (all_handed_over, wait) = std::sync::mpsc::channel();
+    let wait = Mutex::new(wait);
+    let held: Mutex<(usize, Vec<u8>)> = Mutex::default();
+    let broker = FakeBroker::start(move |incoming, address| match incoming.api {
+        ApiKey::InitProducerId => {
+            lock(&wait).recv().unwrap();
+            peaceful(incoming, address)
+        }
+        // Says nothing before the third request is here.
+        ApiKey::Produce => {
+            let (count, answers) = &mut *lock(&held);
+            answers.extend(incoming.frame(&written(incoming, 0, *count as i64)));
+            *count += 1;
+            match *count {
+                0..3 => Reply::Silence,
+                _ => Reply::Bytes(std::mem::take(answers)),
+            }
+        }
+        _ => peaceful(incoming, address),
+    });
+    let config = ProducerConfig {
+        batch_bytes: 1000,
+        ..ProducerConfig::default()
+    };
+    let producer = start_at(vec![broker.address()], config, Arc::new(()));
+    // No batch has room for two of them.
+    let records = (0..4).map(|_| record(&"x".repeat(700)));
+    let pending: Vec<Pending> = records
+        .map(|record| producer.send(record, in_ms(10_000)).unwrap())
+        .collect();
+    all_handed_over.send(()).unwrap();
+    let outcomes = pending.into_iter().map(|one| one.wait(in_ms(10_000)));
+    let offsets: Vec<_> = outcomes.map(|outcome| outcome.unwrap().offset).collect();
+    assert_eq!(offsets, [Some(0), Some(1), Some(2), Some(3)]);
+}
+
+#[test]
 fn a_broker_of_old_is_spoken_to_in_its_own_versions() {
     let broker = FakeBroker::start(|incoming, address| match incoming.api {
         ApiKey::ApiVersions => {
