@@ -310,6 +310,8 @@ fn a_producer_of_the_history_check() {
     let cluster = cluster_at(brokers.split(',').map(str::to_owned).collect());
     let config = ProducerConfig {
         request_timeout: Duration::from_secs(3),
+        // Two records fill a batch, so that several are under way.
+        batch_bytes: 700,
         ..ProducerConfig::default()
     };
     let producer = start(&cluster, config);
