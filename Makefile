@@ -1,7 +1,7 @@
 # tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance k8s-check check
+.PHONY: help build up down status logs demo load fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check check
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -50,6 +50,9 @@ chaos-kafka: ## the Kafka client while brokers and clients die at random, agains
 
 bench-rebalance: ## how long records wait while a group of fifteen gains and loses members
 	@scripts/test --test kafka -- rebalance:: --nocapture
+
+bench-kafka: ## the Kafka client beside librdkafka and the Java client (ROUNDS=4), in about five minutes
+	@scripts/bench-kafka
 
 k8s-check: ## docker/k8s against Kubernetes' schemas; asks no cluster
 	@scripts/k8s-check

@@ -1,0 +1,140 @@
+//! librdkafka, through the crate `rdkafka`: its own threads, no async runtime.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext, Message};
+
+use crate::measure::{BULK, Case, Measured, Stopwatch, value, waiting_callers};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn config(broker: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", broker);
+    config
+}
+
+/// As idempotent as tbd's, and as eager: records leave at once where callers wait for them.
+fn producer_config(broker: &str, linger_ms: &str) -> ClientConfig {
+    let mut config = config(broker);
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("linger.ms", linger_ms);
+    config
+}
+
+pub fn measure(case: Case, broker: &str, topic: &str) -> Measured {
+    match case {
+        Case::Produce1 | Case::Produce64 => {
+            let producer: ThreadedProducer<Wake> = producer_config(broker, "0")
+                .create_with_context(Wake)
+                .expect("start");
+            let value = value();
+            waiting_callers(case.callers(), || {
+                let (acknowledged, wait) = sync_channel(1);
+                let record =
+                    BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(acknowledged));
+                producer
+                    .send(record.payload(&value))
+                    .map_err(|(error, _)| error)
+                    .expect("room");
+                assert!(wait.recv().expect("an outcome"), "not acknowledged");
+            })
+        }
+        Case::ProduceBulk => bulk(broker, topic),
+        Case::Consume1 | Case::Consume16 => consume(broker, topic),
+    }
+}
+
+/// Wakes the caller that waits for the record.
+struct Wake;
+
+impl ClientContext for Wake {}
+
+impl ProducerContext for Wake {
+    type DeliveryOpaque = Box<SyncSender<bool>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, caller: Self::DeliveryOpaque) {
+        let _ = caller.send(result.is_ok());
+    }
+}
+
+#[derive(Default)]
+struct Latencies(Mutex<Vec<Duration>>);
+
+impl ClientContext for Latencies {}
+
+impl ProducerContext for Latencies {
+    type DeliveryOpaque = Box<Instant>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, handed_over: Self::DeliveryOpaque) {
+        assert!(result.is_ok(), "not acknowledged");
+        self.0.lock().expect("no panic").push(handed_over.elapsed());
+    }
+}
+
+fn bulk(broker: &str, topic: &str) -> Measured {
+    // Its own defaults otherwise.
+    let producer: ThreadedProducer<Latencies> = producer_config(broker, "5")
+        .create_with_context(Latencies::default())
+        .expect("start");
+    let value = value();
+    let send = || {
+        let mut record = BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(Instant::now()))
+            .payload(&value);
+        loop {
+            match producer.send(record) {
+                Ok(()) => return,
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {
+                    record = again;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err((error, _)) => panic!("{error}"),
+            }
+        }
+    };
+    send();
+    producer.flush(PATIENCE).expect("an acknowledgement");
+    producer.context().0.lock().expect("no panic").clear();
+    let stopwatch = Stopwatch::start();
+    for _ in 0..BULK {
+        send();
+    }
+    producer.flush(PATIENCE).expect("acknowledgements");
+    let latencies = std::mem::take(&mut *producer.context().0.lock().expect("no panic"));
+    stopwatch.stop(BULK, latencies)
+}
+
+fn consume(broker: &str, topic: &str) -> Measured {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970");
+    let consumer: BaseConsumer = config(broker)
+        .set("group.id", format!("bench-{}", since.as_nanos()))
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("start");
+    consumer.subscribe(&[topic]).expect("subscribe");
+    let mut bytes = 0;
+    let mut poll = || {
+        let record = consumer
+            .poll(PATIENCE)
+            .expect("a record")
+            .expect("a record");
+        bytes += record.payload().map_or(0, <[u8]>::len);
+    };
+    poll();
+    let stopwatch = Stopwatch::start();
+    for _ in 1..BULK {
+        poll();
+    }
+    stopwatch.stop(BULK - 1, Vec::new())
+}

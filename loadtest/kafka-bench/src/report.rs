@@ -1,0 +1,121 @@
+//! Medians of all rounds, for machines and for people.
+
+use std::error::Error;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::CLIENTS;
+use crate::measure::{BULK, Case, Measured, Sample, VALUE_BYTES};
+
+#[derive(Serialize)]
+struct Row {
+    case: &'static str,
+    client: &'static str,
+    records_per_second: f64,
+    /// The slowest and the fastest round.
+    records_per_second_range: (f64, f64),
+    p99_ms: Option<f64>,
+    cpu_seconds_per_million: f64,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    rounds: usize,
+    cores: usize,
+    value_bytes: usize,
+    rows: &'a [Row],
+    samples: &'a [Sample],
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+fn row(case: Case, client: &'static str, samples: &[Sample]) -> Option<Row> {
+    let own: Vec<&Measured> = samples
+        .iter()
+        .filter(|sample| sample.case == case && sample.client == client)
+        .map(|sample| &sample.measured)
+        .collect();
+    let rates: Vec<f64> = own.iter().map(|one| one.per_second()).collect();
+    let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = rates.iter().copied().fold(0.0, f64::max);
+    Some(Row {
+        case: case.name(),
+        client,
+        records_per_second: median(rates)?,
+        records_per_second_range: (least, most),
+        p99_ms: median(own.iter().filter_map(|one| one.p99_ms).collect()),
+        cpu_seconds_per_million: median(own.iter().map(|one| one.cpu_per_million()).collect())?,
+    })
+}
+
+pub fn write(samples: &[Sample], rounds: usize, folder: &Path) -> Result<(), Box<dyn Error>> {
+    let mut rows = Vec::new();
+    let mut text = String::new();
+    let cores = std::thread::available_parallelism()?.get();
+    writeln!(
+        text,
+        "# tbd's Kafka client beside librdkafka and the Java client\n"
+    )?;
+    writeln!(
+        text,
+        "`make bench-kafka`: medians of {rounds} rounds, the clients taking turns, on one machine of {cores} cores that also runs the\n\
+         broker (one Kafka node). Values of {VALUE_BYTES} bytes, no key, acks=all, idempotent, uncompressed; in bulk {BULK} records.\n\
+         p99: from handing a record over to its acknowledgement. CPU: the client's process, user and system, per million records;\n\
+         Java's without the start of its virtual machine. \"Range\" is the slowest and the fastest round.\n"
+    )?;
+    for case in Case::ALL {
+        writeln!(text, "## {}: {}\n", case.name(), case.describe())?;
+        writeln!(
+            text,
+            "| Client | Records/s | Range | of librdkafka | p99 ms | CPU s per million |"
+        )?;
+        writeln!(text, "|---|---:|---:|---:|---:|---:|")?;
+        let own: Vec<Row> = CLIENTS
+            .iter()
+            .filter_map(|client| row(case, client, samples))
+            .collect();
+        let reference = own
+            .iter()
+            .find(|row| row.client == "librdkafka")
+            .map(|row| row.records_per_second);
+        for row in own {
+            let (least, most) = row.records_per_second_range;
+            writeln!(
+                text,
+                "| {} | {:.0} | {least:.0} to {most:.0} | {} | {} | {:.2} |",
+                row.client,
+                row.records_per_second,
+                reference.map_or_else(String::new, |one| format!(
+                    "{:.2}",
+                    row.records_per_second / one
+                )),
+                row.p99_ms
+                    .map_or_else(|| "-".to_owned(), |p99| format!("{p99:.2}")),
+                row.cpu_seconds_per_million,
+            )?;
+            rows.push(row);
+        }
+        writeln!(text)?;
+    }
+    let report = Report {
+        rounds,
+        cores,
+        value_bytes: VALUE_BYTES,
+        rows: &rows,
+        samples,
+    };
+    fs::create_dir_all(folder)?;
+    fs::write(
+        folder.join("kafka.json"),
+        serde_json::to_string_pretty(&report)? + "\n",
+    )?;
+    fs::write(folder.join("kafka.md"), &text)?;
+    println!("{text}");
+    Ok(())
+}
