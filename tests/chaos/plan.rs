@@ -151,7 +151,7 @@ impl Plan {
                 free_at.insert(target, start + lasts + fault.recovery());
                 self.faults.push(fault);
             }
-            at += millis(random, 300..1500);
+            at += millis(random, 300..1000);
         }
         self.faults.sort_by_key(|fault| fault.at);
         self.faults
