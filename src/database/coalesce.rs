@@ -35,7 +35,7 @@ struct State<J, R> {
 
 struct Ticket<J, R> {
     job: J,
-    /// Locked only while the state is locked, and always within it.
+    /// Locked last: within the state's lock, or without it.
     phase: Mutex<Phase<R>>,
     changed: Condvar,
 }
@@ -99,54 +99,57 @@ impl<J: Job, R> Coalescer<J, R> {
             phase: Mutex::new(Phase::Waiting),
             changed: Condvar::new(),
         });
-        let mut state = self.lock();
-        if state.writers < self.writers_max {
-            state.writers += 1;
-            set(&ticket, Phase::Promoted);
-        } else {
-            state.queue.push_back(Arc::clone(&ticket));
+        {
+            let mut state = self.lock();
+            if state.writers < self.writers_max {
+                state.writers += 1;
+                ticket.set(Phase::Promoted);
+            } else {
+                state.queue.push_back(Arc::clone(&ticket));
+            }
         }
         loop {
-            // On a line of its own: the guard must not live through the arms.
-            let phase = std::mem::replace(&mut *lock(&ticket.phase), Phase::Waiting);
-            match phase {
+            match ticket.wait(deadline) {
                 Phase::Done(answer) => return Ok(answer),
                 Phase::Abandoned | Phase::Over => return Err(NotDone::Unknown),
                 Phase::Promoted => {
-                    let batch = self.gather(Arc::clone(&ticket), &mut state);
-                    drop(state);
+                    let batch = self.gather(Arc::clone(&ticket));
                     self.write(batch, &mut work);
-                    state = self.lock();
                 }
                 Phase::Waiting => {
-                    let left = deadline.remaining();
-                    if left.is_zero() {
-                        let queued = state.queue.len();
-                        state.queue.retain(|waiting| !Arc::ptr_eq(waiting, &ticket));
-                        set(&ticket, Phase::Over);
-                        return Err(match state.queue.len() < queued {
-                            true => NotDone::NotBegun,
-                            false => NotDone::Unknown,
-                        });
+                    if let Some(not_done) = self.withdraw(&ticket) {
+                        return Err(not_done);
                     }
-                    state = ticket
-                        .changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
                 }
             }
         }
     }
 
+    /// Takes a job back whose time is over; `None` if it has moved on in this moment.
+    fn withdraw(&self, ticket: &Arc<Ticket<J, R>>) -> Option<NotDone> {
+        let mut state = self.lock();
+        let mut phase = lock(&ticket.phase);
+        if !matches!(*phase, Phase::Waiting) {
+            return None;
+        }
+        *phase = Phase::Over;
+        let queued = state.queue.len();
+        state.queue.retain(|waiting| !Arc::ptr_eq(waiting, ticket));
+        Some(match state.queue.len() < queued {
+            true => NotDone::NotBegun,
+            false => NotDone::Unknown,
+        })
+    }
+
     /// The writer's own job and the oldest of those that wait; of each key one only, the
     /// next waits for it.
-    fn gather(&self, own: Arc<Ticket<J, R>>, state: &mut State<J, R>) -> Vec<Arc<Ticket<J, R>>> {
+    fn gather(&self, own: Arc<Ticket<J, R>>) -> Vec<Arc<Ticket<J, R>>> {
         // Two keys with one hash wait for each other needlessly, which is harmless.
         let hash = |ticket: &Ticket<J, R>| self.hasher.hash_one(ticket.job.key());
         let mut keys = HashSet::from([hash(&own)]);
         let mut batch = vec![own];
         let mut later = Vec::new();
+        let mut state = self.lock();
         while batch.len() < self.batch_max
             && let Some(ticket) = state.queue.pop_front()
         {
@@ -189,27 +192,50 @@ struct Writer<'a, J: Job, R> {
 
 impl<J: Job, R> Drop for Writer<'_, J, R> {
     fn drop(&mut self) {
+        // The place first: the next piece is written while the answers of this one are handed out.
         let mut state = self.coalescer.lock();
+        match state.queue.pop_front() {
+            // Under the lock, or it could be withdrawn in between and the place be lost.
+            Some(next) => next.set(Phase::Promoted),
+            None => state.writers -= 1,
+        }
+        drop(state);
         let mut answers = self.answers.drain(..);
         for ticket in self.batch.drain(..) {
-            set(
-                &ticket,
-                answers.next().map_or(Phase::Abandoned, Phase::Done),
-            );
-        }
-        match state.queue.pop_front() {
-            Some(next) => set(&next, Phase::Promoted),
-            None => state.writers -= 1,
+            ticket.set(answers.next().map_or(Phase::Abandoned, Phase::Done));
         }
     }
 }
 
-/// Moves a ticket on, unless its caller has gone.
-fn set<J, R>(ticket: &Ticket<J, R>, phase: Phase<R>) {
-    let mut now = lock(&ticket.phase);
-    if !matches!(*now, Phase::Over) {
-        *now = phase;
-        ticket.changed.notify_one();
+impl<J, R> Ticket<J, R> {
+    /// Moves it on, unless its caller has gone.
+    fn set(&self, phase: Phase<R>) {
+        let mut now = lock(&self.phase);
+        if !matches!(*now, Phase::Over) {
+            *now = phase;
+            drop(now);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits until it has moved on; [`Phase::Waiting`] if it has not by `deadline`.
+    fn wait(&self, deadline: Deadline) -> Phase<R> {
+        let mut phase = lock(&self.phase);
+        loop {
+            match std::mem::replace(&mut *phase, Phase::Waiting) {
+                Phase::Waiting => {}
+                moved_on => return moved_on,
+            }
+            let left = deadline.remaining();
+            if left.is_zero() {
+                return Phase::Waiting;
+            }
+            phase = self
+                .changed
+                .wait_timeout(phase, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
     }
 }
 

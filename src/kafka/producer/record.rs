@@ -189,6 +189,8 @@ impl Slot {
             return false;
         }
         *stage = Stage::Done(outcome);
+        // Whoever wakes finds the lock free.
+        drop(stage);
         self.done.notify_all();
         true
     }

@@ -172,14 +172,12 @@ impl Housekeeping {
     }
 
     fn clean_once(&self, first: OrderId, inbox: &DeliveryInbox) {
-        let gather = Deadline::after(CLEAN_GATHER);
-        let mut order_ids = vec![first];
-        while order_ids.len() < CLEAN_BATCH {
-            match inbox.acknowledged.recv_deadline(gather.instant()) {
-                Ok(order_id) => order_ids.push(order_id),
-                Err(_) => break,
-            }
+        // Not a wake-up for each: they gather in the channel meanwhile.
+        if inbox.acknowledged.len() < CLEAN_BATCH {
+            self.stop.wait_for(CLEAN_GATHER);
         }
+        let mut order_ids = vec![first];
+        order_ids.extend(inbox.acknowledged.try_iter().take(CLEAN_BATCH - 1));
         if let Err(error) = self
             .outbox
             .remove(&order_ids, Deadline::after(STORE_BUDGET))
