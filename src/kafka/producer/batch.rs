@@ -39,9 +39,11 @@ impl Compression {
 
 /// Who sends, as the broker knows it: what makes repetitions recognisable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) producer_id: i64,
-    pub(super) epoch: i16,
+pub struct Identity {
+    /// Given by the cluster.
+    pub producer_id: i64,
+    /// Raised when the sender starts counting anew.
+    pub epoch: i16,
 }
 
 /// Batch length counts from behind itself.
@@ -54,7 +56,7 @@ const ATTRIBUTES_AT: usize = 21;
 ///
 /// # Errors
 /// The compressor's words, or that the batch exceeds what the format can hold.
-pub(super) fn encode<'a>(
+pub fn encode<'a>(
     records: impl Iterator<Item = (&'a Record, i64)> + Clone,
     compression: Compression,
     identity: Identity,

@@ -39,7 +39,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub use batch::Compression;
+pub use batch::{Compression, Identity, encode as encode_batch};
 pub use record::{Certainty, Outcome, ProduceError, Record, RecordMetadata};
 
 use super::cluster::Cluster;
