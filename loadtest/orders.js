@@ -6,10 +6,8 @@
 //
 // k6 run -e VUS=50 -e DURATION=1m loadtest/orders.js, or `make load VUS=50 DURATION=1m`, which fetches k6 as well.
 // Nothing is imported from the network. The run fails when an answer is not a 202 or the 95th percentile exceeds 500 ms.
-import http from 'k6/http';
 import { check } from 'k6';
-
-const url = `${__ENV.BASE_URL || 'http://localhost:8080'}/v1/orders`;
+import { newOrder, postOrder } from './lib.js';
 
 export const options = {
   vus: Number(__ENV.VUS || 20),
@@ -21,19 +19,7 @@ export const options = {
   },
 };
 
-// A random (version 4) UUID.
-function uuidv4() {
-  const bytes = new Uint8Array(crypto.getRandomValues(new Uint8Array(16)));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
-  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join('-');
-}
-
 export default function () {
-  const headers = { 'Content-Type': 'application/json', 'Idempotency-Key': uuidv4() };
-  const body = JSON.stringify({ customer_email: `user${__VU}@example.com`, amount_cents: 1999 });
-
-  const response = http.post(url, body, { headers, tags: { name: 'POST /v1/orders' } });
+  const response = postOrder(newOrder());
   check(response, { 'status 202': (r) => r.status === 202 });
 }
