@@ -1,7 +1,7 @@
 # tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check check
+.PHONY: help build up down status logs demo load bench fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check check
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -24,8 +24,11 @@ logs: ## follow the logs (SERVICE=api for one)
 demo: ## one order's life, through nginx, Kafka and the worker
 	@scripts/demo
 
-load: ## k6 against the running system (BASE_URL, VUS, DURATION)
+load: ## k6 against the running system (SCRIPT, BASE_URL, VUS, DURATION)
 	@scripts/load
+
+bench: ## what the system can do on this machine, into loadtest/results (knobs: scripts/bench; SWEEP=1)
+	@scripts/bench
 
 fmt: ## format the code
 	cargo fmt

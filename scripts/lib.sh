@@ -15,6 +15,7 @@ POSTGRES_VERSION=17.11.0
 KAFKA_VERSION=4.1.0
 MIGRATE_VERSION=v4.19.0
 K6_VERSION=v1.8.1
+VEGETA_VERSION=v12.12.0
 KUSTOMIZE_VERSION=v5.7.1
 
 POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
@@ -23,6 +24,7 @@ KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 python_home() { printf '%s-%s' "$CACHE/$1" "$(sha256sum "$2" | cut -c 1-12)"; }
 SCHEMATHESIS_HOME=$(python_home schemathesis "$ROOT/tests/openapi/requirements.txt")
 KUBERNETES_VALIDATE_HOME=$(python_home kubernetes-validate "$ROOT/tests/kubernetes/requirements.txt")
+PLOTS_HOME=$(python_home plots "$ROOT/loadtest/bench/requirements.txt")
 LIBRDKAFKA_HOME=$(python_home librdkafka "$ROOT/tests/kafka/requirements.txt")
 
 say() { printf '%s\n' "$*" >&2; }

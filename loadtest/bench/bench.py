@@ -1,0 +1,272 @@
+"""What the system can do on this machine, measured side by side; scripts/bench sets everything up and explains the knobs."""
+
+import http.client
+import json
+import statistics
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import load
+import report
+from processes import Window, first_line, machine
+from system import ENV, HERE, Program, seed, settle, sql, sql_file, wait_until
+
+DURATION = int(ENV.get("DURATION") or 4)
+REPETITIONS = int(ENV.get("REPETITIONS") or 3)
+CONNECTIONS = [int(n) for n in (ENV.get("CONNECTIONS") or "1 20 64 256").split()]
+PARTS = (ENV.get("PARTS") or "requests worker list").split()
+KNOWN = int(ENV.get("KNOWN_ORDERS") or 100_000)
+BACKLOG = int(ENV.get("BACKLOG") or 100_000)
+LIST_ORDERS = int(ENV.get("LIST_ORDERS") or 1_000_000)
+SEED_VUS = 20  # as many as the script has that the project began with
+
+API_PORT, WORKER_PORT = int(ENV["BENCH_API_PORT"]), int(ENV["BENCH_WORKER_PORT"])
+SERVERS = {"postgres": int(ENV["BENCH_POSTGRES_PID"]), "kafka": int(ENV["BENCH_KAFKA_PID"])}
+
+measured = []
+
+
+def record(case, values, **conditions):
+    """Keeps what one measurement gave."""
+    measured.append({"case": case, **conditions, **values})
+    figures = {key: round(value, 3) for key, value in values.items() if isinstance(value, float)}
+    named = " ".join(f"{key}={value}" for key, value in conditions.items())
+    print(f"{case} {named}: {figures}", file=sys.stderr)
+    return values
+
+
+def api(**settings):
+    program = Program("tbd-api", API_PORT, settings)
+    record("api start", {"ready_seconds": program.ready_seconds})
+    return program
+
+
+def worker(**settings):
+    return Program("tbd-worker", WORKER_PORT, settings)
+
+
+def closed(case, program, script, connections):
+    values = load.wrk(program, script, connections, DURATION, {"api": program.pid, **SERVERS})
+    settle()
+    return record(case, values, connections=connections)
+
+
+# ------------------------------------------------------------------------------------------------------ requests
+
+
+def ceiling():
+    """What PostgreSQL can do by itself."""
+    for clients in (20, 64):
+        for script in ("insert", "update", "select"):
+            record(f"pgbench {script}", load.pgbench(f"{script}.sql", clients, DURATION, KNOWN), connections=clients)
+
+
+def requests():
+    seed(KNOWN)
+    ceiling()
+    seed(KNOWN)
+    with api(EVENT_DELIVERY="direct") as program:
+        load.wrk(program, "post.lua", 64, 3, {})  # warms up Kafka's compiler, the pool, the caches
+        for connections in CONNECTIONS:
+            for name in ("POST", "replay", "GET", "list", "mixed"):
+                values = closed(f"{name} direct" if name == "POST" else name, program, f"{name.lower()}.lua", connections)
+                if (name, connections) == ("POST", 64):
+                    capacity = values["throughput"]
+        groups = {"api": program.pid, **SERVERS}
+        record("POST at 50 % of capacity", load.open_model(program, capacity / 2, DURATION, groups))
+        settle()
+        record("k6 orders.js", load.k6(program, "orders.js", DURATION, SEED_VUS, groups), connections=SEED_VUS)
+        settle()
+    for case, settings in {"POST outbox": {"EVENT_DELIVERY": "outbox"}, "POST direct, not coalesced": {"DB_COALESCE": "off"}}.items():
+        with api(**settings) as program:
+            load.wrk(program, "post.lua", 64, 1, {})
+            for connections in CONNECTIONS:
+                closed(case, program, "post.lua", connections)
+
+
+# -------------------------------------------------------------------------------------------------------- worker
+
+
+def all_done():
+    return sql("SELECT NOT EXISTS (SELECT FROM orders WHERE status IN ('pending', 'processing'))") == "t"
+
+
+def own_topics(name):
+    """Topics and a group that nothing has been written to."""
+    topics = {f"KAFKA_TOPIC_ORDER_{kind}": f"{name}.{kind.lower()}" for kind in ("CREATED", "PROCESSED", "FAILED", "DLQ")}
+    return {**topics, "KAFKA_CONSUMER_GROUP": name}
+
+
+def drain(repetition):
+    """A backlog, and a worker that finds it."""
+    topics = own_topics(f"backlog-{repetition}")
+    sql_file("backlog.sql", orders=BACKLOG, type=topics["KAFKA_TOPIC_ORDER_CREATED"])
+    with api(EVENT_DELIVERY="outbox", **topics):
+        settle()
+    with worker(**topics) as program:
+        processed = lambda: program.counter("orders_processed_total")
+        window = Window({"worker": program.pid, **SERVERS}, processed, program.pid)
+        wait_until("the backlog to be drained", 120, all_done)
+        used = window.end()
+    rate = float(sql(f"SELECT {BACKLOG} / extract(epoch FROM max(updated_at) - min(updated_at)) FROM orders"))
+    record("backlog", {**used, "throughput": rate})
+
+
+DELAYS = """SELECT json_build_object('orders', orders, 'p50_ms', p[1], 'p99_ms', p[2], 'max_ms', p[3]) FROM (
+    SELECT count(*), percentile_cont('{0.5,0.99,1}'::float8[]) WITHIN GROUP (
+        ORDER BY 1000 * extract(epoch FROM updated_at - created_at)::float8) FROM orders) AS delays (orders, p)"""
+
+
+def end_to_end(repetition):
+    """From the POST to the order's completion, by the order's own two times, which both come from this machine's clock."""
+    topics = own_topics(f"delay-{repetition}")
+    with api(**topics) as program, worker(**topics) as consumer:
+        groups = {"api": program.pid, "worker": consumer.pid, **SERVERS}
+
+        def begin():
+            settle()
+            wait_until("all orders to be done", 120, all_done)
+            sql("TRUNCATE orders, idempotency_keys, outbox")
+
+        begin()
+        load.wrk(program, "post.lua", 64, 2, {})
+        begin()
+        load.wrk(program, "post.lua", 64, DURATION, {})
+        wait_until("all orders to be done", 120, all_done)
+        rate = float(sql("SELECT count(*) / extract(epoch FROM max(updated_at) - min(created_at)) FROM orders"))
+        record("POST to completed, capacity", {"throughput": rate})
+        for share in (25, 50, 75):
+            begin()
+            seen = load.open_model(program, rate * share / 100, DURATION + 2, groups)
+            wait_until("all orders to be done", 120, all_done)
+            posts = {f"POST {key}": seen.pop(key) for key in [*seen] if key.endswith("_ms")}
+            record("POST to completed", {**seen, **posts, **json.loads(sql(DELAYS))}, share=share)
+
+
+# ---------------------------------------------------------------------------------------------------------- list
+
+
+def listing():
+    """How long a page takes when the table is large, asked one after the other."""
+    times = 200
+    seed(LIST_ORDERS)
+    with api() as program:
+        connection = http.client.HTTPConnection("127.0.0.1", API_PORT, timeout=35)
+
+        def ask(path):
+            begun = time.perf_counter()
+            connection.request("GET", "/v1/orders" + path)
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"{path}: {answer.status}")
+            return (time.perf_counter() - begun) * 1e3, json.loads(body)
+
+        middle = ask("?page=10000")[1]["next_cursor"]
+        pages = {
+            "first page": "", "100 orders": "?page_size=100", "completed": "?status=completed", "failed (1 %)": "?status=failed",
+            "pending (none)": "?status=pending", "cursor": f"?cursor={ask('')[1]['next_cursor']}",
+            "cursor, 200,000 deep": f"?cursor={middle}", "page 10,000": "?page=10000",
+        }
+        for name, path in pages.items():
+            took = sorted(ask(path)[0] for _ in range(times))
+            record(f"list, {name}", {"p50_ms": statistics.median(took), "p99_ms": took[int(times * 0.99)]}, orders=LIST_ORDERS)
+
+
+# ---------------------------------------------------------------------------------------------------------- sweep
+
+
+def sweep():
+    """What grows with what: one knob at a time, everything else at its default."""
+    seed(KNOWN)
+    for variable, values in {"HTTP_WORKERS": (1, 4, 16, 64, 128, 256, 512), "DB_MAX_CONNS": (1, 2, 5, 10, 25, 50, 100)}.items():
+        for value in values:
+            with api(**{variable: str(value)}) as program:
+                sweep_point(program, variable, value, 256)
+    with api() as program:
+        for connections in (1, 4, 16, 64, 256, 1000, 2000):
+            sweep_point(program, "connections", connections, connections)
+    for variable, values in {"WORKER_CONCURRENCY": (1, 2, 5, 16, 64), "KAFKA_TOPIC_PARTITIONS": (1, 4, 16, 64)}.items():
+        for value in values:
+            sweep_drain(variable, value)
+    for orders in (10_000, 100_000, 1_000_000, 3_000_000):
+        seed(orders)
+        ENV["KNOWN_ORDERS"] = str(orders)
+        with api() as program:
+            sweep_point(program, "orders in the table", orders, 64, ("POST", "GET", "list"))
+
+
+def sweep_point(program, knob, value, connections, names=("POST", "GET")):
+    for name in names:
+        seen = load.wrk(program, f"{name.lower()}.lua", connections, DURATION, {"api": program.pid, **SERVERS})
+        record(f"sweep {knob} {name}", seen, value=value)
+        settle()
+
+
+def sweep_drain(variable, value):
+    topics = {**own_topics(f"sweep-{variable.lower()}-{value}"), variable: str(value)}
+    sql_file("backlog.sql", orders=BACKLOG, type=topics["KAFKA_TOPIC_ORDER_CREATED"])
+    with api(EVENT_DELIVERY="outbox", **topics):
+        settle()
+    with worker(**topics):
+        wait_until("the backlog to be drained", 120, all_done)
+    rate = float(sql(f"SELECT {BACKLOG} / extract(epoch FROM max(updated_at) - min(updated_at)) FROM orders"))
+    record(f"sweep {variable} backlog", {"throughput": rate}, value=value)
+
+
+# ----------------------------------------------------------------------------------------------------------- main
+
+
+def versions():
+    binaries = Path(ENV["TBD_BIN"])
+    return {
+        "commit": first_line("git", "-C", str(HERE), "describe", "--always", "--dirty"),
+        "rust": first_line("rustc", "--version"),
+        "postgres": sql("SHOW server_version"),
+        "kafka": ENV["KAFKA_VERSION"],
+        "java": first_line("java", "-version"),
+        "wrk": "4.1.0",
+        "pgbench": first_line("pgbench", "--version"),
+        "k6": first_line(ENV["K6"], "version"),
+        "tbd-api MiB": round((binaries / "tbd-api").stat().st_size / 2**20, 2),
+        "tbd-worker MiB": round((binaries / "tbd-worker").stat().st_size / 2**20, 2),
+    }
+
+
+def settings():
+    names = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size", "max_connections")
+    own = {key: value for key, value in ENV.items() if key.split("_")[0] in ("HTTP", "DB", "EVENT", "LOG", "OTEL", "WORKER")}
+    for private in ("DB_PASSWORD", "DB_HOST", "DB_PORT", "DB_USER", "DB_NAME"):
+        own.pop(private, None)
+    return {
+        **{name: sql(f"SHOW {name}") for name in names},
+        "file system": ENV["BENCH_FILE_SYSTEM"], "duration_s": DURATION, "repetitions": REPETITIONS, **own,
+    }
+
+
+def main():
+    begun = time.monotonic()
+    # Migrates the empty database.
+    with Program("tbd-api", API_PORT, {}):
+        pass
+    about = {
+        "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(), "versions": versions(), "settings": settings(),
+    }
+    for repetition in range(1, REPETITIONS + 1):
+        if "requests" in PARTS:
+            requests()
+        if "worker" in PARTS:
+            drain(repetition)
+            end_to_end(repetition)
+    if "list" in PARTS:
+        listing()
+    if "sweep" in PARTS:
+        sweep()
+    about["seconds"] = round(time.monotonic() - begun)
+    report.write(about, measured, ENV["BENCH_NAME"])
+
+
+main()

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""The numbers behind docs/scaling.md: what tens, hundreds and thousands of times this machine's load would take.
+
+usage: loadtest/scaling.py [RESULTS]      RESULTS: a bench.json of `make bench`; standard library only
+
+Two models, both small enough to be argued with:
+- arithmetic: the CPU that an order costs in each part (measured) times the orders per second, and the bytes that it leaves;
+- a simulation, event by event, of the way of a POST through one database: requests come at random, a few writers carry what
+  gathered meanwhile in one commit, then as many Kafka requests under way as brokers do the same. It shows how the delay
+  grows with the load, and where it leaves the ground.
+"""
+
+import heapq
+import json
+import math
+import random
+import statistics
+import sys
+from collections import deque
+from pathlib import Path
+
+# What an order takes, microseconds of CPU, until measured values replace them.
+CPU_US = {"api": 120.0, "postgres": 110.0, "kafka": 40.0, "worker": 60.0}
+# Bytes that an order leaves: rows and index entries of order and key; WAL; records of order.created and order.processed.
+TABLE_BYTES, WAL_BYTES, EVENT_BYTES = 900, 2_600, 2 * 700
+KEY_SHARE = 0.55  # of the table's bytes, gone after IDEMPOTENCY_TTL
+BUSY_MAX = 0.6  # of a core, so that there is room for a burst and for the loss of a machine
+ROWS_MAX, WRITERS = 64, 2
+
+
+def measured(path):
+    """The costs of POST at 64 connections and of the worker's backlog."""
+    cases = {case["case"]: case for case in json.loads(Path(path).read_text())["summary"]}
+    costs = dict(CPU_US)
+    post, backlog = cases.get("POST direct 64"), cases.get("backlog")
+    if post:
+        costs["api"] = post["cpu_us api"][0]
+        costs["postgres"] = post["cpu_us postgres"][0]
+        costs["kafka"] = post["cpu_us kafka"][0]
+    if backlog:
+        costs["worker"] = backlog["cpu_us worker"][0]
+        costs["postgres"] += backlog["cpu_us postgres"][0]
+        costs["kafka"] += backlog["cpu_us kafka"][0]
+    throughput = post["throughput"][0] if post else 5_000
+    return costs, throughput
+
+
+def batching(arrivals, servers, batch_max, seconds_of):
+    """When each arrival is done, at a station whose servers take all that has gathered."""
+    free = [0.0] * servers
+    heapq.heapify(free)
+    waiting, done, at = deque(), [0.0] * len(arrivals), 0
+    while at < len(arrivals) or waiting:
+        start = heapq.heappop(free)
+        if not waiting:
+            start = max(start, arrivals[at])
+        while at < len(arrivals) and arrivals[at] <= start:
+            waiting.append(at)
+            at += 1
+        batch = [waiting.popleft() for _ in range(min(batch_max, len(waiting)))]
+        end = start + seconds_of(len(batch))
+        for one in batch:
+            done[one] = end
+        heapq.heappush(free, end)
+    return done
+
+
+def delays(rate, databases, brokers, row_us, commit_ms, kafka_ms, seconds=4.0):
+    """Median and 99th percentile, in ms, of an order's way through its database and its broker."""
+    rng = random.Random(1)
+    per_database = rate / databases
+    arrivals, now = [], 0.0
+    while now < seconds:
+        now += rng.expovariate(per_database)
+        arrivals.append(now)
+    jitter = lambda: rng.expovariate(1.0)
+    commit = lambda rows: (commit_ms * (0.7 + 0.3 * jitter()) + rows * row_us / 1e3) / 1e3
+    stored = batching(arrivals, WRITERS, ROWS_MAX, commit)
+    # Each broker leads its share; the records of one database spread over all of them.
+    order = sorted(range(len(arrivals)), key=stored.__getitem__)
+    acknowledged = [0.0] * len(arrivals)
+    for broker in range(brokers):
+        mine = [one for one in order if one % brokers == broker]
+        ends = batching([stored[one] for one in mine], 1, 10_000, lambda _: kafka_ms * (0.7 + 0.3 * jitter()) / 1e3)
+        for one, end in zip(mine, ends):
+            acknowledged[one] = end
+    took = sorted((end - begin) * 1e3 for begin, end in zip(arrivals, acknowledged))
+    return statistics.median(took), took[int(len(took) * 0.99)]
+
+
+def human(number, unit):
+    """Bytes with a prefix."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if number < 1000:
+            return f"{number:.3g} {prefix}{unit}"
+        number /= 1000
+    return f"{number:.3g} P{unit}"
+
+
+def main():
+    costs, base = measured(sys.argv[1]) if len(sys.argv) > 1 else (CPU_US, 5_000)
+    base = round(base, -2)
+    print(f"An order costs, in CPU microseconds: {', '.join(f'{part} {cost:.0f}' for part, cost in costs.items())}.\n")
+    print("| | " + " | ".join(f"{factor:,}x" for factor in (1, 10, 100, 1000)) + " |")
+    print("|---|---|---|---|---|")
+    rates = [base * factor for factor in (1, 10, 100, 1000)]
+    rows = {"orders per second": [f"{rate:,.0f}" for rate in rates]}
+    for part, cost in costs.items():
+        rows[f"cores: {part}"] = [f"{max(1, math.ceil(rate * cost / 1e6 / BUSY_MAX)):,}" for rate in rates]
+    # A primary: what one machine's cores, and one WAL, can take.
+    rows["PostgreSQL primaries of 32 cores"] = [f"{math.ceil(rate * costs['postgres'] / 1e6 / BUSY_MAX / 32):,}" for rate in rates]
+    rows["WAL"] = [human(rate * WAL_BYTES, "B/s") for rate in rates]
+    rows["tables grow, a day"] = [human(rate * TABLE_BYTES * 86_400, "B") for rate in rates]
+    rows["of these keys, gone after 72 h"] = [human(rate * TABLE_BYTES * KEY_SHARE * 86_400 * 3, "B") for rate in rates]
+    rows["events, a day, one replica"] = [human(rate * EVENT_BYTES * 86_400, "B") for rate in rates]
+    for name, cells in rows.items():
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+    print("\nOne database, one broker of 1 ms: delay of a POST's way (simulated; median / 99th percentile, ms)\n")
+    commits = (0.5, 2.0, 10.0)
+    print("| orders per second | " + " | ".join(f"commit of {commit:g} ms" for commit in commits) + " |")
+    print("|---|" + "---|" * len(commits))
+    for rate in (100, 1_000, 5_000, 10_000, 20_000, 40_000):
+        cells = []
+        for commit in commits:
+            median, p99 = delays(rate, 1, 1, 25.0, commit, 1.0)
+            cells.append("beyond its capacity" if p99 > 1_000 else f"{median:.1f} / {p99:.1f}")
+        print(f"| {rate:,} | " + " | ".join(cells) + " |")
+
+
+main()
