@@ -196,7 +196,8 @@ kafka_create() {
     "listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller" \
     "advertised.listeners=PLAINTEXT://127.0.0.1:$port" controller.listener.names=CONTROLLER \
     "log.dirs=$folder/data" auto.create.topics.enable=false group.initial.rebalance.delay.ms=0 \
-    group.min.session.timeout.ms=1000 offsets.topic.num.partitions=8 offsets.topic.replication.factor=1 \
+    group.min.session.timeout.ms=1000 group.consumer.min.session.timeout.ms=1000 group.consumer.session.timeout.ms=10000 \
+    group.consumer.min.heartbeat.interval.ms=500 group.consumer.heartbeat.interval.ms=1000 offsets.topic.num.partitions=8 offsets.topic.replication.factor=1 \
     transaction.state.log.num.partitions=4 transaction.state.log.replication.factor=1 \
     transaction.state.log.min.isr=1 share.coordinator.state.topic.replication.factor=1 \
     share.coordinator.state.topic.min.isr=1 num.network.threads=2 num.io.threads=4 "${settings[@]}" >"$folder/server.properties"

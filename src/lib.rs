@@ -30,6 +30,7 @@
 //! | `database-connect-N` | 3 | the pool's next connection to make | with the pool |
 //! | `database-watchdog` | 1 per pool, health check and run of migrations | the next limit of a statement | with its connections |
 //! | `database-health`, `kafka-health` | 1 each | the next check, the answer | the stop signal |
+//! | `kafka-lag` | 1 | the next measurement, the brokers | the stop signal |
 //! | `migrations` | 1 in the api | the database; the migration lock | when the schema is up to date |
 //! | `outbox-relay` | 1 in the api | new events, at most 1 s | the stop signal |
 //! | `outbox-cleaner` | 1 in the api | acknowledged events | the stop signal |

@@ -11,7 +11,7 @@ use tbd::health::Monitor;
 use tbd::http_server::Router;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, page, routes};
-use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus};
+use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus, watch_lag};
 use tbd::orders::adapters::postgres::PostgresStore;
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
@@ -88,6 +88,13 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let (kafka_health, thread) =
         Monitor::start("kafka-health", stop.clone(), kafka.clone().health_check())?;
     threads.push(thread);
+    threads.push(watch_lag(
+        kafka.cluster.clone(),
+        config.kafka.consumer_group.clone(),
+        config.kafka.topic_order_created.clone(),
+        metrics.kafka.clone(),
+        stop.clone(),
+    )?);
     if config.auto_migrate {
         threads.push(service::start_migrations(migrator, database, stop.clone())?);
     }

@@ -4,14 +4,14 @@ use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tbd::config::{CommandLine, Program, WorkerConfig};
+use tbd::config::{CommandLine, GroupProtocol as WantedProtocol, Program, WorkerConfig};
 use tbd::database::HealthCheck;
 use tbd::database::migrations::{Migrator, Source};
 use tbd::deadline::Deadline;
 use tbd::health::Monitor;
 use tbd::http_server::Router;
-use tbd::kafka::consumer::ConsumerConfig;
-use tbd::orders::adapters::kafka::{ConsumerSettings, KafkaEventBus, OrderConsumers};
+use tbd::kafka::consumer::{ConsumerConfig, GroupProtocol};
+use tbd::orders::adapters::kafka::{ConsumerSettings, KafkaEventBus, OrderConsumers, watch_lag};
 use tbd::orders::adapters::postgres::PostgresStore;
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
 use tbd::orders::app::commands::ProcessOrders;
@@ -97,6 +97,10 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         [config.kafka.topic_order_created.clone()],
     );
     consumer.set_session_timeout(config.kafka.session_timeout);
+    consumer.group_protocol = match config.kafka.group_protocol {
+        WantedProtocol::Classic => GroupProtocol::Classic,
+        WantedProtocol::Consumer => GroupProtocol::Consumer,
+    };
     consumer.max_poll_records = batch_size(config.processing_time);
     let mut threads = consumers.start(ConsumerSettings {
         cluster: kafka.cluster.clone(),
@@ -104,7 +108,14 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         metrics: metrics.kafka.clone(),
         concurrency: config.concurrency,
     })?;
-    threads.extend([database_thread, kafka_thread]);
+    let lag_thread = watch_lag(
+        kafka.cluster.clone(),
+        config.kafka.consumer_group.clone(),
+        config.kafka.topic_order_created.clone(),
+        metrics.kafka.clone(),
+        stop.clone(),
+    )?;
+    threads.extend([database_thread, kafka_thread, lag_thread]);
 
     signal.wait()?;
 

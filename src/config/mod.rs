@@ -171,7 +171,7 @@ pub struct KafkaSettings {
     pub topic_partitions: i32,
     /// Replicas of a topic made at start.
     pub topic_replication: i16,
-    /// Consumer group of the workers; its default in the API, which has none.
+    /// Consumer group of the workers.
     pub consumer_group: String,
     /// Silence after which the group gives a member up; its default in the API.
     pub session_timeout: Duration,
@@ -179,6 +179,8 @@ pub struct KafkaSettings {
     pub security: KafkaSecurity,
     /// How published records are compressed.
     pub compression: Compression,
+    /// How the group's members share partitions; its default in the API.
+    pub group_protocol: GroupProtocol,
 }
 
 /// How records are compressed.
@@ -231,6 +233,15 @@ pub enum AuthKey {
     JwksFile(PathBuf),
     /// This secret.
     Hs256(Secret),
+}
+
+/// How members of a consumer group share partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupProtocol {
+    /// A member decides for all.
+    Classic,
+    /// The coordinator decides (KIP-848).
+    Consumer,
 }
 
 /// When a created order is acknowledged.
@@ -365,8 +376,14 @@ impl WorkerConfig {
         };
         let session = duration(Duration::from_secs(6)..=Duration::from_secs(30 * 60));
         let group = GroupSettings {
-            consumer_group: reader.get("KAFKA_CONSUMER_GROUP", text(255)),
             session_timeout: reader.get("KAFKA_SESSION_TIMEOUT", session),
+            protocol: reader.get(
+                "KAFKA_GROUP_PROTOCOL",
+                choice(&[
+                    ("classic", GroupProtocol::Classic),
+                    ("consumer", GroupProtocol::Consumer),
+                ]),
+            ),
         };
         let (acceptors, workers, queue) = Self::HTTP_POOL;
         Self {
@@ -400,17 +417,17 @@ struct PoolLimits {
     conn_max_lifetime: Duration,
 }
 
-/// The consumer group, which the API has none of.
+/// Membership of the consumer group, which the API has none of.
 struct GroupSettings {
-    consumer_group: String,
     session_timeout: Duration,
+    protocol: GroupProtocol,
 }
 
 impl Default for GroupSettings {
     fn default() -> Self {
         Self {
-            consumer_group: "tbd-workers".to_owned(),
             session_timeout: Duration::from_secs(10),
+            protocol: GroupProtocol::Classic,
         }
     }
 }
@@ -481,7 +498,7 @@ fn kafka_settings(reader: &mut Reader<'_>, group: GroupSettings) -> KafkaSetting
         topic_order_dlq: dlq,
         topic_partitions: reader.get("KAFKA_TOPIC_PARTITIONS", number(1..=10_000)),
         topic_replication: reader.get("KAFKA_TOPIC_REPLICATION", number(1..=100)),
-        consumer_group: group.consumer_group,
+        consumer_group: reader.get("KAFKA_CONSUMER_GROUP", text(255)),
         session_timeout: group.session_timeout,
         security: security::kafka_security(reader),
         compression: reader.get(
@@ -494,6 +511,7 @@ fn kafka_settings(reader: &mut Reader<'_>, group: GroupSettings) -> KafkaSetting
                 ("zstd", Compression::Zstd),
             ]),
         ),
+        group_protocol: group.protocol,
     }
 }
 

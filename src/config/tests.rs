@@ -110,7 +110,7 @@ fn each_program_reads_exactly_its_rows_of_the_table() {
 #[test]
 fn the_api_has_the_defaults_of_the_group_it_does_not_join() {
     let (api, worker) = (api(&[]).unwrap(), worker(&[]).unwrap());
-    assert_eq!(api.kafka.consumer_group, worker.kafka.consumer_group);
+    assert_eq!(api.kafka.group_protocol, worker.kafka.group_protocol);
     assert_eq!(api.kafka.session_timeout, worker.kafka.session_timeout);
 }
 

@@ -209,6 +209,33 @@ impl Admin {
         })
     }
 
+    /// How many records of `topics` the group has not committed yet, for every
+    /// partition, whether it has members or not. Without a commit, all records that
+    /// are there count.
+    ///
+    /// # Errors
+    /// As [`committed_offsets`](Self::committed_offsets) and [`end_offsets`](Self::end_offsets).
+    pub fn lag<T: AsRef<str>>(
+        &self,
+        group: &str,
+        topics: &[T],
+        deadline: Deadline,
+    ) -> Result<BTreeMap<(String, i32), i64>, Error> {
+        // First what is committed, then the ends: so no lag is below what it was.
+        let committed = self.committed_offsets(group, topics, deadline)?;
+        let mut lags = BTreeMap::new();
+        for topic in topics.iter().map(AsRef::as_ref) {
+            let starts = self.start_offsets(topic, deadline)?;
+            let ends = self.end_offsets(topic, deadline)?;
+            for (partition, (start, end)) in (0..).zip(starts.into_iter().zip(ends)) {
+                let key = (topic.to_owned(), partition);
+                let next = committed.get(&key).map_or(start, |next| start.max(*next));
+                lags.insert(key, (end - next).max(0));
+            }
+        }
+        Ok(lags)
+    }
+
     fn coordinator(&self, group: &str, deadline: Deadline) -> Result<Connection, Error> {
         let request = FindCoordinatorRequest::default()
             .with_key(StrBytes::from_string(group.to_owned()))

@@ -157,6 +157,14 @@ impl Cluster {
         i32::try_from(count).ok().filter(|count| *count > 0)
     }
 
+    /// The topic of that id, among those that were asked about. Does not wait.
+    pub fn topic_of(&self, id: Uuid) -> Option<Arc<str>> {
+        let picture = self.picture();
+        let mut topics = picture.topics.iter();
+        let found = topics.find(|(_, topic)| topic.id == id && !id.is_nil());
+        found.map(|(name, _)| name.as_str().into())
+    }
+
     /// What the cluster said about `topic` when it was last asked, if that was an
     /// error. Does not wait.
     pub fn topic_error(&self, topic: &str) -> Option<ResponseError> {

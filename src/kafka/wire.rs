@@ -99,6 +99,8 @@ requests! {
     JoinGroup: JoinGroupRequest => JoinGroupResponse, 5 to 8;
     SyncGroup: SyncGroupRequest => SyncGroupResponse, 3 to 5;
     Heartbeat: HeartbeatRequest => HeartbeatResponse, 3 to 4;
+    // Kafka 4.0 and newer.
+    ConsumerGroupHeartbeat: ConsumerGroupHeartbeatRequest => ConsumerGroupHeartbeatResponse, 0 to 1;
     LeaveGroup: LeaveGroupRequest => LeaveGroupResponse, 3 to 5;
     ApiVersions: ApiVersionsRequest => ApiVersionsResponse, 0 to 3;
     // 5 belongs to transactions.

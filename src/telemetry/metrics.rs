@@ -85,8 +85,11 @@ pub struct KafkaMetrics {
     pub producer_errors: IntCounterVec,
     /// `kafka_producer_batch_records`: records that shared one request's batch.
     pub batch_records: Histogram,
-    /// `kafka_consumer_lag{topic,partition,group}`: records behind the end.
+    /// `kafka_consumer_lag{topic,partition,group}`: records that the group has
+    /// not committed.
     pub consumer_lag: IntGaugeVec,
+    /// `kafka_consumer_assigned_partitions{group}`: of this process's members.
+    pub assigned_partitions: IntGaugeVec,
     /// `kafka_consumer_records_total{topic}`: records handed out by polls.
     pub consumer_records: IntCounterVec,
     /// `kafka_consumer_rebalances_total{group}`.
@@ -293,8 +296,13 @@ impl KafkaMetrics {
             ),
             consumer_lag: register.int_gauges(
                 "kafka_consumer_lag",
-                "Records between the group's position and the end of the partition.",
+                "Records between what the group has committed and the end of the partition.",
                 &["topic", "partition", "group"],
+            ),
+            assigned_partitions: register.int_gauges(
+                "kafka_consumer_assigned_partitions",
+                "Partitions that members of this process read.",
+                &["group"],
             ),
             consumer_records: register.counters(
                 "kafka_consumer_records_total",

@@ -47,6 +47,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("kafka_api_versions", answer::<18>),
     ("kafka_create_topics", answer::<19>),
     ("kafka_delete_topics", answer::<20>),
+    ("kafka_consumer_group_heartbeat", answer::<68>),
     ("kafka_init_producer_id", answer::<22>),
     ("kafka_sasl_authenticate", answer::<36>),
 ];

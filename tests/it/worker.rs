@@ -194,7 +194,17 @@ fn assert_each_order_has_one_event(announced: &[Record]) {
 
 #[test]
 fn workers_that_come_and_go_lose_nothing() {
+    workers_come_and_go("classic");
+}
+
+#[test]
+fn workers_of_the_consumer_protocol_that_come_and_go_lose_nothing() {
+    workers_come_and_go("consumer");
+}
+
+fn workers_come_and_go(protocol: &str) {
     let stack = Stack::new()
+        .set("KAFKA_GROUP_PROTOCOL", protocol)
         .set("PROCESSING_TIME", "10ms")
         .set("WORKER_CONCURRENCY", "2");
     let api = stack.api();

@@ -18,7 +18,7 @@ use tbd::deadline::Deadline;
 use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks, ConsumerRecord};
 use tbd::kafka::group::TopicPartition;
 use tbd::kafka::group::assignor::Assignor;
-use tbd::kafka::{ClientConfig, Cluster, Connection};
+use tbd::kafka::{Admin, ClientConfig, Cluster, Connection};
 
 use crate::support;
 
@@ -203,7 +203,7 @@ pub fn poll_until(
     records
 }
 
-fn values(records: &[ConsumerRecord]) -> Vec<String> {
+pub fn values(records: &[ConsumerRecord]) -> Vec<String> {
     records
         .iter()
         .map(|record| String::from_utf8(record.value.as_ref().unwrap().to_vec()).unwrap())
@@ -517,6 +517,46 @@ fn all_compressions_are_read() {
     consumer.commit_polled(soon()).unwrap();
     assert_eq!(consumer.lag(), [(topic.partition(0), 0)]);
     consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_record_larger_than_a_fetch_may_bring_comes_all_the_same() {
+    let mut topic = Topic::new(1);
+    let large = "x".repeat(300_000);
+    topic.produce(0, &["small", &large, "last"], Compression::None);
+    topic.produce(0, &[&large], Compression::Gzip);
+    let mut config = config(&topic, &support::unique("group"));
+    config.max_partition_fetch_bytes = 1_000;
+    config.fetch_max_bytes = 1_000;
+    let (mut consumer, _) = consumer(config);
+    let records = poll_until(&mut consumer, |_, records| records.len() == 5);
+    assert_eq!(values(&records), ["small", &large, "last", &large]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn the_lag_of_a_group_is_known_whether_it_has_members_or_not() {
+    let mut topic = Topic::new(2);
+    topic.produce(0, &["a", "b"], Compression::None);
+    topic.produce(1, &["c"], Compression::None);
+    let group = support::unique("group");
+    let admin = Admin::new(Cluster::new(client_config(&support::kafka())));
+    // With the warm-up, and before there was any member.
+    let lag = || -> Vec<i64> {
+        let lags = admin.lag(&group, &[&topic.name], soon()).unwrap();
+        lags.into_values().collect()
+    };
+    assert_eq!(lag(), [3, 1]);
+    let (mut reader, _) = consumer(config(&topic, &group));
+    poll_until(&mut reader, |_, records| records.len() == 4);
+    reader.commit_polled(soon()).unwrap();
+    assert_eq!(lag(), [0, 0]);
+    reader.commit(&[(topic.partition(0), 3)], soon()).unwrap();
+    reader.close(soon()).unwrap();
+    assert_eq!(lag(), [0, 0], "nobody reads, nothing is left");
+    topic.produce(1, &["d"], Compression::None);
+    let lags = admin.lag(&group, &[&topic.name], soon()).unwrap();
+    assert_eq!(lags.into_values().collect::<Vec<_>>(), [0, 1]);
 }
 
 #[test]

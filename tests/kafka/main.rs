@@ -2,6 +2,7 @@
 
 mod client;
 mod consumer;
+mod consumer_protocol;
 mod history;
 mod mixed;
 mod producer;

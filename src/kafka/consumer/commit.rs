@@ -38,7 +38,9 @@ impl Consumer {
 
     /// Commits `(partition, next offset to read)`. All of the partitions must be
     /// this member's, or nothing is committed at all. An offset below the last
-    /// committed one is passed over.
+    /// committed one is passed over. A partition that was taken away and has come
+    /// back is this member's again once reading has begun anew: what it had read
+    /// before is not committed.
     ///
     /// Waits as [`commit_polled`](Self::commit_polled).
     ///
@@ -51,7 +53,11 @@ impl Consumer {
     ) -> Result<(), CommitError> {
         let mut wanted = Offsets::new();
         for (name, offset) in offsets {
-            let partition = self.partitions.get(name).ok_or(CommitError::Lost)?;
+            let partition = self
+                .partitions
+                .get(name)
+                .filter(|partition| !partition.is_unbegun())
+                .ok_or(CommitError::Lost)?;
             if !partition.is_backwards(*offset) {
                 wanted.insert(name.clone(), (*offset, partition.epoch_at(*offset)));
             }

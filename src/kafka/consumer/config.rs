@@ -26,6 +26,17 @@ pub enum OffsetReset {
 /// So often, members hear of a rebalance soon.
 const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
+/// How a group shares its partitions out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GroupProtocol {
+    /// One of the members decides, by the assignor that all know.
+    #[default]
+    Classic,
+    /// The coordinator decides and moves partitions one by one (KIP-848, Kafka 4.0).
+    /// Session time-out, heartbeat interval and assignor are the broker's then.
+    Consumer,
+}
+
 /// Settings of one member of a consumer group. The defaults are the Java
 /// client's, except where noted.
 #[derive(Debug, Clone)]
@@ -34,6 +45,9 @@ pub struct ConsumerConfig {
     pub group_id: String,
     /// What the member reads.
     pub topics: Vec<String>,
+    /// Members of both protocols may be in a group at the same time, so that one can
+    /// be changed to the other member by member.
+    pub group_protocol: GroupProtocol,
     /// A name that outlives restarts: within the session time-out a restart
     /// then moves no partitions.
     pub group_instance_id: Option<String>,
@@ -72,6 +86,7 @@ impl ConsumerConfig {
         let mut config = Self {
             group_id: group_id.into(),
             topics: topics.into_iter().map(Into::into).collect(),
+            group_protocol: GroupProtocol::Classic,
             group_instance_id: None,
             session_timeout: Duration::ZERO,
             heartbeat_interval: Duration::ZERO,

@@ -165,7 +165,7 @@ impl Consumer {
     }
 
     /// Metadata when somebody asked for it, or when it is getting old.
-    fn refresh_metadata(&mut self, deadline: Deadline) {
+    pub(super) fn refresh_metadata(&mut self, deadline: Deadline) {
         let now = Instant::now();
         if now < self.metadata_not_before {
             return;
@@ -188,7 +188,7 @@ impl Consumer {
         }
     }
 
-    fn want_metadata(&mut self) {
+    pub(super) fn want_metadata(&mut self) {
         if !self.metadata_wanted {
             self.metadata_wanted = true;
             self.metadata_not_before = self.metadata_not_before.min(Instant::now() + RETRY_BACKOFF);
@@ -208,6 +208,9 @@ impl Consumer {
             self.partitions.iter_mut().collect();
         order.rotate_left(self.turn);
         for (name, partition) in order {
+            if partition.is_paused {
+                continue;
+            }
             let room = self.config.max_poll_records.max(1) - out.len();
             if room == 0 {
                 break;
@@ -243,6 +246,10 @@ impl Consumer {
         let mut is_leaderless = false;
         for (name, partition) in &self.partitions {
             if partition.lookup == Some(Lookup::Committed) || !partition.is_drained() {
+                continue;
+            }
+            // Where a paused one begins may be found out all the same.
+            if partition.is_paused && partition.lookup.is_none() {
                 continue;
             }
             if let Some(until) = partition.not_before.filter(|&until| until > now) {
@@ -312,7 +319,14 @@ impl Consumer {
             None => leader.connection.insert(self.cluster.connect(node, step)?),
         };
         let request = match fetch {
-            Some((request, positions)) => {
+            Some((mut request, positions)) => {
+                // Asking whether the log still has what was read came with version 12.
+                if connection.version_of(ApiKey::Fetch)? < 12 {
+                    let topics = request.topics.iter_mut();
+                    for partition in topics.flat_map(|topic| &mut topic.partitions) {
+                        partition.last_fetched_epoch = -1;
+                    }
+                }
                 PendingRequest::Fetch(connection.send(&request, step)?, positions)
             }
             // Positions first; what is known waits one round trip.
@@ -336,7 +350,11 @@ impl Consumer {
         let mut positions = BTreeMap::new();
         let mut topics: Vec<FetchTopic> = Vec::new();
         for name in names {
-            let Some(position) = self.partitions.get(name).and_then(Partition::position) else {
+            let Some((position, last_epoch)) = self
+                .partitions
+                .get(name)
+                .and_then(|partition| Some((partition.position()?, partition.epoch())))
+            else {
                 continue;
             };
             positions.insert(name.clone(), position);
@@ -350,6 +368,9 @@ impl Consumer {
                 .with_partition(name.partition)
                 .with_current_leader_epoch(epoch)
                 .with_fetch_offset(position)
+                // The leader answers where its log parted from what we have read, if
+                // an unclean election has cut it short (KIP-595).
+                .with_last_fetched_epoch(last_epoch)
                 .with_partition_max_bytes(self.config.max_partition_fetch_bytes);
             match topics
                 .iter_mut()
@@ -369,7 +390,9 @@ impl Consumer {
             .with_max_wait_ms(wait_ms)
             .with_min_bytes(1)
             .with_max_bytes(self.config.fetch_max_bytes)
-            // No fetch session, and none wanted (KIP-227).
+            // No fetch session (KIP-227): it would save naming the partitions that have
+            // not changed, but only those with nothing left to hand out are asked for,
+            // which are others each time.
             .with_session_id(0)
             .with_session_epoch(-1)
             .with_topics(topics);
@@ -462,6 +485,25 @@ impl Consumer {
                     continue;
                 };
                 match ResponseError::try_from_code(told.error_code) {
+                    None if told.diverging_epoch.end_offset >= 0 => {
+                        let end = told.diverging_epoch.end_offset;
+                        if partition.position() == Some(asked) && end < asked {
+                            log::warn!(
+                                "consumer group {}: the log of {name} was cut short, {asked} is beyond {end}",
+                                self.config.group_id
+                            );
+                            if self.config.auto_offset_reset == OffsetReset::Error {
+                                partition.not_before = Some(Instant::now() + DAMAGE_PAUSE);
+                                result = Error::check(
+                                    ApiKey::Fetch,
+                                    ResponseError::OffsetOutOfRange.code(),
+                                );
+                                continue;
+                            }
+                        }
+                        // From where the logs parted on, everything is new.
+                        partition.diverged(asked, end);
+                    }
                     None => {
                         partition.not_before = None;
                         if told.high_watermark >= 0 {

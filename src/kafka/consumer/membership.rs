@@ -17,8 +17,9 @@ use crate::deadline::Deadline;
 use crate::kafka::connection::Sent;
 use crate::kafka::group::TopicPartition;
 use crate::kafka::group::assignor::{Assignment, Assignor, Member};
+use crate::kafka::group::consumer_machine::Target;
 use crate::kafka::group::coordinator;
-use crate::kafka::group::machine::{Coordinator, Failure, Identity, PollStep};
+use crate::kafka::group::machine::{Coordinator, Failure, Identity, Machine, PollStep};
 use crate::kafka::group::protocol::{Subscription, decode_assignment};
 use crate::kafka::{Connection, Error};
 
@@ -82,6 +83,8 @@ impl Consumer {
             };
             if is_lost {
                 self.drop_all(|consumer, partitions| consumer.hooks.lost(partitions));
+                // A member that was thrown out joins again now.
+                self.shared.notify();
             }
             match step {
                 PollStep::Fail(code) => {
@@ -92,11 +95,22 @@ impl Consumer {
                 }
                 PollStep::Wait(until) => return Ok(Progress::Pause(until)),
                 PollStep::Ready(_) => return Ok(Progress::Ready),
+                PollStep::Reconcile(target) => {
+                    // What stays flows on while the names of new topics are asked for.
+                    if !self.reconcile(&target, deadline) {
+                        return Ok(Progress::Ready);
+                    }
+                }
                 PollStep::AwaitAnswer => return Ok(Progress::Awaiting),
                 PollStep::FindCoordinator => self.find_coordinator(deadline),
                 PollStep::Join(coordinator) => self.join(coordinator, deadline),
             }
         }
+    }
+
+    /// Asks or tells the classic protocol's machine, whose steps alone lead here.
+    fn classic<T>(&self, change: impl FnOnce(&mut Machine) -> T) -> Option<T> {
+        self.shared.machine().classic().map(change)
     }
 
     fn find_coordinator(&mut self, deadline: Deadline) {
@@ -117,6 +131,36 @@ impl Consumer {
         self.shared.notify();
     }
 
+    /// Consumer protocol: makes the assignment what the coordinator says. False when
+    /// the topics' names are not known yet.
+    fn reconcile(&mut self, target: &Target, deadline: Deadline) -> bool {
+        let mut assigned = self.named(target);
+        if assigned.is_none() {
+            self.want_metadata();
+            self.refresh_metadata(deadline);
+            assigned = self.named(target);
+        }
+        let Some(assigned) = assigned else {
+            return false;
+        };
+        self.trouble = None;
+        self.make_up_commits();
+        self.take_assignment(assigned);
+        self.shared.machine().reconciled(target);
+        self.shared.notify();
+        true
+    }
+
+    fn named(&self, target: &Target) -> Option<Vec<TopicPartition>> {
+        let mut named = Vec::new();
+        for (id, partitions) in target {
+            let topic = self.cluster.topic_of(*id)?;
+            let of_topic = partitions.iter();
+            named.extend(of_topic.map(|number| TopicPartition::new(topic.clone(), *number)));
+        }
+        Some(named)
+    }
+
     fn join(&mut self, coordinator: Coordinator, deadline: Deadline) {
         // An eager protocol gives everything up before joining, because the
         // leader will hand it to others in the same round.
@@ -128,7 +172,9 @@ impl Consumer {
         if self.coordinator.is_busy() {
             self.coordinator.disconnect();
         }
-        let identity = self.shared.machine().start_join();
+        let Some(identity) = self.classic(Machine::start_join) else {
+            return;
+        };
         let request = coordinator::join_request(&self.config, &identity, &owned);
         let step = self.step_deadline(deadline);
         let sent = self
@@ -157,9 +203,7 @@ impl Consumer {
         // To be given a name is the first half of joining, no trouble.
         let is_named = member_id.as_ref().is_some_and(|id| !id.is_empty())
             && error.code() == Some(kafka_protocol::error::ResponseError::MemberIdRequired);
-        self.shared
-            .machine()
-            .join_failed(failure, member_id, Instant::now());
+        self.classic(|machine| machine.join_failed(failure, member_id, Instant::now()));
         self.shared.notify();
         if !is_named {
             log::debug!(
@@ -279,11 +323,10 @@ impl Consumer {
             member_id: answer.member_id.to_string(),
             generation: answer.generation_id,
         };
-        if !self.shared.machine().joined(
-            identity.member_id.clone(),
-            identity.generation,
-            Instant::now(),
-        ) {
+        let (member_id, generation) = (identity.member_id.clone(), identity.generation);
+        let is_wanted =
+            self.classic(|machine| machine.joined(member_id, generation, Instant::now()));
+        if is_wanted != Some(true) {
             return;
         }
         // Heartbeats begin now.
@@ -392,7 +435,7 @@ impl Consumer {
                 "consumer group {}: partitions changed, rebalancing",
                 self.config.group_id
             );
-            self.shared.machine().want_rejoin();
+            self.classic(Machine::want_rejoin);
         }
     }
 
@@ -404,7 +447,7 @@ impl Consumer {
             Ok(assigned) => assigned,
             Err(error) => return self.sync_failed(self.bad_answer(&error.to_string()), identity),
         };
-        if !self.shared.machine().synced(identity, Instant::now()) {
+        if self.classic(|machine| machine.synced(identity, Instant::now())) != Some(true) {
             return;
         }
         self.trouble = None;
@@ -448,7 +491,7 @@ impl Consumer {
                 .retain(|partition, _| assigned.contains(partition));
             self.hooks.revoked(&revoked);
             // Now that they are free, the next round gives them away.
-            self.shared.machine().want_rejoin();
+            self.classic(Machine::want_rejoin);
         }
         for partition in &added {
             self.partitions.insert(partition.clone(), Partition::new());
@@ -461,9 +504,7 @@ impl Consumer {
         if failure == Failure::Transport {
             self.coordinator.disconnect();
         }
-        self.shared
-            .machine()
-            .sync_failed(identity, failure, Instant::now());
+        self.classic(|machine| machine.sync_failed(identity, failure, Instant::now()));
         log::debug!(
             "consumer group {}: rebalance interrupted: {error}",
             self.config.group_id
@@ -474,7 +515,7 @@ impl Consumer {
     }
 
     /// Drops all partitions, then tells.
-    fn drop_all(&mut self, tell: impl FnOnce(&Self, &[TopicPartition])) {
+    pub(super) fn drop_all(&mut self, tell: impl FnOnce(&Self, &[TopicPartition])) {
         let dropped = self.assignment();
         self.partitions.clear();
         if !dropped.is_empty() {
@@ -494,8 +535,20 @@ impl Consumer {
         }
     }
 
-    /// LeaveGroup, in whatever state the membership is.
+    /// Leaves the group, in whatever state the membership is.
     pub(super) fn leave(&mut self, deadline: Deadline) -> Result<(), Error> {
+        // Whoever has joined leaves, lest one overtakes the other.
+        self.shared.machine().begin_leaving();
+        self.shared.notify();
+        if !self.shared.wait_left(deadline) {
+            return Err(Error::Timeout {
+                what: format!("leaving group {}", self.config.group_id),
+            });
+        }
+        self.leave_classic(deadline)
+    }
+
+    fn leave_classic(&mut self, deadline: Deadline) -> Result<(), Error> {
         // A first join is answered at once with our name; without it nobody
         // could leave, and the group would wait for us for a session.
         let is_nameless = self.shared.machine().identity().member_id.is_empty();
@@ -505,7 +558,7 @@ impl Consumer {
                 wait::readable(&[std::os::fd::AsFd::as_fd(connection)], patience) == [true];
             self.group_answer(is_ready, deadline)?;
         }
-        let Some((coordinator, identity)) = self.shared.machine().close() else {
+        let Some((coordinator, identity)) = self.classic(Machine::close).flatten() else {
             return Ok(());
         };
         let coordinator = match coordinator {

@@ -59,17 +59,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use config::{CommitError, ConsumerConfig, ConsumerHooks, ConsumerRecord, OffsetReset};
+pub use config::{
+    CommitError, ConsumerConfig, ConsumerHooks, ConsumerRecord, GroupProtocol, OffsetReset,
+};
 pub use wait::Waker;
 
 use self::fetch::Leader;
 use self::membership::{CoordinatorLink, Progress};
-use self::partitions::Partitions;
+use self::partitions::{Partition, Partitions, ResetTo};
 use self::wait::WakeReceiver;
 use super::group::TopicPartition;
 use super::group::assignor::Assignor;
+use super::group::consumer_machine::ConsumerMachine;
 use super::group::heartbeat::{self, Shared};
-use super::group::machine::{Machine, Settings};
+use super::group::machine::{Identity, Machine, Settings};
+use super::group::member::Member;
 use super::{Cluster, Error};
 use crate::deadline::Deadline;
 
@@ -148,7 +152,11 @@ impl Consumer {
             retry_backoff_max: RETRY_BACKOFF_MAX,
             is_static: config.group_instance_id.is_some(),
         };
-        let shared = Arc::new(Shared::new(Machine::new(settings, now), waker.clone()));
+        let member = match config.group_protocol {
+            GroupProtocol::Classic => Member::Classic(Machine::new(settings, now)),
+            GroupProtocol::Consumer => Member::Consumer(ConsumerMachine::new(settings, now)),
+        };
+        let shared = Arc::new(Shared::new(member, waker.clone()));
         let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string();
         let heartbeat = heartbeat::spawn(&name, shared.clone(), cluster.clone(), config.clone())
             .map_err(resource)?;
@@ -214,7 +222,9 @@ impl Consumer {
             return Err(Error::Closed);
         }
         loop {
-            self.shared.machine().polled(Instant::now());
+            if self.shared.machine().polled(Instant::now()) {
+                self.shared.notify();
+            }
             if self.wake_receiver.take() {
                 return Ok(Vec::new());
             }
@@ -288,6 +298,11 @@ impl Consumer {
         self.partitions.keys().cloned().collect()
     }
 
+    /// Who this member is to its group at present.
+    pub fn group_metadata(&self) -> Identity {
+        self.shared.machine().identity().clone()
+    }
+
     /// The next offset [`poll`](Self::poll) will return for a partition, or
     /// `None` when it is not assigned or not known yet.
     pub fn position(&self, partition: &TopicPartition) -> Option<i64> {
@@ -303,6 +318,46 @@ impl Consumer {
             return true;
         }
         false
+    }
+
+    /// Reads on from the oldest record that is still there; as [`seek`](Self::seek),
+    /// but the offset is found out by the next polls. Those that are not assigned
+    /// are passed over.
+    pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
+        self.each(partitions, |partition| partition.reset(ResetTo::Earliest));
+    }
+
+    /// Reads on with what comes next, once the next polls have found out where that
+    /// is. Those that are not assigned are passed over.
+    pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
+        self.each(partitions, |partition| partition.reset(ResetTo::Latest));
+    }
+
+    /// Hands out nothing of these until [`resume`](Self::resume), and fetches nothing
+    /// more. What is fetched already is kept; the membership goes on. A partition
+    /// that is assigned anew is not paused. Those that are not assigned are passed
+    /// over.
+    pub fn pause(&mut self, partitions: &[TopicPartition]) {
+        self.each(partitions, |partition| partition.is_paused = true);
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&mut self, partitions: &[TopicPartition]) {
+        self.each(partitions, |partition| partition.is_paused = false);
+    }
+
+    /// The partitions that are paused.
+    pub fn paused(&self) -> Vec<TopicPartition> {
+        let paused = self.partitions.iter().filter(|(_, state)| state.is_paused);
+        paused.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn each(&mut self, partitions: &[TopicPartition], change: impl Fn(&mut Partition)) {
+        for name in partitions {
+            if let Some(partition) = self.partitions.get_mut(name) {
+                change(partition);
+            }
+        }
     }
 
     /// Forgets what was handed out since the last commit: the next polls hand
@@ -329,7 +384,8 @@ impl Consumer {
     }
 
     /// Leaves the group, so that others take over at once, and stops the
-    /// heartbeat thread. Commits nothing: that is the application's, before.
+    /// heartbeat thread. Tells [`ConsumerHooks::revoked`] what is given up. Commits
+    /// nothing: that is the application's, before.
     /// Waits at most until `deadline`, plus a heartbeat interval when that thread
     /// is just connecting to a broker that hangs.
     ///
@@ -338,6 +394,7 @@ impl Consumer {
     /// time-out. The consumer is closed all the same.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
         self.is_closed = true;
+        self.drop_all(|consumer, partitions| consumer.hooks.revoked(partitions));
         let left = self.leave(deadline);
         self.stop_heartbeat();
         left

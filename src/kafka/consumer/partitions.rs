@@ -33,7 +33,8 @@ pub(super) struct Partition {
     pub lookup: Option<Lookup>,
     /// The next offset to hand out.
     position: i64,
-    /// Leader epoch of the last record handed out, for the commit.
+    /// Leader epoch of what lies before the position: for the commit, and for
+    /// leaders to see whether their log still has it.
     epoch: i32,
     /// Where the group goes on when nothing more is committed: the last
     /// committed position, or where this member began.
@@ -44,6 +45,8 @@ pub(super) struct Partition {
     pub owed: Option<i64>,
     /// End of the log as last told.
     pub high_watermark: Option<i64>,
+    /// Whether the application wants no records of it for now.
+    pub is_paused: bool,
     /// Not to be asked about before this moment.
     pub not_before: Option<Instant>,
     /// Whole answers not looked at yet, and the records of the batch in hand.
@@ -63,6 +66,7 @@ impl Partition {
             is_anchor_committed: false,
             owed: None,
             high_watermark: None,
+            is_paused: false,
             not_before: None,
             raw: Bytes::new(),
             records: VecDeque::new(),
@@ -104,6 +108,20 @@ impl Partition {
         self.drop_fetched();
     }
 
+    /// The leader's log parts from what was read before `asked` at `end`: what
+    /// follows there is new. Nothing if the position has changed since.
+    pub fn diverged(&mut self, asked: i64, end: i64) {
+        if self.position() == Some(asked) {
+            let end = end.min(asked);
+            self.owed = None;
+            if end < self.anchor {
+                self.anchor = end;
+                self.is_anchor_committed = false;
+            }
+            self.seek(end);
+        }
+    }
+
     /// The position has to be found again, and everything fetched is void.
     pub fn reset(&mut self, to: ResetTo) {
         self.lookup = Some(Lookup::Reset(to));
@@ -143,6 +161,17 @@ impl Partition {
         } else {
             -1
         }
+    }
+
+    /// Leader epoch of what lies before the position, -1 when unknown.
+    pub fn epoch(&self) -> i32 {
+        self.epoch
+    }
+
+    /// Whether nothing was handed out since the partition was assigned, not
+    /// even where to begin being known.
+    pub fn is_unbegun(&self) -> bool {
+        self.lookup == Some(Lookup::Committed)
     }
 
     /// A commit within this generation that would go backwards is not one.
@@ -208,7 +237,10 @@ impl Partition {
                 return Ok(true);
             }
             // Past what the batch ever held: compaction leaves gaps at its end.
-            self.position = self.position.max(self.batch_next);
+            if self.batch_next > self.position {
+                self.position = self.batch_next;
+                self.epoch = self.batch_epoch;
+            }
             if out.len() >= end {
                 return Ok(true);
             }

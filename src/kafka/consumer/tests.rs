@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::fetch_response::{
+    EpochEndOffset, FetchableTopicResponse, PartitionData,
+};
 use kafka_protocol::messages::join_group_response::JoinGroupResponseMember;
 use kafka_protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
@@ -256,6 +258,105 @@ fn an_offset_that_is_gone_is_reset_by_the_policy() {
     });
     let mut consumer = consumer(&broker, Box::new(()));
     assert_eq!(read(&mut consumer, 2), [(0, 7), (1, 7)]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_log_that_was_cut_short_is_read_again_from_there() {
+    let broker = broker(|incoming, _| {
+        if incoming.api != ApiKey::Fetch {
+            return None;
+        }
+        let request: FetchRequest = incoming.decode();
+        let asked = &request.topics[0].partitions[0];
+        // What lies before 51 is of epoch 0; the new leader's log parts at 45.
+        if (asked.fetch_offset, asked.last_fetched_epoch) != (51, 0) {
+            return Some(fetch_answer(incoming, |_, at| match at {
+                45 | 50 => (0, Some(batch(at))),
+                _ => (0, None),
+            }));
+        }
+        let parted = EpochEndOffset::default().with_epoch(1).with_end_offset(45);
+        let topics = request.topics.into_iter().map(|topic| {
+            let partitions = topic.partitions.iter().map(|asked| {
+                PartitionData::default()
+                    .with_partition_index(asked.partition)
+                    .with_diverging_epoch(parted.clone())
+            });
+            FetchableTopicResponse::default()
+                .with_topic(topic.topic)
+                .with_partitions(partitions.collect())
+        });
+        Some(incoming.answer(&FetchResponse::default().with_responses(topics.collect())))
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    assert_eq!(read(&mut consumer, 2), [(0, 45), (1, 45)]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_paused_partition_gives_nothing_and_is_not_fetched_until_it_is_resumed() {
+    let fetched: Arc<Mutex<Vec<i32>>> = Arc::default();
+    let log = fetched.clone();
+    let broker = broker(move |incoming, _| {
+        if incoming.api == ApiKey::Fetch {
+            let request: FetchRequest = incoming.decode();
+            let asked = request.topics.iter().flat_map(|topic| &topic.partitions);
+            lock(&log).extend(asked.map(|asked| asked.partition));
+        }
+        None
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    let paused = [TopicPartition::new("t", 1)];
+    while consumer.assignment().is_empty() {
+        consumer
+            .idle(Deadline::after(Duration::from_millis(10)))
+            .unwrap();
+    }
+    consumer.pause(&paused);
+    assert_eq!(consumer.paused(), paused);
+    assert_eq!(read(&mut consumer, 1), [(0, 50)]);
+    consumer.seek(&TopicPartition::new("t", 0), 50);
+    assert_eq!(read(&mut consumer, 1), [(0, 50)]);
+    assert!(!lock(&fetched).contains(&1));
+    consumer.resume(&paused);
+    assert_eq!(read(&mut consumer, 1), [(1, 50)]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn seeking_to_an_end_of_the_log_asks_where_it_is() {
+    let broker = broker(|incoming, _| {
+        (incoming.api == ApiKey::Fetch).then(|| {
+            fetch_answer(incoming, |_, at| {
+                (0, [7, 50].contains(&at).then(|| batch(at)))
+            })
+        })
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    consumer.seek_to_beginning(&[TopicPartition::new("t", 1)]);
+    assert_eq!(consumer.position(&TopicPartition::new("t", 1)), None);
+    assert_eq!(read(&mut consumer, 1), [(1, 7)]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_partition_that_came_back_is_not_committed_for_what_was_read_before() {
+    let broker = broker(|incoming, _| match incoming.api {
+        ApiKey::OffsetFetch => Some(Reply::Silence),
+        ApiKey::OffsetCommit => panic!("committed"),
+        _ => None,
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    while consumer.assignment().is_empty() {
+        consumer
+            .idle(Deadline::after(Duration::from_millis(10)))
+            .unwrap();
+    }
+    let refused = consumer.commit(&[(TopicPartition::new("t", 0), 51)], soon());
+    assert!(matches!(refused, Err(CommitError::Lost)), "{refused:?}");
     consumer.close(soon()).unwrap();
 }
 

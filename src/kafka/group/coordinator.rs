@@ -1,8 +1,10 @@
 //! The requests a member sends to its coordinator, and how to find it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::consumer_group_heartbeat_request::TopicPartitions;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::offset_commit_request::{
@@ -11,13 +13,15 @@ use kafka_protocol::messages::offset_commit_request::{
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
-    ApiKey, FindCoordinatorRequest, GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest,
-    OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest, TopicName,
+    ApiKey, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, FindCoordinatorRequest,
+    GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest,
+    OffsetFetchRequest, SyncGroupRequest, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 
 use super::TopicPartition;
 use super::assignor::{Assignment, Assignor};
+use super::consumer_machine::{Answer, Beat, Target};
 use super::machine::{Coordinator, Failure, Identity};
 use super::protocol::{Subscription, encode_assignment};
 use crate::deadline::Deadline;
@@ -122,6 +126,56 @@ pub fn heartbeat_request(config: &ConsumerConfig, identity: &Identity) -> Heartb
         .with_group_instance_id(instance(config))
 }
 
+/// ConsumerGroupHeartbeat, the consumer protocol's.
+pub fn consumer_heartbeat_request(
+    config: &ConsumerConfig,
+    beat: &Beat,
+) -> ConsumerGroupHeartbeatRequest {
+    let mut request = ConsumerGroupHeartbeatRequest::default()
+        .with_group_id(group(config))
+        .with_member_id(text(&beat.identity.member_id))
+        .with_member_epoch(beat.identity.generation)
+        // A static member that leaves has to be recognised by it.
+        .with_instance_id(instance(config));
+    if let Some(owned) = &beat.owned {
+        let owned = owned.iter().map(|(topic, partitions)| {
+            TopicPartitions::default()
+                .with_topic_id(*topic)
+                .with_partitions(partitions.clone())
+        });
+        request.topic_partitions = Some(owned.collect());
+    }
+    if beat.is_full {
+        let topics = config.topics.iter().map(|topic| topic_name(topic));
+        request.subscribed_topic_names = Some(topics.collect());
+        // The group waits this long for a busy member to give partitions up.
+        request.rebalance_timeout_ms = millis(config.max_poll_interval);
+    }
+    request
+}
+
+/// What the answer to it means; the codes are looked at already.
+pub fn consumer_heartbeat_answer(answer: ConsumerGroupHeartbeatResponse) -> Answer {
+    let interval = u64::try_from(answer.heartbeat_interval_ms).unwrap_or(0);
+    Answer {
+        epoch: answer.member_epoch,
+        // A broker's odd answer must not make us busy.
+        interval: Duration::from_millis(interval.max(100)),
+        target: answer.assignment.map(|assignment| {
+            let mut target: Target = assignment
+                .topic_partitions
+                .into_iter()
+                .map(|topic| (topic.topic_id, topic.partitions))
+                .collect();
+            target
+                .iter_mut()
+                .for_each(|(_, partitions)| partitions.sort_unstable());
+            target.sort_unstable();
+            target
+        }),
+    }
+}
+
 /// LeaveGroup.
 pub fn leave_request(config: &ConsumerConfig, identity: &Identity) -> LeaveGroupRequest {
     let member = MemberIdentity::default()
@@ -200,6 +254,6 @@ fn text(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
 }
 
-fn millis(duration: std::time::Duration) -> i32 {
+fn millis(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
 }

@@ -12,18 +12,20 @@ use std::time::{Duration, Instant};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
+use super::consumer_machine::{Answer, Beat};
 use super::coordinator;
-use super::machine::{Coordinator, HeartbeatStep, Identity, Machine};
+use super::machine::{Coordinator, HeartbeatStep, Identity};
+use super::member::Member;
 use crate::deadline::Deadline;
 use crate::kafka::connection::Interrupter;
-use crate::kafka::consumer::ConsumerConfig;
 use crate::kafka::consumer::wait::Waker;
+use crate::kafka::consumer::{ConsumerConfig, GroupProtocol};
 use crate::kafka::{Cluster, Connection, Error, lock};
 
 /// What the two threads of a consumer share.
 #[derive(Debug)]
 pub struct Shared {
-    machine: Mutex<Machine>,
+    machine: Mutex<Member>,
     changed: Condvar,
     waker: Waker,
     /// Breaks the heartbeat thread's connection off, when there is one.
@@ -32,7 +34,7 @@ pub struct Shared {
 
 impl Shared {
     /// Around a fresh machine; `waker` interrupts the polling thread's waits.
-    pub fn new(machine: Machine, waker: Waker) -> Self {
+    pub fn new(machine: Member, waker: Waker) -> Self {
         Self {
             machine: Mutex::new(machine),
             changed: Condvar::new(),
@@ -42,7 +44,7 @@ impl Shared {
     }
 
     /// The machine, for a moment: never keep the guard across I/O.
-    pub fn machine(&self) -> MutexGuard<'_, Machine> {
+    pub fn machine(&self) -> MutexGuard<'_, Member> {
         // Each transition is complete or not begun, so a panic elsewhere leaves
         // nothing half done behind.
         lock(&self.machine)
@@ -53,10 +55,25 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Waits until the heartbeat thread has done all that it can to leave a group
+    /// of the consumer protocol; false when `deadline` came first.
+    pub fn wait_left(&self, deadline: Deadline) -> bool {
+        let mut machine = self.machine();
+        while matches!(&*machine, Member::Consumer(machine) if !machine.has_left()) {
+            let left = deadline.remaining();
+            if left.is_zero() {
+                return false;
+            }
+            let woken = self.changed.wait_timeout(machine, left);
+            machine = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
     /// Closes the machine and ends what the heartbeat thread may be waiting
     /// for, so that it can be joined.
     pub fn stop(&self) {
-        self.machine().close();
+        self.machine().stop();
         self.notify();
         if let Some(interrupter) = lock(&self.interrupter).take() {
             interrupter.interrupt();
@@ -102,7 +119,11 @@ impl Heart {
         let now = Instant::now();
         let mut machine = self.shared.machine();
         match machine.heartbeat_step(now) {
-            HeartbeatStep::Stop => return false,
+            HeartbeatStep::Stop => {
+                drop(machine);
+                self.shared.notify();
+                return false;
+            }
             HeartbeatStep::Wait(until) => {
                 // With nothing due, look again anyway: no wait is without end.
                 let far = now + self.config.heartbeat_interval;
@@ -134,21 +155,37 @@ impl Heart {
                 let result = self.beat(&coordinator, &identity);
                 self.note(&result);
                 let result = result.map_err(|error| coordinator::failure(&error));
-                if self
-                    .shared
-                    .machine()
-                    .heartbeat_answered(&identity, result, Instant::now())
-                {
+                let mut machine = self.shared.machine();
+                let is_news = machine.classic().is_some_and(|machine| {
+                    machine.heartbeat_answered(&identity, result, Instant::now())
+                });
+                drop(machine);
+                if is_news {
+                    self.shared.waker.nudge();
+                }
+            }
+            HeartbeatStep::Beat(coordinator, beat) => {
+                drop(machine);
+                let result = self.consumer_beat(&coordinator, &beat);
+                self.note(&result);
+                let result = result.map_err(|error| coordinator::failure(&error));
+                let mut machine = self.shared.machine();
+                let is_news = machine.beat_answered(&beat, result, Instant::now());
+                drop(machine);
+                if is_news {
                     self.shared.waker.nudge();
                 }
             }
             HeartbeatStep::Leave(coordinator, identity) => {
+                let is_stuck = !machine.is_closed();
                 drop(machine);
-                log::warn!(
-                    "consumer group {}: leaving, because nobody polled for {:?}",
-                    self.config.group_id,
-                    self.config.max_poll_interval
-                );
+                if is_stuck {
+                    log::warn!(
+                        "consumer group {}: leaving, because nobody polled for {:?}",
+                        self.config.group_id,
+                        self.config.max_poll_interval
+                    );
+                }
                 if let Err(error) = self.leave(&coordinator, &identity) {
                     log::warn!(
                         "consumer group {}: leaving failed: {error}",
@@ -161,7 +198,7 @@ impl Heart {
         true
     }
 
-    fn note(&mut self, result: &Result<(), Error>) {
+    fn note<T>(&mut self, result: &Result<T, Error>) {
         let group_id = &self.config.group_id;
         match result {
             // A rebalance is nothing wrong.
@@ -171,12 +208,22 @@ impl Heart {
                 self.is_failing = true;
             }
             Err(error) => log::debug!("consumer group {group_id}: heartbeat failed: {error}"),
-            Ok(()) if self.is_failing => {
+            Ok(_) if self.is_failing => {
                 log::info!("consumer group {group_id}: heartbeats succeed again");
                 self.is_failing = false;
             }
-            Ok(()) => {}
+            Ok(_) => {}
         }
+    }
+
+    fn consumer_beat(&mut self, coordinator: &Coordinator, beat: &Beat) -> Result<Answer, Error> {
+        let deadline = self.call_deadline();
+        let request = coordinator::consumer_heartbeat_request(&self.config, beat);
+        let answer = self
+            .connection_to(coordinator, deadline)?
+            .call(&request, deadline)?;
+        Error::check(ApiKey::ConsumerGroupHeartbeat, answer.error_code)?;
+        Ok(coordinator::consumer_heartbeat_answer(answer))
     }
 
     fn beat(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
@@ -189,6 +236,14 @@ impl Heart {
     }
 
     fn leave(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
+        if self.config.group_protocol == GroupProtocol::Consumer {
+            let beat = Beat {
+                identity: identity.clone(),
+                is_full: false,
+                owned: None,
+            };
+            return self.consumer_beat(coordinator, &beat).map(drop);
+        }
         let deadline = self.call_deadline();
         let request = coordinator::leave_request(&self.config, identity);
         let answer = self

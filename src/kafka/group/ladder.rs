@@ -19,6 +19,9 @@ pub enum GroupApi {
     Sync,
     /// Heartbeat.
     Heartbeat,
+    /// ConsumerGroupHeartbeat, which is all that the consumer protocol has besides
+    /// offsets.
+    ConsumerHeartbeat,
     /// OffsetCommit, for the whole answer or one partition of it.
     OffsetCommit,
     /// OffsetFetch, for the whole answer or one partition of it.
@@ -48,7 +51,9 @@ pub enum Reaction {
 
 /// Looks the table up.
 pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
-    use GroupApi::{FindCoordinator, Heartbeat, Join, OffsetCommit, OffsetFetch, Sync};
+    use GroupApi::{
+        ConsumerHeartbeat, FindCoordinator, Heartbeat, Join, OffsetCommit, OffsetFetch, Sync,
+    };
     use ResponseError as E;
     match (api, code) {
         (_, E::FencedInstanceId) => Reaction::Fatal,
@@ -67,6 +72,15 @@ pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
 
         (Sync, E::CoordinatorLoadInProgress) => Reaction::Rejoin,
         (_, E::CoordinatorLoadInProgress) => Reaction::Retry,
+
+        (ConsumerHeartbeat | OffsetCommit | OffsetFetch, E::FencedMemberEpoch) => {
+            Reaction::ResetGeneration
+        }
+        (ConsumerHeartbeat, E::UnknownMemberId) => Reaction::ResetGeneration,
+        // The next heartbeat brings the epoch that is meant.
+        (OffsetCommit | OffsetFetch, E::StaleMemberEpoch) => Reaction::Retry,
+        // Whoever had the name before is gone after a session (Java gives up).
+        (ConsumerHeartbeat, E::UnreleasedInstanceId) => Reaction::Retry,
 
         (Join, E::MemberIdRequired) => Reaction::TakeMemberId,
         (Join, E::RebalanceInProgress) => Reaction::Retry,

@@ -1,4 +1,4 @@
-//! The life of one group member, without I/O: answers and the time go in, the
+//! The life of one group member under the classic protocol, without I/O: answers and the time go in, the
 //! next step comes out.
 //!
 //! Two threads drive it, one lock around it: the polling thread joins and
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use kafka_protocol::error::ResponseError;
 
+use super::consumer_machine::{Beat, Target};
 use super::ladder::{GroupApi, Reaction, reaction};
 use super::protocol::NO_GENERATION;
 
@@ -59,7 +60,7 @@ pub struct Coordinator {
 pub struct Identity {
     /// The id the coordinator gave, empty before the first.
     pub member_id: String,
-    /// The generation, -1 for none.
+    /// The generation, -1 for none; the member epoch under the consumer protocol.
     pub generation: i32,
 }
 
@@ -83,6 +84,9 @@ pub enum PollStep {
     Join(Coordinator),
     /// JoinGroup or SyncGroup is on its way; its answer decides.
     AwaitAnswer,
+    /// Consumer protocol: own exactly this, then call
+    /// [`ConsumerMachine::reconciled`](super::consumer_machine::ConsumerMachine::reconciled).
+    Reconcile(Target),
     /// The member has its partitions.
     Ready(Coordinator),
     /// The membership has failed for good.
@@ -98,8 +102,10 @@ pub enum HeartbeatStep {
     FindCoordinator,
     /// Send a heartbeat and report its answer.
     Send(Coordinator, Identity),
-    /// The owner is stuck: tell the coordinator that the member leaves. The
-    /// machine has already given everything up.
+    /// Consumer protocol: send this heartbeat and report its answer.
+    Beat(Coordinator, Beat),
+    /// The owner is stuck, or closes (consumer protocol): tell the coordinator that
+    /// the member leaves. The machine has already given everything up.
     Leave(Coordinator, Identity),
     /// The consumer is closed.
     Stop,
@@ -130,13 +136,13 @@ enum Phase {
 
 /// Pauses between repeated failures.
 #[derive(Debug, Clone, Copy, Default)]
-struct Backoff {
+pub(super) struct Backoff {
     failures: u32,
     until: Option<Instant>,
 }
 
 impl Backoff {
-    fn fail(&mut self, now: Instant, settings: &Settings) {
+    pub(super) fn fail(&mut self, now: Instant, settings: &Settings) {
         let pause = settings
             .retry_backoff
             .saturating_mul(1 << self.failures.min(10));
@@ -144,11 +150,11 @@ impl Backoff {
         self.until = Some(now + pause.min(settings.retry_backoff_max));
     }
 
-    fn pending(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn pending(&self, now: Instant) -> Option<Instant> {
         self.until.filter(|&until| until > now)
     }
 
-    fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 }
@@ -483,6 +489,11 @@ impl Machine {
         self.closed = true;
         let leaves = !self.settings.is_static && !self.identity.member_id.is_empty();
         leaves.then(|| (self.coordinator.clone(), self.identity.clone()))
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// The identity of today, if the member is in a generation.

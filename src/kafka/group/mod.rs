@@ -1,9 +1,12 @@
-//! Membership of a consumer group (the classic protocol).
+//! Membership of a consumer group, by the classic protocol or the consumer protocol
+//! (KIP-848).
 //!
 //! | file | thought |
 //! |---|---|
 //! | `ladder` | what each error code means for a member, as a table |
-//! | `machine` | the member's life: answers and the clock in, next steps out; no I/O |
+//! | `machine` | the member's life, classic protocol: answers and the clock in, next steps out; no I/O |
+//! | `consumer_machine` | the same, consumer protocol |
+//! | `member` | one of the two |
 //! | `protocol` | the bytes members exchange: subscription and assignment |
 //! | `assignor` | who gets which partition: range and cooperative-sticky |
 //! | `heartbeat` | the thread that keeps a member alive while its owner works |
@@ -13,10 +16,12 @@
 //! or a callback.
 
 pub mod assignor;
+pub mod consumer_machine;
 pub mod coordinator;
 pub mod heartbeat;
 pub mod ladder;
 pub mod machine;
+pub mod member;
 pub mod protocol;
 
 use std::fmt;

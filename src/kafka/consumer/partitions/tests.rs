@@ -5,6 +5,21 @@ use kafka_protocol::records::{
 
 use super::*;
 
+#[test]
+fn a_log_cut_short_is_read_again_from_where_it_parts_and_committed_anew() {
+    let mut partition = Partition::new();
+    partition.start_committed(50, 3);
+    partition.diverged(49, 40);
+    assert_eq!(partition.position(), Some(50), "stale news");
+    partition.diverged(50, 40);
+    assert_eq!(partition.position(), Some(40));
+    assert_eq!(partition.to_commit(), Some((40, -1)));
+    assert!(!partition.is_backwards(41));
+    // Parted before what was read, but no shorter: nothing is passed over.
+    partition.diverged(40, 90);
+    assert_eq!(partition.position(), Some(40));
+}
+
 /// A batch with these offsets; the last may be claimed higher than any record.
 fn batch(offsets: &[i64], last: i64) -> Vec<u8> {
     let records: Vec<records::Record> = offsets

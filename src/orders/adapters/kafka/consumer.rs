@@ -10,7 +10,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::kafka::Cluster;
@@ -36,8 +36,6 @@ use super::meter::ConsumerMeter;
 const POLL_TIMEOUT: Duration = Duration::from_millis(500);
 /// The pause after something was away.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often the lag is reported.
-const LAG_INTERVAL: Duration = Duration::from_secs(1);
 /// What committing offsets may take.
 const COMMIT_BUDGET: Duration = Duration::from_secs(5);
 /// What leaving the group may take.
@@ -49,7 +47,7 @@ pub struct Settings {
     pub cluster: Cluster,
     /// Group, topics, time-outs.
     pub consumer: ConsumerConfig,
-    /// Where rebalances, lag and commits are counted.
+    /// Where rebalances, assignments and commits are counted.
     pub metrics: KafkaMetrics,
     /// How many threads; each is a member of the group with its own connections.
     pub concurrency: usize,
@@ -128,7 +126,6 @@ impl OrderConsumers {
         meter: &ConsumerMeter,
     ) -> Result<(), crate::kafka::Error> {
         let mut away = false;
-        let mut lag_due = Instant::now();
         while !self.stop.is_stopped() {
             match consumer.poll(Deadline::after(POLL_TIMEOUT)) {
                 Ok(records) => {
@@ -144,10 +141,6 @@ impl OrderConsumers {
                     self.stop.wait_for(PAUSE);
                 }
                 Err(error) => return Err(error),
-            }
-            if lag_due <= Instant::now() {
-                lag_due = Instant::now() + LAG_INTERVAL;
-                meter.lag(&consumer.lag());
             }
         }
         Ok(())

@@ -53,30 +53,17 @@ impl ConsumerMeter {
             .inc();
     }
 
-    pub(super) fn lag(&self, partitions: &[(TopicPartition, i64)]) {
-        for (partition, lag) in partitions {
-            let number = partition.partition.to_string();
-            let labels = [&*partition.topic, &number, &self.group];
-            self.metrics
-                .consumer_lag
-                .with_label_values(&labels)
-                .set(*lag);
-        }
-    }
-
-    /// What this member no longer reads is no longer its to report.
-    fn forget(&self, partitions: &[TopicPartition]) {
-        for partition in partitions {
-            let number = partition.partition.to_string();
-            let labels = [&*partition.topic, &number, &self.group];
-            // An error says that nothing was reported yet.
-            let _ = self.metrics.consumer_lag.remove_label_values(&labels);
-        }
+    fn assignment_grew(&self, partitions: i64) {
+        self.metrics
+            .assigned_partitions
+            .with_label_values(&[&self.group])
+            .add(partitions);
     }
 }
 
 impl ConsumerHooks for ConsumerMeter {
-    fn assigned(&self, _: &[TopicPartition]) {
+    fn assigned(&self, added: &[TopicPartition]) {
+        self.assignment_grew(added.len() as i64);
         self.metrics
             .rebalances
             .with_label_values(&[&self.group])
@@ -84,10 +71,10 @@ impl ConsumerHooks for ConsumerMeter {
     }
 
     fn revoked(&self, partitions: &[TopicPartition]) {
-        self.forget(partitions);
+        self.assignment_grew(-(partitions.len() as i64));
     }
 
     fn lost(&self, partitions: &[TopicPartition]) {
-        self.forget(partitions);
+        self.assignment_grew(-(partitions.len() as i64));
     }
 }

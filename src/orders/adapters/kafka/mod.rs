@@ -6,6 +6,7 @@ mod consumer;
 mod dead_letter;
 mod dead_letters;
 mod events;
+mod lag;
 mod meter;
 
 pub use breaker::{Breaker, BreakerState, GuardedBus};
@@ -13,4 +14,5 @@ pub use bus::KafkaEventBus;
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use dead_letters::{DeadLetters, Letter, Letters, ReplayError, replay_letters};
 pub use events::{Topics, created_order};
+pub use lag::watch_lag;
 pub use meter::ProducerMeter;

@@ -1,0 +1,427 @@
+//! The life of one member under the consumer protocol (KIP-848), without I/O.
+//!
+//! The coordinator decides who gets what and tells it in its answers to
+//! heartbeats; there is no leader, no join and no sync. The heartbeat thread does
+//! all the talking ([`ConsumerMachine::heartbeat_step`]); the polling thread gives
+//! up and takes over partitions ([`PollStep::Reconcile`]), since they are its.
+//!
+//! ```text
+//!          polled            answered           reconciled            acknowledged
+//! Outside -------> Joining ------------> Reconciling ------> Acknowledging ------> Stable
+//!    ^               ^                     ^   ^                                  |
+//!    |               | told of the loss    |   +--------- another target ---------+
+//!    |             Fenced <-- fenced or forgotten, from any state of a member
+//!    +-- nobody polls, from any state but Fenced
+//! ```
+
+use std::time::{Duration, Instant};
+
+use kafka_protocol::error::ResponseError;
+use uuid::Uuid;
+
+use super::ladder::{GroupApi, Reaction, reaction};
+use super::machine::{
+    Backoff, CommitVerdict, Coordinator, Failure, HeartbeatStep, Identity, PollStep, Settings,
+};
+
+/// The epoch that joins.
+const JOIN: i32 = 0;
+/// The epoch that leaves.
+const LEAVE: i32 = -1;
+/// The epoch with which a static member leaves, to come back under the same name.
+const LEAVE_STATIC: i32 = -2;
+
+/// Partitions by topic id, as the coordinator names them.
+pub type Target = Vec<(Uuid, Vec<i32>)>;
+
+/// What a heartbeat says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// Who speaks; the generation is the member epoch.
+    pub identity: Identity,
+    /// Whether subscription and time-outs have to be told (again).
+    pub is_full: bool,
+    /// What the member owns, if that is to be told.
+    pub owned: Option<Target>,
+}
+
+/// What the coordinator answered to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The member epoch from now on.
+    pub epoch: i32,
+    /// How often it wants to hear from us.
+    pub interval: Duration,
+    /// What the member may own from now on; `None`: as before.
+    pub target: Option<Target>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No member, and will not be before somebody polls.
+    Outside,
+    /// The next heartbeat joins.
+    Joining,
+    /// A target waits for the polling thread.
+    Reconciling,
+    /// The coordinator waits to hear that it is reached.
+    Acknowledging,
+    Stable,
+    /// Thrown out; the polling thread has not given its partitions up yet.
+    Fenced,
+}
+
+/// One member's state; see the module.
+#[derive(Debug)]
+pub struct ConsumerMachine {
+    settings: Settings,
+    phase: Phase,
+    coordinator: Option<Coordinator>,
+    identity: Identity,
+    target: Target,
+    owned: Target,
+    /// The coordinator may not know what we have told it before.
+    tell_all: bool,
+    interval: Duration,
+    next_beat: Instant,
+    lost: bool,
+    fatal: Option<ResponseError>,
+    closed: bool,
+    left: bool,
+    last_poll: Instant,
+    poll_backoff: Backoff,
+    heartbeat_backoff: Backoff,
+}
+
+impl ConsumerMachine {
+    /// A member that has not joined yet, under a name of its own making that it
+    /// keeps for its life.
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        Self {
+            settings,
+            phase: Phase::Outside,
+            coordinator: None,
+            identity: Identity {
+                member_id: Uuid::new_v4().to_string(),
+                generation: JOIN,
+            },
+            target: Target::new(),
+            owned: Target::new(),
+            tell_all: true,
+            interval: settings.heartbeat_interval,
+            next_beat: now,
+            lost: false,
+            fatal: None,
+            closed: false,
+            left: false,
+            last_poll: now,
+            poll_backoff: Backoff::default(),
+            heartbeat_backoff: Backoff::default(),
+        }
+    }
+
+    fn is_member(&self) -> bool {
+        use Phase::{Acknowledging, Reconciling, Stable};
+        matches!(self.phase, Reconciling | Acknowledging | Stable)
+    }
+
+    // --- the polling thread ---
+
+    /// The owner is polling. True when the heartbeat thread has to join for it.
+    pub fn polled(&mut self, now: Instant) -> bool {
+        self.last_poll = now;
+        let joins = self.phase == Phase::Outside;
+        if joins {
+            self.phase = Phase::Joining;
+        }
+        joins
+    }
+
+    /// What the polling thread does next.
+    pub fn poll_step(&self, now: Instant) -> PollStep {
+        if let Some(code) = self.fatal {
+            return PollStep::Fail(code);
+        }
+        if let Some(until) = self.poll_backoff.pending(now) {
+            return PollStep::Wait(until);
+        }
+        match (self.phase, &self.coordinator) {
+            (Phase::Reconciling, _) => PollStep::Reconcile(self.target.clone()),
+            (_, None) => PollStep::FindCoordinator,
+            (Phase::Acknowledging | Phase::Stable, Some(coordinator)) => {
+                PollStep::Ready(coordinator.clone())
+            }
+            (Phase::Outside | Phase::Joining | Phase::Fenced, _) => PollStep::AwaitAnswer,
+        }
+    }
+
+    /// Whether partitions were lost since the last call: they must be dropped
+    /// without a commit. After that the member may join again.
+    pub fn take_lost(&mut self) -> bool {
+        if self.phase == Phase::Fenced {
+            self.phase = Phase::Joining;
+        }
+        std::mem::take(&mut self.lost)
+    }
+
+    /// The polling thread owns exactly `target` now.
+    pub fn reconciled(&mut self, target: &Target) {
+        if self.phase == Phase::Reconciling && self.target == *target {
+            self.owned.clone_from(target);
+            self.phase = Phase::Acknowledging;
+        }
+    }
+
+    /// Whether partitions are about to move or the member is not in the group.
+    pub fn is_rebalancing(&self) -> bool {
+        self.phase != Phase::Stable
+    }
+
+    /// The coordinator was found.
+    pub fn coordinator_found(&mut self, coordinator: Coordinator) {
+        self.coordinator = Some(coordinator);
+        self.poll_backoff.reset();
+        self.heartbeat_backoff.reset();
+    }
+
+    /// The polling thread did not find the coordinator.
+    pub fn coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+        self.lookup_failed(failure);
+        self.poll_backoff.fail(now, &self.settings);
+    }
+
+    /// An OffsetFetch failed.
+    pub fn offset_fetch_failed(&mut self, failure: Failure, now: Instant) -> Reaction {
+        let verdict = judge(GroupApi::OffsetFetch, failure);
+        self.apply(verdict, failure);
+        self.poll_backoff.fail(now, &self.settings);
+        verdict
+    }
+
+    // --- commits ---
+
+    /// Whom a commit speaks for.
+    ///
+    /// # Errors
+    /// What to tell the caller when there is nobody to speak for.
+    pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
+        match self.fatal {
+            Some(code) => Err(CommitVerdict::Fatal(code)),
+            None if self.is_member() => Ok(self.identity.clone()),
+            None => Err(CommitVerdict::Lost),
+        }
+    }
+
+    /// A commit sent for `sent` failed.
+    pub fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
+        let verdict = judge(GroupApi::OffsetCommit, failure);
+        let is_out = matches!(verdict, Reaction::ResetGeneration | Reaction::ResetMember);
+        if is_out && self.identity != *sent {
+            // The epoch has moved on meanwhile: once more with today's.
+            return CommitVerdict::Retry;
+        }
+        self.apply(verdict, failure);
+        match (verdict, failure) {
+            _ if is_out => CommitVerdict::Lost,
+            (Reaction::Fatal, Failure::Code(code)) => CommitVerdict::Fatal(code),
+            (Reaction::Report, Failure::Code(code)) => CommitVerdict::Report(code),
+            _ => CommitVerdict::Retry,
+        }
+    }
+
+    // --- the heartbeat thread ---
+
+    /// What the heartbeat thread does next.
+    pub fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
+        if self.closed {
+            return self.leaving_step();
+        }
+        if self.fatal.is_some() || matches!(self.phase, Phase::Outside | Phase::Fenced) {
+            return HeartbeatStep::Wait(None);
+        }
+        let stuck_at = self.last_poll + self.settings.max_poll_interval;
+        if now >= stuck_at {
+            let leaver = self.leaver();
+            self.lost |= self.is_member();
+            self.start_anew(Phase::Outside);
+            return match self.coordinator.clone() {
+                Some(coordinator) => HeartbeatStep::Leave(coordinator, leaver),
+                None => HeartbeatStep::Wait(None),
+            };
+        }
+        if let Some(until) = self.heartbeat_backoff.pending(now) {
+            return HeartbeatStep::Wait(Some(until.min(stuck_at)));
+        }
+        let Some(coordinator) = self.coordinator.clone() else {
+            return HeartbeatStep::FindCoordinator;
+        };
+        let is_urgent = matches!(self.phase, Phase::Joining | Phase::Acknowledging);
+        if !is_urgent && now < self.next_beat {
+            return HeartbeatStep::Wait(Some(self.next_beat.min(stuck_at)));
+        }
+        self.next_beat = now + self.interval;
+        let is_full = self.tell_all || self.phase == Phase::Joining;
+        let tells_owned = is_full || self.phase == Phase::Acknowledging;
+        let beat = Beat {
+            identity: self.identity.clone(),
+            is_full,
+            owned: tells_owned.then(|| self.owned.clone()),
+        };
+        HeartbeatStep::Beat(coordinator, beat)
+    }
+
+    /// A closed member leaves, if it may have joined, and that is the end.
+    fn leaving_step(&mut self) -> HeartbeatStep {
+        let is_in = self.is_member() || self.phase == Phase::Joining;
+        match self.coordinator.clone() {
+            Some(coordinator) if is_in && !self.left => {
+                let leaver = self.leaver();
+                self.phase = Phase::Outside;
+                HeartbeatStep::Leave(coordinator, leaver)
+            }
+            _ => {
+                self.left = true;
+                HeartbeatStep::Stop
+            }
+        }
+    }
+
+    fn leaver(&self) -> Identity {
+        Identity {
+            member_id: self.identity.member_id.clone(),
+            generation: if self.settings.is_static {
+                LEAVE_STATIC
+            } else {
+                LEAVE
+            },
+        }
+    }
+
+    /// A heartbeat was answered. True when the polling thread should hear of it.
+    pub fn beat_answered(
+        &mut self,
+        sent: &Beat,
+        result: Result<Answer, Failure>,
+        now: Instant,
+    ) -> bool {
+        if self.identity != sent.identity || matches!(self.phase, Phase::Outside | Phase::Fenced) {
+            return false;
+        }
+        match result {
+            Ok(answer) => self.take_answer(answer, now),
+            Err(failure) => {
+                // It may have got some of it, or none.
+                self.tell_all = true;
+                self.heartbeat_backoff.fail(now, &self.settings);
+                let verdict = judge(GroupApi::ConsumerHeartbeat, failure);
+                self.apply(verdict, failure);
+                self.lost || self.fatal.is_some()
+            }
+        }
+    }
+
+    fn take_answer(&mut self, answer: Answer, now: Instant) -> bool {
+        self.heartbeat_backoff.reset();
+        self.tell_all = false;
+        self.identity.generation = answer.epoch;
+        self.interval = answer.interval;
+        self.next_beat = now + answer.interval;
+        let was = self.phase;
+        if matches!(was, Phase::Joining | Phase::Acknowledging) {
+            self.phase = Phase::Stable;
+        }
+        let known = match was {
+            Phase::Reconciling => &self.target,
+            _ => &self.owned,
+        };
+        if let Some(target) = answer.target.filter(|target| target != known) {
+            self.target = target;
+            self.phase = Phase::Reconciling;
+        }
+        self.phase != was
+    }
+
+    /// The heartbeat thread did not find the coordinator.
+    pub fn heartbeat_coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+        self.lookup_failed(failure);
+        self.heartbeat_backoff.fail(now, &self.settings);
+    }
+
+    // --- both ---
+
+    /// The consumer closes: the heartbeat thread leaves and ends.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// The heartbeat thread ends, whether or not it has left.
+    pub fn stop(&mut self) {
+        self.closed = true;
+        self.left = true;
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether a closed member has done all that it can to leave.
+    pub fn has_left(&self) -> bool {
+        self.left
+    }
+
+    /// The identity of today.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn apply(&mut self, verdict: Reaction, failure: Failure) {
+        match verdict {
+            Reaction::Retry | Reaction::Report | Reaction::TakeMemberId | Reaction::Rejoin => {}
+            Reaction::FindCoordinator => {
+                self.coordinator = None;
+                self.tell_all = true;
+            }
+            Reaction::ResetGeneration | Reaction::ResetMember => {
+                if self.is_member() {
+                    self.lost = true;
+                    self.start_anew(Phase::Fenced);
+                }
+            }
+            Reaction::Fatal => {
+                if let Failure::Code(code) = failure {
+                    self.fatal = Some(code);
+                }
+                self.lost |= self.is_member();
+                self.start_anew(Phase::Outside);
+            }
+        }
+    }
+
+    fn lookup_failed(&mut self, failure: Failure) {
+        if let Failure::Code(code) = failure
+            && reaction(GroupApi::FindCoordinator, code) == Reaction::Fatal
+        {
+            self.apply(Reaction::Fatal, failure);
+        }
+    }
+
+    /// Not a member any more; the name stays.
+    fn start_anew(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.identity.generation = JOIN;
+        self.target.clear();
+        self.owned.clear();
+        self.tell_all = true;
+    }
+}
+
+fn judge(api: GroupApi, failure: Failure) -> Reaction {
+    match failure {
+        Failure::Code(code) => reaction(api, code),
+        Failure::Transport => Reaction::FindCoordinator,
+    }
+}
+
+#[cfg(test)]
+mod tests;

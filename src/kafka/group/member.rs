@@ -1,0 +1,146 @@
+//! A member's state machine, whichever protocol its group speaks.
+
+use std::time::Instant;
+
+use super::consumer_machine::{Answer, Beat, ConsumerMachine, Target};
+use super::ladder::Reaction;
+use super::machine::{
+    CommitVerdict, Coordinator, Failure, HeartbeatStep, Identity, Machine, PollStep,
+};
+
+/// One of the two; what both know is asked here, see there for what it means.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "their pages say it")]
+pub enum Member {
+    Classic(Machine),
+    Consumer(ConsumerMachine),
+}
+
+/// Passes a call on to whichever it is.
+macro_rules! either {
+    ($self:ident, $machine:ident => $call:expr) => {
+        match $self {
+            Member::Classic($machine) => $call,
+            Member::Consumer($machine) => $call,
+        }
+    };
+}
+
+#[expect(missing_docs, reason = "the machines say it")]
+impl Member {
+    /// True when the heartbeat thread should look again.
+    pub fn polled(&mut self, now: Instant) -> bool {
+        match self {
+            Self::Classic(machine) => {
+                machine.polled(now);
+                false
+            }
+            Self::Consumer(machine) => machine.polled(now),
+        }
+    }
+
+    pub fn poll_step(&self, now: Instant) -> PollStep {
+        either!(self, machine => machine.poll_step(now))
+    }
+
+    pub fn take_lost(&mut self) -> bool {
+        either!(self, machine => machine.take_lost())
+    }
+
+    pub fn is_rebalancing(&self) -> bool {
+        either!(self, machine => machine.is_rebalancing())
+    }
+
+    pub fn coordinator_found(&mut self, coordinator: Coordinator, now: Instant) {
+        match self {
+            Self::Classic(machine) => machine.coordinator_found(coordinator, now),
+            Self::Consumer(machine) => machine.coordinator_found(coordinator),
+        }
+    }
+
+    pub fn coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+        either!(self, machine => machine.coordinator_not_found(failure, now))
+    }
+
+    pub fn offset_fetch_failed(
+        &mut self,
+        sent: &Identity,
+        failure: Failure,
+        now: Instant,
+    ) -> Reaction {
+        match self {
+            Self::Classic(machine) => machine.offset_fetch_failed(sent, failure, now),
+            Self::Consumer(machine) => machine.offset_fetch_failed(failure, now),
+        }
+    }
+
+    /// # Errors
+    /// What to tell the caller when there is nobody to speak for.
+    pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
+        either!(self, machine => machine.commit_identity())
+    }
+
+    pub fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
+        either!(self, machine => machine.commit_failed(sent, failure))
+    }
+
+    pub fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
+        either!(self, machine => machine.heartbeat_step(now))
+    }
+
+    pub fn heartbeat_coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+        either!(self, machine => machine.heartbeat_coordinator_not_found(failure, now))
+    }
+
+    pub fn identity(&self) -> &Identity {
+        either!(self, machine => machine.identity())
+    }
+
+    /// The heartbeat thread ends, whether or not the member has left.
+    pub fn stop(&mut self) {
+        match self {
+            Self::Classic(machine) => drop(machine.close()),
+            Self::Consumer(machine) => machine.stop(),
+        }
+    }
+
+    /// Whether the consumer is being closed.
+    pub fn is_closed(&self) -> bool {
+        either!(self, machine => machine.is_closed())
+    }
+
+    // --- what only one of them knows; the other one does nothing ---
+
+    /// The classic protocol's machine, for the polling thread's joins and syncs.
+    pub fn classic(&mut self) -> Option<&mut Machine> {
+        match self {
+            Self::Classic(machine) => Some(machine),
+            Self::Consumer(_) => None,
+        }
+    }
+
+    /// Consumer protocol: the heartbeat thread leaves and ends.
+    pub fn begin_leaving(&mut self) {
+        if let Self::Consumer(machine) = self {
+            machine.close();
+        }
+    }
+
+    pub fn reconciled(&mut self, target: &Target) {
+        if let Self::Consumer(machine) = self {
+            machine.reconciled(target);
+        }
+    }
+
+    pub fn beat_answered(
+        &mut self,
+        sent: &Beat,
+        result: Result<Answer, Failure>,
+        now: Instant,
+    ) -> bool {
+        match self {
+            Self::Classic(_) => false,
+            Self::Consumer(machine) => machine.beat_answered(sent, result, now),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Members of groups that speak the consumer protocol (KIP-848), alone and beside classic ones.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::messages::{ConsumerGroupHeartbeatRequest, GroupId};
+use kafka_protocol::protocol::StrBytes;
+use tbd::deadline::Deadline;
+use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol};
+use tbd::kafka::{Admin, Cluster, ProducerConfig};
+
+use crate::client::{self, soon};
+use crate::consumer::{Journal, poll_until, values};
+use crate::support::{eventually, unique};
+
+const PARTITIONS: i32 = 4;
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A topic, a group of its own, and what the group has read.
+struct Stage {
+    cluster: Cluster,
+    topic: String,
+    group: String,
+    written: BTreeSet<String>,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+/// A member on a thread of its own, as a worker runs it.
+struct Running {
+    stop: Arc<AtomicBool>,
+    share: Arc<Mutex<Option<usize>>>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Running {
+    fn close(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap();
+    }
+}
+
+impl Stage {
+    fn new() -> Self {
+        let cluster = client::cluster();
+        Self {
+            topic: client::topic(&cluster, PARTITIONS),
+            group: unique("group"),
+            cluster,
+            written: BTreeSet::new(),
+            seen: Arc::default(),
+        }
+    }
+
+    fn config(&self, protocol: GroupProtocol) -> ConsumerConfig {
+        let mut config = ConsumerConfig::new(&self.group, [&self.topic]);
+        config.set_session_timeout(Duration::from_secs(6));
+        config.group_protocol = protocol;
+        config
+    }
+
+    fn member(&self, config: ConsumerConfig) -> (Consumer, Journal) {
+        let journal = Journal::default();
+        let hooks = Box::new(journal.clone());
+        let consumer = Consumer::start(self.cluster.clone(), config, hooks).unwrap();
+        (consumer, journal)
+    }
+
+    fn run(&self, protocol: GroupProtocol) -> Running {
+        let (mut consumer, _) = self.member(self.config(protocol));
+        let stop = Arc::new(AtomicBool::new(false));
+        let share: Arc<Mutex<Option<usize>>> = Arc::default();
+        let (stopped, shown, seen) = (stop.clone(), Arc::clone(&share), self.seen.clone());
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::SeqCst) {
+                let polled = consumer.poll(Deadline::after(Duration::from_millis(200)));
+                seen.lock()
+                    .unwrap()
+                    .extend(values(&polled.unwrap_or_default()));
+                match consumer.commit_polled(soon()) {
+                    Ok(()) | Err(CommitError::Rebalancing | CommitError::Lost) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                let is_settled = !consumer.rebalance_pending();
+                *shown.lock().unwrap() = is_settled.then(|| consumer.assignment().len());
+            }
+            consumer.close(soon()).unwrap();
+        });
+        Running {
+            stop,
+            share,
+            thread,
+        }
+    }
+
+    /// So many more records, spread over all partitions.
+    fn write(&mut self, count: usize) {
+        let producer = client::start(&self.cluster, ProducerConfig::default());
+        let first = self.written.len();
+        let records = (first..first + count).map(|number| {
+            self.written.insert(number.to_string());
+            client::record(&self.topic, format!("key-{number}"), number.to_string())
+        });
+        let outcomes = producer.publish(records.collect(), soon());
+        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+        producer.close(soon()).unwrap();
+    }
+
+    /// Until everything written has been read, however often.
+    fn read_all(&self) {
+        eventually(PATIENCE, "every record to be read", || {
+            let seen = self.seen.lock().unwrap();
+            let seen: BTreeSet<&String> = seen.iter().collect();
+            (seen.len() == self.written.len()).then_some(())
+        });
+    }
+
+    /// Until the members, and they alone, share the partitions like this.
+    fn shared(&self, members: &[&Running], shares: &[usize]) {
+        eventually(PATIENCE, &format!("shares of {shares:?}"), || {
+            let all = members.iter().map(|member| *member.share.lock().unwrap());
+            let mut all: Vec<usize> = all.collect::<Option<_>>()?;
+            all.sort_unstable();
+            (all == shares).then_some(())
+        });
+    }
+}
+
+#[test]
+fn members_share_hand_over_when_one_leaves_and_read_each_record_once() {
+    let mut stage = Stage::new();
+    let first = stage.run(GroupProtocol::Consumer);
+    stage.shared(&[&first], &[4]);
+    stage.write(100);
+    stage.read_all();
+    let second = stage.run(GroupProtocol::Consumer);
+    stage.shared(&[&first, &second], &[2, 2]);
+    stage.write(100);
+    stage.read_all();
+    let start = Instant::now();
+    first.close();
+    stage.shared(&[&second], &[4]);
+    assert!(
+        start.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        start.elapsed()
+    );
+    stage.write(100);
+    stage.read_all();
+    second.close();
+    assert_eq!(stage.seen.lock().unwrap().len(), 300, "none twice");
+    let lags = Admin::new(stage.cluster.clone()).lag(&stage.group, &[&stage.topic], soon());
+    assert!(lags.unwrap().into_values().all(|lag| lag == 0));
+}
+
+#[test]
+fn a_killed_members_partitions_move_after_the_brokers_session_time_out() {
+    let mut stage = Stage::new();
+    let (mut killed, _) = stage.member(stage.config(GroupProtocol::Consumer));
+    stage.write(40);
+    let mut read = Vec::new();
+    while read.len() < 40 {
+        read.extend(killed.poll(soon()).unwrap());
+    }
+    drop(killed);
+    let heir = stage.run(GroupProtocol::Consumer);
+    // Nothing was committed, so everything comes again.
+    stage.read_all();
+    stage.shared(&[&heir], &[4]);
+    heir.close();
+}
+
+/// Speaks for a member from outside, as a twin with its name would.
+fn speak_for(stage: &Stage, member_id: &str, epoch: i32) {
+    let coordinator =
+        tbd::kafka::group::coordinator::find(&stage.cluster, &stage.group, soon()).unwrap();
+    let config = stage.cluster.config();
+    let mut connection =
+        tbd::kafka::Connection::open(&coordinator.address, config, soon()).unwrap();
+    let mut request = ConsumerGroupHeartbeatRequest::default()
+        .with_group_id(GroupId(StrBytes::from_string(stage.group.clone())))
+        .with_member_id(StrBytes::from_string(member_id.to_owned()))
+        .with_member_epoch(epoch);
+    if epoch == 0 {
+        let topic = tbd::kafka::group::coordinator::topic_name(&stage.topic);
+        request = request
+            .with_rebalance_timeout_ms(60_000)
+            .with_subscribed_topic_names(Some(vec![topic]))
+            .with_topic_partitions(Some(Vec::new()));
+    }
+    let answer = connection.call(&request, soon()).unwrap();
+    assert_eq!(answer.error_code, 0, "{answer:?}");
+}
+
+#[test]
+fn a_member_that_was_thrown_out_loses_its_partitions_and_comes_back_under_its_name() {
+    let stage = Stage::new();
+    let (mut consumer, journal) = stage.member(stage.config(GroupProtocol::Consumer));
+    poll_until(&mut consumer, |consumer, _| {
+        consumer.assignment().len() == 4
+    });
+    let name = consumer.group_metadata().member_id;
+    speak_for(&stage, &name, -1);
+    poll_until(&mut consumer, |_, _| journal.entries().len() == 3);
+    let entries = journal.entries();
+    let calls: Vec<_> = entries
+        .iter()
+        .map(|(call, some)| (*call, some.len()))
+        .collect();
+    assert_eq!(calls, [("assigned", 4), ("lost", 4), ("assigned", 4)]);
+    assert_eq!(consumer.group_metadata().member_id, name);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_stuck_member_leaves_and_comes_back_when_it_polls_again() {
+    let stage = Stage::new();
+    let mut config = stage.config(GroupProtocol::Consumer);
+    config.max_poll_interval = Duration::from_secs(2);
+    let (mut stuck, journal) = stage.member(config);
+    poll_until(&mut stuck, |consumer, _| consumer.assignment().len() == 4);
+    // Another one gets all of it, although the stuck one's heart would beat on.
+    let other = stage.run(GroupProtocol::Consumer);
+    stage.shared(&[&other], &[4]);
+    let refused = stuck.commit(
+        &[(tbd::kafka::TopicPartition::new(stage.topic.as_str(), 0), 1)],
+        soon(),
+    );
+    assert!(matches!(refused, Err(CommitError::Lost)), "{refused:?}");
+    poll_until(&mut stuck, |consumer, _| consumer.assignment().len() == 2);
+    assert!(
+        journal
+            .entries()
+            .iter()
+            .any(|(call, some)| *call == "lost" && some.len() == 4)
+    );
+    stuck.close(soon()).unwrap();
+    other.close();
+}
+
+#[test]
+fn a_static_member_restarts_and_gets_its_partitions_back() {
+    let stage = Stage::new();
+    let other = stage.run(GroupProtocol::Consumer);
+    let mut config = stage.config(GroupProtocol::Consumer);
+    config.group_instance_id = Some("one".to_owned());
+    let (mut before, _) = stage.member(config.clone());
+    poll_until(&mut before, |consumer, _| consumer.assignment().len() == 2);
+    let held = before.assignment();
+    before.close(soon()).unwrap();
+    let (mut after, _) = stage.member(config);
+    poll_until(&mut after, |consumer, _| consumer.assignment().len() == 2);
+    assert_eq!(after.assignment(), held);
+    stage.shared(&[&other], &[2]);
+    after.close(soon()).unwrap();
+    other.close();
+}
+
+#[test]
+fn a_group_changes_from_classic_to_consumer_and_back_member_by_member() {
+    use GroupProtocol::{Classic, Consumer as New};
+    let mut stage = Stage::new();
+    let (mut first, mut second) = (stage.run(Classic), stage.run(Classic));
+    stage.shared(&[&first, &second], &[2, 2]);
+    for protocol in [New, Classic] {
+        for member in [&mut first, &mut second] {
+            let old = std::mem::replace(member, stage.run(protocol));
+            stage.write(50);
+            old.close();
+            stage.write(50);
+            stage.read_all();
+        }
+        stage.shared(&[&first, &second], &[2, 2]);
+    }
+    first.close();
+    second.close();
+    let lags = Admin::new(stage.cluster.clone()).lag(&stage.group, &[&stage.topic], soon());
+    assert!(lags.unwrap().into_values().all(|lag| lag == 0));
+}
