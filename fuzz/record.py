@@ -16,7 +16,8 @@ import threading
 APIS = {
     0: ("produce", 3), 1: ("fetch", 4), 2: ("list_offsets", 1), 3: ("metadata", 4), 8: ("offset_commit", 7),
     9: ("offset_fetch", 5), 10: ("find_coordinator", 1), 11: ("join_group", 5), 12: ("heartbeat", 3),
-    13: ("leave_group", 3), 14: ("sync_group", 3), 17: ("sasl_handshake", 1), 18: ("api_versions", 0), 19: ("create_topics", 2), 20: ("delete_topics", 1), 22: ("init_producer_id", 0), 36: ("sasl_authenticate", 0), 68: ("consumer_group_heartbeat", 0),
+    13: ("leave_group", 3), 14: ("sync_group", 3), 17: ("sasl_handshake", 1), 17: ("sasl_handshake", 1), 36: ("sasl_authenticate", 0),
+    18: ("api_versions", 0), 19: ("create_topics", 2), 20: ("delete_topics", 1), 22: ("init_producer_id", 0), 36: ("sasl_authenticate", 0), 68: ("consumer_group_heartbeat", 0),
 }
 BYTES_MAX = 2048
 SEEDS_MAX = 6

@@ -19,7 +19,7 @@
 //! | `partitioner` | which partition a key belongs to, as the Java client decides it |
 //! | `admin` | make, list and delete topics, read offsets |
 //! | `batch` | the record batches of a fetch answer, walked safely on any bytes |
-//! | `group` | membership of a consumer group: assignors, heartbeats, every error's meaning |
+//! | `group` | membership of a consumer group, by either protocol: heartbeats, assignors, every error's meaning |
 //! | `consumer` | records in: one thread polls, works and commits, another keeps the membership |
 //! | `reader` | ranges of a topic, read from outside any group |
 //! | `producer` | records out: one thread per leader, acknowledged, in order, once |
@@ -36,7 +36,23 @@
 //!
 //! # What it does not do
 //!
-//! Client certificates, SASL mechanisms other than PLAIN and SCRAM, transactions, and requests that address topics by id only.
+//! Client certificates, SASL mechanisms other than PLAIN and SCRAM; transactions (reading is always `read_uncommitted`); fetch sessions
+//! (only drained partitions are asked for, others each time); fetching from followers;
+//! commits of its own accord; requests that address topics by id only, besides the
+//! consumer protocol's.
+//!
+//! # Who comes from the Java client
+//!
+//! | Java | Here |
+//! | --- | --- |
+//! | `KafkaProducer`, `send(..).get()` | [`Producer`], [`Producer::publish`] |
+//! | `KafkaConsumer`, `poll`, `commitSync`, `seek`, `position`, `pause` | [`Consumer`], [`Consumer::poll`], [`Consumer::commit`], [`Consumer::seek`], [`Consumer::position`], [`Consumer::pause`] |
+//! | `ConsumerRebalanceListener` | [`ConsumerHooks`](consumer::ConsumerHooks) |
+//! | `group.protocol` | [`GroupProtocol`](consumer::GroupProtocol) |
+//! | `wakeup` | [`Waker`](consumer::Waker) |
+//! | `AdminClient` | [`Admin`] |
+//!
+//! The repository's `docs/kafka-client.md` is for whoever changes this client.
 
 pub mod admin;
 pub mod batch;
