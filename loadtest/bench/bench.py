@@ -49,6 +49,8 @@ def worker(**settings):
 
 def closed(case, program, script, connections):
     values = load.wrk(program, script, connections, DURATION, {"api": program.pid, **SERVERS})
+    if values["errors"]:
+        raise RuntimeError(f"{case} with {connections} connections: {values['errors']} errors")
     settle()
     return record(case, values, connections=connections)
 

@@ -121,9 +121,9 @@ def markdown(about, summary, plots):
         text += ["## Lists of a large table\n", table(["", "orders", "p50 ms", "p99 ms"], rows)]
     swept = chosen("sweep ")
     if swept:
-        wanted = ["throughput", "p50_ms", "p99_ms", "cpu_us api", "peak_mib", "threads"]
+        wanted = ["throughput", "p50_ms", "p99_ms", "errors", "cpu_us api", "peak_mib", "threads"]
         rows = [row((name[0].removeprefix("sweep "), name[1]), figures, wanted) for name, figures in swept.items()]
-        text += ["## Costs that grow\n", table(["", "value", "per second", "p50 ms", "p99 ms", "api µs", "peak MiB", "threads"], rows)]
+        text += ["## Costs that grow\n", table(["", "value", "answered per second", "p50 ms", "p99 ms", "refused", "api µs", "peak MiB", "threads"], rows)]
     text += [f"![{plot}]({plot})" for plot in plots]
     return "\n".join(text) + "\n"
 
