@@ -17,6 +17,9 @@ use crate::kafka::error::Error;
 /// election takes most of a publish budget; what follows should take little.
 const ELECTION_PERIOD: Duration = Duration::from_millis(100);
 
+/// How often at least a cluster that answers is asked for a topic that is not there yet.
+const MISSING_PERIOD: Duration = Duration::from_millis(250);
+
 /// How often overdue records are looked for while there are any.
 const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
@@ -100,7 +103,12 @@ impl Keeper<'_> {
                 }
                 state.trouble = Some(error);
                 self.shared.progress.notify_all();
-                Some(self.backoff.next_pause())
+                let pause = self.backoff.next_pause();
+                // A cluster that answers, and whose topics are just being made.
+                Some(match &state.trouble {
+                    Some(Error::Broker { .. }) => pause.min(MISSING_PERIOD),
+                    _ => pause,
+                })
             }
         };
         failed.extend(state.records.sweep(Instant::now()));
