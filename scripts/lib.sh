@@ -17,9 +17,12 @@ MIGRATE_VERSION=v4.19.0
 K6_VERSION=v1.8.1
 VEGETA_VERSION=v12.12.0
 KUSTOMIZE_VERSION=v5.7.1
+COLLECTOR_VERSION=0.129.0 # that of docker-compose.yml
 
 POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
+COLLECTOR_MANIFEST=$ROOT/tests/observability/collector-builder.yaml
+COLLECTOR=$CACHE/bin/otelcol-$COLLECTOR_VERSION-$(sha256sum "$COLLECTOR_MANIFEST" | cut -c 1-12)
 # The virtual environment that a file of requirements describes; another file, another folder.
 python_home() { printf '%s-%s' "$CACHE/$1" "$(sha256sum "$2" | cut -c 1-12)"; }
 SCHEMATHESIS_HOME=$(python_home schemathesis "$ROOT/tests/openapi/requirements.txt")
@@ -255,20 +258,58 @@ KAFKA_FOR_TESTS=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1)
 
 # --------------------------------------------------------------------------------------------------------- nginx
 
-# nginx_start FOLDER HOST:PORT LOGS API-PORT... : the edge in front of the api instances on these ports; if it runs already, it
-# goes over to them. FOLDER holds its configuration and temporary files; nginx's workers, which for root are another
-# user, must reach it.
-nginx_start() {
-  local folder=$1 listen=$2 logs=$3 port upstream='' nginx
+# nginx_render FOLDER HOST:PORT LOGS API-PORT... : writes FOLDER/nginx.conf, the edge in front of the api instances on these ports.
+nginx_render() {
+  local folder=$1 listen=$2 logs=$3 port upstream=''
   shift 3
-  mkdir -p "$folder" "$logs"
   for port in "$@"; do upstream+="server 127.0.0.1:$port max_fails=0; "; done
   sed -e "s|\${NGINX_LISTEN}|$listen|" -e "s|\${NGINX_UPSTREAM}|$upstream|" -e "s|\${NGINX_FOLDER}|$folder|" \
     -e "s|\${NGINX_ACCESS_LOG}|$logs/nginx-access.log|" -e "s|\${NGINX_ERROR_LOG}|$logs/nginx-error.log|" \
     "$ROOT/docker/nginx/nginx.conf.template" >"$folder/nginx.conf"
+}
+
+# nginx_start FOLDER HOST:PORT LOGS API-PORT... : starts it; if it runs already, it goes over to these instances. FOLDER holds
+# its configuration and temporary files; nginx's workers, which for root are another user, must reach it.
+nginx_start() {
+  local folder=$1 logs=$3 nginx
+  mkdir -p "$folder" "$logs"
+  nginx_render "$@"
   nginx=(nginx -e "$logs/nginx-error.log" -c "$folder/nginx.conf" -p "$folder")
   ((EUID != 0)) || nginx+=(-g "user nobody $(id -gn nobody);")
   if running "$folder/nginx.pid"; then "${nginx[@]}" -s reload; else "${nginx[@]}" 9>&-; fi
+}
+
+# ------------------------------------------------------------------------------------- Prometheus, OpenTelemetry collector
+
+# daemon FOLDER NAME PORT COMMAND... : starts it, logging to FOLDER/NAME.log; returns once it listens on PORT. FOLDER must
+# occur in the command.
+daemon() {
+  local folder=$1 name=$2 port=$3
+  shift 3
+  mkdir -p "$folder"
+  setsid "$@" </dev/null >>"$folder/$name.log" 2>&1 9>&- &
+  record $! "$folder/$name.pid"
+  disown
+  wait_until 30 "$name" daemon_settled "$folder/$name.pid" "$port" || true
+  port_in_use "$port" || { tail -n 20 "$folder/$name.log" >&2 && return 1; }
+}
+daemon_settled() { port_in_use "$2" || ! running "$1"; }
+
+# prometheus_start FOLDER PORT : with FOLDER/prometheus.yml, which is the caller's.
+prometheus_start() {
+  daemon "$1" prometheus "$2" prometheus --config.file="$1/prometheus.yml" --storage.tsdb.path="$1/data" \
+    --web.listen-address="127.0.0.1:$2" --log.level=warn
+}
+
+# collector_start FOLDER PORT METRICS-PORT : the one of docker-compose.yml with other addresses, and a file in Jaeger's place:
+# OTLP over HTTP on PORT, the metrics made of spans on METRICS-PORT, spans in FOLDER/spans.json, a line for each batch.
+collector_start() {
+  daemon "$1" collector "$2" "$COLLECTOR" --config "$ROOT/docker/otel-collector/config.yaml" \
+    --set "receivers.otlp.protocols.http.endpoint=127.0.0.1:$2" \
+    --set "receivers.otlp.protocols.grpc.endpoint=127.0.0.1:0" \
+    --set "exporters.prometheus.endpoint=127.0.0.1:$3" --set "exporters.file.path=$1/spans.json" \
+    --set "service.pipelines.traces.exporters=[file, spanmetrics]" \
+    --set "service.telemetry.metrics.readers=[]" --set service.telemetry.metrics.level=none
 }
 
 # What a test leaves below a folder: stopped without ceremony, as nobody reads its data again.
@@ -278,5 +319,7 @@ stop_servers_below() {
     stop_pid "${own}data/postmaster.pid" QUIT 10
     stop_pid "${own}kafka.pid" KILL 10
     stop_pid "${own}nginx.pid" TERM 10
+    stop_pid "${own}prometheus.pid" KILL 10
+    stop_pid "${own}collector.pid" KILL 10
   done
 }

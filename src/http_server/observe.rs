@@ -66,6 +66,7 @@ impl Observation {
         request: &tiny_http::Request,
         route: Option<&'static str>,
         arrived: Instant,
+        probe: bool,
     ) -> Self {
         let sent = request.method().as_str();
         let method = METHODS.into_iter().find(|known| *known == sent);
@@ -74,17 +75,22 @@ impl Observation {
             (Some(method), None) => method.into(),
             (None, _) => "HTTP".into(),
         };
-        let parent = tracing::extract(
-            header(request, "traceparent"),
-            header(request, "tracestate"),
-        );
+        let parent = match header(request, "traceparent") {
+            // Supervisors and scrapers come every few seconds: their traces would bury all others.
+            None if probe => tracing::unsampled(),
+            traceparent => tracing::extract(traceparent, header(request, "tracestate")),
+        };
         let attributes = || attributes(request, method, route);
+        let taken = Instant::now();
+        let queued = taken.duration_since(arrived);
+        let span = tracing::span_since(queued, &parent, name, SpanKind::Server, attributes);
+        drop(tracing::waited("wait for a thread", queued, Vec::new()));
         Self {
-            span: tracing::span_in(&parent, name, SpanKind::Server, attributes, Vec::new()),
+            span,
             method: method.unwrap_or("OTHER"),
             route: route.unwrap_or(UNMATCHED),
             arrived,
-            taken: Instant::now(),
+            taken,
         }
     }
 

@@ -76,6 +76,14 @@ pub(super) struct Exchange {
     arrived: Instant,
 }
 
+/// Why requests are refused without being handled, as label values.
+pub(super) const SHED: [&str; 5] = [QUEUE_FULL, OVERLOAD, PROBES_FULL, PIPELINE, LATE];
+const QUEUE_FULL: &str = "queue_full";
+const OVERLOAD: &str = "overload";
+const PROBES_FULL: &str = "probes";
+const PIPELINE: &str = "pipeline";
+const LATE: &str = "deadline";
+
 /// How much of an unread body is read and thrown away so that the client gets
 /// to read its answer, and for how long.
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -119,7 +127,7 @@ impl Shared {
             Arrival::Ended(exchange) => drop(exchange),
             // Dropped at the end, after its connection.
             Arrival::TooMany(_exchange) => {
-                recorder.metrics.shed.with_label_values(&["pipeline"]).inc();
+                recorder.metrics.shed.with_label_values(&[PIPELINE]).inc();
                 log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: connection closed");
                 let _waiting = self.connections.ended(peer);
                 self.with_connection(peer, Connection::end);
@@ -141,7 +149,7 @@ impl Shared {
             };
             if lane == Lane::Pool {
                 if !self.admission.may_wait(Instant::now(), queue.len()) {
-                    self.refuse(recorder, exchange, "overload");
+                    self.refuse(recorder, exchange, OVERLOAD);
                     next = self.connections.next(peer);
                     continue;
                 }
@@ -157,8 +165,8 @@ impl Shared {
             }
             if let Work::Answer(exchange) = refused {
                 let reason = match lane {
-                    Lane::Probes => "probes",
-                    Lane::Pool => "queue_full",
+                    Lane::Probes => PROBES_FULL,
+                    Lane::Pool => QUEUE_FULL,
                 };
                 self.refuse(recorder, exchange, reason);
             }
@@ -179,7 +187,7 @@ impl Shared {
                 Ok(Work::Answer(exchange)) => {
                     recorder.metrics.queue_depth.dec();
                     let peer = exchange.peer;
-                    self.refuse(recorder, exchange, "overload");
+                    self.refuse(recorder, exchange, OVERLOAD);
                     if let Some(next) = self.connections.next(peer) {
                         self.dispatch(recorder, next);
                     }
@@ -243,7 +251,7 @@ impl Shared {
         let found = self.router.find(request.method().as_str(), path);
         let route = found.route().map(|route| self.router.template(route));
         let probe = self.router.is_probe(path);
-        let observation = Observation::begin(&request, route, arrived);
+        let observation = Observation::begin(&request, route, arrived, probe);
         let request_id = header(&request, "x-request-id")
             .filter(|id| is_sane_request_id(id))
             .map_or_else(|| observation.trace_id(), str::to_owned);
@@ -264,7 +272,7 @@ impl Shared {
         let outcome = match fault {
             Some(fault) => Err(problem::malformed(fault)),
             None if request.deadline().is_past() => {
-                recorder.metrics.shed.with_label_values(&["deadline"]).inc();
+                recorder.metrics.shed.with_label_values(&[LATE]).inc();
                 Err(problem::waited_too_long())
             }
             None => catch_unwind(AssertUnwindSafe(|| handle(&mut request))).unwrap_or_else(

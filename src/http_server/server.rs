@@ -16,7 +16,7 @@ use super::connections::Connections;
 use super::observe::Recorder;
 use super::router::Router;
 use super::self_check::{PING_INTERVAL, Ping, SelfCheck};
-use super::serve::{Lane, Linger, Shared, Work};
+use super::serve::{Lane, Linger, SHED, Shared, Work};
 use super::socket;
 use super::watch::Watch;
 use crate::deadline::Deadline;
@@ -182,6 +182,9 @@ impl Server {
         metrics
             .threads
             .set(i64::try_from(workers).unwrap_or(i64::MAX));
+        for reason in SHED {
+            metrics.shed.with_label_values(&[reason]);
+        }
 
         // From here on dropping the half-made server stops what has started.
         let mut server = Server {

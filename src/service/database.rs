@@ -65,8 +65,10 @@ impl Hooks for DatabaseMeter {
             .query_duration
             .with_label_values(&labels)
             .observe(seconds);
+        // Also where there is none: the first one is seen only after a zero.
+        let errors = self.0.query_errors.with_label_values(&labels);
         if !ok {
-            self.0.query_errors.with_label_values(&labels).inc();
+            errors.inc();
         }
     }
 

@@ -68,7 +68,7 @@ impl Kafka {
             compression: self.compression,
             ..ProducerConfig::default()
         };
-        let hooks = Arc::new(ProducerMeter(metrics.kafka.clone()));
+        let hooks = Arc::new(ProducerMeter::new(metrics.kafka.clone(), &self.topics));
         Producer::start(self.cluster.clone(), config, hooks)
     }
 

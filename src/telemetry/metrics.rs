@@ -3,7 +3,9 @@
 //! The metrics are public fields, grouped by the folder that moves them, so
 //! that a name exists once and a typing error does not compile. Both programs
 //! register all of them: a metric without labels starts at 0, one with labels
-//! appears with its first value. Labels are bounded by the code (route
+//! appears with its first value; whoever moves a counter of failures starts
+//! its known labels at 0, or Prometheus would not see the first one happen.
+//! Labels are bounded by the code (route
 //! templates, topics, statement names), never by what a client sends.
 
 use std::fmt;
@@ -23,6 +25,12 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 const SECONDS: &[f64] = &[
     0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
     30.0,
+];
+
+/// The same for what may take minutes: an order that waits for a worker.
+const SECONDS_TO_AN_HOUR: &[f64] = &[
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    900.0, 3600.0,
 ];
 
 /// Upper bounds for counts of records.
@@ -63,7 +71,7 @@ pub struct HttpMetrics {
     pub requests: IntCounterVec,
     /// `http_queue_wait_seconds`: time a request waited for a thread.
     pub queue_wait: Histogram,
-    /// `http_threads`: threads of the pool.
+    /// `http_threads`: threads of the pool; those that answer probes are not of it.
     pub threads: IntGauge,
     /// `http_threads_busy`: threads that are answering a request.
     pub threads_busy: IntGauge,
@@ -83,8 +91,11 @@ pub struct KafkaMetrics {
     pub producer_latency: HistogramVec,
     /// `kafka_producer_errors_total{topic}`: records that failed for good.
     pub producer_errors: IntCounterVec,
-    /// `kafka_producer_batch_records`: records that shared one request's batch.
+    /// `kafka_producer_batch_records`: records that shared one request.
     pub batch_records: Histogram,
+    /// `kafka_producer_request_failures_total`: requests without an answer; their
+    /// records may be sent again.
+    pub request_failures: IntCounter,
     /// `kafka_consumer_lag{topic,partition,group}`: records that the group has
     /// not committed.
     pub consumer_lag: IntGaugeVec,
@@ -124,7 +135,9 @@ pub struct OrdersMetrics {
     pub created: IntCounter,
     /// `orders_processed_total{outcome}`: completed, failed, canceled, duplicate.
     pub processed: IntCounterVec,
-    /// `order_processing_duration_seconds`: one order's processing step.
+    /// `order_end_to_end_seconds`: from an order's creation to its completion.
+    pub end_to_end: Histogram,
+    /// `order_processing_duration_seconds`: one attempt at an order's processing step.
     pub processing_duration: Histogram,
     /// `orders_dead_lettered_total{reason}`: messages sent to the dead-letter topic.
     pub dead_lettered: IntCounterVec,
@@ -291,8 +304,12 @@ impl KafkaMetrics {
             ),
             batch_records: register.histogram(
                 "kafka_producer_batch_records",
-                "Records per batch sent.",
+                "Records per produce request.",
                 RECORDS,
+            ),
+            request_failures: register.counter(
+                "kafka_producer_request_failures_total",
+                "Produce requests that got no answer; their records may be sent again.",
             ),
             consumer_lag: register.int_gauges(
                 "kafka_consumer_lag",
@@ -362,9 +379,14 @@ impl OrdersMetrics {
                 "Orders processed: completed, failed, canceled (skipped), duplicate (replayed).",
                 &["outcome"],
             ),
+            end_to_end: register.histogram(
+                "order_end_to_end_seconds",
+                "Time from an order's creation to its completion.",
+                SECONDS_TO_AN_HOUR,
+            ),
             processing_duration: register.histogram(
                 "order_processing_duration_seconds",
-                "Time the processing step of one order took.",
+                "Time one attempt at an order's processing step took.",
                 SECONDS,
             ),
             dead_lettered: register.counters(

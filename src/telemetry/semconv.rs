@@ -56,6 +56,8 @@ pub const DB_OPERATION_NAME: &str = "db.operation.name";
 pub const DB_COLLECTION_NAME: &str = "db.collection.name";
 /// Operation and target in a few words: `INSERT orders`.
 pub const DB_QUERY_SUMMARY: &str = "db.query.summary";
+/// Rows that a statement writes for several callers; absent for one.
+pub const DB_OPERATION_BATCH_SIZE: &str = "db.operation.batch.size";
 /// The statement, with placeholders.
 pub const DB_QUERY_TEXT: &str = "db.query.text";
 /// The SQLSTATE of a failure.

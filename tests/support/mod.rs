@@ -10,6 +10,7 @@ pub mod browser;
 pub mod edge;
 pub mod http;
 pub mod memory;
+pub mod observers;
 pub mod program;
 pub mod proxy;
 pub mod token;
@@ -195,6 +196,23 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A file of the repository.
+pub fn read(path: impl AsRef<Path>) -> String {
+    let path = repository().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The files of Grafana's dashboards.
+pub fn dashboards() -> Vec<PathBuf> {
+    let folder = repository().join("docker/grafana/dashboards");
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .expect("the dashboards")
+        .map(|entry| entry.expect("a file").path())
+        .collect();
+    files.sort();
+    files
+}
+
 /// A PostgreSQL or Kafka of the test's own, which it may stop, kill, pause and start again on the same port with the
 /// same data. Killed when dropped.
 pub struct OwnServer {
@@ -243,7 +261,7 @@ impl OwnServer {
     }
 
     fn start_new(kind: &'static str, settings: impl FnOnce(u16) -> Vec<String>) -> OwnServer {
-        let folder = Path::new(&variable("TBD_TEST_SERVERS")).join(unique(kind));
+        let folder = own_folder(kind);
         let port = free_port();
         let server = OwnServer {
             kind,
@@ -315,6 +333,11 @@ impl Drop for OwnServer {
 pub fn free_port() -> u16 {
     let port = script(&["free-port"]);
     port.trim().parse().expect("scripts/server prints a port")
+}
+
+/// A name for a folder of a server of the test's own, where what is left running is cleaned up.
+fn own_folder(kind: &str) -> PathBuf {
+    Path::new(&variable("TBD_TEST_SERVERS")).join(unique(kind))
 }
 
 /// Runs `scripts/server` and returns what it printed.

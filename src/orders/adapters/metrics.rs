@@ -1,5 +1,7 @@
 //! [`Meter`] on Prometheus.
 
+use std::time::Duration;
+
 use crate::orders::ports::{Backlog, Meter, Outcome};
 use crate::telemetry::metrics::OrdersMetrics;
 
@@ -30,6 +32,23 @@ impl Meter for PrometheusMeter {
             .processed
             .with_label_values(&[outcome.as_str()])
             .inc();
+    }
+
+    fn order_completed_after(&self, delay: Duration) {
+        self.0.end_to_end.observe(delay.as_secs_f64());
+    }
+
+    fn step_ended(&self, time: Duration) {
+        self.0.processing_duration.observe(time.as_secs_f64());
+    }
+
+    fn events_relayed(&self, count: usize) {
+        let count = count.try_into().unwrap_or(u64::MAX);
+        self.0.outbox_published.inc_by(count);
+    }
+
+    fn keys_swept(&self, count: u64) {
+        self.0.idempotency_swept.inc_by(count);
     }
 
     fn outbox_backlog(&self, backlog: Backlog) {

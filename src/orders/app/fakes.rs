@@ -90,6 +90,10 @@ pub struct Told {
     pub created: Mutex<u32>,
     pub hits: Mutex<u32>,
     pub outcomes: Mutex<Vec<Outcome>>,
+    pub delays: Mutex<Vec<Duration>>,
+    pub steps: Mutex<Vec<Duration>>,
+    pub relayed: Mutex<usize>,
+    pub swept: Mutex<u64>,
     pub backlogs: Mutex<Vec<Backlog>>,
 }
 
@@ -104,6 +108,22 @@ impl Meter for Told {
 
     fn order_processed(&self, outcome: Outcome) {
         lock(&self.outcomes).push(outcome);
+    }
+
+    fn order_completed_after(&self, delay: Duration) {
+        lock(&self.delays).push(delay);
+    }
+
+    fn step_ended(&self, time: Duration) {
+        lock(&self.steps).push(time);
+    }
+
+    fn events_relayed(&self, count: usize) {
+        *lock(&self.relayed) += count;
+    }
+
+    fn keys_swept(&self, count: u64) {
+        *lock(&self.swept) += count;
     }
 
     fn outbox_backlog(&self, backlog: Backlog) {

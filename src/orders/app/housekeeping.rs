@@ -151,6 +151,7 @@ impl Housekeeping {
         let (taken, removed) = self
             .outbox
             .relay(RELAY_BATCH, min_age, deadline, &mut publish)?;
+        self.meter.events_relayed(removed);
         if removed < taken {
             log::warn!(
                 "outbox relay: {} of {taken} events not published, they stay",
@@ -206,6 +207,7 @@ impl Housekeeping {
             let batch = self
                 .keys
                 .sweep(SWEEP_BATCH, Deadline::after(STORE_BUDGET))?;
+            self.meter.keys_swept(batch);
             swept += batch;
             if batch < u64::from(SWEEP_BATCH) {
                 break;

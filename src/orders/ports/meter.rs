@@ -1,5 +1,7 @@
 //! What the business counts.
 
+use std::time::Duration;
+
 use super::Backlog;
 
 /// How a message about an order ended.
@@ -43,6 +45,14 @@ pub trait Meter: Send + Sync {
     fn idempotency_hit(&self);
     /// A message about an order was dealt with.
     fn order_processed(&self, outcome: Outcome);
+    /// An order was completed, this long after it was created.
+    fn order_completed_after(&self, delay: Duration);
+    /// One attempt at an order's processing step ended, well or not, after `time`.
+    fn step_ended(&self, time: Duration);
+    /// The relay published so many events.
+    fn events_relayed(&self, count: usize);
+    /// So many expired idempotency keys were deleted.
+    fn keys_swept(&self, count: u64);
     /// What waits in the outbox now.
     fn outbox_backlog(&self, backlog: Backlog);
 }

@@ -28,17 +28,19 @@ use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
-    Link, Span as _, SpanBuilder, Status, TraceContextExt, Tracer as _, TracerProvider as _,
+    Link, Span as _, SpanBuilder, SpanId, Status, TraceFlags, TraceId, TraceState, Tracer as _,
+    TracerProvider as _,
 };
 use opentelemetry::{ContextGuard, InstrumentationScope};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
-pub use opentelemetry::trace::{SpanContext, SpanKind};
+pub use opentelemetry::trace::{SpanContext, SpanKind, TraceContextExt};
 pub use opentelemetry::{Context, Key, KeyValue, Value};
 
 use super::metrics::TracingMetrics;
@@ -264,6 +266,20 @@ pub fn span_in(
     start(&tracer(), parent, name.into(), kind, attributes, links).into_current()
 }
 
+/// As [`span_in`], for work that began `age` ago, before there was time to say so.
+pub fn span_since(
+    age: Duration,
+    parent: &Context,
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+) -> SpanGuard {
+    let builder = SpanBuilder::from_name(name)
+        .with_kind(kind)
+        .with_start_time(ago(age));
+    build(&tracer(), parent, builder, attributes).into_current()
+}
+
 /// As [`span_in`], but the span does not become the thread's current one: for
 /// work on many things at once, of which each has its own trace.
 pub fn detached_span_in(
@@ -271,8 +287,57 @@ pub fn detached_span_in(
     name: impl Into<Cow<'static, str>>,
     kind: SpanKind,
     attributes: impl Attributes,
+    links: Vec<SpanContext>,
 ) -> DetachedSpan {
-    start(&tracer(), parent, name.into(), kind, attributes, Vec::new())
+    start(&tracer(), parent, name.into(), kind, attributes, links)
+}
+
+/// A wait of this thread that took `time` and is over: a child of the current
+/// span. It ends when dropped, so that it can still be marked as failed.
+pub fn waited(name: &'static str, time: Duration, links: Vec<SpanContext>) -> DetachedSpan {
+    let builder = SpanBuilder::from_name(name)
+        .with_kind(SpanKind::Internal)
+        .with_start_time(ago(time))
+        .with_links(links.into_iter().map(Link::with_context).collect());
+    build(&tracer(), &Context::current(), builder, [])
+}
+
+/// Sets an attribute of the thread's current span; a text longer than 1 KiB is cut.
+pub fn annotate(key: impl Into<Key>, value: impl Into<Value>) {
+    Context::map_current(|context| {
+        let span = context.span();
+        if span.is_recording() {
+            span.set_attribute(KeyValue::new(key.into(), bounded(value.into())));
+        }
+    });
+}
+
+/// What another span links to in order to point at the thread's current span;
+/// `None` outside of any.
+pub fn current() -> Option<SpanContext> {
+    Context::map_current(|context| {
+        let span = context.span();
+        let span = span.span_context();
+        span.is_valid().then(|| span.clone())
+    })
+}
+
+/// The parent for work that repeats all the time and that nobody asked for:
+/// with ids, as everything, but recorded under the `always_on` sampler only.
+pub fn unsampled() -> Context {
+    let [ids, span_id] = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
+    Context::new().with_remote_span_context(SpanContext::new(
+        TraceId::from(ids.as_u128()),
+        SpanId::from(span_id.as_u64_pair().0),
+        TraceFlags::NOT_SAMPLED,
+        true,
+        TraceState::NONE,
+    ))
+}
+
+fn ago(time: Duration) -> SystemTime {
+    let now = SystemTime::now();
+    now.checked_sub(time).unwrap_or(now)
 }
 
 /// A span under way that is not any thread's current one. Ends when dropped.
@@ -306,6 +371,15 @@ fn start(
     if !links.is_empty() {
         builder = builder.with_links(links.into_iter().map(Link::with_context).collect());
     }
+    build(tracer, parent, builder, attributes)
+}
+
+fn build(
+    tracer: &SdkTracer,
+    parent: &Context,
+    builder: SpanBuilder,
+    attributes: impl Attributes,
+) -> DetachedSpan {
     let mut span = tracer.build_with_context(builder, parent);
     if span.is_recording() {
         for mut attribute in attributes.build() {
@@ -348,6 +422,11 @@ impl DetachedSpan {
         if span.is_recording() {
             span.set_attribute(KeyValue::new(key.into(), bounded(value.into())));
         }
+    }
+
+    /// Points at another span that this one has to do with.
+    pub fn link(&self, other: SpanContext) {
+        self.0.span().add_link(other, Vec::new());
     }
 
     /// Gives the span another name, once more is known than at its beginning.

@@ -408,6 +408,19 @@ fn a_context_survives_the_way_through_a_header() {
 }
 
 #[test]
+fn work_that_nobody_asked_for_has_a_trace_of_its_own_that_is_not_recorded() {
+    let metrics = Metrics::new();
+    let url = Some("http://127.0.0.1:9".to_owned());
+    let tracing = Tracing::start(config(url), &metrics.tracing).unwrap();
+    let span = |parent: Context| span_of(&tracing, &parent, SpanKind::Server, [], vec![]);
+    let (one, other) = (span(unsampled()), span(unsampled()));
+    assert!(!one.is_recording());
+    assert_ne!(one.trace_id(), other.trace_id());
+    assert!(one.span_context().is_valid());
+    assert!(span(Context::new()).is_recording());
+}
+
+#[test]
 fn a_malformed_traceparent_counts_as_absent() {
     for text in [
         "",

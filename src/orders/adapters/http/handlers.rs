@@ -9,6 +9,7 @@ use crate::orders::app::commands::{CancelError, CancelOrder, CreateError, Create
 use crate::orders::app::queries::{GetOrder, ListOrders};
 use crate::orders::domain::{Order, OrderId};
 use crate::orders::ports::{IdempotencyKey, StoreError, StoredResponse};
+use crate::telemetry::{semconv, tracing};
 
 use super::conditional::{client_has, etag, if_match};
 use super::dto::{self, BodyError};
@@ -69,6 +70,7 @@ impl Api {
             body,
             order_id,
         } = accepted.response;
+        tracing::annotate(semconv::ORDER_ID, order_id.to_string());
         let response =
             Response::json(status, body).header("Location", format!("/v1/orders/{order_id}"));
         Ok(match accepted.replayed {
@@ -154,7 +156,10 @@ fn order_id(request: &Request) -> Result<OrderId, Problem> {
     const CANONICAL_CHARS: usize = 36;
     let text = request.param("id").unwrap_or_default();
     match Uuid::parse_str(text) {
-        Ok(id) if text.len() == CANONICAL_CHARS => Ok(OrderId(id)),
+        Ok(id) if text.len() == CANONICAL_CHARS => {
+            tracing::annotate(semconv::ORDER_ID, id.to_string());
+            Ok(OrderId(id))
+        }
         _ => Err(invalid(vec![FieldError {
             field: "id".into(),
             message: "must be a UUID".into(),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::deadline::Deadline;
 use crate::orders::domain::OrderEvent;
 use crate::orders::ports::{EventBus, Message, PublishError};
+use crate::telemetry::tracing;
 
 /// Consecutive failures that open the breaker (the seed's table).
 const FAILURES_MAX: u32 = 5;
@@ -128,8 +129,12 @@ impl EventBus for GuardedBus {
 
     fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
         let Some(permit) = self.breaker.admit(Instant::now()) else {
-            let refused = || PublishError::Unavailable("the circuit breaker is open".into());
-            return messages.iter().map(|_| Err(refused())).collect();
+            let reason = "the circuit breaker is open";
+            // Where the trace ends, so that nobody looks for a message that was never sent.
+            let step = tracing::span("publish", tracing::SpanKind::Internal, []);
+            step.fail("circuit_open", reason);
+            let refused = |_| Err(PublishError::Unavailable(reason.into()));
+            return messages.iter().map(refused).collect();
         };
         let results = self.bus.publish(messages, deadline);
         // A message that Kafka refuses says nothing about Kafka's health.

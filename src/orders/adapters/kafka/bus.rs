@@ -83,8 +83,8 @@ pub(super) const TRACEPARENT: &str = "traceparent";
 fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
     let parent = tracing::extract(cause, None);
     let name = format!("send {}", record.topic);
-    tracing::detached_span_in(&parent, name, SpanKind::Producer, || {
-        [
+    let attributes = || {
+        let mut attributes = vec![
             KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
             KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "send"),
             KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "send"),
@@ -92,8 +92,20 @@ fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
                 semconv::MESSAGING_DESTINATION_NAME,
                 record.topic.to_string(),
             ),
-        ]
-    })
+        ];
+        attributes.extend(key_attribute(record.key.as_deref()));
+        attributes
+    };
+    tracing::detached_span_in(&parent, name, SpanKind::Producer, attributes, Vec::new())
+}
+
+/// A record's key, if it can be shown as text.
+pub(super) fn key_attribute(key: Option<&[u8]>) -> Option<KeyValue> {
+    let key = std::str::from_utf8(key?).ok()?;
+    Some(KeyValue::new(
+        semconv::MESSAGING_KAFKA_MESSAGE_KEY,
+        key.to_owned(),
+    ))
 }
 
 /// Only the record's own fault is for good. A wrong password or a missing right is mended

@@ -24,10 +24,10 @@ use crate::orders::ports::{EventBus, PublishError, SecondChance};
 use crate::stop::StopSignal;
 use crate::telemetry::metrics::{KafkaMetrics, OrdersMetrics, WorkerMetrics};
 use crate::telemetry::semconv;
-use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
+use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind, TraceContextExt};
 
 use super::KafkaEventBus;
-use super::bus::TRACEPARENT;
+use super::bus::{TRACEPARENT, key_attribute};
 use super::dead_letter::{Reason, dead_letter, replayed_at};
 use super::events::created_order;
 use super::meter::ConsumerMeter;
@@ -40,6 +40,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 const COMMIT_BUDGET: Duration = Duration::from_secs(5);
 /// What leaving the group may take.
 const CLOSE_BUDGET: Duration = Duration::from_secs(5);
+
+/// Why a message becomes a dead letter, as label values.
+const UNDECODABLE: &str = "undecodable";
+const UNKNOWN_ORDER: &str = "unknown_order";
+const FAILED: &str = "failed";
 
 /// What the threads need besides the use case.
 pub struct Settings {
@@ -76,6 +81,9 @@ impl OrderConsumers {
     /// When a thread cannot be started.
     pub fn start(self, settings: Settings) -> io::Result<Vec<JoinHandle<()>>> {
         let (this, settings) = (Arc::new(self), Arc::new(settings));
+        for reason in [UNDECODABLE, UNKNOWN_ORDER, FAILED] {
+            this.orders.dead_lettered.with_label_values(&[reason]);
+        }
         this.worker
             .threads
             .set(settings.concurrency.try_into().unwrap_or(i64::MAX));
@@ -106,10 +114,8 @@ impl OrderConsumers {
     /// One membership in the group, until the stop signal or an error that only a
     /// new membership mends.
     fn run_member(&self, settings: &Settings) -> Result<(), crate::kafka::Error> {
-        let meter = ConsumerMeter {
-            metrics: settings.metrics.clone(),
-            group: settings.consumer.group_id.clone(),
-        };
+        let group = settings.consumer.group_id.clone();
+        let meter = ConsumerMeter::new(settings.metrics.clone(), group);
         let hooks = Box::new(meter.clone());
         let mut consumer =
             Consumer::start(settings.cluster.clone(), settings.consumer.clone(), hooks)?;
@@ -149,7 +155,7 @@ impl OrderConsumers {
     fn work(&self, consumer: &mut Consumer, meter: &ConsumerMeter, records: &[ConsumerRecord]) {
         meter.polled(&self.bus.topics().created, records.len());
         self.worker.threads_busy.inc();
-        let done = self.process_batch(records);
+        let done = self.process_batch(records, meter.group());
         self.worker.threads_busy.dec();
         let offsets = committable(records, &done);
         if !offsets.is_empty()
@@ -169,7 +175,7 @@ impl OrderConsumers {
     }
 
     /// Works on the records together; for each, whether it is done with.
-    fn process_batch(&self, records: &[ConsumerRecord]) -> Vec<bool> {
+    fn process_batch(&self, records: &[ConsumerRecord], group: &str) -> Vec<bool> {
         let event_type = &*self.bus.topics().created;
         let orders: Vec<Result<OrderId, String>> = records
             .iter()
@@ -177,8 +183,14 @@ impl OrderConsumers {
             .collect();
         let spans: Vec<DetachedSpan> = records
             .iter()
-            .map(|record| self.process_span(record))
+            .zip(&orders)
+            .map(|(record, order)| process_span(record, order.as_ref().ok(), group))
             .collect();
+        // Statements that serve the whole batch appear in the trace of its first order; the
+        // others point there.
+        if let Some((first, rest)) = spans.split_first() {
+            rest.iter().for_each(|span| span.link(first.span_context()));
+        }
 
         // Each order once, in the order of the records: on a stop those that are done come first.
         let mut seen = HashSet::new();
@@ -198,7 +210,6 @@ impl OrderConsumers {
             })
             .collect();
         let results = {
-            // Statements that serve the whole batch appear in the trace of its first order.
             let _entered = spans.first().map(DetachedSpan::enter);
             match self.process.handle(&ids, &chances) {
                 Ok(results) => results,
@@ -216,7 +227,7 @@ impl OrderConsumers {
         let mut done = Vec::with_capacity(records.len());
         for (index, (record, order)) in records.iter().zip(&orders).enumerate() {
             let _entered = spans[index].enter();
-            let conclusion = self.conclude(record, order, &results);
+            let conclusion = self.conclude(record, order, &results, &spans[index]);
             done.push(conclusion.is_some());
             for announcement in conclusion.into_iter().flatten() {
                 announcements.add(index, announcement, &spans[index]);
@@ -249,10 +260,11 @@ impl OrderConsumers {
         record: &ConsumerRecord,
         order: &Result<OrderId, String>,
         results: &HashMap<OrderId, Processed>,
+        span: &DetachedSpan,
     ) -> Option<Vec<Record>> {
         let id = match order {
             Ok(id) => id,
-            Err(why) => return Some(vec![self.give_up(record, "undecodable", why, 0)]),
+            Err(why) => return Some(vec![self.give_up(record, span, UNDECODABLE, why, 0)]),
         };
         match results.get(id)? {
             Processed::Interrupted => None,
@@ -268,7 +280,8 @@ impl OrderConsumers {
             }
             Processed::Unknown => Some(vec![self.give_up(
                 record,
-                "unknown_order",
+                span,
+                UNKNOWN_ORDER,
                 "there is no such order",
                 0,
             )]),
@@ -282,7 +295,7 @@ impl OrderConsumers {
                     order: order.clone(),
                     reason: reason.clone(),
                 };
-                let letter = self.give_up(record, "failed", reason, *attempts);
+                let letter = self.give_up(record, span, FAILED, reason, *attempts);
                 Some(vec![self.announcement(&failed), letter])
             }
         }
@@ -292,7 +305,15 @@ impl OrderConsumers {
         self.bus.record(&self.bus.encode(event))
     }
 
-    fn give_up(&self, record: &ConsumerRecord, kind: &str, why: &str, attempts: u32) -> Record {
+    fn give_up(
+        &self,
+        record: &ConsumerRecord,
+        span: &DetachedSpan,
+        kind: &str,
+        why: &str,
+        attempts: u32,
+    ) -> Record {
+        span.fail(kind, why);
         self.orders.dead_lettered.with_label_values(&[kind]).inc();
         log::warn!(
             topic = &*record.topic, partition = record.partition, offset = record.offset;
@@ -304,30 +325,39 @@ impl OrderConsumers {
         };
         dead_letter(&self.bus.topics().dlq, record, &reason)
     }
+}
 
-    fn process_span(&self, record: &ConsumerRecord) -> DetachedSpan {
-        let traceparent = record
-            .header(TRACEPARENT)
-            .and_then(|value| std::str::from_utf8(value).ok());
-        let parent = tracing::extract(traceparent, None);
-        let name = format!("process {}", record.topic);
-        tracing::detached_span_in(&parent, name, SpanKind::Consumer, || {
-            [
-                KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
-                KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "process"),
-                KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "process"),
-                KeyValue::new(
-                    semconv::MESSAGING_DESTINATION_NAME,
-                    record.topic.to_string(),
-                ),
-                KeyValue::new(
-                    semconv::MESSAGING_DESTINATION_PARTITION_ID,
-                    record.partition.to_string(),
-                ),
-                KeyValue::new(semconv::MESSAGING_KAFKA_OFFSET, record.offset),
-            ]
-        })
-    }
+/// The span of one record's processing: a child of the span that sent it, and linked to it,
+/// as the conventions ask where both is wanted.
+fn process_span(record: &ConsumerRecord, order: Option<&OrderId>, group: &str) -> DetachedSpan {
+    let traceparent = record
+        .header(TRACEPARENT)
+        .and_then(|value| std::str::from_utf8(value).ok());
+    let parent = tracing::extract(traceparent, None);
+    let sent = parent.span().span_context().clone();
+    let links = sent.is_valid().then_some(sent).into_iter().collect();
+    let name = format!("process {}", record.topic);
+    let attributes = || {
+        let mut attributes = vec![
+            KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
+            KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "process"),
+            KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "process"),
+            KeyValue::new(
+                semconv::MESSAGING_DESTINATION_NAME,
+                record.topic.to_string(),
+            ),
+            KeyValue::new(
+                semconv::MESSAGING_DESTINATION_PARTITION_ID,
+                record.partition.to_string(),
+            ),
+            KeyValue::new(semconv::MESSAGING_CONSUMER_GROUP_NAME, group.to_owned()),
+            KeyValue::new(semconv::MESSAGING_KAFKA_OFFSET, record.offset),
+        ];
+        attributes.extend(key_attribute(record.key.as_deref()));
+        attributes.extend(order.map(|id| KeyValue::new(semconv::ORDER_ID, id.to_string())));
+        attributes
+    };
+    tracing::detached_span_in(&parent, name, SpanKind::Consumer, attributes, links)
 }
 
 /// Records to publish, each for one record consumed and caused by its span.

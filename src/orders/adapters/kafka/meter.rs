@@ -8,8 +8,20 @@ use crate::kafka::group::TopicPartition;
 use crate::kafka::producer::{Outcome, ProducerHooks};
 use crate::telemetry::metrics::KafkaMetrics;
 
+use super::events::Topics;
+
 /// Measures a producer.
-pub struct ProducerMeter(pub KafkaMetrics);
+pub struct ProducerMeter(KafkaMetrics);
+
+impl ProducerMeter {
+    /// A meter that moves `metrics`; failures start at 0 for each of `topics`.
+    pub fn new(metrics: KafkaMetrics, topics: &Topics) -> Self {
+        for topic in topics.all() {
+            metrics.producer_errors.with_label_values(&[topic]);
+        }
+        Self(metrics)
+    }
+}
 
 impl ProducerHooks for ProducerMeter {
     fn record_settled(&self, topic: &str, latency: Duration, outcome: &Outcome) {
@@ -25,19 +37,32 @@ impl ProducerHooks for ProducerMeter {
         }
     }
 
-    fn request_ended(&self, _: i32, records: usize, _: usize, _: Result<(), &Error>) {
+    fn request_ended(&self, _: i32, records: usize, _: usize, result: Result<(), &Error>) {
         self.0.batch_records.observe(records as f64);
+        if result.is_err() {
+            self.0.request_failures.inc();
+        }
     }
 }
 
 /// Measures one member of a group.
 #[derive(Clone)]
 pub(super) struct ConsumerMeter {
-    pub(super) metrics: KafkaMetrics,
-    pub(super) group: String,
+    metrics: KafkaMetrics,
+    group: String,
 }
 
 impl ConsumerMeter {
+    pub(super) fn new(metrics: KafkaMetrics, group: String) -> Self {
+        metrics.rebalances.with_label_values(&[&group]);
+        metrics.commit_failures.with_label_values(&[&group]);
+        Self { metrics, group }
+    }
+
+    pub(super) fn group(&self) -> &str {
+        &self.group
+    }
+
     pub(super) fn polled(&self, topic: &str, records: usize) {
         let records = records.try_into().unwrap_or(u64::MAX);
         self.metrics

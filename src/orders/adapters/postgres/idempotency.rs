@@ -5,6 +5,7 @@
 //! own first row.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -14,6 +15,9 @@ use crate::orders::domain::{EventKind, Order, OrderId};
 use crate::orders::ports::{
     IdempotencyStore, Message, Once, StoreError, StoredResponse, Submission,
 };
+
+use crate::telemetry::semconv;
+use crate::telemetry::tracing::{self, SpanContext};
 
 use super::PostgresStore;
 use super::rows::{column, valid};
@@ -147,7 +151,14 @@ impl Job for Arc<Row> {
 }
 
 /// Where rows gather.
-pub(super) type Gathering = Coalescer<Arc<Row>, Result<Written, DatabaseError>>;
+pub(super) type Gathering = Coalescer<Arc<Row>, Carried>;
+
+/// What a writer says of a row.
+pub(super) struct Carried {
+    outcome: Result<Written, DatabaseError>,
+    /// The span of the statement that carried it.
+    statement: Option<SpanContext>,
+}
 
 /// A place for rows to gather.
 pub(super) fn gathering() -> Gathering {
@@ -170,11 +181,21 @@ impl IdempotencyStore for PostgresStore {
             return self.submit_alone(&row, deadline);
         };
         let job = Arc::clone(&row);
-        match coalescer.run(job, deadline, |rows| self.write(rows, deadline)) {
-            Ok(Ok(Written::Once(once))) => Ok(once),
-            Ok(Ok(Written::Alone)) => self.submit_alone(&row, deadline),
-            Ok(Err(error)) => Err(error.into()),
-            Err(not_done) => Err(StoreError::Unavailable(not_done.to_string())),
+        let began = Instant::now();
+        let mut is_writer = false;
+        let carried = coalescer.run(job, deadline, |rows| {
+            is_writer = true;
+            self.write(rows, deadline)
+        });
+        if !is_writer {
+            told_by_another(began, carried.as_ref().ok());
+        }
+        let outcome = carried
+            .map_err(|not_done| StoreError::Unavailable(not_done.to_string()))?
+            .outcome;
+        match outcome? {
+            Written::Once(once) => Ok(once),
+            Written::Alone => self.submit_alone(&row, deadline),
         }
     }
 
@@ -219,17 +240,22 @@ impl PostgresStore {
     }
 
     /// What gathered, for each row its own outcome.
-    fn write(&self, rows: &[&Arc<Row>], deadline: Deadline) -> Vec<Result<Written, DatabaseError>> {
+    fn write(&self, rows: &[&Arc<Row>], deadline: Deadline) -> Vec<Carried> {
+        let mut statement = None;
         let written = match rows {
             [row] => self.run(SUBMIT, deadline, |connection| {
+                statement = tracing::current();
                 let once = submit_one(connection, row)?;
                 Ok(vec![once.map_or(Written::Alone, Written::Once)])
             }),
             _ => self.run(SUBMIT_MANY, deadline, |connection| {
+                statement = tracing::current();
+                let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+                tracing::annotate(semconv::DB_OPERATION_BATCH_SIZE, count);
                 submit_many(connection, rows)
             }),
         };
-        match written {
+        let outcomes = match written {
             Ok(written) => written.into_iter().map(Ok).collect(),
             // No row is at fault: each caller is told.
             Err(error) if error.is_unavailable() => {
@@ -237,8 +263,26 @@ impl PostgresStore {
             }
             // A lock that somebody holds, a value that does not fit: nothing was written,
             // and one row must not fail another.
-            Err(_) => rows.iter().map(|_| Ok(Written::Alone)).collect(),
-        }
+            Err(_) => rows.iter().map(|_| Ok(Written::Alone)).collect::<Vec<_>>(),
+        };
+        let carried = |outcome| Carried {
+            outcome,
+            statement: statement.clone(),
+        };
+        outcomes.into_iter().map(carried).collect()
+    }
+}
+
+/// In the trace of a request whose row another one's thread wrote: the wait, with a link to
+/// the statement that carried it.
+fn told_by_another(began: Instant, carried: Option<&Carried>) {
+    let statement = carried.and_then(|carried| carried.statement.clone());
+    let links = statement.into_iter().collect();
+    let wait = tracing::waited("wait for a shared commit", began.elapsed(), links);
+    match carried.map(|carried| &carried.outcome) {
+        Some(Ok(_)) => {}
+        Some(Err(error)) => wait.fail(error.kind(), &error.to_string()),
+        None => wait.fail("not_done", "no writer has done it"),
     }
 }
 

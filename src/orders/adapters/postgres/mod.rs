@@ -6,12 +6,13 @@ mod repository;
 mod rows;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::database::{Connection, DatabaseError, Pool, Statement, retry};
 use crate::deadline::Deadline;
 use crate::orders::ports::StoreError;
 use crate::telemetry::semconv;
-use crate::telemetry::tracing::{KeyValue, SpanKind, span};
+use crate::telemetry::tracing::{self, Context, KeyValue, SpanKind};
 
 use idempotency::{Gathering, gathering};
 
@@ -49,22 +50,45 @@ impl PostgresStore {
     /// Runs `work` on a connection, and again on a fresh one after a transient
     /// error: everything in this folder may be repeated (each file says why).
     /// Waits for a connection and for the server until `deadline` at most.
+    ///
+    /// The span covers all tries, each with its wait for a connection. Statements that
+    /// belong to no trace (the housekeeping's, every second) make none: the metrics
+    /// measure them.
     fn run<T>(
         &self,
         statement: Statement,
         deadline: Deadline,
         mut work: impl FnMut(&mut Connection) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
-        let span = span(statement.name(), SpanKind::Client, || {
+        let parent = match tracing::current() {
+            Some(_) => Context::current(),
+            None => tracing::unsampled(),
+        };
+        let attributes = || {
+            let server = self.pool.config();
+            let name = statement.name();
+            let operation = name.split(' ').next().unwrap_or(name);
             [
-                KeyValue::new(semconv::DB_SYSTEM_NAME, "postgresql"),
+                KeyValue::new(semconv::DB_SYSTEM_NAME, semconv::POSTGRESQL),
                 KeyValue::new(semconv::DB_NAMESPACE, self.namespace.clone()),
-                KeyValue::new(semconv::DB_QUERY_SUMMARY, statement.name()),
+                KeyValue::new(semconv::DB_OPERATION_NAME, operation),
+                KeyValue::new(semconv::DB_QUERY_SUMMARY, name),
                 KeyValue::new(semconv::DB_QUERY_TEXT, statement.sql()),
+                KeyValue::new(semconv::SERVER_ADDRESS, server.host.clone()),
+                KeyValue::new(semconv::SERVER_PORT, i64::from(server.port)),
             ]
-        });
+        };
+        let name = statement.name();
+        let span = tracing::span_in(&parent, name, SpanKind::Client, attributes, Vec::new());
         let result = retry(deadline, || {
-            let mut connection = self.pool.get(deadline)?;
+            let began = Instant::now();
+            let connection = self.pool.get(deadline);
+            let wait = tracing::waited("wait for a connection", began.elapsed(), Vec::new());
+            if let Err(error) = &connection {
+                wait.fail(error.kind(), &error.to_string());
+            }
+            drop(wait);
+            let mut connection = connection?;
             connection.limit_to(deadline)?;
             work(&mut connection)
         });

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -171,6 +171,8 @@ impl ProcessOrders {
         let deadline = Deadline::after(STORE_BUDGET);
         for order in self.repository.complete(ids, Timestamp::now(), deadline)? {
             self.meter.order_processed(Outcome::Completed);
+            let delay = order.updated_at.duration_since(order.created_at);
+            self.meter.order_completed_after(delay.unsigned_abs());
             results.insert(order.id, Processed::Completed(order));
         }
         // An order that another worker finished meanwhile (we had lost the
@@ -192,7 +194,10 @@ impl ProcessOrders {
                 return Some(Err((StepError::Stopped, attempt - 1)));
             }
             let limit = Deadline::after(PROCESSING_LIMIT);
-            let error = match self.step.process(order, limit) {
+            let began = Instant::now();
+            let outcome = self.step.process(order, limit);
+            self.meter.step_ended(began.elapsed());
+            let error = match outcome {
                 Ok(()) => return Some(Ok(())),
                 Err(error) => error,
             };

@@ -77,6 +77,7 @@ fn a_relay_publishes_the_oldest_first_and_removes_only_what_was_acknowledged() {
     let published: Vec<OrderId> = bench.bus.take().iter().map(|m| m.order_id).collect();
     assert_eq!(published, expected);
     assert_eq!(bench.memory.outbox(), [ids[3]]);
+    assert_eq!(*lock(&bench.told.relayed), 4);
 }
 
 #[test]
@@ -138,6 +139,7 @@ fn expired_keys_are_swept_in_batches_and_their_orders_stay() {
     let calls = bench.memory.calls();
     let swept = bench.housekeeping().sweep_once().unwrap();
     assert_eq!(swept, 2 * batch as u64 + 1);
+    assert_eq!(*lock(&bench.told.swept), swept);
     assert_eq!(bench.memory.calls() - calls, 3);
     assert_eq!(bench.memory.keys(), 1);
     assert_eq!(bench.memory.orders().len(), 2 * batch + 2);

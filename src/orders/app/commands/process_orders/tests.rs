@@ -98,6 +98,10 @@ fn every_message_is_told_how_its_order_stands() {
         Outcome::Completed,
     ];
     assert_eq!(*lock(&bench.told.outcomes), outcomes);
+    let pending = look(pending);
+    let delay = pending.updated_at.duration_since(pending.created_at);
+    assert_eq!(*lock(&bench.told.delays), [delay.unsigned_abs()]);
+    assert_eq!(lock(&bench.told.steps).len(), 1);
 }
 
 #[test]
