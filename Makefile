@@ -1,7 +1,7 @@
 # tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load bench fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check check
+.PHONY: help build up down status logs demo load bench fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check compose-check check
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -33,8 +33,11 @@ bench: ## what the system can do on this machine, into loadtest/results (knobs: 
 fmt: ## format the code
 	cargo fmt
 
-lint: ## formatting, clippy and shellcheck, warnings being errors
+lint: ## formatting, clippy, shellcheck and compose-check, warnings being errors
 	@scripts/lint
+
+compose-check: ## the files of docker-compose.yml and docker/, without containers
+	@scripts/compose-check
 
 test: ## every test, beside a PostgreSQL and a Kafka of its own
 	@scripts/test

@@ -299,6 +299,8 @@ daemon_settled() { port_in_use "$2" || ! running "$1"; }
 prometheus_start() {
   daemon "$1" prometheus "$2" prometheus --config.file="$1/prometheus.yml" --storage.tsdb.path="$1/data" \
     --web.listen-address="127.0.0.1:$2" --log.level=warn
+  # It listens before it has read what it has to read.
+  wait_until 30 "Prometheus to be ready" curl --silent --fail --output /dev/null "http://127.0.0.1:$2/-/ready"
 }
 
 # collector_start FOLDER PORT METRICS-PORT : the one of docker-compose.yml with other addresses, and a file in Jaeger's place:

@@ -2,27 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tbd::config::VARIABLES;
 
-use crate::support::repository;
-
-fn read(path: impl AsRef<Path>) -> String {
-    let path = repository().join(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn dashboards() -> Vec<PathBuf> {
-    let folder = repository().join("docker/grafana/dashboards");
-    let mut files: Vec<_> = fs::read_dir(folder)
-        .expect("the dashboards")
-        .map(|entry| entry.expect("a file").path())
-        .collect();
-    files.sort();
-    files
-}
+use crate::support::{dashboards, read, repository};
 
 /// Every `expr` of a dashboard.
 fn expressions(value: &Value, found: &mut Vec<String>) {

@@ -6,6 +6,7 @@ mod cancel;
 mod configuration;
 mod containers;
 mod create;
+mod dashboards;
 mod database;
 mod dead_letters;
 mod delivery;
