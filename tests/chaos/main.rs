@@ -88,6 +88,8 @@ fn run(plan: Plan) {
             clients::tally(&customers)
         ));
         site.await_rest(&journal, SETTLED.saturating_sub(mended.elapsed()));
+        site.rebalance(&journal);
+        site.await_rest(&journal, SETTLED);
         settled.store(true, Ordering::SeqCst);
         auditor.join().expect("the auditor");
         audit::conclude(&site, &customers, &journal);

@@ -192,6 +192,12 @@ impl Site {
         }
     }
 
+    /// Restarts a worker in good order: the group takes its partitions and gives others back, which whoever had them must
+    /// let go of.
+    pub fn rebalance(&self, journal: &Journal) {
+        self.members[APIS].inflict(Harm::Restart, Duration::ZERO, &self.stack, journal);
+    }
+
     /// Waits until every program is ready, every record of order.created is done and committed, and no event is left over.
     pub fn await_rest(&self, journal: &Journal, limit: Duration) {
         let begun = Instant::now();
