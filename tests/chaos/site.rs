@@ -11,10 +11,10 @@ use crate::journal::Journal;
 use crate::plan::{APIS, Fault, Harm, Plan, Server, Target, WORKERS};
 use crate::support::edge::Edge;
 use crate::support::http::get;
-use crate::support::program::{API, Program, Stack, WORKER, free_port};
+use crate::support::program::{API, Program, READY, Stack, WORKER, free_port};
 use crate::support::proxy::Proxy;
 use crate::support::topic::{records_after, try_committed};
-use crate::support::{Database, OwnServer};
+use crate::support::{Database, OwnServer, eventually};
 
 /// What a program may take to end after SIGTERM: the 30 s of its shutdown, on a busy machine.
 const ENDED: Duration = Duration::from_secs(40);
@@ -105,7 +105,7 @@ impl Site {
             .collect();
         for member in &members {
             let mut program = member.program.lock().expect("a program");
-            program.become_ready(crate::support::program::READY);
+            program.become_ready(READY);
         }
         let ports: Vec<u16> = members[..APIS].iter().map(|member| member.port).collect();
         Site {
@@ -195,7 +195,16 @@ impl Site {
     /// Restarts a worker in good order: the group takes its partitions and gives others back, which whoever had them must
     /// let go of.
     pub fn rebalance(&self, journal: &Journal) {
-        self.members[APIS].inflict(Harm::Restart, Duration::ZERO, &self.stack, journal);
+        let worker = &self.members[APIS];
+        worker.inflict(Harm::Restart, Duration::ZERO, &self.stack, journal);
+        let program = worker.program.lock().expect("a program");
+        eventually(READY, "the worker to be given partitions", || {
+            let log = program.log();
+            let given = |line: &String| {
+                line.contains(" partitions assigned, ") && !line.contains(" 0 of them new")
+            };
+            log.iter().any(given).then_some(())
+        });
     }
 
     /// Waits until every program is ready, every record of order.created is done and committed, and no event is left over.
