@@ -230,11 +230,12 @@ impl Visit<'_> {
     /// What a customer with an order does next.
     fn go_on(&mut self, ordered: &mut Ordered) {
         match self.random.u32(..100) {
-            0..15 => self.cancel(ordered),
-            15..25 => self.replay(ordered),
-            25..30 => self.look(ordered),
-            30..33 => self.order_something_else(ordered),
-            33..50 if !self.me.orders.is_empty() => {
+            // Often: a cancellation whose answer is lost, of an order not begun yet, is rare.
+            0..35 => self.cancel(ordered),
+            35..45 => self.replay(ordered),
+            45..50 => self.look(ordered),
+            50..53 => self.order_something_else(ordered),
+            53..70 if !self.me.orders.is_empty() => {
                 let old = self.random.usize(..self.me.orders.len());
                 let old = self.me.orders.swap_remove(old);
                 if old.answer.is_some() {

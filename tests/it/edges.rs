@@ -117,7 +117,7 @@ fn a_path_that_is_not_there_is_not_found_and_counted_as_unmatched() {
     let api = stack.api();
     let order = api.accepted_order();
     let paths = [
-        "/",
+        "/index.html",
         "/v1",
         "/v1/orders/",
         "/v1/Orders",
