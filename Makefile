@@ -1,7 +1,7 @@
 # tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load bench fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check compose-check check
+.PHONY: help build up down status logs demo load bench compare fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check compose-check check
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -29,6 +29,9 @@ load: ## k6 against the running system (SCRIPT, BASE_URL, VUS, DURATION)
 
 bench: ## what the system can do on this machine, into loadtest/results (knobs: scripts/bench; SWEEP=1)
 	@scripts/bench
+
+compare: ## beside the async twin, into loadtest/results/compare.* (knobs: scripts/compare)
+	@scripts/compare
 
 fmt: ## format the code
 	cargo fmt

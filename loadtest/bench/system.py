@@ -40,13 +40,13 @@ def wait_until(what, seconds, condition):
 class Program:
     """tbd-api or tbd-worker. The environment holds its settings; `settings` come on top."""
 
-    def __init__(self, name, port, settings):
+    def __init__(self, name, port, settings, folder=ENV["TBD_BIN"]):
         self.url = f"http://127.0.0.1:{port}"
         variable = "API_PORT" if name == "tbd-api" else "WORKER_PORT"
         self.log = open(Path(ENV["BENCH_STATE"]) / f"{name}.log", "ab")
         begun = time.monotonic()
         self.process = subprocess.Popen(
-            [Path(ENV["TBD_BIN"]) / name], env={**ENV, **settings, variable: str(port)}, stdout=self.log, stderr=self.log
+            [Path(folder) / name], env={**ENV, **settings, variable: str(port)}, stdout=self.log, stderr=self.log
         )
         self.pid = self.process.pid
         try:

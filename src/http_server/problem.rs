@@ -10,6 +10,9 @@ use super::response::Response;
 /// clients tell problems apart by it.
 pub const TYPE_PREFIX: &str = "urn:tbd:problem:";
 
+/// Media type of a problem.
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
 /// An error answer. The server adds `trace_id` and `span_id` when it renders it.
 ///
 /// `detail` is for the client: no statement, no stack, no secret.
@@ -110,8 +113,13 @@ impl Problem {
         &self.detail
     }
 
-    /// The answer, naming the span it came from.
-    pub(super) fn into_response(self, trace_id: &str, span_id: &str) -> Response {
+    /// The headers that go with it, besides `Content-Type`.
+    pub fn headers(&self) -> &[(Cow<'static, str>, Cow<'static, str>)] {
+        &self.headers
+    }
+
+    /// The body (`application/problem+json`), naming the span it came from.
+    pub fn body(&self, trace_id: &str, span_id: &str) -> Vec<u8> {
         let body = Body {
             kind: format!("{TYPE_PREFIX}{}", self.slug),
             title: self.title,
@@ -122,20 +130,26 @@ impl Problem {
             span_id,
         };
         // Strings and numbers always serialize.
-        let json = serde_json::to_vec(&body).unwrap_or_default();
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+
+    /// The answer, naming the span it came from.
+    pub(super) fn into_response(self, trace_id: &str, span_id: &str) -> Response {
         let mut response = Response::new(self.status)
-            .header("Content-Type", "application/problem+json")
-            .body(json);
+            .header("Content-Type", CONTENT_TYPE)
+            .body(self.body(trace_id, span_id));
         response.headers.extend(self.headers);
         response
     }
 }
 
-pub(super) fn not_found() -> Problem {
+/// No route has this path.
+pub fn not_found() -> Problem {
     Problem::new(404, "not-found", "Not found", "Nothing is at this path.")
 }
 
-pub(super) fn method_not_allowed(allow: &str) -> Problem {
+/// The path is known, the method is not; `allow` lists those that are.
+pub fn method_not_allowed(allow: &str) -> Problem {
     Problem::new(
         405,
         "method-not-allowed",
@@ -145,11 +159,13 @@ pub(super) fn method_not_allowed(allow: &str) -> Problem {
     .header("Allow", allow.to_owned())
 }
 
-pub(super) fn malformed(detail: &'static str) -> Problem {
+/// The request contradicts itself.
+pub fn malformed(detail: &'static str) -> Problem {
     Problem::new(400, "malformed-request", "Malformed request", detail)
 }
 
-pub(super) fn body_too_large(limit: usize) -> Problem {
+/// The body exceeds `limit` bytes.
+pub fn body_too_large(limit: usize) -> Problem {
     Problem::new(
         413,
         "body-too-large",
@@ -158,7 +174,8 @@ pub(super) fn body_too_large(limit: usize) -> Problem {
     )
 }
 
-pub(super) fn body_timeout() -> Problem {
+/// The body did not arrive within the request's deadline.
+pub fn body_timeout() -> Problem {
     Problem::new(
         408,
         "request-timeout",
@@ -167,7 +184,8 @@ pub(super) fn body_timeout() -> Problem {
     )
 }
 
-pub(super) fn overloaded() -> Problem {
+/// Refused at once: too many wait already.
+pub fn overloaded() -> Problem {
     Problem::new(
         503,
         "overloaded",
@@ -177,7 +195,8 @@ pub(super) fn overloaded() -> Problem {
     .retry_after(1)
 }
 
-pub(super) fn waited_too_long() -> Problem {
+/// The deadline passed before anybody could look at the request.
+pub fn waited_too_long() -> Problem {
     Problem::new(
         503,
         "overloaded",
@@ -187,7 +206,8 @@ pub(super) fn waited_too_long() -> Problem {
     .retry_after(1)
 }
 
-pub(super) fn internal() -> Problem {
+/// A fault of ours.
+pub fn internal() -> Problem {
     Problem::new(
         500,
         "internal-error",

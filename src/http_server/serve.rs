@@ -406,8 +406,8 @@ fn pong(request: Incoming) {
         .and_then(|()| writer.flush());
 }
 
-/// 1 to 128 visible ASCII characters.
-fn is_sane_request_id(id: &str) -> bool {
+/// Whether a client's `X-Request-Id` is taken over: 1 to 128 visible ASCII characters.
+pub fn is_sane_request_id(id: &str) -> bool {
     (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 

@@ -27,7 +27,8 @@ struct Readiness {
 }
 
 impl Checks {
-    fn readiness(&self) -> Response {
+    /// Status and body of the answer to `/readyz`. Does not wait.
+    pub fn readiness(&self) -> (u16, Vec<u8>) {
         let verdicts = [
             ("database", self.database.health()),
             ("kafka", self.kafka.health()),
@@ -45,7 +46,7 @@ impl Checks {
         };
         let code = if status == "ready" { 200 } else { 503 };
         // Strings and a map of strings: nothing in it can fail to serialize.
-        Response::json(code, serde_json::to_vec(&readiness).unwrap_or_default())
+        (code, serde_json::to_vec(&readiness).unwrap_or_default())
     }
 }
 
@@ -63,7 +64,8 @@ pub fn probes(router: Router, checks: Checks, metrics: Metrics, port: u16) -> Ro
             Ok(Response::json(200, r#"{"status":"ok"}"#))
         })
         .probe_get("/readyz", move |_| {
-            Ok(checks.readiness().header(INSTANCE, instance.clone()))
+            let (status, body) = checks.readiness();
+            Ok(Response::json(status, body).header(INSTANCE, instance.clone()))
         })
         .probe_get("/metrics", move |_| {
             Ok(Response::new(200)

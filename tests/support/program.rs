@@ -1,7 +1,9 @@
 //! The two programs under test, as real processes.
 
 use std::collections::HashMap;
+use std::env;
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,6 +23,8 @@ pub const READY: Duration = Duration::from_secs(60);
 pub const API: &str = env!("CARGO_BIN_EXE_tbd-api");
 /// tbd-worker's path.
 pub const WORKER: &str = env!("CARGO_BIN_EXE_tbd-worker");
+/// A folder of programs with these names that are to be tested in their place: the async twin's.
+const OTHERS: &str = "TBD_TEST_PROGRAMS";
 
 /// A database, topics and a consumer group that belong to one test, and the variables that lead programs to them.
 pub struct Stack {
@@ -112,7 +116,8 @@ impl Stack {
         let port = free_port();
         let mut shell = self.command("/bin/sh");
         shell.env("API_PORT", port.to_string());
-        shell.args(["-c", &format!("{commands}; exec {API}")]);
+        let api = in_its_place(API);
+        shell.args(["-c", &format!("{commands}; exec {}", api.display())]);
         Program::start(shell, port)
     }
 
@@ -181,9 +186,20 @@ impl Stack {
     }
 }
 
+/// The program itself, or the one that stands in for it.
+fn in_its_place(program: &str) -> PathBuf {
+    let program = Path::new(program);
+    match (env::var_os(OTHERS), program.file_name()) {
+        (Some(folder), Some(name)) if program.starts_with(Path::new(API).parent().unwrap()) => {
+            Path::new(&folder).join(name)
+        }
+        _ => program.to_owned(),
+    }
+}
+
 /// A program without a single variable of the test's own environment.
 pub fn bare(program: &str) -> Command {
-    let mut command = Command::new(program);
+    let mut command = Command::new(in_its_place(program));
     command.env_clear().stdin(Stdio::null());
     command
 }

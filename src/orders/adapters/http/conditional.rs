@@ -4,7 +4,7 @@ use crate::orders::domain::Order;
 
 /// The entity tag of an order's representation, quotes included. It changes
 /// whenever the representation does: every transition moves status or time.
-pub(super) fn etag(order: &Order) -> String {
+pub fn etag(order: &Order) -> String {
     format!(
         "\"{:x}-{}\"",
         order.updated_at.as_microsecond(),
@@ -14,13 +14,13 @@ pub(super) fn etag(order: &Order) -> String {
 
 /// Whether `If-Match` holds: `*`, or one of the tags by strong comparison. No
 /// header, no condition.
-pub(super) fn if_match(header: Option<&str>, etag: &str) -> bool {
+pub fn if_match(header: Option<&str>, etag: &str) -> bool {
     header.is_none_or(|header| any(header, |tag| tag == etag))
 }
 
 /// Whether `If-None-Match` says that the client has this representation: `*`, or
 /// one of the tags by weak comparison.
-pub(super) fn client_has(header: Option<&str>, etag: &str) -> bool {
+pub fn client_has(header: Option<&str>, etag: &str) -> bool {
     header.is_some_and(|header| any(header, |tag| tag.strip_prefix("W/").unwrap_or(tag) == etag))
 }
 

@@ -13,12 +13,12 @@ use crate::orders::app::queries::Listed;
 use crate::orders::domain::{AmountCents, AmountError, CustomerEmail, Order};
 
 /// The JSON of one order.
-pub(super) fn order_body(order: &Order) -> Vec<u8> {
+pub fn order_body(order: &Order) -> Vec<u8> {
     json(&OrderJson::from(order))
 }
 
 /// The JSON of a page of orders; `page` is null when a cursor was used.
-pub(super) fn list_body(listed: &Listed, page: Option<u32>, page_size: u32) -> Vec<u8> {
+pub fn list_body(listed: &Listed, page: Option<u32>, page_size: u32) -> Vec<u8> {
     #[derive(Serialize)]
     struct ListJson<'a> {
         orders: Vec<OrderJson<'a>>,

@@ -1,10 +1,11 @@
 //! The HTTP API: routes, what is read from requests, what is answered.
 
-mod conditional;
-mod dto;
+pub mod conditional;
+pub mod contract;
+pub mod dto;
 mod handlers;
 mod page;
-mod query;
+pub mod query;
 
 pub use dto::{BodyError, parse_new_order};
 pub use handlers::{Api, routes};

@@ -38,7 +38,7 @@ pub struct Breaker {
 }
 
 /// The right to try once; dropped without [`Permit::ended`], it counts as a failure.
-struct Permit<'a> {
+pub struct Permit<'a> {
     breaker: &'a Breaker,
     succeeded: bool,
 }
@@ -54,7 +54,7 @@ impl Breaker {
     }
 
     /// Lets a request pass at `now`; `None` while open, and while another one is trying.
-    fn admit(&self, now: Instant) -> Option<Permit<'_>> {
+    pub fn admit(&self, now: Instant) -> Option<Permit<'_>> {
         let mut circuit = self.lock();
         match *circuit {
             Circuit::Closed { .. } => {}
@@ -98,7 +98,8 @@ impl Breaker {
 }
 
 impl Permit<'_> {
-    fn ended(mut self, succeeded: bool) {
+    /// Ends the try.
+    pub fn ended(mut self, succeeded: bool) {
         self.succeeded = succeeded;
     }
 }

@@ -22,17 +22,17 @@ pub(super) const ATTEMPTS: &str = "dlq-attempts";
 const REPLAYED: &str = "dlq-replayed";
 
 /// Why a record is given up.
-pub(super) struct Reason {
+pub struct Reason {
     /// One sentence, without secrets.
-    pub(super) text: String,
+    pub text: String,
     /// Attempts made at processing; 0 for what was never tried.
-    pub(super) attempts: u32,
+    pub attempts: u32,
 }
 
 /// The dead letter for `record`: key, value and headers as they were, with
 /// headers that say where it stood. `traceparent` is left out, since sending
 /// sets a new one in the same trace.
-pub(super) fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -> Record {
+pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -> Record {
     let kept = record
         .headers
         .iter()
@@ -79,7 +79,7 @@ pub(super) fn replay(letter: &ConsumerRecord, now: Timestamp) -> Option<Record> 
 }
 
 /// When `record` was sent back from the dead letters; `None` if it never was.
-pub(super) fn replayed_at(record: &ConsumerRecord) -> Option<Timestamp> {
+pub fn replayed_at(record: &ConsumerRecord) -> Option<Timestamp> {
     let mark = std::str::from_utf8(record.header(REPLAYED)?).ok()?;
     mark.parse().ok()
 }

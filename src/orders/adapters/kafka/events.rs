@@ -10,7 +10,7 @@ use crate::orders::adapters::wire::{OrderJson, Rfc3339, json};
 use crate::orders::domain::{EventKind, OrderEvent, OrderId};
 
 /// `content-type` of every event's record.
-pub(super) const CONTENT_TYPE: &str = "application/cloudevents+json";
+pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 const SPEC_VERSION: &str = "1.0";
 /// With `id` it identifies an event, whichever program sent it.
 const SOURCE: &str = "/tbd/orders";
@@ -45,7 +45,7 @@ impl Topics {
 }
 
 /// The JSON of `event`, whose type is `event_type`.
-pub(super) fn encode(event: &OrderEvent, event_type: &str) -> Vec<u8> {
+pub fn encode(event: &OrderEvent, event_type: &str) -> Vec<u8> {
     #[derive(Serialize)]
     struct CloudEvent<'a> {
         specversion: &'static str,

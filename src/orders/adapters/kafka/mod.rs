@@ -3,13 +3,13 @@
 mod breaker;
 mod bus;
 mod consumer;
-mod dead_letter;
+pub mod dead_letter;
 mod dead_letters;
-mod events;
+pub mod events;
 mod lag;
 mod meter;
 
-pub use breaker::{Breaker, BreakerState, GuardedBus};
+pub use breaker::{Breaker, BreakerState, GuardedBus, Permit};
 pub use bus::KafkaEventBus;
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use dead_letters::{DeadLetters, Letter, Letters, ReplayError, replay_letters};

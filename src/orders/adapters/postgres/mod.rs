@@ -3,7 +3,7 @@
 mod idempotency;
 mod outbox;
 mod repository;
-mod rows;
+pub mod rows;
 
 use std::sync::Arc;
 use std::time::Instant;

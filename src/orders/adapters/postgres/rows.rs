@@ -7,7 +7,7 @@ use crate::database::DatabaseError;
 use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderId};
 
 /// The order in columns `id, customer_email, amount_cents, status, created_at, updated_at`.
-pub(super) fn order(row: &Row) -> Result<Order, DatabaseError> {
+pub fn order(row: &Row) -> Result<Order, DatabaseError> {
     Ok(Order {
         id: OrderId(column(row, "id")?),
         customer_email: valid(CustomerEmail::new(column(row, "customer_email")?))?,
@@ -19,18 +19,18 @@ pub(super) fn order(row: &Row) -> Result<Order, DatabaseError> {
 }
 
 /// One column's value; a mismatch of types is our mistake, not a panic.
-pub(super) fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, DatabaseError> {
+pub fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, DatabaseError> {
     row.try_get(name).map_err(DatabaseError::from)
 }
 
 /// A stored value that breaks a rule of the domain: somebody else wrote it.
-pub(super) fn valid<T, E: std::fmt::Display>(value: Result<T, E>) -> Result<T, DatabaseError> {
+pub fn valid<T, E: std::fmt::Display>(value: Result<T, E>) -> Result<T, DatabaseError> {
     value.map_err(|error| DatabaseError::Driver(format!("a stored order {error}")))
 }
 
 /// The ids as PostgreSQL takes them; sorted, so that statements of two batches lock the
 /// rows they share in one order.
-pub(super) fn uuids(ids: &[OrderId]) -> Vec<uuid::Uuid> {
+pub fn uuids(ids: &[OrderId]) -> Vec<uuid::Uuid> {
     let mut ids: Vec<uuid::Uuid> = ids.iter().map(|id| id.0).collect();
     ids.sort_unstable();
     ids

@@ -135,7 +135,7 @@ impl CreateOrder {
 }
 
 /// SHA-256 over what the request means, whatever its whitespace or the order of its fields.
-fn meaning(new_order: &NewOrder) -> [u8; 32] {
+pub fn meaning(new_order: &NewOrder) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(b"POST /v1/orders\0");
     hash.update(new_order.customer_email.as_str());

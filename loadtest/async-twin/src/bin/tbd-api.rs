@@ -1,0 +1,97 @@
+//! tbd-api on tokio.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use tbd::config::{ApiConfig, CommandLine, Program};
+use tbd::deadline::Deadline;
+use tbd::service::{self as house, SHUTDOWN_BUDGET, Telemetry};
+use tbd::stop::StopSignal;
+use tbd::telemetry::metrics::Metrics;
+use tbd_async_twin::bus::Bus;
+use tbd_async_twin::delivery::Delivery;
+use tbd_async_twin::http::{Api, router};
+use tbd_async_twin::service;
+use tbd_async_twin::store::Store;
+use tokio::sync::watch;
+
+fn main() {
+    let (command, config) = house::load(Program::Api, ApiConfig::from_env);
+    if command == CommandLine::Healthcheck {
+        std::process::exit(house::healthcheck_command(config.http.address()));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let ended = runtime
+        .map_err(Into::into)
+        .and_then(|runtime| runtime.block_on(run(config)));
+    if let Err(error) = ended {
+        log::error!("{error}");
+        std::process::exit(1);
+    }
+}
+
+async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
+    service::refuse(
+        config.auth.is_some(),
+        "AUTH_JWT_JWKS_FILE, AUTH_JWT_HS256_SECRET",
+    )?;
+    let metrics = Metrics::new();
+    let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
+    let stop = StopSignal::new();
+    let (stopping, stopped) = watch::channel(false);
+    let (housekeeping, over) = watch::channel(false);
+
+    let migrator = service::migrator(config.migrations_dir.as_deref())?;
+    let (checks, kafka, mut threads) =
+        service::checks(&config.database, &config.kafka, migrator.clone(), &stop)?;
+    if config.auto_migrate {
+        let database = house::database_config(&config.database, "tbd-api");
+        threads.push(house::start_migrations(migrator, database, stop.clone())?);
+    }
+    let store = Store::new(
+        &config.database,
+        "tbd-api",
+        config.database_coalesce,
+        &metrics,
+    );
+    let bus = Arc::new(Bus::new(
+        &config.kafka,
+        kafka.topics.clone(),
+        metrics.kafka.clone(),
+    )?);
+    let (delivery, tasks) = Delivery::start(
+        config.event_delivery,
+        store.clone(),
+        Arc::clone(&bus),
+        metrics.orders.clone(),
+        over,
+    );
+    let api = Api {
+        store,
+        delivery,
+        ttl: config.idempotency_ttl,
+    };
+    let places = config.http.workers + config.http.queue;
+    let router = router(Some(api), checks, metrics, places);
+    let server = tokio::spawn(service::serve(config.http.address(), router, stopped));
+
+    service::shutdown_signal().await?;
+    let deadline = Deadline::after(SHUTDOWN_BUDGET);
+    stop.stop();
+    stopping.send_replace(true);
+    server.await??;
+    housekeeping.send_replace(true);
+    for task in tasks {
+        task.await?;
+    }
+    tokio::task::spawn_blocking(move || {
+        house::join(threads);
+        bus.close(deadline);
+        telemetry.shutdown(deadline);
+    })
+    .await?;
+    log::info!("stopped");
+    Ok(())
+}

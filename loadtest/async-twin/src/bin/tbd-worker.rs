@@ -1,0 +1,80 @@
+//! tbd-worker on tokio.
+
+use std::error::Error;
+
+use tbd::config::{CommandLine, Program, WorkerConfig};
+use tbd::deadline::Deadline;
+use tbd::service::{self as house, SHUTDOWN_BUDGET, Telemetry};
+use tbd::stop::StopSignal;
+use tbd::telemetry::metrics::Metrics;
+use tbd_async_twin::bus::Bus;
+use tbd_async_twin::http::router;
+use tbd_async_twin::service;
+use tbd_async_twin::store::Store;
+use tbd_async_twin::worker::Worker;
+use tokio::sync::watch;
+
+fn main() {
+    let (command, config) = house::load(Program::Worker, WorkerConfig::from_env);
+    match command {
+        CommandLine::Healthcheck => {
+            std::process::exit(house::healthcheck_command(config.http.address()))
+        }
+        CommandLine::Dlq(command) => std::process::exit(house::dead_letters(&config, &command)),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let ended = runtime
+        .map_err(Into::into)
+        .and_then(|runtime| runtime.block_on(run(config)));
+    if let Err(error) = ended {
+        log::error!("{error}");
+        std::process::exit(1);
+    }
+}
+
+async fn run(config: WorkerConfig) -> Result<(), Box<dyn Error>> {
+    let metrics = Metrics::new();
+    let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
+    let stop = StopSignal::new();
+    let (stopping, stopped) = watch::channel(false);
+
+    let migrator = service::migrator(None)?;
+    let (checks, kafka, threads) =
+        service::checks(&config.database, &config.kafka, migrator, &stop)?;
+    let store = Store::new(&config.database, "tbd-worker", false, &metrics);
+    let bus = Bus::new(&config.kafka, kafka.topics.clone(), metrics.kafka.clone())?;
+    let address = config.http.address();
+    let places = config.http.workers + config.http.queue;
+    let server = tokio::spawn(service::serve(
+        address,
+        router(None, checks, metrics.clone(), places),
+        stopped.clone(),
+    ));
+    let tasks = Worker {
+        store,
+        bus,
+        metrics,
+        config,
+        stop: stopped,
+    }
+    .start()?;
+
+    service::shutdown_signal().await?;
+    let deadline = Deadline::after(SHUTDOWN_BUDGET);
+    stop.stop();
+    stopping.send_replace(true);
+    for task in tasks {
+        task.await?;
+    }
+    server.await??;
+    tokio::task::spawn_blocking(move || {
+        house::join(threads);
+        telemetry.shutdown(deadline);
+    })
+    .await?;
+    log::info!("stopped");
+    Ok(())
+}

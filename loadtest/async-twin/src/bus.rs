@@ -1,0 +1,205 @@
+//! Kafka: rdkafka's producer, tbd's events.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use rdkafka::ClientConfig;
+use rdkafka::config::FromClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use tbd::config::{Compression, KafkaSettings};
+use tbd::deadline::Deadline;
+use tbd::kafka::producer::Record;
+use tbd::orders::adapters::kafka::events::{CONTENT_TYPE, encode};
+use tbd::orders::adapters::kafka::{Breaker, Topics};
+use tbd::orders::domain::OrderEvent;
+use tbd::orders::ports::{Message, PublishError};
+use tbd::telemetry::metrics::KafkaMetrics;
+use tbd::telemetry::semconv;
+use tbd::telemetry::tracing::{self, Context, KeyValue, SpanKind};
+use tokio::time::timeout_at;
+
+/// All that publishing may take.
+pub const PUBLISH_BUDGET: Duration = tbd::orders::app::PUBLISH_BUDGET;
+
+/// Publishes events.
+pub struct Bus {
+    producer: FutureProducer,
+    /// Where events go.
+    pub topics: Topics,
+    metrics: KafkaMetrics,
+}
+
+impl Bus {
+    /// A producer with tbd's guarantees: every replica in sync, idempotent, no waiting for company.
+    ///
+    /// # Errors
+    /// librdkafka's, over its settings.
+    pub fn new(
+        settings: &KafkaSettings,
+        topics: Topics,
+        metrics: KafkaMetrics,
+    ) -> Result<Self, KafkaError> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", settings.brokers.join(","))
+            .set("client.id", "tbd-api")
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "0")
+            .set("compression.type", compression(settings.compression))
+            .set(
+                "delivery.timeout.ms",
+                PUBLISH_BUDGET.as_millis().to_string(),
+            )
+            // librdkafka's default (a minute) would keep a broker that came back waiting.
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("socket.nagle.disable", "true");
+        let producer = FutureProducer::from_config(&config)?;
+        Ok(Self {
+            producer,
+            topics,
+            metrics,
+        })
+    }
+
+    /// The message that announces `event`, caused by the current trace.
+    pub fn encode(&self, event: &OrderEvent) -> Message {
+        let kind = event.kind();
+        Message {
+            kind,
+            order_id: event.order().id,
+            payload: encode(event, self.topics.of(kind)).into(),
+            traceparent: tracing::inject(&Context::current()),
+        }
+    }
+
+    /// The record that carries `message`.
+    pub fn record(&self, message: &Message) -> Record {
+        let key = Bytes::from(message.order_id.to_string());
+        let topic = self.topics.of(message.kind).clone();
+        Record::new(topic, Some(key), Some(message.payload.clone()))
+            .header("content-type", Bytes::from_static(CONTENT_TYPE.as_bytes()))
+    }
+
+    /// Publishes messages and waits for each one's acknowledgement.
+    pub async fn publish(
+        &self,
+        messages: &[Message],
+        deadline: Deadline,
+    ) -> Vec<Result<(), PublishError>> {
+        let mut sends = Vec::with_capacity(messages.len());
+        for message in messages {
+            let cause = tracing::extract(message.traceparent.as_deref(), None);
+            sends.push(self.send(self.record(message), cause, deadline));
+        }
+        join_all(sends).await
+    }
+
+    /// Publishes one record, in a span of its own below `cause`, and waits for its acknowledgement.
+    pub async fn send(
+        &self,
+        record: Record,
+        cause: Context,
+        deadline: Deadline,
+    ) -> Result<(), PublishError> {
+        let topic = record.topic.clone();
+        let span =
+            tracing::detached_span_in(&cause, format!("send {topic}"), SpanKind::Producer, || {
+                [
+                    KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
+                    KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "send"),
+                    KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "send"),
+                    KeyValue::new(semconv::MESSAGING_DESTINATION_NAME, topic.to_string()),
+                ]
+            });
+        let traceparent = tracing::inject(&span.context());
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 1);
+        for (name, value) in &record.headers {
+            headers = headers.insert(Header {
+                key: name,
+                value: value.as_deref(),
+            });
+        }
+        if let Some(traceparent) = &traceparent {
+            headers = headers.insert(Header {
+                key: "traceparent",
+                value: Some(traceparent),
+            });
+        }
+        let mut sent = FutureRecord::<[u8], [u8]>::to(&topic).headers(headers);
+        sent.key = record.key.as_deref();
+        sent.payload = record.value.as_deref();
+        let begun = Instant::now();
+        let outcome = timeout_at(
+            deadline.instant().into(),
+            self.producer.send(sent, deadline.remaining()),
+        )
+        .await;
+        let labels = [&*topic];
+        self.metrics
+            .producer_latency
+            .with_label_values(&labels)
+            .observe(begun.elapsed().as_secs_f64());
+        let error = match outcome {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err((
+                KafkaError::MessageProduction(
+                    code @ (RDKafkaErrorCode::MessageSizeTooLarge
+                    | RDKafkaErrorCode::InvalidMessageSize
+                    | RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::InvalidRecord),
+                ),
+                _,
+            ))) => PublishError::Refused(code.to_string()),
+            Ok(Err((error, _))) => PublishError::Unavailable(error.to_string()),
+            Err(_) => PublishError::Unavailable("no acknowledgement in time".to_owned()),
+        };
+        self.metrics
+            .producer_errors
+            .with_label_values(&labels)
+            .inc();
+        span.fail("publish_failed", &error.to_string());
+        Err(error)
+    }
+
+    /// As [`publish`](Self::publish) for one message, behind `breaker`.
+    ///
+    /// # Errors
+    /// [`PublishError`]; at once while the breaker is open.
+    pub async fn publish_guarded(
+        &self,
+        breaker: &Breaker,
+        message: &Message,
+        deadline: Deadline,
+    ) -> Result<(), PublishError> {
+        let Some(permit) = breaker.admit(Instant::now()) else {
+            return Err(PublishError::Unavailable(
+                "the circuit breaker is open".to_owned(),
+            ));
+        };
+        let cause = tracing::extract(message.traceparent.as_deref(), None);
+        let result = self.send(self.record(message), cause, deadline).await;
+        permit.ended(!matches!(result, Err(PublishError::Unavailable(_))));
+        result
+    }
+
+    /// Sends what is left, until `deadline` at most. Blocks.
+    pub fn close(&self, deadline: Deadline) {
+        if let Err(error) = self.producer.flush(deadline.remaining()) {
+            log::warn!("producer: {error}");
+        }
+    }
+}
+
+fn compression(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None => "none",
+        Compression::Gzip => "gzip",
+        Compression::Snappy => "snappy",
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
+    }
+}

@@ -1,0 +1,225 @@
+//! How an event gets from the database to Kafka, and what each api does beside its requests: tbd's rules and constants
+//! (`tbd::orders::app`), on tasks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tbd::config::EventDelivery;
+use tbd::deadline::Deadline;
+use tbd::orders::adapters::kafka::Breaker;
+use tbd::orders::domain::OrderId;
+use tbd::orders::ports::{Message, PublishError};
+use tbd::telemetry::metrics::OrdersMetrics;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::bus::{Bus, PUBLISH_BUDGET};
+use crate::store::Store;
+
+const ACKNOWLEDGED_MAX: usize = 10_000;
+const RELAY_BATCH: u32 = 500;
+const RELAY_INTERVAL: Duration = Duration::from_secs(1);
+const DIRECT_MIN_AGE: Duration = Duration::from_secs(PUBLISH_BUDGET.as_secs() + 2);
+const CLEAN_BATCH: usize = 1000;
+const CLEAN_GATHER: Duration = Duration::from_millis(100);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+const SWEEP_BATCH: u32 = 500;
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
+const STORE_BUDGET: Duration = Duration::from_secs(10);
+
+/// Hands events over by the chosen mode.
+pub struct Delivery {
+    mode: EventDelivery,
+    bus: Arc<Bus>,
+    breaker: Breaker,
+    metrics: OrdersMetrics,
+    acknowledged: mpsc::Sender<OrderId>,
+    wake: Arc<Notify>,
+}
+
+/// The tasks' surroundings.
+struct Housekeeper {
+    store: Store,
+    bus: Arc<Bus>,
+    metrics: OrdersMetrics,
+    wake: Arc<Notify>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Delivery {
+    /// The delivery, and the tasks that see to its left-overs until `stop` says so.
+    pub fn start(
+        mode: EventDelivery,
+        store: Store,
+        bus: Arc<Bus>,
+        metrics: OrdersMetrics,
+        stop: watch::Receiver<bool>,
+    ) -> (Self, Vec<JoinHandle<()>>) {
+        let state = metrics
+            .circuit_breaker_state
+            .with_label_values(&["kafka-publish"]);
+        let breaker = Breaker::new(move |new| state.set(new as i64));
+        let (acknowledged, inbox) = mpsc::channel(ACKNOWLEDGED_MAX);
+        let wake = Arc::new(Notify::new());
+        let housekeeper = || Housekeeper {
+            store: store.clone(),
+            bus: Arc::clone(&bus),
+            metrics: metrics.clone(),
+            wake: Arc::clone(&wake),
+            stop: stop.clone(),
+        };
+        let min_age = match mode {
+            EventDelivery::Direct => DIRECT_MIN_AGE,
+            EventDelivery::Outbox => Duration::ZERO,
+        };
+        let tasks = vec![
+            tokio::spawn(housekeeper().relay(min_age)),
+            tokio::spawn(housekeeper().clean(inbox)),
+            tokio::spawn(housekeeper().sweep()),
+        ];
+        (
+            Self {
+                mode,
+                bus,
+                breaker,
+                metrics,
+                acknowledged,
+                wake,
+            },
+            tasks,
+        )
+    }
+
+    /// The bus behind it.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// Where orders are counted.
+    pub fn orders(&self) -> &OrdersMetrics {
+        &self.metrics
+    }
+
+    /// Direct: publishes and waits for the acknowledgement. Outbox: wakes the relay.
+    ///
+    /// # Errors
+    /// [`PublishError`], in direct mode. The message stays in the outbox.
+    pub async fn deliver(&self, message: Message, deadline: Deadline) -> Result<(), PublishError> {
+        match self.mode {
+            EventDelivery::Outbox => self.wake.notify_one(),
+            EventDelivery::Direct => {
+                let deadline = deadline.earlier_of(Deadline::after(PUBLISH_BUDGET));
+                self.bus
+                    .publish_guarded(&self.breaker, &message, deadline)
+                    .await?;
+                // What finds no place is left to the relay, which publishes it again: harmless.
+                let _ = self.acknowledged.try_send(message.order_id);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Housekeeper {
+    /// Waits `pause`; whether it is time to end.
+    async fn stopped_after(&mut self, pause: Duration) -> bool {
+        timeout(pause, self.stop.wait_for(|stop| *stop))
+            .await
+            .is_ok()
+    }
+
+    async fn relay(mut self, min_age: Duration) {
+        let mut measured: Option<Instant> = None;
+        while !*self.stop.borrow() {
+            let bus = &self.bus;
+            let publish = |messages: Vec<Message>| async move {
+                let results = bus
+                    .publish(&messages, Deadline::after(PUBLISH_BUDGET))
+                    .await;
+                let acknowledged = results
+                    .iter()
+                    .zip(&messages)
+                    .filter(|(result, _)| result.is_ok());
+                acknowledged.map(|(_, message)| message.order_id).collect()
+            };
+            let relayed = self
+                .store
+                .relay(RELAY_BATCH, min_age, Deadline::after(STORE_BUDGET), publish)
+                .await;
+            let more = match relayed {
+                Ok((taken, removed)) => taken == RELAY_BATCH as usize && removed == taken,
+                Err(error) => {
+                    log::debug!("outbox relay: {error}; trying again until it works");
+                    false
+                }
+            };
+            if measured.is_none_or(|at| at.elapsed() >= BACKLOG_INTERVAL) {
+                measured = Some(Instant::now());
+                if let Ok(backlog) = self.store.backlog(Deadline::after(STORE_BUDGET)).await {
+                    self.metrics.outbox_backlog.set(backlog.rows);
+                    self.metrics
+                        .outbox_oldest_seconds
+                        .set(backlog.oldest_seconds);
+                }
+            }
+            if !more {
+                tokio::select! {
+                    () = self.wake.notified() => {}
+                    () = sleep(RELAY_INTERVAL) => {}
+                    _ = self.stop.wait_for(|stop| *stop) => {}
+                }
+            }
+        }
+    }
+
+    async fn clean(mut self, mut inbox: mpsc::Receiver<OrderId>) {
+        loop {
+            let first = tokio::select! {
+                first = inbox.recv() => first,
+                _ = self.stop.wait_for(|stop| *stop) => inbox.try_recv().ok(),
+            };
+            let Some(first) = first else { return };
+            let gather = Instant::now() + CLEAN_GATHER;
+            let mut order_ids = vec![first];
+            while order_ids.len() < CLEAN_BATCH
+                && let Ok(Some(order_id)) = timeout_at(gather, inbox.recv()).await
+            {
+                order_ids.push(order_id);
+            }
+            if let Err(error) = self
+                .store
+                .remove(&order_ids, Deadline::after(STORE_BUDGET))
+                .await
+            {
+                log::warn!(
+                    "outbox cleaner: {} rows stay for the relay: {error}",
+                    order_ids.len()
+                );
+            }
+        }
+    }
+
+    async fn sweep(mut self) {
+        while !self.stopped_after(SWEEP_INTERVAL).await {
+            loop {
+                match self
+                    .store
+                    .sweep(SWEEP_BATCH, Deadline::after(STORE_BUDGET))
+                    .await
+                {
+                    Ok(swept) => {
+                        self.metrics.idempotency_swept.inc_by(swept);
+                        if swept < u64::from(SWEEP_BATCH) {
+                            break;
+                        }
+                    }
+                    Err(error) => {
+                        log::warn!("idempotency sweeper: {error}");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,524 @@
+//! The HTTP API on axum, by tbd's rules (`tbd::orders::adapters::http::contract`).
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{MatchedPath, Path, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use jiff::Timestamp;
+use opentelemetry::trace::FutureExt as _;
+use tbd::deadline::Deadline;
+use tbd::http_server::problem::{self, CONTENT_TYPE};
+use tbd::http_server::{Problem, is_sane_request_id};
+use tbd::orders::adapters::http::conditional::{client_has, etag, if_match};
+use tbd::orders::adapters::http::contract::{
+    body_problem, cancel_problem, create_problem, idempotency_key, invalid, not_found, order_id,
+    require_json, store_problem,
+};
+use tbd::orders::adapters::http::{dto, query};
+use tbd::orders::app::commands::{CancelError, CreateError, NewOrder, meaning};
+use tbd::orders::app::queries::Listed;
+use tbd::orders::domain::{Order, OrderEvent};
+use tbd::orders::ports::{Once, Page, StoredResponse};
+use tbd::service::Checks;
+use tbd::telemetry::metrics::{self, Metrics};
+use tbd::telemetry::semconv;
+use tbd::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
+use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
+
+use crate::delivery::Delivery;
+use crate::store::{Store, Submission};
+
+/// A request's time, from its head to its answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most bytes of a body.
+const BODY_LIMIT: usize = 64 * 1024;
+const METHODS: [&str; 9] = [
+    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+];
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the API's handlers need.
+pub struct Api {
+    /// Orders and keys.
+    pub store: Store,
+    /// Events.
+    pub delivery: Delivery,
+    /// How long keys are kept.
+    pub ttl: Duration,
+}
+
+/// What every route needs.
+struct Server {
+    metrics: Metrics,
+    checks: Checks,
+    /// Requests that may be under way or waiting: tbd's threads and queue together.
+    places: Semaphore,
+}
+
+/// What the middleware tells the handler.
+#[derive(Clone)]
+struct Arrival {
+    deadline: Deadline,
+}
+
+/// The routes; `api` only in tbd-api. `places` requests at most are under way at a time, probes apart.
+pub fn router(api: Option<Api>, checks: Checks, metrics: Metrics, places: usize) -> Router {
+    metrics
+        .http
+        .threads
+        .set(i64::try_from(tokio::runtime::Handle::current().metrics().num_workers()).unwrap_or(0));
+    let server = Arc::new(Server {
+        metrics,
+        checks,
+        places: Semaphore::new(places),
+    });
+    let probes = Router::new()
+        .route(
+            "/healthz",
+            get(async || json(StatusCode::OK, br#"{"status":"ok"}"#.to_vec())),
+        )
+        .route("/readyz", get(ready))
+        .route("/metrics", get(scrape))
+        .with_state(Arc::clone(&server));
+    let routes = match api {
+        None => probes,
+        Some(api) => probes.merge(
+            Router::new()
+                .route("/v1/orders", post(create_order).get(list_orders))
+                .route("/v1/orders/{id}", get(get_order))
+                .route("/v1/orders/{id}/cancel", post(cancel_order))
+                .with_state(Arc::new(api)),
+        ),
+    };
+    routes
+        .fallback(async || refuse(problem::not_found()))
+        .method_not_allowed_fallback(async |request: Request| refuse(not_allowed(&request)))
+        .layer(from_fn_with_state(server, observe))
+}
+
+fn not_allowed(request: &Request) -> Problem {
+    let allow = match request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(MatchedPath::as_str)
+    {
+        Some("/v1/orders") => "GET, HEAD, POST",
+        Some("/v1/orders/{id}/cancel") => "POST",
+        _ => "GET, HEAD",
+    };
+    problem::method_not_allowed(allow)
+}
+
+/// A problem on its way out; the middleware, which knows the span, writes its body.
+#[derive(Clone)]
+struct Refused(Problem);
+
+fn refuse(problem: Problem) -> Response {
+    let mut response = Response::new(Body::empty());
+    response.extensions_mut().insert(Refused(problem));
+    response
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+/// A request as the middleware sees it.
+struct Seen {
+    span: DetachedSpan,
+    method: Option<&'static str>,
+    route: Option<MatchedPath>,
+    probe: bool,
+    request_id: String,
+}
+
+/// Begins the server span.
+fn see(request: &Request) -> Seen {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let probe = matches!(
+        route.as_ref().map(MatchedPath::as_str),
+        Some("/healthz" | "/readyz" | "/metrics")
+    );
+    let method = METHODS
+        .into_iter()
+        .find(|known| *known == request.method().as_str());
+    let name = match (method, &route) {
+        (Some(method), Some(route)) => format!("{method} {}", route.as_str()),
+        (Some(method), None) => method.to_owned(),
+        (None, _) => "HTTP".to_owned(),
+    };
+    let text = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let parent = tracing::extract(text("traceparent"), text("tracestate"));
+    let span = tracing::detached_span_in(&parent, name, SpanKind::Server, || {
+        let mut attributes = vec![
+            KeyValue::new(semconv::HTTP_REQUEST_METHOD, method.unwrap_or("_OTHER")),
+            KeyValue::new(semconv::URL_SCHEME, "http"),
+            KeyValue::new(semconv::URL_PATH, request.uri().path().to_owned()),
+        ];
+        if let Some(route) = &route {
+            attributes.push(KeyValue::new(
+                semconv::HTTP_ROUTE,
+                route.as_str().to_owned(),
+            ));
+        }
+        attributes
+    });
+    let request_id = text("x-request-id")
+        .filter(|id| is_sane_request_id(id))
+        .map_or_else(|| span.trace_id(), str::to_owned);
+    Seen {
+        span,
+        method,
+        route,
+        probe,
+        request_id,
+    }
+}
+
+/// Span, metrics, log line, deadline, overload and panics of every request.
+async fn observe(State(server): State<Arc<Server>>, mut request: Request, next: Next) -> Response {
+    let arrived = Instant::now();
+    let Seen {
+        span,
+        method,
+        route,
+        probe,
+        request_id,
+    } = see(&request);
+    request.extensions_mut().insert(Arrival {
+        deadline: Deadline::after_instant(arrived, REQUEST_TIMEOUT),
+    });
+
+    let http = &server.metrics.http;
+    let permit = server.places.try_acquire();
+    let mut response = if permit.is_err() && !probe {
+        http.shed.with_label_values(&["queue_full"]).inc();
+        refuse(problem::overloaded())
+    } else {
+        http.threads_busy.inc();
+        let answered = AssertUnwindSafe(next.run(request)).catch_unwind();
+        let answered = answered.with_context(span.context()).await;
+        http.threads_busy.dec();
+        answered.unwrap_or_else(|_| {
+            http.panics.inc();
+            refuse(problem::internal())
+        })
+    };
+    if let Some(Refused(problem)) = response.extensions_mut().remove::<Refused>() {
+        *response.status_mut() =
+            StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.body_mut() = Body::from(problem.body(&span.trace_id(), &span.span_id()));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+        for (name, value) in problem.headers() {
+            if let (Ok(name), Ok(value)) = (
+                HeaderName::try_from(&**name),
+                HeaderValue::try_from(&**value),
+            ) {
+                headers.insert(name, value);
+            }
+        }
+    }
+    if let Ok(value) = HeaderValue::try_from(&request_id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+
+    let status = response.status();
+    let label = status.as_str();
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let labels = [method.unwrap_or("OTHER"), route, label];
+    let duration = arrived.elapsed();
+    http.duration
+        .with_label_values(&labels)
+        .observe(duration.as_secs_f64());
+    http.requests.with_label_values(&labels).inc();
+    if span.is_recording() {
+        span.set(
+            semconv::HTTP_RESPONSE_STATUS_CODE,
+            i64::from(status.as_u16()),
+        );
+        if status.is_server_error() {
+            span.fail(label, "the answer is a server error");
+        }
+    }
+    let _entered = span.enter();
+    log::log!(
+        target: "tbd::http", if probe { log::Level::Debug } else { log::Level::Info },
+        method = labels[0], route = route, status = status.as_u16(),
+        duration_ms = (duration.as_secs_f64() * 1e6).round() / 1e3, queue_ms = 0.0, request_id = request_id;
+        "request answered"
+    );
+    response
+}
+
+async fn ready(State(server): State<Arc<Server>>) -> Response {
+    let (status, body) = server.checks.readiness();
+    json(
+        StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+        body,
+    )
+}
+
+async fn scrape(State(server): State<Arc<Server>>) -> Response {
+    let mut response = Response::new(Body::from(server.metrics.render()));
+    let media_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, media_type);
+    response
+}
+
+type Answer = Result<Response, Problem>;
+
+fn answer(result: Answer) -> Response {
+    result.unwrap_or_else(refuse)
+}
+
+/// All values of a header; one beyond ASCII is no value of ours.
+fn values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .iter()
+        .map(|value| value.to_str().unwrap_or("\u{fffd}"))
+}
+
+/// A header that holds a list: several lines are one list.
+fn list(headers: &HeaderMap, name: &str) -> Option<String> {
+    let lines: Vec<&str> = values(headers, name).collect();
+    (!lines.is_empty()).then(|| lines.join(","))
+}
+
+fn deadline(request: &Parts) -> Deadline {
+    let arrival = request.extensions.get::<Arrival>();
+    arrival.map_or_else(
+        || Deadline::after(REQUEST_TIMEOUT),
+        |arrival| arrival.deadline,
+    )
+}
+
+async fn read(head: &Parts, body: Body, deadline: Deadline) -> Result<Bytes, Problem> {
+    let announced = values(&head.headers, "content-length")
+        .next()
+        .and_then(|length| length.parse().ok());
+    if announced.is_some_and(|length: u64| length > BODY_LIMIT as u64) {
+        return Err(problem::body_too_large(BODY_LIMIT));
+    }
+    match timeout_at(deadline.instant().into(), to_bytes(body, BODY_LIMIT)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if error.to_string().contains("length limit") => {
+            Err(problem::body_too_large(BODY_LIMIT))
+        }
+        Ok(Err(_)) => Err(problem::malformed("The body ended before its length.")),
+        Err(_) => Err(problem::body_timeout()),
+    }
+}
+
+async fn create_order(State(api): State<Arc<Api>>, request: Request) -> Response {
+    answer(api.create(request).await)
+}
+
+async fn get_order(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Response {
+    answer(api.get(&id, &request.into_parts().0).await)
+}
+
+async fn list_orders(State(api): State<Arc<Api>>, request: Request) -> Response {
+    answer(api.list(&request.into_parts().0).await)
+}
+
+async fn cancel_order(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Response {
+    answer(api.cancel(&id, &request.into_parts().0).await)
+}
+
+impl Api {
+    async fn create(&self, request: Request) -> Answer {
+        let (head, body) = request.into_parts();
+        let deadline = deadline(&head);
+        require_json(values(&head.headers, "content-type").next())?;
+        let key = idempotency_key(values(&head.headers, "idempotency-key"))?;
+        let body = read(&head, body, deadline).await?;
+        let (customer_email, amount) = dto::parse_new_order(&body).map_err(body_problem)?;
+        let new_order = NewOrder {
+            key,
+            customer_email,
+            amount,
+        };
+        let (response, replayed) = self
+            .accept(new_order, deadline)
+            .await
+            .map_err(create_problem)?;
+        let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::ACCEPTED);
+        let location = HeaderValue::try_from(format!("/v1/orders/{}", response.order_id));
+        let mut answer = json(status, response.body);
+        if let Ok(location) = location {
+            answer.headers_mut().insert(header::LOCATION, location);
+        }
+        if replayed {
+            answer
+                .headers_mut()
+                .insert("idempotent-replayed", HeaderValue::from_static("true"));
+        }
+        Ok(answer)
+    }
+
+    /// tbd's `CreateOrder`: the answer, and whether an earlier request made the order.
+    async fn accept(
+        &self,
+        new_order: NewOrder,
+        deadline: Deadline,
+    ) -> Result<(StoredResponse, bool), CreateError> {
+        let metrics = self.delivery.orders();
+        let request_hash = meaning(&new_order);
+        let order = Order::create(new_order.customer_email, new_order.amount, Timestamp::now());
+        let response = StoredResponse {
+            status: 202,
+            body: dto::order_body(&order),
+            order_id: order.id,
+        };
+        let message = self
+            .delivery
+            .bus()
+            .encode(&OrderEvent::Created(order.clone()));
+        let submission = Submission {
+            key: new_order.key.as_str().to_owned(),
+            request_hash,
+            order,
+            response: response.clone(),
+            message: message.clone(),
+            ttl: self.ttl,
+        };
+        let (response, unpublished, replayed) =
+            match self.store.submit(submission, deadline).await? {
+                Once::First => {
+                    metrics.created.inc();
+                    log::info!(order_id:% = message.order_id; "order created");
+                    (response, Some(message), false)
+                }
+                Once::Again {
+                    response,
+                    unpublished,
+                } => {
+                    metrics.idempotency_hits.inc();
+                    log::info!(order_id:% = response.order_id; "answer replayed");
+                    (response, unpublished, true)
+                }
+                Once::OtherRequest => return Err(CreateError::OtherRequest),
+                Once::Running => return Err(CreateError::Running),
+            };
+        if let Some(message) = unpublished {
+            self.delivery
+                .deliver(message, deadline)
+                .await
+                .map_err(CreateError::NotPublished)?;
+        }
+        Ok((response, replayed))
+    }
+
+    async fn get(&self, id: &str, request: &Parts) -> Answer {
+        let order = self.store.get(order_id(id)?, deadline(request)).await;
+        let order = order.map_err(store_problem)?.ok_or_else(not_found)?;
+        let tag = etag(&order);
+        let response = match client_has(list(&request.headers, "if-none-match").as_deref(), &tag) {
+            true => {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                response
+            }
+            false => json(StatusCode::OK, dto::order_body(&order)),
+        };
+        Ok(tagged(response, tag))
+    }
+
+    async fn list(&self, request: &Parts) -> Answer {
+        let query = query::parse(request.uri.query().unwrap_or_default()).map_err(invalid)?;
+        // One more than asked for tells whether there are more.
+        let probe = Page {
+            limit: query.page.limit + 1,
+            ..query.page
+        };
+        let mut orders = self
+            .store
+            .list(&probe, deadline(request))
+            .await
+            .map_err(store_problem)?;
+        let has_more = orders.len() > query.page.limit as usize;
+        orders.truncate(query.page.limit as usize);
+        let body = dto::list_body(&Listed { orders, has_more }, query.number, query.page.limit);
+        Ok(json(StatusCode::OK, body))
+    }
+
+    async fn cancel(&self, id: &str, request: &Parts) -> Answer {
+        let (id, deadline) = (order_id(id)?, deadline(request));
+        let condition = list(&request.headers, "if-match");
+        let order = self
+            .cancel_if(id, condition.as_deref(), deadline)
+            .await
+            .map_err(cancel_problem)?;
+        Ok(tagged(
+            json(StatusCode::OK, dto::order_body(&order)),
+            etag(&order),
+        ))
+    }
+
+    /// tbd's `CancelOrder`.
+    async fn cancel_if(
+        &self,
+        id: tbd::orders::domain::OrderId,
+        condition: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<Order, CancelError> {
+        let mut attempted = None;
+        loop {
+            let old = self
+                .store
+                .get(id, deadline)
+                .await?
+                .ok_or(CancelError::NotFound)?;
+            if attempted.as_ref() == Some(&old) {
+                return Ok(old);
+            }
+            if !if_match(condition, &etag(&old)) {
+                return Err(CancelError::PreconditionFailed);
+            }
+            let new = old.cancel(Timestamp::now())?;
+            if new == old || self.store.replace(&old, &new, deadline).await? {
+                return Ok(new);
+            }
+            attempted = Some(new);
+        }
+    }
+}
+
+fn tagged(mut response: Response, tag: String) -> Response {
+    if let Ok(tag) = HeaderValue::try_from(tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}

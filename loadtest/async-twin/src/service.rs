@@ -1,0 +1,135 @@
+//! Start and stop, as in tbd. Migrations and the two health checks are tbd's own, on threads of their own: they are not
+//! on any request's path.
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::ListenerExt;
+use tbd::config::{DatabaseSettings, GroupProtocol, KafkaSettings};
+use tbd::database::HealthCheck;
+use tbd::database::migrations::{Migrator, Source};
+use tbd::health::Monitor;
+use tbd::service::{self, Checks, Kafka};
+use tbd::stop::StopSignal;
+use tbd::telemetry::metrics::Metrics;
+use tokio::net::TcpSocket;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// tbd's health checks on a pool of one connection, and their threads.
+///
+/// # Errors
+/// What keeps them from starting.
+pub fn checks(
+    database: &DatabaseSettings,
+    kafka: &KafkaSettings,
+    migrator: Migrator,
+    stop: &StopSignal,
+) -> Result<(Checks, Kafka, Vec<JoinHandle<()>>), Box<dyn Error>> {
+    let mut config = service::database_config(database, "tbd-health");
+    (config.max_conns, config.max_idle_conns) = (1, 1);
+    let pool = service::pool(config, &Metrics::new())?;
+    let mut check = HealthCheck::new(pool, migrator);
+    let (database, first) = Monitor::start("database-health", stop.clone(), move || check.run())?;
+    let secured = kafka.security.tls.is_some() || kafka.security.sasl.is_some();
+    refuse(secured, "KAFKA_SECURITY_PROTOCOL")?;
+    refuse(
+        kafka.group_protocol != GroupProtocol::Classic,
+        "KAFKA_GROUP_PROTOCOL",
+    )?;
+    let kafka = Kafka::new(kafka, "tbd-health")?;
+    let (health, second) =
+        Monitor::start("kafka-health", stop.clone(), kafka.clone().health_check())?;
+    let checks = Checks {
+        database,
+        kafka: health,
+        stop: stop.clone(),
+    };
+    Ok((checks, kafka, vec![first, second]))
+}
+
+/// What tbd can and the twin does not, it says, rather than pretend.
+///
+/// # Errors
+/// If `wanted`.
+pub fn refuse(wanted: bool, variable: &str) -> Result<(), String> {
+    match wanted {
+        true => Err(format!("{variable}: the twin knows its default alone")),
+        false => Ok(()),
+    }
+}
+
+/// The migrations built into tbd, or those of a folder.
+///
+/// # Errors
+/// When the folder's files are no migrations.
+pub fn migrator(folder: Option<&std::path::Path>) -> Result<Migrator, Box<dyn Error>> {
+    Ok(Migrator::new(match folder {
+        None => Source::Embedded,
+        Some(folder) => Source::Dir(folder.to_owned()),
+    })?)
+}
+
+/// Serves `router` until `stop` is true, then answers what has begun.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve(
+    address: SocketAddr,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?.tap_io(|stream| {
+        // An answer is one write: nothing is gained by waiting for more.
+        let _ = stream.set_nodelay(true);
+    });
+    log::info!("listening on {address}");
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        })
+        .await
+}
+
+/// Waits for SIGTERM or SIGINT; a second one ends the process at once.
+///
+/// # Errors
+/// When the signals cannot be caught.
+pub async fn shutdown_signal() -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    log::info!("stopping; a second signal ends the process at once");
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(1);
+    });
+    tokio::spawn(async {
+        tokio::time::sleep(service::SHUTDOWN_BUDGET + Duration::from_secs(1)).await;
+        log::error!("not everything ended in time, ending anyway");
+        std::process::exit(1);
+    });
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! What the API demands and how it says no, apart from any server: the async twin in
+//! `loadtest/` answers by the same rules.
+
+use uuid::Uuid;
+
+use crate::http_server::{FieldError, Problem};
+use crate::orders::app::commands::{CancelError, CreateError};
+use crate::orders::domain::OrderId;
+use crate::orders::ports::{IdempotencyKey, StoreError};
+use crate::telemetry::{semconv, tracing};
+
+use super::dto::BodyError;
+
+/// Seconds after which a client may try again when a dependency was away: about
+/// as long as the pool and the producer need to reconnect.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// The body must be JSON; `content_type` is the header's value.
+///
+/// # Errors
+/// 415.
+pub fn require_json(content_type: Option<&str>) -> Result<(), Problem> {
+    let media_type = content_type
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let detail = "Send the order as Content-Type: application/json.";
+    Err(Problem::new(
+        415,
+        "unsupported-media-type",
+        "Unsupported Media Type",
+        detail,
+    ))
+}
+
+/// The key, from all `Idempotency-Key` headers of a request.
+///
+/// # Errors
+/// 400: there is none, more than one, or one that is no key.
+pub fn idempotency_key<'a>(
+    mut values: impl Iterator<Item = &'a str>,
+) -> Result<IdempotencyKey, Problem> {
+    let bad = |slug, title, detail| Err(Problem::new(400, slug, title, detail));
+    let Some(value) = values.next() else {
+        return bad(
+            "idempotency-key-missing",
+            "Idempotency-Key Missing",
+            "Send an Idempotency-Key header, a fresh UUID for each new order, so that repeating the request cannot order twice.",
+        );
+    };
+    match (IdempotencyKey::parse(value), values.next()) {
+        (Some(key), None) => Ok(key),
+        _ => bad(
+            "idempotency-key-invalid",
+            "Idempotency-Key Invalid",
+            "Send one Idempotency-Key header of 1 to 255 visible ASCII characters.",
+        ),
+    }
+}
+
+/// The id in a path, noted on the current span.
+///
+/// # Errors
+/// 400.
+pub fn order_id(text: &str) -> Result<OrderId, Problem> {
+    // Of the ways to write a UUID only the canonical one is a path of ours.
+    const CANONICAL_CHARS: usize = 36;
+    match Uuid::parse_str(text) {
+        Ok(id) if text.len() == CANONICAL_CHARS => {
+            tracing::annotate(semconv::ORDER_ID, id.to_string());
+            Ok(OrderId(id))
+        }
+        _ => Err(invalid(vec![FieldError {
+            field: "id".into(),
+            message: "must be a UUID".into(),
+        }])),
+    }
+}
+
+/// 400: what is wrong with which field.
+pub fn invalid(errors: Vec<FieldError>) -> Problem {
+    let detail = "The request is not valid; see errors.";
+    Problem::new(400, "validation-failed", "Validation Failed", detail).with_errors(errors)
+}
+
+/// 400: the body is no order.
+pub fn body_problem(error: BodyError) -> Problem {
+    match error {
+        BodyError::Fields(errors) => invalid(errors),
+        BodyError::Syntax(reason) => Problem::new(
+            400,
+            "malformed-json",
+            "Malformed JSON",
+            format!("The body is not JSON: {reason}."),
+        ),
+    }
+}
+
+/// 404.
+pub fn not_found() -> Problem {
+    Problem::new(
+        404,
+        "order-not-found",
+        "Order Not Found",
+        "There is no order with this id.",
+    )
+}
+
+/// 503 or 500: the store failed. Logs what the client is not told.
+pub fn store_problem(error: StoreError) -> Problem {
+    match error {
+        StoreError::Unavailable(_) => {
+            log::warn!("{error}");
+            unavailable("The database is not available.")
+        }
+        StoreError::Internal(_) => {
+            log::error!("{error}");
+            let detail = "Something went wrong on our side.";
+            Problem::new(500, "internal-error", "Internal error", detail)
+        }
+    }
+}
+
+fn unavailable(reason: &str) -> Problem {
+    let detail = format!("{reason} Try again; with the same Idempotency-Key this is safe.");
+    Problem::new(503, "dependency-unavailable", "Service Unavailable", detail)
+        .retry_after(RETRY_AFTER_SECONDS)
+}
+
+/// What a refused order means to the client.
+pub fn create_problem(error: CreateError) -> Problem {
+    match error {
+        CreateError::OtherRequest => Problem::new(
+            422,
+            "idempotency-key-reused",
+            "Idempotency-Key Reused",
+            "This Idempotency-Key was used for another order; take a new key for a new order.",
+        ),
+        CreateError::Running => Problem::new(
+            409,
+            "idempotency-key-in-progress",
+            "Request In Progress",
+            "The first request with this Idempotency-Key is still running; try again.",
+        )
+        .retry_after(RETRY_AFTER_SECONDS),
+        CreateError::NotPublished(_) => {
+            log::warn!("{error}");
+            unavailable("The order is safe, but the event bus is not available.")
+        }
+        CreateError::Store(error) => store_problem(error),
+    }
+}
+
+/// What a refused cancellation means to the client.
+pub fn cancel_problem(error: CancelError) -> Problem {
+    match error {
+        CancelError::NotFound => not_found(),
+        CancelError::PreconditionFailed => Problem::new(
+            412,
+            "precondition-failed",
+            "Precondition Failed",
+            "The order is no longer as If-Match describes it; get it again.",
+        ),
+        CancelError::NotPending(reason) => Problem::new(
+            409,
+            "order-not-cancelable",
+            "Order Not Cancelable",
+            format!("Only a pending order can be canceled; {reason}."),
+        ),
+        CancelError::Store(error) => store_problem(error),
+    }
+}
