@@ -24,7 +24,6 @@ mod list;
 mod migrations;
 mod openapi;
 mod outages;
-mod overload;
 mod page;
 mod plans;
 mod ports;

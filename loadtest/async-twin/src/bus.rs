@@ -106,15 +106,20 @@ impl Bus {
         deadline: Deadline,
     ) -> Result<(), PublishError> {
         let topic = record.topic.clone();
-        let span =
-            tracing::detached_span_in(&cause, format!("send {topic}"), SpanKind::Producer, || {
+        let span = tracing::detached_span_in(
+            &cause,
+            format!("send {topic}"),
+            SpanKind::Producer,
+            || {
                 [
                     KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
                     KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "send"),
                     KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "send"),
                     KeyValue::new(semconv::MESSAGING_DESTINATION_NAME, topic.to_string()),
                 ]
-            });
+            },
+            Vec::new(),
+        );
         let traceparent = tracing::inject(&span.context());
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 1);
         for (name, value) in &record.headers {

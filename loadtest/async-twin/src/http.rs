@@ -169,20 +169,26 @@ fn see(request: &Request) -> Seen {
             .and_then(|value| value.to_str().ok())
     };
     let parent = tracing::extract(text("traceparent"), text("tracestate"));
-    let span = tracing::detached_span_in(&parent, name, SpanKind::Server, || {
-        let mut attributes = vec![
-            KeyValue::new(semconv::HTTP_REQUEST_METHOD, method.unwrap_or("_OTHER")),
-            KeyValue::new(semconv::URL_SCHEME, "http"),
-            KeyValue::new(semconv::URL_PATH, request.uri().path().to_owned()),
-        ];
-        if let Some(route) = &route {
-            attributes.push(KeyValue::new(
-                semconv::HTTP_ROUTE,
-                route.as_str().to_owned(),
-            ));
-        }
-        attributes
-    });
+    let span = tracing::detached_span_in(
+        &parent,
+        name,
+        SpanKind::Server,
+        || {
+            let mut attributes = vec![
+                KeyValue::new(semconv::HTTP_REQUEST_METHOD, method.unwrap_or("_OTHER")),
+                KeyValue::new(semconv::URL_SCHEME, "http"),
+                KeyValue::new(semconv::URL_PATH, request.uri().path().to_owned()),
+            ];
+            if let Some(route) = &route {
+                attributes.push(KeyValue::new(
+                    semconv::HTTP_ROUTE,
+                    route.as_str().to_owned(),
+                ));
+            }
+            attributes
+        },
+        Vec::new(),
+    );
     let request_id = text("x-request-id")
         .filter(|id| is_sane_request_id(id))
         .map_or_else(|| span.trace_id(), str::to_owned);

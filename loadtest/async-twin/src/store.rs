@@ -680,14 +680,20 @@ impl Store {
     }
 
     fn span(&self, parent: &Context, statement: Statement) -> DetachedSpan {
-        detached_span_in(parent, statement.name(), SpanKind::Client, || {
-            [
-                KeyValue::new(semconv::DB_SYSTEM_NAME, semconv::POSTGRESQL),
-                KeyValue::new(semconv::DB_NAMESPACE, self.namespace.to_string()),
-                KeyValue::new(semconv::DB_QUERY_SUMMARY, statement.name()),
-                KeyValue::new(semconv::DB_QUERY_TEXT, statement.sql()),
-            ]
-        })
+        detached_span_in(
+            parent,
+            statement.name(),
+            SpanKind::Client,
+            || {
+                [
+                    KeyValue::new(semconv::DB_SYSTEM_NAME, semconv::POSTGRESQL),
+                    KeyValue::new(semconv::DB_NAMESPACE, self.namespace.to_string()),
+                    KeyValue::new(semconv::DB_QUERY_SUMMARY, statement.name()),
+                    KeyValue::new(semconv::DB_QUERY_TEXT, statement.sql()),
+                ]
+            },
+            Vec::new(),
+        )
     }
 
     async fn client(&self) -> Result<Object, DatabaseError> {

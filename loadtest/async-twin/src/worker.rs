@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::StreamExt;
+use opentelemetry::trace::TraceContextExt;
 use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{
@@ -505,6 +506,12 @@ fn process_span(record: &ConsumerRecord) -> DetachedSpan {
         .header("traceparent")
         .and_then(|value| std::str::from_utf8(value).ok());
     let parent = tracing::extract(traceparent, None);
+    let sent = parent.span().span_context().clone();
+    let links = if sent.is_valid() {
+        vec![sent]
+    } else {
+        Vec::new()
+    };
     tracing::detached_span_in(
         &parent,
         format!("process {}", record.topic),
@@ -525,6 +532,7 @@ fn process_span(record: &ConsumerRecord) -> DetachedSpan {
                 KeyValue::new(semconv::MESSAGING_KAFKA_OFFSET, record.offset),
             ]
         },
+        links,
     )
 }
 

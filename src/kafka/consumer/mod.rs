@@ -87,6 +87,9 @@ const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// coordinator) get at least this long, or a caller with short polls would
 /// never get anywhere with slow brokers.
 const STEP_MIN: Duration = Duration::from_secs(1);
+/// How long a closing consumer stays a member for a commit that a rebalance had
+/// refused: time for a second try.
+const OWED_PATIENCE: Duration = Duration::from_secs(3);
 
 /// One member of a consumer group; see the module.
 ///
@@ -387,7 +390,8 @@ impl Consumer {
 
     /// Leaves the group, so that others take over at once, and stops the
     /// heartbeat thread. Tells [`ConsumerHooks::revoked`] what is given up. Commits
-    /// nothing: that is the application's, before.
+    /// nothing new: that is the application's, before. A commit that a rebalance has
+    /// refused is made up for, though, since no poll follows that could.
     /// Waits at most until `deadline`, plus a heartbeat interval when that thread
     /// is just connecting to a broker that hangs.
     ///
@@ -395,11 +399,23 @@ impl Consumer {
     /// When the group could not be told; it will notice after the session
     /// time-out. The consumer is closed all the same.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
+        self.see_commits_through(deadline);
         self.is_closed = true;
         self.drop_all(|consumer, partitions| consumer.hooks.revoked(partitions));
         let left = self.leave(deadline);
         self.stop_heartbeat();
         left
+    }
+
+    /// Stays a member, for [`OWED_PATIENCE`] and until `deadline` at most, while a commit is owed.
+    fn see_commits_through(&mut self, deadline: Deadline) {
+        let patience = deadline.earlier_of(Deadline::after(OWED_PATIENCE));
+        while self.partitions.values().any(|state| state.owed.is_some()) && !patience.is_past() {
+            let moment = Deadline::after(RETRY_BACKOFF).earlier_of(patience);
+            if self.idle(moment).is_err_and(|error| !error.is_transient()) {
+                return;
+            }
+        }
     }
 
     fn stop_heartbeat(&mut self) {

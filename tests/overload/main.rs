@@ -1,11 +1,22 @@
-//! More requests than the api can answer: some are refused at once, the others do not notice, and afterwards nobody does.
+//! More requests than the api can answer: some are refused at once, the others do not notice, and afterwards nobody does. In a
+//! program of its own, since other tests' work would be part of the load.
 
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::http::{Response, get};
-use crate::support::program::{Program, Stack, new_order};
-use crate::support::{eventually, unique};
+use support::http::{Response, get};
+use support::program::{Program, Stack, new_order};
+use support::{eventually, unique};
+
+/// These tests run one after the other, for the same reason.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// An answer, how long it took, and when it was asked for.
 struct Answer {
@@ -14,7 +25,7 @@ struct Answer {
     asked: Instant,
 }
 
-fn ask(request: crate::support::http::Request, api: &Program) -> Answer {
+fn ask(request: support::http::Request, api: &Program) -> Answer {
     let asked = Instant::now();
     let response = request.send(&api.address());
     Answer {
@@ -63,6 +74,7 @@ fn assert_shed(response: &Response) {
 
 #[test]
 fn beyond_capacity_some_are_refused_early_and_the_others_wait_no_longer_than_three_answers_take() {
+    let _alone = alone();
     let stack = Stack::new()
         .set("HTTP_WORKERS", "4")
         .set("DB_COALESCE", "off")
@@ -128,6 +140,7 @@ fn beyond_capacity_some_are_refused_early_and_the_others_wait_no_longer_than_thr
 
 #[test]
 fn nobody_waits_for_threads_that_are_stuck() {
+    let _alone = alone();
     let stack = Stack::new().set("HTTP_WORKERS", "2");
     let api = stack.api();
     let mut holder = stack.database.connect();
