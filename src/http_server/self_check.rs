@@ -200,7 +200,10 @@ impl SelfCheck {
                 spare = std::fs::File::open("/dev/null").ok();
                 // One is our own; tiny_http's goes with its accept thread.
                 if listening == 1 {
-                    return Some("the accept thread has ended".to_owned());
+                    return Some(match scarce_descriptors() {
+                        Some(error) => format!("the accept thread has ended: {error}"),
+                        None => "the accept thread has ended".to_owned(),
+                    });
                 }
             }
             let stuck = self.look_at_connections(&mut watcher, shared);
@@ -220,6 +223,15 @@ impl SelfCheck {
             }
         }
     }
+}
+
+/// The system's refusal, if few descriptors are left: what tiny_http's accept thread ends
+/// on. Dying, it gives back the one or two that it held, so one that is free proves nothing.
+fn scarce_descriptors() -> Option<io::Error> {
+    const FEW: usize = 8;
+    let held: io::Result<Vec<std::fs::File>> =
+        (0..FEW).map(|_| std::fs::File::open("/dev/null")).collect();
+    held.err()
 }
 
 /// Connects and leaves.

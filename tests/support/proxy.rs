@@ -157,6 +157,10 @@ impl State {
             reset: AtomicBool::new(false),
         });
         self.open.lock().expect("pairs").push(Arc::clone(&pair));
+        // It may have been cut since it was let in.
+        if self.cut.load(Ordering::SeqCst) {
+            pair.end();
+        }
         thread::scope(|scope| {
             scope.spawn(|| self.pump_answers(&pair));
             self.pump_requests(&pair);
