@@ -100,9 +100,15 @@ free_port() {
 # running PIDFILE : whether the process whose id is the file's first line lives. A stale file's id may by now be somebody
 # else's; ours have the folder of their file on the command line.
 running() {
-  local pid=
+  local pid='' command=''
   [[ ! -r $1 ]] || read -r pid <"$1" || true
-  [[ -n $pid ]] && grep -qsF -- "$(dirname "$1")" "/proc/$pid/cmdline"
+  [[ -n $pid ]] || return 1
+  for _ in {1..10}; do # it has none for a moment while it becomes another program (exec)
+    { command=$(tr '\0' ' ' <"/proc/$pid/cmdline"); } 2>/dev/null || return 1
+    if [[ -n $command ]] || ended "$pid"; then break; fi
+    sleep 0.02
+  done
+  [[ $command == *"$(dirname "$1")"* ]]
 }
 
 # ended PID : whether all of it is gone. A killed process loses its command line before its sockets; and where nobody collects
