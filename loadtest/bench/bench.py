@@ -20,6 +20,7 @@ PARTS = (ENV.get("PARTS") or "requests worker list").split()
 KNOWN = int(ENV.get("KNOWN_ORDERS") or 100_000)
 BACKLOG = int(ENV.get("BACKLOG") or 100_000)
 LIST_ORDERS = int(ENV.get("LIST_ORDERS") or 1_000_000)
+WARM_UP = int(ENV.get("WARM_UP") or 40)  # seconds until Kafka's compiler has settled, with two cores and everything on them
 SEED_VUS = 20  # as many as the script has that the project began with
 
 API_PORT, WORKER_PORT = int(ENV["BENCH_API_PORT"]), int(ENV["BENCH_WORKER_PORT"])
@@ -65,13 +66,13 @@ def ceiling():
             record(f"pgbench {script}", load.pgbench(f"{script}.sql", clients, DURATION, KNOWN), connections=clients)
 
 
-def requests():
+def requests(repetition):
     seed(KNOWN)
     ceiling()
     seed(KNOWN)
     with api(EVENT_DELIVERY="direct") as program:
         capacity = 0
-        load.wrk(program, "post.lua", 64, 3, {})  # warms up Kafka's compiler, the pool, the caches
+        load.wrk(program, "post.lua", 64, WARM_UP if repetition == 1 else 3, {})
         for connections in CONNECTIONS:
             for name in ("POST", "replay", "GET", "list", "mixed"):
                 values = closed(f"{name} direct" if name == "POST" else name, program, f"{name.lower()}.lua", connections)
@@ -82,11 +83,15 @@ def requests():
         settle()
         record("k6 orders.js", load.k6(program, "orders.js", DURATION, SEED_VUS, groups), connections=SEED_VUS)
         settle()
-    for case, settings in {"POST outbox": {"EVENT_DELIVERY": "outbox"}, "POST direct, not coalesced": {"DB_COALESCE": "off"}}.items():
-        with api(**settings) as program:
-            load.wrk(program, "post.lua", 64, 1, {})
-            for connections in CONNECTIONS:
-                closed(case, program, "post.lua", connections)
+    with api(EVENT_DELIVERY="outbox") as program:
+        load.wrk(program, "post.lua", 64, 1, {})
+        for connections in CONNECTIONS:
+            closed("POST outbox", program, "post.lua", connections)
+    with api(DB_COALESCE="off") as program:
+        load.wrk(program, "post.lua", 64, 1, {})
+        for connections in CONNECTIONS:
+            closed("POST direct, not coalesced", program, "post.lua", connections)
+            closed("GET, not coalesced", program, "get.lua", connections)
 
 
 # -------------------------------------------------------------------------------------------------------- worker
@@ -260,7 +265,7 @@ def main():
     }
     for repetition in range(1, REPETITIONS + 1):
         if "requests" in PARTS:
-            requests()
+            requests(repetition)
         if "worker" in PARTS:
             drain(repetition)
             end_to_end(repetition)

@@ -76,8 +76,9 @@ def ratios(summary):
     yield from ratio("POST direct, 64 connections, to pgbench's insert, 64 clients", ("POST direct", 64), insert, "≥ 1.0")
     yield from ratio("POST outbox, 64 connections, to pgbench's insert, 64 clients", ("POST outbox", 64), insert, "")
     for connections in (1, 20, 64, 256):
-        both = ("POST direct", connections), ("POST direct, not coalesced", connections)
-        yield from ratio(f"POST direct, coalesced to not coalesced, {connections} connections", *both, "> 1")
+        for case in ("POST direct", "GET"):
+            both = (case, connections), (f"{case}, not coalesced", connections)
+            yield from ratio(f"{case}, coalesced to not coalesced, {connections} connections", *both, "> 1")
     yield from ratio("replay, 64 connections, to pgbench's select, 64 clients", ("replay", 64), select, "≥ 0.5")
     yield from ratio("GET by id, 64 connections, to pgbench's select, 64 clients", ("GET", 64), select, "≥ 0.5")
     yield from ratio("worker's backlog to pgbench's update, 64 clients", ("backlog",), update, "≥ 1.5")
@@ -177,7 +178,7 @@ def draw(summary, prefix):
     cases = {key[0] for key in summary}
     plots = []
     writes = ["POST direct", "POST outbox", "POST direct, not coalesced", "pgbench insert"]
-    reads = ["replay", "GET", "list", "mixed", "pgbench select"]
+    reads = ["replay", "GET", "GET, not coalesced", "list", "mixed", "pgbench select"]
     if "POST direct" in cases:
         plots.append(lines(summary, writes, "throughput", "per second", "Orders per second", f"{prefix}-writes.svg"))
         plots.append(lines(summary, writes[:3], "p99_ms", "ms", "POST: 99th percentile", f"{prefix}-writes-p99.svg"))

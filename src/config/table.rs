@@ -89,7 +89,7 @@ pub const VARIABLES: &[Variable] = &[
     row(API, "DB_MAX_CONNS", "25", "Maximum database connections", "a number from 1 to 1000"),
     row(API, "DB_MAX_IDLE_CONNS", "5", "Maximum idle database connections", "a number from 1 to DB_MAX_CONNS"),
     row(API, "DB_CONN_MAX_LIFETIME", "5m", "Maximum connection lifetime", "a duration from 1s to 168h, such as 5m"),
-    row(API, "DB_COALESCE", "on", "`on`: orders that come while a commit is under way share the next one; `off`: one commit each", "on or off"),
+    row(API, "DB_COALESCE", "on", "`on`: orders that come while a commit is under way share the next one, look-ups of an order likewise; `off`: a statement each", "on or off"),
     row(API, "AUTO_MIGRATE", "true", "Run database migrations on startup", BOOLEAN),
     row(API, "MIGRATIONS_DIR", "", "Folder of migrations to use instead of those built into the program", "a path"),
     row(BOTH, "KAFKA_BROKERS", "localhost:9092", "Comma-separated Kafka broker addresses", "host:port, or several separated by commas"),

@@ -1,6 +1,6 @@
-//! Work that gathers while a commit is under way, and is then carried together.
+//! Work that gathers while a statement is under way, and is then carried together.
 //!
-//! A commit costs the same for one row as for fifty. So callers put their job into a queue, and whoever finds a writer's
+//! A round trip, or a commit, costs nearly the same for one row as for fifty. So callers put their job into a queue, and whoever finds a writer's
 //! place free becomes the writer: it takes what has gathered, does it all in one piece, and gives each caller its own
 //! answer. There is no timer and no added wait: a lone job is done at once, alone. The caller's thread does the work,
 //! so there is no thread here; a writer whose own job is done passes its place on to the oldest waiting caller.
@@ -16,8 +16,8 @@ pub trait Job {
     /// What two jobs of one piece must not share.
     type Key: Hash + Eq;
 
-    /// This job's.
-    fn key(&self) -> &Self::Key;
+    /// This job's, if it has one.
+    fn key(&self) -> Option<&Self::Key>;
 }
 
 /// Where jobs gather.
@@ -145,15 +145,19 @@ impl<J: Job, R> Coalescer<J, R> {
     /// next waits for it.
     fn gather(&self, own: Arc<Ticket<J, R>>) -> Vec<Arc<Ticket<J, R>>> {
         // Two keys with one hash wait for each other needlessly, which is harmless.
-        let hash = |ticket: &Ticket<J, R>| self.hasher.hash_one(ticket.job.key());
-        let mut keys = HashSet::from([hash(&own)]);
+        let mut keys = HashSet::new();
+        let mut is_first_of_its_key = |ticket: &Ticket<J, R>| {
+            let key = ticket.job.key();
+            key.is_none_or(|key| keys.insert(self.hasher.hash_one(key)))
+        };
+        is_first_of_its_key(&own);
         let mut batch = vec![own];
         let mut later = Vec::new();
         let mut state = self.lock();
         while batch.len() < self.batch_max
             && let Some(ticket) = state.queue.pop_front()
         {
-            match keys.insert(hash(&ticket)) {
+            match is_first_of_its_key(&ticket) {
                 true => batch.push(ticket),
                 false => later.push(ticket),
             }
@@ -257,8 +261,8 @@ mod tests {
     impl Job for Number {
         type Key = u32;
 
-        fn key(&self) -> &u32 {
-            &self.0
+        fn key(&self) -> Option<&u32> {
+            Some(&self.0)
         }
     }
 

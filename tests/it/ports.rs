@@ -235,7 +235,7 @@ fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
     assert!(matches!(submit(store, "known", 1, &known), Once::First));
     thread::scope(|scope| {
         for thread in 0..12 {
-            let known = known.id;
+            let known = &known;
             scope.spawn(move || {
                 for round in 0..20 {
                     let fresh = order();
@@ -246,7 +246,10 @@ fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
                             assert_eq!(get(store, fresh.id), Some(fresh), "round {round}");
                         }
                         1 => match submit(store, "known", 1, &fresh) {
-                            Once::Again { response, .. } => assert_eq!(response.order_id, known),
+                            Once::Again { response, .. } => {
+                                assert_eq!(response.order_id, known.id);
+                                assert_eq!(get(store, known.id).as_ref(), Some(known));
+                            }
                             other => panic!("{other:?}"),
                         },
                         _ => {

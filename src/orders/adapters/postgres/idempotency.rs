@@ -5,7 +5,6 @@
 //! own first row.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -17,10 +16,11 @@ use crate::orders::ports::{
 };
 
 use crate::telemetry::semconv;
-use crate::telemetry::tracing::{self, SpanContext};
+use crate::telemetry::tracing;
 
-use super::PostgresStore;
 use super::rows::{column, valid};
+use super::together::{self, Carried, Gathering, carried};
+use super::{PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, SUBMIT_MANY, KNOWN, SWEEP];
 
@@ -145,23 +145,16 @@ pub(super) struct Row {
 impl Job for Arc<Row> {
     type Key = String;
 
-    fn key(&self) -> &String {
-        &self.key
+    fn key(&self) -> Option<&String> {
+        Some(&self.key)
     }
 }
 
 /// Where rows gather.
-pub(super) type Gathering = Coalescer<Arc<Row>, Carried>;
-
-/// What a writer says of a row.
-pub(super) struct Carried {
-    outcome: Result<Written, DatabaseError>,
-    /// The span of the statement that carried it.
-    statement: Option<SpanContext>,
-}
+pub(super) type Submissions = Gathering<Arc<Row>, Written>;
 
 /// A place for rows to gather.
-pub(super) fn gathering() -> Gathering {
+pub(super) fn submissions() -> Submissions {
     Coalescer::new(WRITERS, ROWS_MAX)
 }
 
@@ -177,23 +170,13 @@ pub(super) enum Written {
 impl IdempotencyStore for PostgresStore {
     fn submit(&self, submission: &Submission<'_>, deadline: Deadline) -> Result<Once, StoreError> {
         let row = Arc::new(Row::new(submission)?);
-        let Some(coalescer) = &self.coalescer else {
+        let Some(Shared { submissions, .. }) = self.shared.as_deref() else {
             return self.submit_alone(&row, deadline);
         };
         let job = Arc::clone(&row);
-        let began = Instant::now();
-        let mut is_writer = false;
-        let carried = coalescer.run(job, deadline, |rows| {
-            is_writer = true;
-            self.write(rows, deadline)
-        });
-        if !is_writer {
-            told_by_another(began, carried.as_ref().ok());
-        }
-        let outcome = carried
-            .map_err(|not_done| StoreError::Unavailable(not_done.to_string()))?
-            .outcome;
-        match outcome? {
+        let wait = "wait for a shared commit";
+        let write = |rows: &[&Arc<Row>]| self.write(rows, deadline);
+        match together::run(submissions, job, deadline, wait, write)? {
             Written::Once(once) => Ok(once),
             Written::Alone => self.submit_alone(&row, deadline),
         }
@@ -240,7 +223,7 @@ impl PostgresStore {
     }
 
     /// What gathered, for each row its own outcome.
-    fn write(&self, rows: &[&Arc<Row>], deadline: Deadline) -> Vec<Carried> {
+    fn write(&self, rows: &[&Arc<Row>], deadline: Deadline) -> Vec<Carried<Written>> {
         let mut statement = None;
         let written = match rows {
             [row] => self.run(SUBMIT, deadline, |connection| {
@@ -255,7 +238,7 @@ impl PostgresStore {
                 submit_many(connection, rows)
             }),
         };
-        let outcomes = match written {
+        let outcomes: Vec<_> = match written {
             Ok(written) => written.into_iter().map(Ok).collect(),
             // No row is at fault: each caller is told.
             Err(error) if error.is_unavailable() => {
@@ -263,26 +246,9 @@ impl PostgresStore {
             }
             // A lock that somebody holds, a value that does not fit: nothing was written,
             // and one row must not fail another.
-            Err(_) => rows.iter().map(|_| Ok(Written::Alone)).collect::<Vec<_>>(),
+            Err(_) => rows.iter().map(|_| Ok(Written::Alone)).collect(),
         };
-        let carried = |outcome| Carried {
-            outcome,
-            statement: statement.clone(),
-        };
-        outcomes.into_iter().map(carried).collect()
-    }
-}
-
-/// In the trace of a request whose row another one's thread wrote: the wait, with a link to
-/// the statement that carried it.
-fn told_by_another(began: Instant, carried: Option<&Carried>) {
-    let statement = carried.and_then(|carried| carried.statement.clone());
-    let links = statement.into_iter().collect();
-    let wait = tracing::waited("wait for a shared commit", began.elapsed(), links);
-    match carried.map(|carried| &carried.outcome) {
-        Some(Ok(_)) => {}
-        Some(Err(error)) => wait.fail(error.kind(), &error.to_string()),
-        None => wait.fail("not_done", "no writer has done it"),
+        carried(outcomes, statement)
     }
 }
 

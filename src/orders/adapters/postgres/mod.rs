@@ -4,6 +4,7 @@ mod idempotency;
 mod outbox;
 mod repository;
 pub mod rows;
+mod together;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,8 @@ use crate::orders::ports::StoreError;
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, Context, KeyValue, SpanKind};
 
-use idempotency::{Gathering, gathering};
+use idempotency::{Submissions, submissions};
+use repository::{Lookups, lookups};
 
 /// Every statement of this adapter, for the test that looks at their plans.
 pub fn statements() -> Vec<Statement> {
@@ -32,18 +34,28 @@ pub struct PostgresStore {
     pool: Pool,
     /// `database|schema`, as the semantic conventions name it.
     namespace: String,
-    /// Where submissions gather; without it each is written by itself.
-    coalescer: Option<Arc<Gathering>>,
+    /// Without it each request has a statement of its own.
+    shared: Option<Arc<Shared>>,
+}
+
+/// Where work gathers while a statement is under way, to share the next one.
+struct Shared {
+    submissions: Submissions,
+    lookups: Lookups,
 }
 
 impl PostgresStore {
     /// A store on the database `name` behind `pool`. With `coalesce`, submissions that
-    /// come while a commit is under way share the next one.
+    /// come while a commit is under way share the next one, and so do look-ups of an order.
     pub fn new(pool: Pool, name: &str, coalesce: bool) -> Self {
+        let shared = Shared {
+            submissions: submissions(),
+            lookups: lookups(),
+        };
         Self {
             pool,
             namespace: format!("{name}|public"),
-            coalescer: coalesce.then(|| Arc::new(gathering())),
+            shared: coalesce.then(|| Arc::new(shared)),
         }
     }
 

@@ -1,16 +1,21 @@
 //! [`OrderRepository`]. Reads may be repeated; each update names the status it
 //! starts from, so repeating one after a lost connection changes nothing twice.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::database::Statement;
+use crate::database::{Coalescer, DatabaseError, Job, Statement};
 use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId};
 use crate::orders::ports::{OrderRepository, Page, SecondChance, Started, StoreError};
+use crate::telemetry::semconv;
+use crate::telemetry::tracing;
 
-use super::PostgresStore;
 use super::rows::{column, order, uuids};
+use super::together::{self, Carried, Gathering, carried};
+use super::{PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[
     GET,
@@ -93,16 +98,21 @@ const FAIL: Statement = Statement::new(
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
+/// Requests that look orders up at the same time, each for what gathered meanwhile.
+const READERS: usize = 2;
+
+/// Orders in one look-up.
+const IDS_MAX: usize = 64;
+
 impl OrderRepository for PostgresStore {
     fn get(&self, id: OrderId, deadline: Deadline) -> Result<Option<Order>, StoreError> {
-        let found = self.run(GET, deadline, |connection| {
-            connection
-                .query_opt(GET, &[&id.0])?
-                .as_ref()
-                .map(order)
-                .transpose()
-        })?;
-        Ok(found)
+        let Some(Shared { lookups, .. }) = self.shared.as_deref() else {
+            return Ok(self.look_up(id, deadline)?);
+        };
+        let wait = "wait for a shared look-up";
+        together::run(lookups, Wanted(id), deadline, wait, |wanted| {
+            self.look_up_all(wanted, deadline)
+        })
     }
 
     fn list(&self, page: &Page, deadline: Deadline) -> Result<Vec<Order>, StoreError> {
@@ -209,6 +219,59 @@ impl OrderRepository for PostgresStore {
                 .transpose()
         })?;
         Ok(failed)
+    }
+}
+
+/// An order to look up, for whoever does it for others, too.
+pub(super) struct Wanted(OrderId);
+
+impl Job for Wanted {
+    type Key = OrderId;
+
+    /// Many may want the same order.
+    fn key(&self) -> Option<&OrderId> {
+        None
+    }
+}
+
+/// Where look-ups gather. One that waits for its turn sees what was committed before it came:
+/// its statement is sent after that.
+pub(super) type Lookups = Gathering<Wanted, Option<Order>>;
+
+/// A place for look-ups to gather.
+pub(super) fn lookups() -> Lookups {
+    Coalescer::new(READERS, IDS_MAX)
+}
+
+impl PostgresStore {
+    fn look_up(&self, id: OrderId, deadline: Deadline) -> Result<Option<Order>, DatabaseError> {
+        self.run(GET, deadline, |connection| {
+            let found = connection.query_opt(GET, &[&id.0])?;
+            found.as_ref().map(order).transpose()
+        })
+    }
+
+    /// What gathered, for each its own outcome.
+    fn look_up_all(&self, wanted: &[&Wanted], deadline: Deadline) -> Vec<Carried<Option<Order>>> {
+        let mut statement = None;
+        if let [Wanted(id)] = wanted {
+            return carried([self.look_up(*id, deadline)], None);
+        }
+        let ids: Vec<Uuid> = wanted.iter().map(|wanted| wanted.0.0).collect();
+        // Each order by itself: what one is stored like must not fail another.
+        let found = self.run(LOOK, deadline, |connection| {
+            statement = tracing::current();
+            let count = i64::try_from(ids.len()).unwrap_or(i64::MAX);
+            tracing::annotate(semconv::DB_OPERATION_BATCH_SIZE, count);
+            let rows = connection.query(LOOK, &[&ids])?;
+            let orders = rows.iter().map(|row| Ok((column(row, "id")?, order(row))));
+            orders.collect::<Result<HashMap<Uuid, _>, DatabaseError>>()
+        });
+        let outcome = |id| {
+            let orders = found.as_ref().map_err(Clone::clone)?;
+            orders.get(id).cloned().transpose()
+        };
+        carried(ids.iter().map(outcome), statement)
     }
 }
 

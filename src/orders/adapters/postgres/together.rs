@@ -1,0 +1,59 @@
+//! Statements that several requests share: one of their threads runs it for all.
+
+use std::time::Instant;
+
+use crate::database::{Coalescer, DatabaseError, Job};
+use crate::deadline::Deadline;
+use crate::orders::ports::StoreError;
+use crate::telemetry::tracing::{self, SpanContext};
+
+/// Where jobs gather whose answer is a `T`.
+pub(super) type Gathering<J, T> = Coalescer<J, Carried<T>>;
+
+/// What the thread that ran the statement says of one job.
+pub(super) struct Carried<T> {
+    outcome: Result<T, DatabaseError>,
+    /// The span of the statement.
+    statement: Option<SpanContext>,
+}
+
+/// For each job its outcome, by the statement whose span is `statement`.
+pub(super) fn carried<T>(
+    outcomes: impl IntoIterator<Item = Result<T, DatabaseError>>,
+    statement: Option<SpanContext>,
+) -> Vec<Carried<T>> {
+    let carried = |outcome| Carried {
+        outcome,
+        statement: statement.clone(),
+    };
+    outcomes.into_iter().map(carried).collect()
+}
+
+/// Has `job` done by `work`, here or by another request's thread, until `deadline` at most. In the
+/// trace of a request whose job another one's thread did: the wait, named `waited`, with a link to
+/// the statement that carried it.
+pub(super) fn run<J: Job, T>(
+    gathering: &Gathering<J, T>,
+    job: J,
+    deadline: Deadline,
+    waited: &'static str,
+    work: impl Fn(&[&J]) -> Vec<Carried<T>>,
+) -> Result<T, StoreError> {
+    let began = Instant::now();
+    let mut by_itself = false;
+    let carried = gathering.run(job, deadline, |jobs| {
+        by_itself = true;
+        work(jobs)
+    });
+    if !by_itself {
+        let statement = carried.as_ref().ok().and_then(|it| it.statement.clone());
+        let wait = tracing::waited(waited, began.elapsed(), statement.into_iter().collect());
+        match carried.as_ref().map(|carried| &carried.outcome) {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => wait.fail(error.kind(), &error.to_string()),
+            Err(not_done) => wait.fail("not_done", &not_done.to_string()),
+        }
+    }
+    let carried = carried.map_err(|not_done| StoreError::Unavailable(not_done.to_string()))?;
+    Ok(carried.outcome?)
+}
