@@ -7,9 +7,9 @@ WORKDIR /src
 
 # The dependencies alone, with empty programs: this layer lasts until Cargo.toml or Cargo.lock change.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src/bin \
+RUN mkdir -p src/bin benches \
     && touch src/lib.rs \
-    && for program in tbd-api tbd-worker; do echo 'fn main() {}' > "src/bin/$program.rs"; done \
+    && echo 'fn main() {}' | tee src/bin/tbd-api.rs src/bin/tbd-worker.rs > benches/hot.rs \
     && cargo build --release --locked --bins
 
 COPY migrations migrations

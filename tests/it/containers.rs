@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
 use serde_json::Value;
 use tbd::config::VARIABLES;
 
-use crate::support::{dashboards, read, repository};
+use crate::support::{dashboards, own_folder, read, repository};
 
 /// Every `expr` of a dashboard.
 fn expressions(value: &Value, found: &mut Vec<String>) {
@@ -153,4 +154,23 @@ fn every_image_has_a_version() {
         count += 1;
     }
     assert!(count >= 12);
+}
+
+/// Cargo refuses a manifest that names a file which is not there.
+#[test]
+fn the_images_layer_of_dependencies_has_a_stand_in_for_every_file_that_the_manifest_names() {
+    let dockerfile = read("Dockerfile");
+    let (before, _) = dockerfile.split_once("&& cargo build").expect("a build");
+    let (_, stand_ins) = before.rsplit_once("RUN ").expect("what precedes it");
+    let folder = own_folder("image");
+    fs::create_dir_all(&folder).expect("a folder");
+    fs::copy(repository().join("Cargo.toml"), folder.join("Cargo.toml")).expect("the manifest");
+    let script = format!("{stand_ins} && cargo metadata --no-deps --format-version 1");
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(&folder)
+        .output();
+    let output = output.expect("run sh");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
 }

@@ -336,7 +336,7 @@ pub fn free_port() -> u16 {
 }
 
 /// A name for a folder of a server of the test's own, where what is left running is cleaned up.
-fn own_folder(kind: &str) -> PathBuf {
+pub fn own_folder(kind: &str) -> PathBuf {
     Path::new(&variable("TBD_TEST_SERVERS")).join(unique(kind))
 }
 
