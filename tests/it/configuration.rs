@@ -1,7 +1,9 @@
 //! Variables and arguments, as the operator meets them.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
+use crate::support::eventually;
 use crate::support::program::{API, Stack, WORKER, bare, run};
 
 #[test]
@@ -166,10 +168,11 @@ fn topics_are_made_with_the_partitions_asked_for() {
         &topics.failed,
         &topics.dlq,
     ] {
-        assert_eq!(
-            crate::support::topic::partitions(&stack.kafka, topic),
-            5,
-            "{topic}"
-        );
+        // A broker learns of a new topic a moment after the controller has made it.
+        eventually(Duration::from_secs(30), topic, || {
+            let count = crate::support::topic::partitions(&stack.kafka, topic);
+            assert!(matches!(count, 0 | 5), "{topic} has {count} partitions");
+            (count == 5).then_some(())
+        });
     }
 }

@@ -206,7 +206,7 @@ fn an_exhausted_pool_says_so_at_the_deadline() {
         "{error}"
     );
     let waited = started.elapsed();
-    assert!((300..1000).contains(&waited.as_millis()), "{waited:?}");
+    assert!((300..3000).contains(&waited.as_millis()), "{waited:?}");
 
     let waiting = pool.clone();
     let waiter = thread::spawn(move || waiting.get(soon()).map(drop));
@@ -323,7 +323,7 @@ fn a_pool_is_built_without_its_database_and_says_no_at_once() {
     let started = Instant::now();
     assert!(pool.get(Deadline::after(Duration::from_secs(30))).is_err());
     assert!(
-        started.elapsed() < Duration::from_millis(50),
+        started.elapsed() < Duration::from_secs(1),
         "{:?}",
         started.elapsed()
     );

@@ -75,12 +75,13 @@ fn every_metric_of_the_contract_is_there() {
             ],
         ),
     ] {
-        let text = get("/metrics").send(&program.address()).text();
         for name in names {
-            assert!(
-                text.lines().any(|line| line.starts_with(name)),
-                "{name} in\n{text}"
-            );
+            eventually(Duration::from_secs(30), name, || {
+                let text = get("/metrics").send(&program.address()).text();
+                text.lines()
+                    .any(|line| line.starts_with(name))
+                    .then_some(())
+            });
         }
     }
 }
@@ -133,13 +134,11 @@ fn a_path_that_is_not_there_is_not_found_and_counted_as_unmatched() {
     Request::new("BREW", "/coffee")
         .send(&api.address())
         .problem(404, "not-found");
-    let metric = |method: &str| {
-        api.metric(&format!(
-            r#"http_requests_total{{method="{method}",route="unmatched",status="404"}}"#
-        ))
-    };
-    assert_eq!(metric("GET"), Some(paths.len() as f64));
-    assert_eq!(metric("OTHER"), Some(1.0));
+    for (method, count) in [("GET", paths.len() as f64), ("OTHER", 1.0)] {
+        let sample =
+            format!(r#"http_requests_total{{method="{method}",route="unmatched",status="404"}}"#);
+        api.metric_becomes(&sample, count);
+    }
     let text = get("/metrics").send(&api.address()).text();
     assert!(
         !text.contains("coffee") && !text.contains(id(&order)),
@@ -173,9 +172,10 @@ fn another_method_on_a_known_path_is_told_which_ones_there_are() {
             assert_eq!(methods.join(", "), allowed, "{method} {path}");
         }
     }
-    let count =
-        api.metric(r#"http_requests_total{method="OTHER",route="/v1/orders",status="405"}"#);
-    assert_eq!(count, Some(1.0));
+    api.metric_becomes(
+        r#"http_requests_total{method="OTHER",route="/v1/orders",status="405"}"#,
+        1.0,
+    );
 }
 
 #[test]

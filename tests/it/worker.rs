@@ -154,8 +154,8 @@ fn a_killed_workers_orders_are_finished_by_another() {
         .set("PROCESSING_TIME", "20ms")
         .set("WORKER_CONCURRENCY", "2");
     let api = stack.api();
-    let mut victim = stack.worker();
     let orders: Vec<Value> = (0..200).map(|_| api.accepted_order()).collect();
+    let mut victim = stack.worker();
     let completed = "SELECT count(*) FROM orders WHERE status = 'completed'";
     eventually(SOON, "some orders to be completed", || {
         (stack.number(completed) >= 20).then_some(())
@@ -232,10 +232,10 @@ fn a_worker_that_is_asked_to_end_leaves_no_order_half_done() {
         .set("PROCESSING_TIME", "30ms")
         .set("WORKER_CONCURRENCY", "2");
     let api = stack.api();
-    let mut first = stack.worker();
     for _ in 0..80 {
         api.accepted_order();
     }
+    let mut first = stack.worker();
     let completed = "SELECT count(*) FROM orders WHERE status = 'completed'";
     eventually(SOON, "some orders to be completed", || {
         (stack.number(completed) >= 5).then_some(())

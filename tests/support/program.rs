@@ -365,6 +365,13 @@ impl Program {
         value.map(|value| value.trim().parse().expect("a sample is a number"))
     }
 
+    /// Waits until a metric's sample has this value, for what is counted a moment after it can be seen.
+    pub fn metric_becomes(&self, sample: &str, value: f64) {
+        eventually(READY, &format!("{sample} {value}"), || {
+            (self.metric(sample) == Some(value)).then_some(())
+        });
+    }
+
     /// Sends a good order under `key`.
     pub fn order(&self, key: &str, amount_cents: u64) -> Response {
         new_order(key, amount_cents).send(&self.address())
