@@ -11,9 +11,11 @@
 //!   for [`ServerConfig::burst`](super::ServerConfig::burst) (0.5 s) on end. Whoever finds so many
 //!   waiting is refused at once; whoever waits already is answered, sooner than if it had to
 //!   come again. So, after the first moment, the others wait for about three times what it
-//!   takes to answer one. It ends when a request finds nobody waiting.
+//!   takes to answer one. It ends once nobody has had to be refused for as long. Not sooner:
+//!   threads whose orders share a commit come back together, and a queue that is empty for a
+//!   moment would let the next burst in.
 //! - *Stuck*: somebody has waited, and no thread has taken anybody, for as long: each waits
-//!   for a database that hangs, say. Everybody is refused until a thread is free.
+//!   for a database that hangs, say. Everybody is refused until a thread knows an answer.
 //!
 //! Counted in requests and not in time, since clients that each wait for their answer
 //! (a load test's, say) then know where they stand whatever the machine: up to four for
@@ -23,7 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Requests that may wait all the time, for each thread: enough to keep it busy, and room
-/// for clients that come together.
+/// for clients that come together. Measured in docs/performance.md.
 const STANDING_PER_THREAD: usize = 3;
 
 pub(super) struct Admission {
@@ -35,9 +37,9 @@ pub(super) struct Admission {
 struct State {
     overloaded: bool,
     stuck: bool,
-    /// When there were last no more waiting than may stand.
-    calm: Instant,
-    /// When a thread last took a request, or somebody began to wait.
+    /// When a look last agreed with `overloaded`.
+    agreed: Instant,
+    /// When a thread last took a request or knew an answer, or somebody began to wait.
     progress: Instant,
     /// Threads that wait for a request.
     free: usize,
@@ -51,7 +53,7 @@ impl Admission {
             state: Mutex::new(State {
                 overloaded: false,
                 stuck: false,
-                calm: now,
+                agreed: now,
                 progress: now,
                 free: 0,
             }),
@@ -76,6 +78,14 @@ impl Admission {
         let mut state = self.lock();
         state.free += 1;
         state.stuck = false;
+    }
+
+    /// A thread knows its answer. It is free once the client has that, and the client must not be
+    /// refused when it comes again sooner.
+    pub(super) fn answered(&self, now: Instant) {
+        let mut state = self.lock();
+        state.stuck = false;
+        state.progress = now;
     }
 
     /// A free thread has taken a request and left `waiting`.
@@ -103,14 +113,15 @@ impl Admission {
 impl State {
     fn see(&mut self, now: Instant, waiting: usize, limits: &Admission) {
         let long_since = |then: Instant| now.saturating_duration_since(then) > limits.burst;
-        if waiting == 0 {
-            self.overloaded = false;
-        }
-        if waiting <= limits.standing && !self.overloaded {
-            self.calm = now;
-        } else if !self.overloaded && long_since(self.calm) {
-            self.overloaded = true;
-            log::warn!(target: "tbd::http", "overloaded: {waiting} requests wait for a thread, more are refused");
+        let too_many = waiting > limits.standing;
+        if too_many == self.overloaded {
+            self.agreed = now;
+        } else if long_since(self.agreed) {
+            self.overloaded = too_many;
+            self.agreed = now;
+            if too_many {
+                log::warn!(target: "tbd::http", "overloaded: {waiting} requests wait for a thread, more are refused");
+            }
         }
         if self.free == 0 && !self.stuck && long_since(self.progress) {
             self.stuck = true;
@@ -184,15 +195,26 @@ mod tests {
     }
 
     #[test]
-    fn an_overload_ends_when_nobody_waits() {
+    fn an_overload_ends_once_nobody_had_to_be_refused_for_as_long_as_a_burst_may_last() {
         let start = Instant::now();
         let admission = overloaded(start);
-        let now = start + ms(610);
-        admission.take(now, 0);
-        assert!(
-            admission.may_wait(now, STANDING + 1),
-            "bursts may wait again"
-        );
+        let last = start + ms(610);
+        assert!(!admission.may_wait(last, STANDING + 1));
+        assert!(admission.may_wait(last + ms(10), 0), "room at once");
+        admission.take(last + ms(499), 0);
+        let burst = last + ms(501);
+        assert!(admission.may_wait(burst, 0));
+        assert!(admission.may_wait(burst, STANDING + 1));
+    }
+
+    #[test]
+    fn a_queue_that_is_empty_for_a_moment_ends_no_overload() {
+        let start = Instant::now();
+        let admission = overloaded(start);
+        admission.take(start + ms(700), 0);
+        assert!(!admission.may_wait(start + ms(710), STANDING + 1));
+        admission.take(start + ms(1_100), 0);
+        assert!(!admission.may_wait(start + ms(1_110), STANDING + 1));
     }
 
     #[test]
@@ -217,6 +239,17 @@ mod tests {
         admission.free();
         assert!(!admission.gives_up(start + ms(601), 1));
         assert!(admission.may_wait(start + ms(601), 0));
+    }
+
+    #[test]
+    fn a_client_that_has_its_answer_may_come_again_before_the_thread_is_free() {
+        let start = Instant::now();
+        let admission = busy(start);
+        assert!(admission.may_wait(start, 0));
+        assert!(admission.gives_up(start + ms(600), 1));
+        admission.answered(start + ms(700));
+        assert!(admission.may_wait(start + ms(701), 0));
+        assert!(!admission.gives_up(start + ms(701), 1));
     }
 
     #[test]

@@ -221,7 +221,13 @@ impl Shared {
             let peer = exchange.peer;
             // Handlers have a net of their own; this one is for the rest.
             let answered = catch_unwind(AssertUnwindSafe(|| {
-                self.answer(recorder, exchange, |request| self.handle(request));
+                self.answer(recorder, exchange, |request| {
+                    let outcome = self.handle(request);
+                    if lane == Lane::Pool {
+                        self.admission.answered(Instant::now());
+                    }
+                    outcome
+                });
             }));
             if answered.is_err() {
                 log::error!(target: "tbd::http", "a request ended in a panic outside its handler");
