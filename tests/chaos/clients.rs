@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(100);
 const CALM: Duration = Duration::from_secs(60);
 /// Orders while nothing fails any more.
 const CALM_ORDERS: usize = 40;
+/// Orders whose customers are not told that they are canceled.
+const UNHEARD: usize = 10;
 
 pub struct Shop {
     seed: u64,
@@ -104,18 +106,35 @@ impl Shop {
     ) -> Vec<ScopedJoinHandle<'scope, Customer>> {
         let seeds = (0..CUSTOMERS).map(|number| self.seed ^ (number << 32));
         let visits = seeds.map(|seed| {
-            let random = fastrand::Rng::with_seed(seed);
-            let visit = Visit {
-                site,
-                journal,
-                over,
-                random,
-                deadline: None,
-                me: Customer::default(),
-            };
+            let visit = Visit::new(seed, site, journal, over);
             scope.spawn(move || visit.run())
         });
         visits.collect()
+    }
+
+    /// A customer whose orders no worker takes up and who cancels each: the database does it, and its answer gets lost. By
+    /// chance this is rare: orders are pending for some milliseconds only.
+    pub fn cancel_unheard(&self, site: &Site, journal: &Journal, over: &AtomicBool) -> Customer {
+        let mut visit = Visit::new(self.seed, site, journal, over);
+        // Lest a worker be frozen for as long as an api refuses.
+        eventually(PATIENCE, "the circuit breakers to close", || {
+            let mut ordered = visit.next_order();
+            visit.order(&mut ordered);
+            visit.me.orders.push(ordered);
+            site.breakers_are_closed().then_some(())
+        });
+        site.while_workers_are_frozen(|| {
+            for _ in 0..UNHEARD {
+                let mut ordered = visit.next_order();
+                visit.order(&mut ordered);
+                site.lose_the_answer_to_a_cancellation(|| visit.cancel(&mut ordered));
+                visit.me.orders.push(ordered);
+            }
+        });
+        journal.say(&format!(
+            "{UNHEARD} orders canceled, the database's answer lost"
+        ));
+        visit.me
     }
 
     /// Once nothing fails any more, everything happens exactly once, at the first try. A breaker may have half a minute to
@@ -200,16 +219,31 @@ struct Visit<'a> {
     me: Customer,
 }
 
-impl Visit<'_> {
+impl<'a> Visit<'a> {
+    fn new(seed: u64, site: &'a Site, journal: &'a Journal, over: &'a AtomicBool) -> Self {
+        Visit {
+            site,
+            journal,
+            over,
+            random: fastrand::Rng::with_seed(seed),
+            deadline: None,
+            me: Customer::default(),
+        }
+    }
+
+    fn next_order(&mut self) -> Ordered {
+        Ordered {
+            key: unique("chaos"),
+            amount_cents: self.random.u64(1..1_000_000),
+            answer: None,
+            id: String::new(),
+            cancellation: Cancellation::NotAsked,
+        }
+    }
+
     fn run(mut self) -> Customer {
         while !self.over.load(Ordering::SeqCst) {
-            let mut ordered = Ordered {
-                key: unique("chaos"),
-                amount_cents: self.random.u64(1..1_000_000),
-                answer: None,
-                id: String::new(),
-                cancellation: Cancellation::NotAsked,
-            };
+            let mut ordered = self.next_order();
             match self.random.u32(..100) {
                 // Whatever comes of it.
                 0..3 => {
@@ -230,7 +264,6 @@ impl Visit<'_> {
     /// What a customer with an order does next.
     fn go_on(&mut self, ordered: &mut Ordered) {
         match self.random.u32(..100) {
-            // Often: a cancellation whose answer is lost, of an order not begun yet, is rare.
             0..35 => self.cancel(ordered),
             35..45 => self.replay(ordered),
             45..50 => self.look(ordered),

@@ -14,7 +14,7 @@ use crate::support::http::get;
 use crate::support::program::{API, Program, READY, Stack, WORKER, free_port};
 use crate::support::proxy::Proxy;
 use crate::support::topic::{records_after, try_committed};
-use crate::support::{Database, OwnServer, eventually};
+use crate::support::{Database, OwnServer};
 
 /// What a program may take to end after SIGTERM: the 30 s of its shutdown, on a busy machine.
 const ENDED: Duration = Duration::from_secs(40);
@@ -127,7 +127,10 @@ impl Site {
         } = fault;
         match target {
             Target::Program(index) => {
-                self.members[index].inflict(harm, lasts, &self.stack, journal)
+                let member = &self.members[index];
+                journal.say(&format!("{}: {harm:?} for {lasts:.1?}", member.name));
+                let lasting = || thread::sleep(lasts);
+                member.inflict(harm, lasting, &self.stack, journal);
             }
             Target::Server(server) => self.inflict_server(server, harm, lasts, journal),
             Target::Link(index, server) => {
@@ -192,19 +195,54 @@ impl Site {
         }
     }
 
-    /// Restarts a worker in good order: the group takes its partitions and gives others back, which whoever had them must
-    /// let go of.
+    /// Whether both apis publish what they accept.
+    pub fn breakers_are_closed(&self) -> bool {
+        const STATE: &str = r#"circuit_breaker_state{name="kafka-publish"}"#;
+        self.members[..APIS].iter().all(|api| {
+            let program = api.program.lock().expect("a program");
+            program.metric(STATE) == Some(0.0)
+        })
+    }
+
+    /// Does something while orders are accepted and nobody takes them up; for less than the group's session.
+    pub fn while_workers_are_frozen(&self, act: impl FnOnce()) {
+        let workers: Vec<_> = self.members[APIS..]
+            .iter()
+            .map(|member| member.program.lock().expect("a program"))
+            .collect();
+        workers.iter().for_each(|worker| worker.freeze());
+        act();
+        workers.iter().for_each(|worker| worker.thaw());
+    }
+
+    /// While something is canceled, the database's answer to the statement that does it gets lost.
+    pub fn lose_the_answer_to_a_cancellation(&self, act: impl FnOnce()) {
+        let links = || self.members[..APIS].iter().map(|api| &api.to_postgres);
+        // The status that it sets is sent as it is, beside the statement's name.
+        links().for_each(|link| link.lose_answer_to(b"canceled"));
+        act();
+        let lost = links().filter(|link| !link.is_to_lose_an_answer()).count();
+        assert_eq!(lost, 1, "one of the apis has canceled an order");
+    }
+
+    /// Ends a worker in good order, and starts it again once the others have what it had: they must let go of that.
     pub fn rebalance(&self, journal: &Journal) {
-        let worker = &self.members[APIS];
-        worker.inflict(Harm::Restart, Duration::ZERO, &self.stack, journal);
-        let program = worker.program.lock().expect("a program");
-        eventually(READY, "the worker to be given partitions", || {
-            let log = program.log();
-            let given = |line: &String| {
-                line.contains(" partitions assigned, ") && !line.contains(" 0 of them new")
-            };
-            log.iter().any(given).then_some(())
-        });
+        let (worker, others) = self.members[APIS..].split_first().expect("workers");
+        let taken = || others.iter().map(Member::times_given).sum::<usize>();
+        let before = taken();
+        let within_time = |what: &str, is_done: &dyn Fn() -> bool| {
+            let begun = Instant::now();
+            while !is_done() {
+                if begun.elapsed() > READY {
+                    return journal.violation(&format!("{} {what}", worker.name));
+                }
+                thread::sleep(LOOK);
+            }
+        };
+        let lasting = || within_time("is gone, and nobody takes over", &|| taken() > before);
+        worker.inflict(Harm::Restart, lasting, &self.stack, journal);
+        journal.say(&format!("{} is back, for its partitions", worker.name));
+        within_time("is given no partition", &|| worker.times_given() > 0);
     }
 
     /// Waits until every program is ready, every record of order.created is done and committed, and no event is left over.
@@ -279,14 +317,14 @@ impl Site {
 }
 
 impl Member {
-    fn inflict(&self, harm: Harm, lasts: Duration, stack: &Stack, journal: &Journal) {
+    /// Does harm for as long as `lasting` takes, and makes it good.
+    fn inflict(&self, harm: Harm, lasting: impl FnOnce(), stack: &Stack, journal: &Journal) {
         let name = &self.name;
         let mut program = self.program.lock().expect("a program");
-        journal.say(&format!("{name}: {harm:?} for {lasts:.1?}"));
         match harm {
             Harm::Freeze => {
                 program.freeze();
-                thread::sleep(lasts);
+                lasting();
                 program.thaw();
                 return;
             }
@@ -300,8 +338,17 @@ impl Member {
                 }
             }
         }
-        thread::sleep(lasts);
+        lasting();
         self.start_anew(&mut program, stack);
+    }
+
+    /// How often this process was given partitions that it did not have.
+    fn times_given(&self) -> usize {
+        let log = self.program.lock().expect("a program").log();
+        let given = |line: &&String| {
+            line.contains(" partitions assigned, ") && !line.contains(" 0 of them new")
+        };
+        log.iter().filter(given).count()
     }
 
     fn start_anew(&self, program: &mut Program, stack: &Stack) {

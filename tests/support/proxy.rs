@@ -22,6 +22,8 @@ struct State {
     cut: AtomicBool,
     delay: Mutex<Duration>,
     lose_every: AtomicUsize,
+    /// Bytes whose answer gets lost, the next time that they are sent.
+    lose_answer_to: Mutex<Option<&'static [u8]>>,
     answers: AtomicUsize,
     open: Mutex<Vec<Arc<Pair>>>,
     round_trips: AtomicUsize,
@@ -35,6 +37,8 @@ struct Pair {
     server_spoke: AtomicBool,
     /// The server's half is gone, and the client is not told.
     half_open: AtomicBool,
+    /// The next answer gets lost.
+    answer_is_lost: AtomicBool,
     /// Both end by a reset, at which nothing more is said.
     reset: AtomicBool,
 }
@@ -51,6 +55,7 @@ impl Proxy {
             cut: AtomicBool::new(false),
             delay: Mutex::new(Duration::ZERO),
             lose_every: AtomicUsize::new(0),
+            lose_answer_to: Mutex::new(None),
             answers: AtomicUsize::new(0),
             open: Mutex::new(Vec::new()),
             round_trips: AtomicUsize::new(0),
@@ -131,6 +136,16 @@ impl Proxy {
     pub fn lose_answers(&self, every: usize) {
         self.state.lose_every.store(every, Ordering::SeqCst);
     }
+
+    /// The next answer to a piece that holds these bytes gets lost, in the same way; those after it arrive.
+    pub fn lose_answer_to(&self, bytes: &'static [u8]) {
+        *self.state.lose_answer_to.lock().expect("lose") = Some(bytes);
+    }
+
+    /// Whether such a piece has not come yet.
+    pub fn is_to_lose_an_answer(&self) -> bool {
+        self.state.lose_answer_to.lock().expect("lose").is_some()
+    }
 }
 
 impl State {
@@ -153,6 +168,7 @@ impl State {
             client,
             server,
             server_spoke: AtomicBool::new(true),
+            answer_is_lost: AtomicBool::new(false),
             half_open: AtomicBool::new(false),
             reset: AtomicBool::new(false),
         });
@@ -170,9 +186,14 @@ impl State {
     }
 
     fn pump_requests(&self, pair: &Pair) {
-        self.pump(&pair.client, &pair.server, || {
+        self.pump(&pair.client, &pair.server, |piece| {
             if pair.server_spoke.swap(false, Ordering::SeqCst) {
                 self.round_trips.fetch_add(1, Ordering::SeqCst);
+            }
+            let mut lose = self.lose_answer_to.lock().expect("lose");
+            let holds = |bytes: &[u8]| piece.windows(bytes.len()).any(|window| window == bytes);
+            if lose.take_if(|bytes| holds(bytes)).is_some() {
+                pair.answer_is_lost.store(true, Ordering::SeqCst);
             }
             true
         });
@@ -184,11 +205,12 @@ impl State {
     }
 
     fn pump_answers(&self, pair: &Pair) {
-        self.pump(&pair.server, &pair.client, || {
+        self.pump(&pair.server, &pair.client, |_| {
             pair.server_spoke.store(true, Ordering::SeqCst);
             let every = self.lose_every.load(Ordering::SeqCst);
             let number = self.answers.fetch_add(1, Ordering::SeqCst);
-            let is_lost = every > 0 && number.is_multiple_of(every);
+            let is_lost = pair.answer_is_lost.load(Ordering::SeqCst)
+                || every > 0 && number.is_multiple_of(every);
             if is_lost {
                 pair.reset();
             }
@@ -200,7 +222,7 @@ impl State {
     }
 
     /// Carries bytes over until either side ends; `pass` sees each piece come and may stop it.
-    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, pass: impl Fn() -> bool) {
+    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, pass: impl Fn(&[u8]) -> bool) {
         let mut buffer = [0; 16 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
             let delay = *self.delay.lock().expect("delay");
@@ -213,7 +235,7 @@ impl State {
                     .wait_while(frozen, |frozen| *frozen)
                     .expect("frozen"),
             );
-            if !pass() || to.write_all(&buffer[..length]).is_err() {
+            if !pass(&buffer[..length]) || to.write_all(&buffer[..length]).is_err() {
                 break;
             }
         }
