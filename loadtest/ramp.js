@@ -7,6 +7,7 @@
 //   SECONDS   30                      length of each of the three phases
 //
 // k6 run -e BASE_URL=http://localhost:8081 -e CAPACITY=2000 loadtest/ramp.js. Prints the 99th percentiles of both phases and their ratio.
+// On a machine that k6 shares with the system, k6 may be what is overloaded: docs/performance.md says how to leave it room.
 import http from 'k6/http';
 import { check } from 'k6';
 import { Counter, Trend } from 'k6/metrics';
@@ -109,6 +110,7 @@ export function handleSummary({ metrics }) {
     stdout:
       `\n${lines}p99 in overload / at capacity: ${ratio.toFixed(2)} (goal: 2 at most)\n` +
       `not sent, as k6 had no client free: ${dropped}\n` +
+      (values('refused').count ? '' : 'nothing was refused: k6 could not send enough, or CAPACITY is too low\n') +
       `${failed.length ? `FAILED ${failed.join('; ')}` : 'all thresholds hold'}\n`,
   };
 }
