@@ -14,7 +14,7 @@ pub const PUBLISH_BUDGET: Duration = Duration::from_secs(10);
 /// Acknowledged events that wait for their outbox row to be removed. When the
 /// cleaner falls behind, the rest is left to the relay, which publishes them
 /// again: harmless, and bounded memory.
-const ACKNOWLEDGED_MAX: usize = 10_000;
+pub const ACKNOWLEDGED_MAX: usize = 10_000;
 
 /// Who publishes an accepted order's event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

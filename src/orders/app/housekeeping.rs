@@ -18,36 +18,36 @@ use super::{Delivery, DeliveryMode, PUBLISH_BUDGET};
 
 /// Rows that one relay holds at a time: enough to fill a broker's batch, few
 /// enough that they are published well within [`PUBLISH_BUDGET`].
-const RELAY_BATCH: u32 = 500;
+pub const RELAY_BATCH: u32 = 500;
 
 /// How often the relay looks for events that nobody told it of.
-const RELAY_INTERVAL: Duration = Duration::from_secs(1);
+pub const RELAY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Failures in a row after which the relay complains.
 const FAILURES_TOLD: u32 = 5;
 
 /// In direct mode an event belongs to its request until the publish budget is
 /// spent; only then is it left over. The margin covers the commit before it.
-const DIRECT_MIN_AGE: Duration = Duration::from_secs(PUBLISH_BUDGET.as_secs() + 2);
+pub const DIRECT_MIN_AGE: Duration = Duration::from_secs(PUBLISH_BUDGET.as_secs() + 2);
 
 /// Acknowledged rows are removed together, this many at most, ...
-const CLEAN_BATCH: usize = 1000;
+pub const CLEAN_BATCH: usize = 1000;
 
 /// ... after waiting this long for company: one commit instead of many, and
 /// nobody waits for it.
-const CLEAN_GATHER: Duration = Duration::from_millis(100);
+pub const CLEAN_GATHER: Duration = Duration::from_millis(100);
 
 /// "Swept about once a minute" (the contract).
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Small, so that a sweep never holds locks for long.
-const SWEEP_BATCH: u32 = 500;
+pub const SWEEP_BATCH: u32 = 500;
 
 /// How often the backlog is measured.
-const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
+pub const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What one call to the store may take here: more than a statement may, so that none is cut short for it.
-const STORE_BUDGET: Duration = Duration::from_secs(10);
+pub const STORE_BUDGET: Duration = Duration::from_secs(10);
 
 /// Everything the housekeeping needs.
 pub struct Housekeeping {

@@ -5,11 +5,11 @@ pub mod commands;
 mod delivery;
 #[cfg(test)]
 mod fakes;
-mod housekeeping;
+pub mod housekeeping;
 #[cfg(test)]
 #[path = "../../../tests/support/memory.rs"]
 mod memory;
 pub mod queries;
 
-pub use delivery::{Delivery, DeliveryMode, PUBLISH_BUDGET};
+pub use delivery::{ACKNOWLEDGED_MAX, Delivery, DeliveryMode, PUBLISH_BUDGET};
 pub use housekeeping::Housekeeping;

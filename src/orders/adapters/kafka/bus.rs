@@ -9,7 +9,7 @@ use crate::orders::ports::{EventBus, Message, PublishError};
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
 
-use super::events::{self, CONTENT_TYPE, Topics};
+use super::events::Topics;
 
 /// Publishes to the topics of events.
 pub struct KafkaEventBus {
@@ -78,9 +78,10 @@ impl KafkaEventBus {
 }
 
 /// The header that carries the trace (W3C Trace Context).
-pub(super) const TRACEPARENT: &str = "traceparent";
+pub const TRACEPARENT: &str = "traceparent";
 
-fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
+/// The span of sending `record`, in the trace of its `cause`.
+pub fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
     let parent = tracing::extract(cause, None);
     let name = format!("send {}", record.topic);
     let attributes = || {
@@ -119,34 +120,14 @@ fn publish_error(error: ProduceError) -> PublishError {
 
 impl EventBus for KafkaEventBus {
     fn encode(&self, event: &OrderEvent) -> Message {
-        let kind = event.kind();
-        Message {
-            kind,
-            order_id: event.order().id,
-            payload: events::encode(event, self.topics.of(kind)).into(),
-            traceparent: tracing::inject(&tracing::Context::current()),
-        }
+        self.topics.message(event)
     }
 
     fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
         let records = messages
             .iter()
-            .map(|message| (self.record(message), message.traceparent.clone()))
+            .map(|message| (self.topics.record(message), message.traceparent.clone()))
             .collect();
         self.send(records, deadline)
-    }
-}
-
-impl KafkaEventBus {
-    pub(super) fn record(&self, message: &Message) -> Record {
-        let content_type = Bytes::from_static(CONTENT_TYPE.as_bytes());
-        Record {
-            topic: self.topics.of(message.kind).clone(),
-            partition: None,
-            key: Some(Bytes::from(message.order_id.to_string())),
-            value: Some(message.payload.clone()),
-            headers: vec![("content-type".to_owned(), Some(content_type))],
-            timestamp_ms: None,
-        }
     }
 }

@@ -21,6 +21,12 @@ pub(super) const ATTEMPTS: &str = "dlq-attempts";
 /// On a record that was sent back: when (RFC 3339).
 const REPLAYED: &str = "dlq-replayed";
 
+/// Why a message becomes a dead letter, as label values.
+pub const REASONS: [&str; 3] = [UNDECODABLE, UNKNOWN_ORDER, FAILED];
+pub(super) const UNDECODABLE: &str = "undecodable";
+pub(super) const UNKNOWN_ORDER: &str = "unknown_order";
+pub(super) const FAILED: &str = "failed";
+
 /// Why a record is given up.
 pub struct Reason {
     /// One sentence, without secrets.

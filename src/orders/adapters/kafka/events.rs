@@ -3,11 +3,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::kafka::producer::Record;
 use crate::orders::adapters::wire::{OrderJson, Rfc3339, json};
 use crate::orders::domain::{EventKind, OrderEvent, OrderId};
+use crate::orders::ports::Message;
+use crate::telemetry::tracing;
 
 /// `content-type` of every event's record.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -41,6 +45,30 @@ impl Topics {
     /// All four.
     pub fn all(&self) -> [&str; 4] {
         [&self.created, &self.processed, &self.failed, &self.dlq]
+    }
+
+    /// The message that announces `event`, caused by the current trace.
+    pub fn message(&self, event: &OrderEvent) -> Message {
+        let kind = event.kind();
+        Message {
+            kind,
+            order_id: event.order().id,
+            payload: encode(event, self.of(kind)).into(),
+            traceparent: tracing::inject(&tracing::Context::current()),
+        }
+    }
+
+    /// The record that carries `message`.
+    pub fn record(&self, message: &Message) -> Record {
+        let content_type = Bytes::from_static(CONTENT_TYPE.as_bytes());
+        Record {
+            topic: self.of(message.kind).clone(),
+            partition: None,
+            key: Some(Bytes::from(message.order_id.to_string())),
+            value: Some(message.payload.clone()),
+            headers: vec![("content-type".to_owned(), Some(content_type))],
+            timestamp_ms: None,
+        }
     }
 }
 

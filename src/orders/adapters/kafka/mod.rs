@@ -1,5 +1,6 @@
 //! Events on Kafka: how they look, how they are published, how they are consumed.
 
+mod batch;
 mod breaker;
 mod bus;
 mod consumer;
@@ -9,8 +10,9 @@ pub mod events;
 mod lag;
 mod meter;
 
+pub use batch::{Announcement, Batch, committable};
 pub use breaker::{Breaker, BreakerState, GuardedBus, Permit};
-pub use bus::KafkaEventBus;
+pub use bus::{KafkaEventBus, TRACEPARENT, send_span};
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use dead_letters::{DeadLetters, Letter, Letters, ReplayError, replay_letters};
 pub use events::{Topics, created_order};

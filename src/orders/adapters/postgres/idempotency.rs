@@ -6,19 +6,14 @@
 
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use crate::database::{Coalescer, Connection, DatabaseError, Job, Statement};
 use crate::deadline::Deadline;
-use crate::orders::domain::{EventKind, Order, OrderId};
-use crate::orders::ports::{
-    IdempotencyStore, Message, Once, StoreError, StoredResponse, Submission,
-};
+use crate::orders::ports::{IdempotencyStore, Once, StoreError, Submission};
 
 use crate::telemetry::semconv;
 use crate::telemetry::tracing;
 
-use super::rows::{column, valid};
+use super::submission::{ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome};
 use super::together::{self, Carried, Gathering, carried};
 use super::{PostgresStore, Shared};
 
@@ -120,28 +115,6 @@ const SWEEP: Statement = Statement::new(
           ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))",
 );
 
-/// A key that was taken when we inserted and gone when we looked (its twin
-/// rolled back, or it was swept) is free again; more than this is no accident.
-const TRIES_MAX: u32 = 3;
-
-/// Callers that write at the same time, each with what gathered for it. One more than
-/// can be flushing to disk at a time, so that the next commit is prepared meanwhile.
-const WRITERS: usize = 2;
-
-/// Rows in one statement: beyond this the gain is spent, and one commit holds up many.
-const ROWS_MAX: usize = 64;
-
-/// A submission that another thread may write.
-pub(super) struct Row {
-    key: String,
-    request_hash: [u8; 32],
-    response: StoredResponse,
-    response_status: i16,
-    order: Order,
-    ttl_seconds: f64,
-    message: Message,
-}
-
 impl Job for Arc<Row> {
     type Key = String;
 
@@ -156,15 +129,6 @@ pub(super) type Submissions = Gathering<Arc<Row>, Written>;
 /// A place for rows to gather.
 pub(super) fn submissions() -> Submissions {
     Coalescer::new(WRITERS, ROWS_MAX)
-}
-
-/// What a writer can tell of a row.
-pub(super) enum Written {
-    /// What became of it.
-    Once(Once),
-    /// It has to be looked at on its own: its key was taken in the same moment, or
-    /// something failed that may be another row's fault.
-    Alone,
 }
 
 impl IdempotencyStore for PostgresStore {
@@ -187,20 +151,6 @@ impl IdempotencyStore for PostgresStore {
             connection.execute(SWEEP, &[&i64::from(limit)])
         })?;
         Ok(swept)
-    }
-}
-
-impl Row {
-    fn new(submission: &Submission<'_>) -> Result<Self, DatabaseError> {
-        Ok(Self {
-            key: submission.key.as_str().to_owned(),
-            request_hash: submission.request_hash,
-            response: submission.response.clone(),
-            response_status: valid(i16::try_from(submission.response.status))?,
-            order: submission.order.clone(),
-            ttl_seconds: submission.ttl.as_secs_f64(),
-            message: submission.message.clone(),
-        })
     }
 }
 
@@ -238,17 +188,7 @@ impl PostgresStore {
                 submit_many(connection, rows)
             }),
         };
-        let outcomes: Vec<_> = match written {
-            Ok(written) => written.into_iter().map(Ok).collect(),
-            // No row is at fault: each caller is told.
-            Err(error) if error.is_unavailable() => {
-                rows.iter().map(|_| Err(error.clone())).collect()
-            }
-            // A lock that somebody holds, a value that does not fit: nothing was written,
-            // and one row must not fail another.
-            Err(_) => rows.iter().map(|_| Ok(Written::Alone)).collect(),
-        };
-        carried(outcomes, statement)
+        carried(each(written, rows.len()), statement)
     }
 }
 
@@ -310,43 +250,4 @@ fn submit_many(
         .zip(rows)
         .map(|(found, row)| outcome(found, row))
         .collect()
-}
-
-/// What the statement says of one row.
-fn outcome(found: &postgres::Row, row: &Row) -> Result<Written, DatabaseError> {
-    if column(found, "is_first")? {
-        return Ok(Written::Once(Once::First));
-    }
-    match column::<Option<Uuid>>(found, "order_id")? {
-        Some(_) => known(found, row).map(Written::Once),
-        None => Ok(Written::Alone),
-    }
-}
-
-/// What a key found in the table means for this row.
-fn known(found: &postgres::Row, row: &Row) -> Result<Once, DatabaseError> {
-    let order_id = OrderId(column(found, "order_id")?);
-    if order_id == row.order.id {
-        // Our own row: the connection broke after the commit, and we came again.
-        return Ok(Once::First);
-    }
-    if column::<&[u8]>(found, "request_hash")? != row.request_hash {
-        return Ok(Once::OtherRequest);
-    }
-    let status: i16 = column(found, "response_status")?;
-    let payload: Option<Vec<u8>> = column(found, "payload")?;
-    let traceparent = column(found, "traceparent")?;
-    Ok(Once::Again {
-        response: StoredResponse {
-            status: valid(u16::try_from(status))?,
-            body: column(found, "response_body")?,
-            order_id,
-        },
-        unpublished: payload.map(|payload| Message {
-            kind: EventKind::Created,
-            order_id,
-            payload: payload.into(),
-            traceparent,
-        }),
-    })
 }

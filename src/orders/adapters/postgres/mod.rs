@@ -1,9 +1,10 @@
-//! Orders, keys and outbox in PostgreSQL: a file for each port, its SQL at the top.
+//! Orders, keys and outbox in PostgreSQL: a file for each port, its SQL at the top; rows and what they mean apart.
 
 mod idempotency;
 mod outbox;
 mod repository;
 pub mod rows;
+pub mod submission;
 mod together;
 
 use std::sync::Arc;

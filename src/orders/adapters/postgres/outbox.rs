@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::database::{DatabaseError, Statement};
 use crate::deadline::Deadline;
-use crate::orders::domain::{EventKind, OrderId};
+use crate::orders::domain::OrderId;
 use crate::orders::ports::{Backlog, Message, Outbox, StoreError};
 
 use super::PostgresStore;
-use super::rows::{column, uuids};
+use super::rows::{column, message, uuids};
 
 pub(super) const STATEMENTS: &[Statement] = &[TAKE, REMOVE, BACKLOG];
 
@@ -81,13 +81,4 @@ impl Outbox for PostgresStore {
         })?;
         Ok(backlog)
     }
-}
-
-fn message(row: &postgres::Row) -> Result<Message, DatabaseError> {
-    Ok(Message {
-        kind: EventKind::Created,
-        order_id: OrderId(column(row, "order_id")?),
-        payload: column::<Vec<u8>>(row, "payload")?.into(),
-        traceparent: column(row, "traceparent")?,
-    })
 }

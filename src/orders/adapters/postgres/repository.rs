@@ -13,7 +13,7 @@ use crate::orders::ports::{OrderRepository, Page, SecondChance, Started, StoreEr
 use crate::telemetry::semconv;
 use crate::telemetry::tracing;
 
-use super::rows::{column, order, uuids};
+use super::rows::{column, order, started_order, uuids};
 use super::together::{self, Carried, Gathering, carried};
 use super::{PostgresStore, Shared};
 
@@ -160,7 +160,9 @@ impl OrderRepository for PostgresStore {
         let wanted = uuids(ids);
         let mut started = self.run(START, deadline, |connection| {
             let rows = connection.query(START, &[&wanted, &now])?;
-            rows.iter().map(started_row).collect::<Result<Vec<_>, _>>()
+            rows.iter()
+                .map(started_order)
+                .collect::<Result<Vec<_>, _>>()
         })?;
         if started.len() < ids.len() {
             let missing: Vec<Uuid> = wanted
@@ -169,7 +171,9 @@ impl OrderRepository for PostgresStore {
                 .collect();
             let rest = self.run(LOOK, deadline, |connection| {
                 let rows = connection.query(LOOK, &[&missing])?;
-                rows.iter().map(started_row).collect::<Result<Vec<_>, _>>()
+                rows.iter()
+                    .map(started_order)
+                    .collect::<Result<Vec<_>, _>>()
             })?;
             started.extend(rest);
         }
@@ -273,11 +277,4 @@ impl PostgresStore {
         };
         carried(ids.iter().map(outcome), statement)
     }
-}
-
-fn started_row(row: &postgres::Row) -> Result<Started, crate::database::DatabaseError> {
-    Ok(Started {
-        order: order(row)?,
-        failure_reason: column(row, "failure_reason")?,
-    })
 }

@@ -4,7 +4,8 @@ use postgres::Row;
 use postgres::types::FromSql;
 
 use crate::database::DatabaseError;
-use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderId};
+use crate::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId};
+use crate::orders::ports::{Message, Started};
 
 /// The order in columns `id, customer_email, amount_cents, status, created_at, updated_at`.
 pub fn order(row: &Row) -> Result<Order, DatabaseError> {
@@ -15,6 +16,24 @@ pub fn order(row: &Row) -> Result<Order, DatabaseError> {
         status: valid(column::<&str>(row, "status")?.parse())?,
         created_at: column(row, "created_at")?,
         updated_at: column(row, "updated_at")?,
+    })
+}
+
+/// The order, and why it failed if it did.
+pub fn started_order(row: &Row) -> Result<Started, DatabaseError> {
+    Ok(Started {
+        order: order(row)?,
+        failure_reason: column(row, "failure_reason")?,
+    })
+}
+
+/// An event that waits in the outbox.
+pub fn message(row: &Row) -> Result<Message, DatabaseError> {
+    Ok(Message {
+        kind: EventKind::Created,
+        order_id: OrderId(column(row, "order_id")?),
+        payload: column::<Vec<u8>>(row, "payload")?.into(),
+        traceparent: column(row, "traceparent")?,
     })
 }
 

@@ -2,7 +2,7 @@
 
 mod cancel_order;
 mod create_order;
-mod process_orders;
+pub mod process_orders;
 
 pub use cancel_order::{CancelError, CancelOrder};
 pub use create_order::{Accepted, CreateError, CreateOrder, NewOrder, meaning};

@@ -14,10 +14,10 @@ use crate::orders::ports::{
 use crate::stop::StopSignal;
 
 /// What one order's processing may take, all attempts apart (the seed's table of time-outs).
-const PROCESSING_LIMIT: Duration = Duration::from_secs(60);
+pub const PROCESSING_LIMIT: Duration = Duration::from_secs(60);
 
 /// What one call to the store may take here, repetitions included.
-const STORE_BUDGET: Duration = Duration::from_secs(10);
+pub const STORE_BUDGET: Duration = Duration::from_secs(10);
 
 /// Waits between attempts: the seed's backoff for whatever may say no.
 const BACKOFF: [Duration; 3] = [
@@ -97,7 +97,11 @@ impl ProcessOrders {
                 _ if stopped => Processed::Interrupted,
                 None => Processed::Unknown,
                 Some(started) => match self.attempt(&started.order) {
-                    None => self.ended(started),
+                    None => {
+                        let (outcome, processed) = ended(started, self.max_attempts);
+                        self.meter.order_processed(outcome);
+                        processed
+                    }
                     // Until the store says otherwise.
                     Some(attempted) => {
                         match attempted {
@@ -130,28 +134,6 @@ impl ProcessOrders {
             }
         }
         Ok(results)
-    }
-
-    /// An order that had ended before: a replay, or canceled.
-    fn ended(&self, started: Started) -> Processed {
-        let Started {
-            order,
-            failure_reason,
-        } = started;
-        let (outcome, processed) = match order.status {
-            Status::Canceled => (Outcome::Canceled, Processed::Canceled),
-            Status::Failed => {
-                let failed = Processed::Failed {
-                    order,
-                    reason: failure_reason.unwrap_or_else(|| "unknown".into()),
-                    attempts: self.max_attempts,
-                };
-                (Outcome::Duplicate, failed)
-            }
-            _ => (Outcome::Duplicate, Processed::Completed(order)),
-        };
-        self.meter.order_processed(outcome);
-        processed
     }
 
     fn take_up(&self, ids: &[OrderId]) -> Result<Vec<Started>, StoreError> {
@@ -205,10 +187,34 @@ impl ProcessOrders {
                 return Some(Err((error, attempt)));
             }
             log::info!(order_id:% = order.id, attempt = attempt; "processing failed, trying again: {error}");
-            let pause = BACKOFF[(attempt as usize - 1).min(BACKOFF.len() - 1)];
-            self.stop.wait_for(pause);
+            self.stop.wait_for(pause_after(attempt));
             attempt += 1;
         }
+    }
+}
+
+/// The wait after the attempt of this number (from 1) has failed.
+pub fn pause_after(attempt: u32) -> Duration {
+    BACKOFF[(attempt as usize - 1).min(BACKOFF.len() - 1)]
+}
+
+/// What to count and to say of an order that had ended before: a replay, or canceled.
+pub fn ended(started: Started, max_attempts: u32) -> (Outcome, Processed) {
+    let Started {
+        order,
+        failure_reason,
+    } = started;
+    match order.status {
+        Status::Canceled => (Outcome::Canceled, Processed::Canceled),
+        Status::Failed => {
+            let failed = Processed::Failed {
+                order,
+                reason: failure_reason.unwrap_or_else(|| "unknown".into()),
+                attempts: max_attempts,
+            };
+            (Outcome::Duplicate, failed)
+        }
+        _ => (Outcome::Duplicate, Processed::Completed(order)),
     }
 }
 
