@@ -1,6 +1,8 @@
 """tbd and its async twin under the same loads, one after the other, again and again; scripts/compare sets everything up."""
 
+import resource
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -8,25 +10,39 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
+import compare_facts
 import compare_report
 import load
 from processes import Window, machine, memory_mib
-from report import summarise
-from system import ENV, HERE, Program, seed, settle, sql, sql_file, wait_until
+from system import ENV, Program, seed, settle, sql, sql_file, wait_until
+
+
+def numbers(variable, default):
+    return [int(n) for n in (ENV.get(variable) or default).split()]
+
 
 DURATION = int(ENV.get("DURATION") or 4)
-REPETITIONS = int(ENV.get("REPETITIONS") or 2)
-CONNECTIONS = [int(n) for n in (ENV.get("CONNECTIONS") or "1 16 64 256 1000").split()]
-IDLE = [int(n) for n in (ENV.get("IDLE") or "1000 8000").split()]
-PARTS = (ENV.get("PARTS") or "connections idle slow overload worker").split()
+WARM_UP = min(2, DURATION)
+REPETITIONS = int(ENV.get("REPETITIONS") or 3)
+CONNECTIONS = numbers("CONNECTIONS", "1 16 64 256 1000 4000")
+IDLE = numbers("IDLE", "1000 5000 10000")
+RATES = numbers("RATES", "500 1000 2000 3000")
 KNOWN = 10_000
 BACKLOG = int(ENV.get("BACKLOG") or 30_000)
 DELAYS_MS = (5, 50)
 
 API_PORT, WORKER_PORT, PROXY_PORT = (int(ENV[f"BENCH_{name}_PORT"]) for name in ("API", "WORKER", "PROXY"))
 SERVERS = {"postgres": int(ENV["BENCH_POSTGRES_PID"]), "kafka": int(ENV["BENCH_KAFKA_PID"])}
-# The same source of figures for both: the programs differ in nothing that is measured.
-SIDES = {"threads": ENV["TBD_BIN"], "async": ENV["TWIN_BIN"]}
+BINARIES = {"threads": ENV["TBD_BIN"], "async": ENV["TWIN_BIN"]}
+SIDES = {"threads": {}, "async": {}}
+# What each side answers to a slow server with: more to wait with here, more questions on a connection there.
+SLOW_SIDES = {
+    **SIDES,
+    "threads, more": {"HTTP_WORKERS": "512", "DB_MAX_CONNS": "200", "DB_MAX_IDLE_CONNS": "200"},
+    "async, not pipelined": {"TWIN_PIPELINE": "off"},
+}
+ONE_CONSUMER = {**SIDES, "threads, one": {"WORKER_CONCURRENCY": "1"}, "async, one": {"WORKER_CONCURRENCY": "1"}}
+EACH_ALONE = {"threads": {"DB_COALESCE": "off"}, "async": {"DB_COALESCE": "off"}}
 
 measured = []
 
@@ -36,93 +52,150 @@ def record(side, case, values, **conditions):
     print(f"{case} {conditions} {side}: {values.get('throughput', values.get('rss_mib', 0)):.0f}", file=sys.stderr)
 
 
-def api(side, **settings):
-    return Program("tbd-api", API_PORT, settings, SIDES[side])
+def program(side, name="tbd-api", port=API_PORT, **settings):
+    return Program(name, port, settings, BINARIES[side.split(",")[0]])
+
+
+@contextmanager
+def api(side, script="post.lua", **settings):
+    """An api that has answered for a while already: its connections are made, its statements prepared."""
+    with program(side, **settings) as running:
+        load.wrk(running, script, 64, WARM_UP, {})
+        settle()
+        yield running
 
 
 @contextmanager
 def delayed(server_port, milliseconds):
-    proxy = subprocess.Popen([sys.executable, str(HERE / "delay.py"), str(PROXY_PORT), server_port, str(milliseconds)])
+    """A proxy before a server, on PROXY_PORT."""
+    proxy = subprocess.Popen([Path(ENV["TWIN_BIN"]) / "delay", str(PROXY_PORT), str(server_port), str(milliseconds)])
     try:
-        wait_until("the proxy", 10, lambda: socket.socket().connect_ex(("127.0.0.1", PROXY_PORT)) == 0)
-        yield {"DB_PORT": str(PROXY_PORT)}
+        wait_until("the proxy", 10, proxy_listens)
+        yield
     finally:
         proxy.terminate()
         proxy.wait()
 
 
-def closed(side, case, program, script, connections, **conditions):
-    values = load.wrk(program, script, connections, DURATION, {"api": program.pid, **SERVERS})
+def proxy_listens():
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", PROXY_PORT)) == 0
+
+
+def closed(side, case, running, script, connections, **conditions):
+    values = load.wrk(running, script, connections, DURATION, {"api": running.pid, **SERVERS})
     settle()
-    record(side, case, values, **(conditions or {"connections": connections}))
+    record(side, case, values, connections=connections, **conditions)
 
 
-def by_connections(side):
+def by_start(side, settings):
+    """What an api is before anybody asks it anything."""
+    with program(side, **settings) as running:
+        time.sleep(1)
+        record(side, "at rest", {"ready_seconds": running.ready_seconds, **memory_mib(running.pid)})
+
+
+def by_connections(side, settings):
     """Closed loop over the number of clients."""
-    with api(side) as program:
-        load.wrk(program, "post.lua", 64, 2, {})
+    with api(side, **settings) as running:
+        load.wrk(running, "get.lua", 64, WARM_UP, {})
         for connections in CONNECTIONS:
             for name in ("POST", "GET"):
-                closed(side, name, program, f"{name.lower()}.lua", connections)
+                closed(side, name, running, f"{name.lower()}.lua", connections)
 
 
-def by_idle(side):
+def by_coalescing(side, settings):
+    """New orders, each with a commit of its own."""
+    with api(side, **settings) as running:
+        for connections in (64, 256):
+            closed(side, "POST, each committed alone", running, "post.lua", connections)
+
+
+def by_rate(side, settings):
+    """Open model: the same rate for both, whatever they can do; latency counts from the planned moment."""
+    with api(side, **settings) as running:
+        for rate in RATES:
+            seen = load.open_model(running, rate, DURATION, {"api": running.pid, **SERVERS})
+            settle()
+            accepted = seen.pop("statuses").get("202", 0)
+            record(side, "POST at a fixed rate", {**seen, "throughput": accepted / DURATION}, value=rate)
+
+
+def by_k6(side, settings):
+    """The script that users run."""
+    with api(side, **settings) as running:
+        seen = load.k6(running, "orders.js", DURATION, 64, {"api": running.pid, **SERVERS})
+        settle()
+        record(side, "k6, orders.js", seen, connections=64)
+
+
+def by_idle(side, settings):
     """64 busy clients beside many that keep a connection and ask nothing."""
     for count in IDLE:
-        with api(side) as program:
+        with api(side, "get.lua", **settings) as running:
             idle = []
             try:
                 for _ in range(count):
-                    connection = socket.create_connection(("127.0.0.1", API_PORT), timeout=5)
-                    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-                    connection.recv(4096)
-                    idle.append(connection)
-            except OSError as error:
-                record(side, "idle connections", {"refused_at": float(len(idle))}, connections=count)
+                    idle.append(quiet_connection())
+                closed(side, "GET beside idle connections", running, "get.lua", 64, value=count)
+            except (OSError, RuntimeError) as error:
+                record(side, "GET beside idle connections", {"refused_at": float(len(idle))}, connections=64, value=count)
                 print(f"{side}: no more than {len(idle)} idle connections: {error}", file=sys.stderr)
-                continue
-            else:
-                closed(side, "idle connections", program, "get.lua", 64, connections=count)
             finally:
                 for connection in idle:
                     connection.close()
 
 
-def by_slowness(side):
+def quiet_connection():
+    """One that has had an answer, and waits; closed, it leaves nothing behind that would take up a port."""
+    connection = socket.create_connection(("127.0.0.1", API_PORT), timeout=5)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    if not connection.recv(4096).startswith(b"HTTP/1.1 200"):
+        raise OSError("no answer")
+    return connection
+
+
+def by_slow_database(side, settings):
     """A database that answers late: what waits, and who pays for the waiting."""
     for milliseconds in DELAYS_MS:
-        with delayed(ENV["DB_PORT"], milliseconds) as settings, api(side, **settings) as program:
+        with delayed(ENV["DB_PORT"], milliseconds), api(side, DB_PORT=str(PROXY_PORT), **settings) as running:
+            for name in ("GET", "POST"):
+                for connections in (64, 512):
+                    closed(side, f"{name}, slow database", running, f"{name.lower()}.lua", connections, value=milliseconds)
+
+
+def by_slow_kafka(side, settings):
+    """A Kafka that answers late: the listener that this broker has for it is reached through the proxy alone."""
+    for milliseconds in DELAYS_MS:
+        through = {"KAFKA_BROKERS": f"127.0.0.1:{PROXY_PORT}"}
+        with delayed(ENV["BENCH_KAFKA_SLOW_PORT"], milliseconds), api(side, **through, **settings) as running:
             for connections in (64, 512):
-                closed(side, f"GET, {connections} clients, slow database", program, "get.lua", connections, value=milliseconds)
-            closed(side, "POST, 64 clients, slow database", program, "post.lua", 64, value=milliseconds)
+                closed(side, "POST, slow Kafka", running, "post.lua", connections, value=milliseconds)
 
 
-def overload(side):
+def by_overload(side, settings):
     """New orders at three times the rate that 64 waiting clients reach."""
-    with api(side) as program:
-        load.wrk(program, "post.lua", 64, 2, {})
+    with api(side, **settings) as running:
+        capacity = load.wrk(running, "post.lua", 64, DURATION, {})["throughput"]
         settle()
-        capacity = load.wrk(program, "post.lua", 64, DURATION, {})["throughput"]
+        seen = load.open_model(running, capacity * 3, DURATION, {"api": running.pid, **SERVERS})
         settle()
-        seen = load.open_model(program, capacity * 3, DURATION, {"api": program.pid, **SERVERS})
-        accepted = seen["statuses"].get("202", 0)
-        shed = seen["statuses"].get("503", 0)
-        seen.pop("statuses")
-        record(side, "overload", {**seen, "throughput": accepted / DURATION, "shed": shed / DURATION, "capacity": capacity})
-        settle()
+        statuses = seen.pop("statuses")
+        rates = {"throughput": statuses.get("202", 0) / DURATION, "shed": statuses.get("503", 0) / DURATION, "capacity": capacity}
+        record(side, "POST at three times what it can do", {**seen, **rates})
 
 
-def worker(side):
+def by_backlog(side, settings):
     """A backlog of orders that a worker finds, and works off."""
-    name = f"compare-{side}-{len(measured)}"
+    name = f"compare-{side.replace(', ', '-')}-{len(measured)}"
     topics = {f"KAFKA_TOPIC_ORDER_{kind}": f"{name}.{kind.lower()}" for kind in ("CREATED", "PROCESSED", "FAILED", "DLQ")}
     topics["KAFKA_CONSUMER_GROUP"] = name
     sql_file("backlog.sql", orders=BACKLOG, type=topics["KAFKA_TOPIC_ORDER_CREATED"])
-    with api("threads", EVENT_DELIVERY="outbox", **topics):
+    with program("threads", EVENT_DELIVERY="outbox", **topics):
         settle()
-    with Program("tbd-worker", WORKER_PORT, topics, SIDES[side]) as program:
-        processed = lambda: program.counter("orders_processed_total")
-        window = Window({"worker": program.pid, **SERVERS}, processed, program.pid)
+    with program(side, "tbd-worker", WORKER_PORT, **topics, **settings) as running:
+        window = Window({"worker": running.pid, **SERVERS}, lambda: running.counter("orders_processed_total"), running.pid)
         done = "SELECT NOT EXISTS (SELECT FROM orders WHERE status IN ('pending', 'processing'))"
         wait_until("the backlog to be drained", 120, lambda: sql(done) == "t")
         used = window.end()
@@ -131,39 +204,47 @@ def worker(side):
     seed(KNOWN)
 
 
-def start(side):
-    """What an api is before anybody asks it anything."""
-    with api(side) as program:
-        time.sleep(1)
-        record(side, "at rest", {"ready_seconds": program.ready_seconds, **memory_mib(program.pid)})
-
-
-def size(side):
-    """What the programs are made of."""
-    binaries = Path(SIDES[side])
-    of = lambda name: (binaries / name).stat().st_size / 2**20
-    return {"tbd-api MiB": round(of("tbd-api"), 1), "tbd-worker MiB": round(of("tbd-worker"), 1)}
+# What can be measured anew by itself; everything else in the report stays as it was.
+PARTS = {
+    "start": (by_start, SIDES),
+    "connections": (by_connections, SIDES),
+    "coalescing": (by_coalescing, EACH_ALONE),
+    "rates": (by_rate, SIDES),
+    "k6": (by_k6, SIDES),
+    "idle": (by_idle, SIDES),
+    "slow-database": (by_slow_database, SLOW_SIDES),
+    "slow-kafka": (by_slow_kafka, SLOW_SIDES),
+    "overload": (by_overload, SIDES),
+    "worker": (by_backlog, ONE_CONSUMER),
+}
 
 
 def main():
-    begun = time.monotonic()
-    with api("threads"):
-        pass
-    seed(KNOWN)
-    about = {
-        "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(), "sizes": {side: size(side) for side in SIDES},
-        "duration_s": DURATION, "repetitions": REPETITIONS,
-    }
-    parts = {"connections": by_connections, "idle": by_idle, "slow": by_slowness, "overload": overload, "worker": worker}
-    for repetition in range(REPETITIONS):
-        # Who goes first changes, so that neither side always finds the warmer machine.
-        sides = list(SIDES) if repetition % 2 == 0 else list(reversed(SIDES))
-        for measure in (start, *(parts[part] for part in PARTS)):
-            for side in sides:
-                measure(side)
-    about["seconds"] = round(time.monotonic() - begun)
-    compare_report.write(about, summarise(measured), measured)
+    wanted = (ENV.get("PARTS") or " ".join([*PARTS, "build"])).split()
+    with program("threads"):
+        pass  # migrates the empty database
+    ENV["KNOWN_ORDERS"] = str(KNOWN)
+    for part in wanted:
+        begun = time.monotonic()
+        about = {
+            "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": {**machine(), "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0]}, "duration_s": DURATION,
+        }
+        if part == "build":
+            facts = compare_facts.gather(BINARIES)
+            compare_report.keep(part, {**about, "facts": facts})
+            continue
+        measure, sides = PARTS[part]
+        seed(KNOWN)
+        measured.clear()
+        for repetition in range(REPETITIONS):
+            # Who goes first changes, so that neither side always finds the warmer machine.
+            order = list(sides) if repetition % 2 == 0 else list(reversed(sides))
+            for side in order:
+                measure(side, sides[side])
+        seconds = round(time.monotonic() - begun)
+        compare_report.keep(part, {**about, "repetitions": REPETITIONS, "seconds": seconds, "measured": list(measured)})
+    compare_report.write()
 
 
 main()

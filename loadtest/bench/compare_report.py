@@ -1,4 +1,4 @@
-"""The comparison as JSON, Markdown and one HTML page with its plots inside."""
+"""The comparison: kept as JSON by part, told as Markdown and as one HTML page with its plots inside."""
 
 import html
 import io
@@ -6,19 +6,49 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from report import RESULTS, digits, shown, table
+from report import RESULTS, shown, summarise, table
 
 READING = Path(__file__).with_name("compare_reading.md")
-SIDES = {"threads": "#1f77b4", "async": "#d95f02"}
+KEPT = RESULTS / "compare.json"
+COLOURS = {
+    "threads": "#1f77b4", "async": "#d95f02", "threads, more": "#9ecae1", "async, not pipelined": "#fdbe85",
+    "threads, one": "#9ecae1", "async, one": "#fdbe85",
+}
+PLAIN = ("threads", "async")
 WANTED = {
-    "throughput": "per second", "p50_ms": "p50 ms", "p99_ms": "p99 ms", "cpu_us api": "api µs", "cpu_us worker": "worker µs",
-    "switches": "switches", "rss_mib": "resident MiB", "threads": "threads", "shed": "shed per second", "refused_at": "refused at",
-    "ready_seconds": "ready s",
+    "throughput": "per second", "p50_ms": "p50 ms", "p90_ms": "p90 ms", "p95_ms": "p95 ms", "p99_ms": "p99 ms", "p999_ms": "p99.9 ms",
+    "max_ms": "most ms", "cpu_us api": "api µs", "cpu_us worker": "worker µs", "cpu_us postgres": "PostgreSQL µs",
+    "cpu_us kafka": "Kafka µs", "switches": "switches", "rss_mib": "resident MiB", "threads": "threads", "errors": "refused or broken",
+    "offered": "offered per second", "shed": "shed per second", "refused_at": "ended at", "ready_seconds": "ready s",
+    "machine_idle": "idle",
+}
+RATIOS = {"throughput": "throughput", "p50_ms": "p50", "p99_ms": "p99", "cpu_us api": "api's CPU", "cpu_us worker": "worker's CPU",
+          "switches": "switches", "rss_mib": "memory", "threads": "threads"}
+# Each part's title, and how its conditions read.
+PARTS = {
+    "start": ("At rest", ""),
+    "connections": ("By the number of clients", "{:,} clients"),
+    "coalescing": ("Each order committed alone (DB_COALESCE=off)", "{:,} clients"),
+    "rates": ("The same rate for both", "{:,} per second"),
+    "k6": ("k6, as users run it", "{:,} users"),
+    "idle": ("Beside connections that keep quiet", "{:,} busy, {:,} quiet"),
+    "slow-database": ("A slow database", "{:,} clients, {} ms late"),
+    "slow-kafka": ("A slow Kafka", "{:,} clients, {} ms late"),
+    "overload": ("Overload", ""),
+    "worker": ("The worker", ""),
 }
 
 
+def keep(part, result):
+    """Puts a part's result in the place of its last one."""
+    RESULTS.mkdir(exist_ok=True)
+    parts = json.loads(KEPT.read_text())["parts"] if KEPT.exists() else {}
+    parts[part] = result
+    KEPT.write_text(json.dumps({"parts": parts}, indent=1) + "\n")
+
+
 def pairs(summary):
-    """Case and condition to the figures of both sides."""
+    """Case and condition to the figures of each side."""
     found = {}
     for (name, *condition), figures in summary.items():
         case, side = name.split("|")
@@ -26,39 +56,49 @@ def pairs(summary):
     return found
 
 
-def rows(found):
-    for (case, *condition), sides in found.items():
-        for side in SIDES:
-            if side in sides:
-                figures = [shown(sides[side].get(figure)) for figure in WANTED]
-                yield [case, ", ".join(f"{value:,}" for value in condition), side, *figures]
+def condition(part, key):
+    return PARTS[part][1].format(*key[1:])
 
 
-def ratios(found):
+# -------------------------------------------------------------------------------------------------------- tables
+
+
+def figures(part, found):
+    """Every figure of a part; a column that nobody has is left out."""
+    wanted = [name for name in WANTED if any(name in seen for sides in found.values() for seen in sides.values())]
+    rows = [[key[0], condition(part, key), side, *(shown(sides[side].get(name)) for name in wanted)]
+            for key, sides in found.items() for side in COLOURS if side in sides]
+    return table(["", "", "", *(WANTED[name] for name in wanted)], rows)
+
+
+def ratios(parts):
     """How much more threads do, or need, than async does."""
-    for (case, *condition), sides in found.items():
-        if "throughput" not in sides.get("threads", {}) or "throughput" not in sides.get("async", {}):
-            continue
-        ratio = lambda figure: sides["threads"][figure][0] / sides["async"][figure][0]
-        cells = [f"{ratio(f):.2f}" if f in sides["threads"] and sides["async"].get(f, [0])[0] else "" for f in
-                 ("throughput", "p99_ms", "cpu_us api", "cpu_us worker", "rss_mib", "switches")]
-        yield [case, ", ".join(f"{value:,}" for value in condition), *cells]
+    rows = []
+    for part, found in parts.items():
+        for key, sides in found.items():
+            threads, other = (sides.get(side, {}) for side in PLAIN)
+            ratio = lambda name: f"{threads[name][0] / other[name][0]:.2f}" if name in threads and other.get(name, [0])[0] else ""
+            rows.append([key[0], condition(part, key), *(ratio(name) for name in RATIOS)])
+    return table(["", "", *RATIOS.values()], rows)
 
 
-def plot(found, case, figure, title, ylabel):
-    chart, axes = plt.subplots()
-    for side, colour in SIDES.items():
-        points = sorted((key[1], sides[side][figure]) for key, sides in found.items()
-                        if key[0] == case and figure in sides.get(side, {}))
-        if points:
-            median, least, most = zip(*(point[1] for point in points))
-            axes.plot([point[0] for point in points], median, marker="o", label=side, color=colour)
-            axes.fill_between([point[0] for point in points], least, most, alpha=0.15, color=colour)
-            axes.set_xticks([point[0] for point in points], [f"{point[0]:,}" for point in points])
-    axes.set(xscale="log", xlabel="connections", ylabel=ylabel, title=title)
-    axes.minorticks_off()
-    axes.set_ylim(bottom=0)
-    axes.legend()
+def conditions(kept):
+    latest = max(kept.values(), key=lambda part: part["taken"])
+    rows = [[name, str(value)] for name, value in latest["machine"].items() if name != "load_before"]
+    rows += [[f"part {name}", f"taken {part['taken']}"
+              + (f", {part['repetitions']} × {part['duration_s']} s" if "repetitions" in part else "")] for name, part in kept.items()]
+    return table(["", ""], rows)
+
+
+def facts(kept):
+    rows = [[name, *(f"{value:,}" if value != "" else "" for value in values)] for name, values in kept["build"]["facts"].items()]
+    return table(["", *PLAIN], rows)
+
+
+# --------------------------------------------------------------------------------------------------------- plots
+
+
+def svg(chart):
     chart.tight_layout()
     text = io.StringIO()
     chart.savefig(text, format="svg", metadata={"Date": None})
@@ -66,56 +106,147 @@ def plot(found, case, figure, title, ylabel):
     return text.getvalue()
 
 
-def draw(found):
-    wanted = [("throughput", "Throughput", "per second"), ("p99_ms", "99th percentile", "ms"), ("cpu_us api", "CPU of the api", "µs per request"),
-              ("rss_mib", "Resident memory", "MiB"), ("switches", "Context switches", "per request")]
-    for case in ("POST", "GET"):
-        for figure, title, unit in wanted:
-            yield plot(found, case, figure, f"{case}: {title}", unit)
+def lines(found, case, figure, title, ylabel, xlabel, log=False):
+    """One line for each side over the last condition."""
+    chart, axes = plt.subplots()
+    ticks = set()
+    for side in PLAIN:
+        points = sorted((key[-1], sides[side][figure]) for key, sides in found.items() if key[0] == case and figure in sides.get(side, {}))
+        if points:
+            x = [point[0] for point in points]
+            median, least, most = zip(*(point[1] for point in points))
+            axes.plot(x, median, marker="o", label=side, color=COLOURS[side])
+            axes.fill_between(x, least, most, alpha=0.15, color=COLOURS[side])
+            ticks.update(x)
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)])
+    axes.minorticks_off()
+    axes.set_yscale("log") if log else axes.set_ylim(bottom=0)
+    axes.legend()
+    return svg(chart)
+
+
+def distribution(found, case, clients):
+    """How long the lucky and the unlucky wait."""
+    names = {"p50_ms": "half", "p90_ms": "90 %", "p99_ms": "99 %", "p999_ms": "99.9 %", "max_ms": "all"}
+    chart, axes = plt.subplots()
+    for side in PLAIN:
+        seen = found.get((case, clients), {}).get(side)
+        if seen:
+            axes.plot(list(names.values()), [seen[name][0] for name in names], marker="o", label=side, color=COLOURS[side])
+    axes.set(yscale="log", xlabel="answered within", ylabel="ms", title=f"{case}, {clients} clients: time until the answer")
+    axes.legend()
+    return svg(chart)
+
+
+def bars(part, found, figure, title, xlabel):
+    """One bar for each case and side."""
+    chart, axes = plt.subplots()
+    labels, place = [], 0
+    for key, sides in found.items():
+        here = [side for side in COLOURS if figure in sides.get(side, {})]
+        for index, side in enumerate(here):
+            median, least, most = sides[side][figure]
+            axes.barh(place + index, median, color=COLOURS[side], xerr=[[median - least], [most - median]], ecolor="#555")
+        labels.append((place + (len(here) - 1) / 2, ", ".join(filter(None, (key[0], condition(part, key))))))
+        place += len(here) + 1
+    axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel=xlabel, title=title)
+    sides = [side for side in COLOURS if any(side in there for there in found.values())]
+    axes.legend([plt.Rectangle((0, 0), 1, 1, color=COLOURS[side]) for side in sides], sides, fontsize=8)
+    return svg(chart)
+
+
+def plots(part, found):
+    if part == "connections":
+        shapes = [("throughput", "answers", "per second", False), ("p99_ms", "99th percentile", "ms", True),
+                  ("cpu_us api", "CPU of the api", "µs per request", False), ("switches", "context switches", "per request", False),
+                  ("rss_mib", "resident memory", "MiB", False), ("threads", "threads", "", True)]
+        for case in ("POST", "GET"):
+            yield distribution(found, case, 64)
+            for figure, title, unit, log in shapes:
+                yield lines(found, case, figure, f"{case}: {title}", unit, "clients", log)
+    elif part == "rates":
+        for figure, title in (("p50_ms", "median"), ("p99_ms", "99th percentile")):
+            yield lines(found, "POST at a fixed rate", figure, f"POST at a fixed rate: {title}", "ms", "offered per second", True)
+        yield lines(found, "POST at a fixed rate", "cpu_us api", "POST at a fixed rate: CPU of the api", "µs per request", "offered per second")
+    elif part == "idle":
+        for figure, title, unit in (("rss_mib", "resident memory", "MiB"), ("threads", "threads", ""), ("throughput", "answers", "per second")):
+            yield lines(found, "GET beside idle connections", figure, f"64 busy clients beside quiet connections: {title}", unit, "quiet connections")
+    elif part in ("slow-database", "slow-kafka"):
+        yield bars(part, found, "throughput", PARTS[part][0], "per second")
+        yield bars(part, found, "p50_ms", PARTS[part][0], "median, ms")
+    elif part == "overload":
+        yield bars(part, found, "throughput", "Overload: accepted", "per second")
+        yield bars(part, found, "p99_ms", "Overload: 99th percentile, refusals included", "ms")
+    elif part == "worker":
+        yield bars(part, found, "throughput", "The worker: a backlog", "orders per second")
+        yield bars(part, found, "cpu_us worker", "The worker: CPU", "µs per order")
+
+
+# --------------------------------------------------------------------------------------------------------- pages
+
+
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+p,li{max-width:46rem}table{border-collapse:collapse;font-size:.8rem;display:block;overflow-x:auto}td,th{border:1px solid #ccc;
+padding:.2rem .5rem;text-align:right}td:first-child,th:first-child,td:nth-child(2){text-align:left}svg{max-width:100%;height:auto}
+figure{display:inline-block;width:min(100%,36rem);margin:0}"""
+HEAD = "Made by `make compare`. Each figure is the median of its repetitions; in small print the least and the most."
 
 
 def as_html(markdown_table):
     """A table of Markdown as one of HTML; what `shown` makes is HTML already."""
-    lines = [line.strip("| ").split(" | ") for line in markdown_table.strip().splitlines()]
+    rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in markdown_table.strip().splitlines()]
     cell = lambda text: text if "<sub>" in text else html.escape(text)
     row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{cell(text)}</{tag}>" for text in cells) + "</tr>"
-    return "<table>" + row(lines[0], "th") + "".join(row(line, "td") for line in lines[2:]) + "</table>"
+    return "<table>" + row(rows[0], "th") + "".join(row(line, "td") for line in rows[2:]) + "</table>"
 
 
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-table{border-collapse:collapse;font-size:.85rem;display:block;overflow-x:auto}td,th{border:1px solid #ccc;padding:.2rem .5rem;text-align:right}
-td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}figure{display:inline-block;width:min(100%,36rem);margin:0}"""
-
-
-def write(about, summary, measured):
-    RESULTS.mkdir(exist_ok=True)
-    found = pairs(summary)
-    facts = {**about["machine"], "taken": about["taken"], "took": f"{about['seconds']} s", "seconds each": about["duration_s"],
-             "repetitions": about["repetitions"]}
-    facts.update({f"{side}: {name}": digits(value) for side, sizes in about["sizes"].items() for name, value in sizes.items()})
-    tables = {
-        "Threads, divided by async": table(
-            ["", "", "throughput", "p99", "api's CPU", "worker's CPU", "memory", "switches"], list(ratios(found))),
-        "Every figure": table(["", "", "", *WANTED.values()], list(rows(found))),
-        "Conditions": table(["", ""], [[key, str(value)] for key, value in facts.items()]),
-    }
-    reading = READING.read_text() if READING.exists() else ""
-    head = "# Threads and async, side by side\n\nMade by `make compare`. The median of the repetitions; in small print the least and the most.\n"
-    text = [head, reading, *(f"## {title}\n\n{text}" for title, text in tables.items())]
-    (RESULTS / "compare.md").write_text("\n".join(text))
-    page = [f"<!doctype html><html lang=en><meta charset=utf-8><title>tbd: threads and async</title><style>{STYLE}</style>",
-            "<h1>Threads and async, side by side</h1>", *paragraphs(reading),
-            *(f"<figure>{svg[svg.index('<svg'):]}</figure>" for svg in draw(found)),
-            *(f"<h2>{title}</h2>{as_html(text)}" for title, text in tables.items())]
-    (RESULTS / "compare.html").write_text("\n".join(page) + "\n")
-    (RESULTS / "compare.json").write_text(json.dumps({**about, "measured": measured}, indent=1) + "\n")
+def spans(text):
+    """Bold and code."""
+    for mark, tag in (("**", "b"), ("`", "code")):
+        parts = text.split(mark)
+        text = "".join(f"<{tag}>{part}</{tag}>" if index % 2 else part for index, part in enumerate(parts))
+    return text
 
 
 def paragraphs(markdown):
-    """The little Markdown that the reading is written in: headings, paragraphs, bold."""
+    """The little Markdown that the reading is written in: headings, paragraphs, lists, tables, bold, code."""
     for block in markdown.strip().split("\n\n"):
         if block.startswith("#"):
             yield f"<h2>{html.escape(block.lstrip('# '))}</h2>"
+        elif block.startswith("|"):
+            yield spans(as_html(block))
+        elif block.startswith("- "):
+            items = html.escape(block[2:]).split("\n- ")
+            yield "<ul>" + "".join(f"<li>{spans(' '.join(item.split()))}</li>" for item in items) + "</ul>"
         elif block:
-            parts = html.escape(" ".join(block.split("\n"))).split("**")
-            yield "<p>" + "".join(f"<b>{part}</b>" if index % 2 else part for index, part in enumerate(parts)) + "</p>"
+            yield f"<p>{spans(html.escape(' '.join(block.split())))}</p>"
+
+
+def write():
+    """The report over everything that is kept."""
+    kept = json.loads(KEPT.read_text())["parts"]
+    parts = {part: pairs(summarise(kept[part]["measured"])) for part in PARTS if part in kept}
+    reading = READING.read_text() if READING.exists() else ""
+    sections = {"Threads, divided by async": ratios(parts)}
+    if "build" in kept:
+        sections["What they are made of"] = facts(kept)
+    drawn = {PARTS[part][0]: list(plots(part, found)) for part, found in parts.items()}
+    sections |= {PARTS[part][0]: figures(part, found) for part, found in parts.items()}
+    sections["Conditions"] = conditions(kept)
+    markdown = [f"# Threads and async, side by side\n\n{HEAD}\nWith plots: [compare.html](compare.html).\n", reading]
+    markdown += [f"## {title}\n\n{text}" for title, text in sections.items()]
+    KEPT.with_suffix(".md").write_text("\n".join(markdown))
+    page = [f"<!doctype html><html lang=en><meta charset=utf-8><title>tbd: threads and async</title><style>{STYLE}</style>",
+            f"<h1>Threads and async, side by side</h1><p>{spans(HEAD)}</p>", *paragraphs(reading)]
+    for title, text in sections.items():
+        page.append(f"<h2>{title}</h2>")
+        page += [f"<figure>{chart[chart.index('<svg'):]}</figure>" for chart in drawn.get(title, [])]
+        page.append(as_html(text))
+    KEPT.with_suffix(".html").write_text("\n".join(page) + "\n")
+
+
+if __name__ == "__main__":
+    write()

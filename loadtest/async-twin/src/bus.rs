@@ -1,8 +1,7 @@
 //! Kafka: rdkafka's producer, tbd's events.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use rdkafka::ClientConfig;
 use rdkafka::config::FromClientConfig;
@@ -12,17 +11,12 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tbd::config::{Compression, KafkaSettings};
 use tbd::deadline::Deadline;
 use tbd::kafka::producer::Record;
-use tbd::orders::adapters::kafka::events::{CONTENT_TYPE, encode};
-use tbd::orders::adapters::kafka::{Breaker, Topics};
-use tbd::orders::domain::OrderEvent;
+use tbd::orders::adapters::kafka::{Breaker, TRACEPARENT, Topics, send_span};
+use tbd::orders::app::PUBLISH_BUDGET;
 use tbd::orders::ports::{Message, PublishError};
 use tbd::telemetry::metrics::KafkaMetrics;
-use tbd::telemetry::semconv;
-use tbd::telemetry::tracing::{self, Context, KeyValue, SpanKind};
+use tbd::telemetry::tracing;
 use tokio::time::timeout_at;
-
-/// All that publishing may take.
-pub const PUBLISH_BUDGET: Duration = tbd::orders::app::PUBLISH_BUDGET;
 
 /// Publishes events.
 pub struct Bus {
@@ -65,61 +59,28 @@ impl Bus {
         })
     }
 
-    /// The message that announces `event`, caused by the current trace.
-    pub fn encode(&self, event: &OrderEvent) -> Message {
-        let kind = event.kind();
-        Message {
-            kind,
-            order_id: event.order().id,
-            payload: encode(event, self.topics.of(kind)).into(),
-            traceparent: tracing::inject(&Context::current()),
-        }
-    }
-
-    /// The record that carries `message`.
-    pub fn record(&self, message: &Message) -> Record {
-        let key = Bytes::from(message.order_id.to_string());
-        let topic = self.topics.of(message.kind).clone();
-        Record::new(topic, Some(key), Some(message.payload.clone()))
-            .header("content-type", Bytes::from_static(CONTENT_TYPE.as_bytes()))
-    }
-
     /// Publishes messages and waits for each one's acknowledgement.
     pub async fn publish(
         &self,
         messages: &[Message],
         deadline: Deadline,
     ) -> Vec<Result<(), PublishError>> {
-        let mut sends = Vec::with_capacity(messages.len());
-        for message in messages {
-            let cause = tracing::extract(message.traceparent.as_deref(), None);
-            sends.push(self.send(self.record(message), cause, deadline));
-        }
-        join_all(sends).await
+        join_all(messages.iter().map(|message| {
+            let record = self.topics.record(message);
+            self.send(record, message.traceparent.as_deref(), deadline)
+        }))
+        .await
     }
 
-    /// Publishes one record, in a span of its own below `cause`, and waits for its acknowledgement.
+    /// Publishes one record, in a span of its own in the trace of its `cause`, and waits for its acknowledgement.
     pub async fn send(
         &self,
         record: Record,
-        cause: Context,
+        cause: Option<&str>,
         deadline: Deadline,
     ) -> Result<(), PublishError> {
         let topic = record.topic.clone();
-        let span = tracing::detached_span_in(
-            &cause,
-            format!("send {topic}"),
-            SpanKind::Producer,
-            || {
-                [
-                    KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
-                    KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "send"),
-                    KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "send"),
-                    KeyValue::new(semconv::MESSAGING_DESTINATION_NAME, topic.to_string()),
-                ]
-            },
-            Vec::new(),
-        );
+        let span = send_span(&record, cause);
         let traceparent = tracing::inject(&span.context());
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 1);
         for (name, value) in &record.headers {
@@ -130,7 +91,7 @@ impl Bus {
         }
         if let Some(traceparent) = &traceparent {
             headers = headers.insert(Header {
-                key: "traceparent",
+                key: TRACEPARENT,
                 value: Some(traceparent),
             });
         }
@@ -185,8 +146,10 @@ impl Bus {
                 "the circuit breaker is open".to_owned(),
             ));
         };
-        let cause = tracing::extract(message.traceparent.as_deref(), None);
-        let result = self.send(self.record(message), cause, deadline).await;
+        let cause = message.traceparent.as_deref();
+        let result = self
+            .send(self.topics.record(message), cause, deadline)
+            .await;
         permit.ended(!matches!(result, Err(PublishError::Unavailable(_))));
         result
     }

@@ -7,6 +7,11 @@ use std::time::Duration;
 use tbd::config::EventDelivery;
 use tbd::deadline::Deadline;
 use tbd::orders::adapters::kafka::Breaker;
+use tbd::orders::app::housekeeping::{
+    BACKLOG_INTERVAL, CLEAN_BATCH, CLEAN_GATHER, DIRECT_MIN_AGE, RELAY_BATCH, RELAY_INTERVAL,
+    STORE_BUDGET, SWEEP_BATCH, SWEEP_INTERVAL,
+};
+use tbd::orders::app::{ACKNOWLEDGED_MAX, PUBLISH_BUDGET};
 use tbd::orders::domain::OrderId;
 use tbd::orders::ports::{Message, PublishError};
 use tbd::telemetry::metrics::OrdersMetrics;
@@ -14,19 +19,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::bus::{Bus, PUBLISH_BUDGET};
+use crate::bus::Bus;
 use crate::store::Store;
-
-const ACKNOWLEDGED_MAX: usize = 10_000;
-const RELAY_BATCH: u32 = 500;
-const RELAY_INTERVAL: Duration = Duration::from_secs(1);
-const DIRECT_MIN_AGE: Duration = Duration::from_secs(PUBLISH_BUDGET.as_secs() + 2);
-const CLEAN_BATCH: usize = 1000;
-const CLEAN_GATHER: Duration = Duration::from_millis(100);
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-const SWEEP_BATCH: u32 = 500;
-const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
-const STORE_BUDGET: Duration = Duration::from_secs(10);
 
 /// Hands events over by the chosen mode.
 pub struct Delivery {

@@ -1,6 +1,6 @@
 //! The HTTP API on axum, by tbd's rules (`tbd::orders::adapters::http::contract`).
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,16 +28,16 @@ use tbd::orders::adapters::http::{dto, query};
 use tbd::orders::app::commands::{CancelError, CreateError, NewOrder, meaning};
 use tbd::orders::app::queries::Listed;
 use tbd::orders::domain::{Order, OrderEvent};
-use tbd::orders::ports::{Once, Page, StoredResponse};
+use tbd::orders::ports::{Once, Page, StoredResponse, Submission};
 use tbd::service::Checks;
-use tbd::telemetry::metrics::{self, Metrics};
+use tbd::telemetry::metrics::{self, HttpMetrics, Metrics};
 use tbd::telemetry::semconv;
 use tbd::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
 use crate::delivery::Delivery;
-use crate::store::{Store, Submission};
+use crate::store::Store;
 
 /// A request's time, from its head to its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -201,6 +201,22 @@ fn see(request: &Request) -> Seen {
     }
 }
 
+/// Counts a request under way, also one that is dropped because its client has gone.
+struct Busy<'a>(&'a HttpMetrics);
+
+impl<'a> Busy<'a> {
+    fn new(http: &'a HttpMetrics) -> Self {
+        http.threads_busy.inc();
+        Self(http)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.threads_busy.dec();
+    }
+}
+
 /// Span, metrics, log line, deadline, overload and panics of every request.
 async fn observe(State(server): State<Arc<Server>>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
@@ -221,10 +237,9 @@ async fn observe(State(server): State<Arc<Server>>, mut request: Request, next: 
         http.shed.with_label_values(&["queue_full"]).inc();
         refuse(problem::overloaded())
     } else {
-        http.threads_busy.inc();
+        let _busy = Busy::new(http);
         let answered = AssertUnwindSafe(next.run(request)).catch_unwind();
         let answered = answered.with_context(span.context()).await;
-        http.threads_busy.dec();
         answered.unwrap_or_else(|_| {
             http.panics.inc();
             refuse(problem::internal())
@@ -364,7 +379,7 @@ async fn cancel_order(
 }
 
 impl Api {
-    async fn create(&self, request: Request) -> Answer {
+    async fn create(self: &Arc<Self>, request: Request) -> Answer {
         let (head, body) = request.into_parts();
         let deadline = deadline(&head);
         require_json(values(&head.headers, "content-type").next())?;
@@ -376,9 +391,12 @@ impl Api {
             customer_email,
             amount,
         };
-        let (response, replayed) = self
-            .accept(new_order, deadline)
-            .await
+        // A task of its own: hyper drops a handler whose client has gone, at whichever await it stands, and an order that is
+        // stored but not published would count as a failure of Kafka.
+        let accepting = Arc::clone(self).accept(new_order, deadline);
+        let accepted = tokio::spawn(accepting.with_current_context()).await;
+        let (response, replayed) = accepted
+            .unwrap_or_else(|error| resume_unwind(error.into_panic()))
             .map_err(create_problem)?;
         let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::ACCEPTED);
         let location = HeaderValue::try_from(format!("/v1/orders/{}", response.order_id));
@@ -396,7 +414,7 @@ impl Api {
 
     /// tbd's `CreateOrder`: the answer, and whether an earlier request made the order.
     async fn accept(
-        &self,
+        self: Arc<Self>,
         new_order: NewOrder,
         deadline: Deadline,
     ) -> Result<(StoredResponse, bool), CreateError> {
@@ -411,17 +429,18 @@ impl Api {
         let message = self
             .delivery
             .bus()
-            .encode(&OrderEvent::Created(order.clone()));
+            .topics
+            .message(&OrderEvent::Created(order.clone()));
         let submission = Submission {
-            key: new_order.key.as_str().to_owned(),
+            key: &new_order.key,
             request_hash,
-            order,
-            response: response.clone(),
-            message: message.clone(),
+            order: &order,
+            response: &response,
+            message: &message,
             ttl: self.ttl,
         };
         let (response, unpublished, replayed) =
-            match self.store.submit(submission, deadline).await? {
+            match self.store.submit(&submission, deadline).await? {
                 Once::First => {
                     metrics.created.inc();
                     log::info!(order_id:% = message.order_id; "order created");

@@ -1,11 +1,15 @@
 //! PostgreSQL: tokio-postgres connections in a deadpool, tbd's statements.
 //!
+//! Orders asked for by id are asked for on connections that many requests share, each question sent before the last is
+//! answered (pipelining); whatever may wait for a lock, or long, has a connection to itself.
+//!
 //! Orders that come while a commit is under way share the next one, as in tbd; here the rows go through a channel to
 //! writer tasks, where tbd has a queue and no thread.
 
 use std::collections::HashSet;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{
@@ -15,11 +19,14 @@ use jiff::Timestamp;
 use tbd::config::DatabaseSettings;
 use tbd::database::{DatabaseError, Statement};
 use tbd::deadline::Deadline;
-use tbd::orders::adapters::postgres::rows::{column, order, uuids, valid};
+use tbd::orders::adapters::postgres::rows::{column, message, order, started_order, uuids};
 use tbd::orders::adapters::postgres::statements;
-use tbd::orders::domain::{EventKind, Order, OrderId};
+use tbd::orders::adapters::postgres::submission::{
+    ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome,
+};
+use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{
-    Backlog, Message, Once, Page, SecondChance, Started, StoreError, StoredResponse,
+    Backlog, Message, Once, Page, SecondChance, Started, StoreError, Submission,
 };
 use tbd::telemetry::metrics::{DatabaseMetrics, Metrics};
 use tbd::telemetry::semconv;
@@ -27,7 +34,7 @@ use tbd::telemetry::tracing::{Context, DetachedSpan, KeyValue, SpanKind, detache
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Config, NoTls, Row};
+use tokio_postgres::{Config, NoTls};
 use uuid::Uuid;
 
 /// tbd's session settings (`tbd::database::DatabaseConfig`).
@@ -38,43 +45,20 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Repetitions after a transient error, and the pause before each.
 const RETRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
-/// A key that was taken when we inserted and gone when we looked is free again.
-const TRIES_MAX: u32 = 3;
-/// Writer tasks, and rows in one statement: as in tbd.
-const WRITERS: usize = 2;
-const ROWS_MAX: usize = 64;
+/// Connections that are shared.
+const SHARED: usize = 4;
 /// Rows that may wait for a writer.
 const WAITING_MAX: usize = 4096;
 
-/// Everything that is written when a new order is accepted.
-#[derive(Clone)]
-pub struct Submission {
-    /// The client's key.
-    pub key: String,
-    /// SHA-256 over the meaning of the request.
-    pub request_hash: [u8; 32],
-    /// The new order.
-    pub order: Order,
-    /// The answer to store.
-    pub response: StoredResponse,
-    /// The event to publish.
-    pub message: Message,
-    /// How long the key is kept.
-    pub ttl: Duration,
-}
+/// A connection, in the hands of one request or of several.
+type Client = Arc<Object>;
 
 /// A submission under way to a writer.
 struct Waiting {
-    submission: Arc<Submission>,
+    row: Arc<Row>,
     deadline: Deadline,
     parent: Context,
     answer: oneshot::Sender<Result<Written, DatabaseError>>,
-}
-
-enum Written {
-    Once(Once),
-    /// To be looked at on its own.
-    Alone,
 }
 
 /// Orders, keys and outbox. Clones share the pool.
@@ -85,6 +69,15 @@ pub struct Store {
     metrics: DatabaseMetrics,
     statements: Arc<Named>,
     writers: Option<mpsc::Sender<Waiting>>,
+    shared: Arc<Shared>,
+}
+
+/// Connections in the hands of several requests; each goes back to the pool with the last of them.
+#[derive(Default)]
+struct Shared {
+    places: Vec<Mutex<Weak<Object>>>,
+    next: AtomicUsize,
+    lifetime: Duration,
 }
 
 /// tbd's statements, by the names it gives them.
@@ -137,11 +130,11 @@ impl Named {
 
 impl Store {
     /// A store on the database of `settings`; its gauges are read at each scrape. With `coalesce`, starts the writer
-    /// tasks.
+    /// tasks; with `pipeline`, shares connections.
     pub fn new(
         settings: &DatabaseSettings,
         application: &str,
-        coalesce: bool,
+        (coalesce, pipeline): (bool, bool),
         metrics: &Metrics,
     ) -> Self {
         let mut config = Config::new();
@@ -183,7 +176,16 @@ impl Store {
             gauges.waiting.set(count(status.waiting));
             gauges.max.set(count(status.max_size));
         }));
+        let places = if pipeline { SHARED } else { 0 };
         let mut store = Self {
+            shared: Arc::new(Shared {
+                // Most of the pool stays for those who need a connection to themselves.
+                places: (0..places.min(settings.max_conns as usize / 2))
+                    .map(|_| Mutex::default())
+                    .collect(),
+                next: AtomicUsize::new(0),
+                lifetime,
+            }),
             pool,
             namespace: format!("{}|public", settings.name).into(),
             metrics: metrics.database.clone(),
@@ -204,16 +206,16 @@ impl Store {
     /// Stores key, order and event together, or tells what the key stands for.
     pub async fn submit(
         &self,
-        submission: Submission,
+        submission: &Submission<'_>,
         deadline: Deadline,
     ) -> Result<Once, StoreError> {
-        let submission = Arc::new(submission);
+        let row = Arc::new(Row::new(submission)?);
         let Some(writers) = &self.writers else {
-            return self.submit_alone(&submission, deadline).await;
+            return self.submit_alone(&row, deadline).await;
         };
         let (answer, answered) = oneshot::channel();
-        let row = Waiting {
-            submission: Arc::clone(&submission),
+        let waiting = Waiting {
+            row: Arc::clone(&row),
             deadline,
             parent: Context::current(),
             answer,
@@ -221,7 +223,7 @@ impl Store {
         let unavailable = |why: &str| StoreError::Unavailable(why.to_owned());
         let done = async {
             writers
-                .send(row)
+                .send(waiting)
                 .await
                 .map_err(|_| unavailable("the writers have ended"))?;
             answered
@@ -233,7 +235,7 @@ impl Store {
             .map_err(|_| unavailable("no writer was free in time"))??;
         match written? {
             Written::Once(once) => Ok(once),
-            Written::Alone => self.submit_alone(&submission, deadline).await,
+            Written::Alone => self.submit_alone(&row, deadline).await,
         }
     }
 
@@ -260,7 +262,7 @@ impl Store {
             let mut keys = HashSet::new();
             let (batch, rest): (Vec<Waiting>, Vec<Waiting>) = rows
                 .into_iter()
-                .partition(|row| keys.insert(row.submission.key.clone()));
+                .partition(|row| keys.insert(row.row.key.clone()));
             later = rest;
             self.write(batch).await;
         }
@@ -269,56 +271,35 @@ impl Store {
     async fn write(&self, batch: Vec<Waiting>) {
         let Some(first) = batch.first() else { return };
         let (deadline, parent) = (first.deadline, first.parent.clone());
-        let submissions: Vec<Arc<Submission>> = batch
+        let rows: Vec<Arc<Row>> = batch
             .iter()
-            .map(|row| Arc::clone(&row.submission))
+            .map(|waiting| Arc::clone(&waiting.row))
             .collect();
-        let written = match &submissions[..] {
+        let written = match &rows[..] {
             [alone] => {
-                let once = self.run_in(
-                    &parent,
-                    self.statements.submit,
-                    deadline,
-                    |client: Object| async move { self.submit_one(&client, alone).await },
-                );
-                once.await
+                let work = |client: Client| async move { self.submit_one(&client, alone).await };
+                self.run_in(&parent, self.statements.submit, deadline, false, work)
+                    .await
                     .map(|once| vec![once.map_or(Written::Alone, Written::Once)])
             }
             many => {
-                let work = |client: Object| async move { self.submit_many(&client, many).await };
-                self.run_in(&parent, self.statements.submit_many, deadline, work)
+                let work = |client: Client| async move { self.submit_many(&client, many).await };
+                self.run_in(&parent, self.statements.submit_many, deadline, false, work)
                     .await
             }
         };
-        match written {
-            Ok(written) => {
-                for (row, written) in batch.into_iter().zip(written) {
-                    let _ = row.answer.send(Ok(written));
-                }
-            }
-            // No row is at fault: each caller is told. Anything else may be one row's alone.
-            Err(error) => {
-                for row in batch {
-                    let _ = row.answer.send(match error.is_unavailable() {
-                        true => Err(error.clone()),
-                        false => Ok(Written::Alone),
-                    });
-                }
-            }
+        for (waiting, written) in batch.into_iter().zip(each(written, rows.len())) {
+            let _ = waiting.answer.send(written);
         }
     }
 
-    async fn submit_alone(
-        &self,
-        submission: &Submission,
-        deadline: Deadline,
-    ) -> Result<Once, StoreError> {
+    async fn submit_alone(&self, row: &Row, deadline: Deadline) -> Result<Once, StoreError> {
         let submitted = self.run(
             self.statements.submit,
             deadline,
-            |client: Object| async move {
+            |client: Client| async move {
                 for _ in 0..TRIES_MAX {
-                    if let Some(once) = self.submit_one(&client, submission).await? {
+                    if let Some(once) = self.submit_one(&client, row).await? {
                         return Ok(once);
                     }
                 }
@@ -331,12 +312,7 @@ impl Store {
         }
     }
 
-    async fn submit_one(
-        &self,
-        client: &Object,
-        row: &Submission,
-    ) -> Result<Option<Once>, DatabaseError> {
-        let status = valid(i16::try_from(row.response.status))?;
+    async fn submit_one(&self, client: &Client, row: &Row) -> Result<Option<Once>, DatabaseError> {
         let found = self
             .query(
                 client,
@@ -344,10 +320,10 @@ impl Store {
                 &[
                     &row.key,
                     &&row.request_hash[..],
-                    &status,
+                    &row.response_status,
                     &row.response.body,
                     &row.order.id.0,
-                    &row.ttl.as_secs_f64(),
+                    &row.ttl_seconds,
                     &row.order.customer_email.as_str(),
                     &row.order.amount.get(),
                     &row.order.created_at,
@@ -369,16 +345,12 @@ impl Store {
 
     async fn submit_many(
         &self,
-        client: &Object,
-        rows: &[Arc<Submission>],
+        client: &Client,
+        rows: &[Arc<Row>],
     ) -> Result<Vec<Written>, DatabaseError> {
-        fn gather<'a, T>(rows: &'a [Arc<Submission>], of: impl Fn(&'a Submission) -> T) -> Vec<T> {
+        fn gather<'a, T>(rows: &'a [Arc<Row>], of: impl Fn(&'a Row) -> T) -> Vec<T> {
             rows.iter().map(|row| of(row)).collect()
         }
-        let statuses: Vec<i16> = rows
-            .iter()
-            .map(|row| valid(i16::try_from(row.response.status)))
-            .collect::<Result<_, _>>()?;
         let found = self
             .query(
                 client,
@@ -386,10 +358,10 @@ impl Store {
                 &[
                     &gather(rows, |row| row.key.as_str()),
                     &gather(rows, |row| &row.request_hash[..]),
-                    &statuses,
+                    &gather(rows, |row| row.response_status),
                     &gather(rows, |row| &row.response.body[..]),
                     &gather(rows, |row| row.order.id.0),
-                    &gather(rows, |row| row.ttl.as_secs_f64()),
+                    &gather(rows, |row| row.ttl_seconds),
                     &gather(rows, |row| row.order.customer_email.as_str()),
                     &gather(rows, |row| row.order.amount.get()),
                     &gather(rows, |row| row.order.created_at),
@@ -408,7 +380,7 @@ impl Store {
     /// Deletes up to `limit` expired keys.
     pub async fn sweep(&self, limit: u32, deadline: Deadline) -> Result<u64, StoreError> {
         let statement = self.statements.sweep;
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             self.execute(&client, statement, &[&i64::from(limit)]).await
         };
         Ok(self.run(statement, deadline, work).await?)
@@ -417,14 +389,17 @@ impl Store {
     /// The order, if there is one.
     pub async fn get(&self, id: OrderId, deadline: Deadline) -> Result<Option<Order>, StoreError> {
         let statement = self.statements.get;
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             self.query(&client, statement, &[&id.0])
                 .await?
                 .first()
                 .map(order)
                 .transpose()
         };
-        Ok(self.run(statement, deadline, work).await?)
+        let parent = Context::current();
+        Ok(self
+            .run_in(&parent, statement, deadline, true, work)
+            .await?)
     }
 
     /// The orders of a page.
@@ -437,7 +412,7 @@ impl Store {
             None => self.statements.list,
             Some(_) => self.statements.list_by_status,
         };
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             let rows = match status {
                 None => {
                     self.query(&client, statement, &[before, skip, limit])
@@ -461,7 +436,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<bool, StoreError> {
         let statement = self.statements.replace;
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             let parameters: [&(dyn ToSql + Sync); 5] = [
                 &old.id.0,
                 &new.status.as_str(),
@@ -482,11 +457,11 @@ impl Store {
     ) -> Result<Vec<Started>, StoreError> {
         let (wanted, now) = (&uuids(ids), &Timestamp::now());
         let statement = self.statements.start;
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             self.query(&client, statement, &[wanted, now])
                 .await?
                 .iter()
-                .map(started)
+                .map(started_order)
                 .collect()
         };
         let mut found: Vec<Started> = self.run(statement, deadline, work).await?;
@@ -497,11 +472,11 @@ impl Store {
                 .filter(|id| found.iter().all(|started| started.order.id.0 != *id))
                 .collect();
             let statement = self.statements.look;
-            let work = |client: Object| async move {
+            let work = |client: Client| async move {
                 self.query(&client, statement, &[missing])
                     .await?
                     .iter()
-                    .map(started)
+                    .map(started_order)
                     .collect()
             };
             let rest: Vec<Started> = self.run(statement, deadline, work).await?;
@@ -519,7 +494,7 @@ impl Store {
         let ids: &Vec<Uuid> = &chances.iter().map(|chance| chance.id.0).collect();
         let replayed: &Vec<Timestamp> = &chances.iter().map(|chance| chance.replayed_at).collect();
         let (statement, now) = (self.statements.retry, &Timestamp::now());
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             self.execute(&client, statement, &[ids, replayed, now])
                 .await
         };
@@ -535,7 +510,7 @@ impl Store {
     ) -> Result<Vec<Order>, StoreError> {
         let (ids, now) = (&uuids(ids), &Timestamp::now());
         let statement = self.statements.complete;
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             self.query(&client, statement, &[ids, now])
                 .await?
                 .iter()
@@ -553,7 +528,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Option<Order>, StoreError> {
         let (statement, now) = (self.statements.fail, &Timestamp::now());
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             self.query(&client, statement, &[&id.0, &reason, now])
                 .await?
                 .first()
@@ -577,7 +552,7 @@ impl Store {
     {
         let publish = &publish;
         let Named { take, remove, .. } = *self.statements;
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             // Plain BEGIN and COMMIT: a transaction object would borrow the connection for itself.
             client.batch_execute("BEGIN").await?;
             let taken = async {
@@ -609,7 +584,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<(), StoreError> {
         let (statement, ids) = (self.statements.remove, &uuids(order_ids));
-        let work = |client: Object| async move { self.execute(&client, statement, &[ids]).await };
+        let work = |client: Client| async move { self.execute(&client, statement, &[ids]).await };
         self.run(statement, deadline, work).await?;
         Ok(())
     }
@@ -617,7 +592,7 @@ impl Store {
     /// How much waits in the outbox.
     pub async fn backlog(&self, deadline: Deadline) -> Result<Backlog, StoreError> {
         let statement = self.statements.backlog;
-        let work = |client: Object| async move {
+        let work = |client: Client| async move {
             match self.query(&client, statement, &[]).await?.first() {
                 None => Ok(Backlog::default()),
                 Some(row) => Ok(Backlog {
@@ -633,22 +608,23 @@ impl Store {
         &self,
         statement: Statement,
         deadline: Deadline,
-        work: impl Fn(Object) -> F,
+        work: impl Fn(Client) -> F,
     ) -> Result<T, DatabaseError>
     where
         F: Future<Output = Result<T, DatabaseError>>,
     {
-        self.run_in(&Context::current(), statement, deadline, work)
+        self.run_in(&Context::current(), statement, deadline, false, work)
             .await
     }
 
-    /// Runs `work` on a connection, and again on a fresh one after a transient error, until `deadline` at most.
+    /// Runs `work` on a connection (`shared` with others, or not), and again on a fresh one after a transient error, until `deadline` at most.
     async fn run_in<T, F>(
         &self,
         parent: &Context,
         statement: Statement,
         deadline: Deadline,
-        work: impl Fn(Object) -> F,
+        shared: bool,
+        work: impl Fn(Client) -> F,
     ) -> Result<T, DatabaseError>
     where
         F: Future<Output = Result<T, DatabaseError>>,
@@ -657,7 +633,10 @@ impl Store {
         let mut tries = 0;
         let result = loop {
             let tried = bounded(deadline, async {
-                let client = self.client().await?;
+                let client = match shared {
+                    true => self.shared_client().await?,
+                    false => self.client().await?,
+                };
                 work(client).await
             });
             match tried.await {
@@ -696,11 +675,33 @@ impl Store {
         )
     }
 
-    async fn client(&self) -> Result<Object, DatabaseError> {
+    /// One of the connections that are shared. Who finds its place empty takes one from the pool, while those who want the
+    /// same wait; not pipelined, one for itself.
+    async fn shared_client(&self) -> Result<Client, DatabaseError> {
+        let Shared { places, next, .. } = &*self.shared;
+        let Some(turn) = next
+            .fetch_add(1, Ordering::Relaxed)
+            .checked_rem(places.len())
+        else {
+            return self.client().await;
+        };
+        let mut place = places[turn].lock().await;
+        let usable = |client: &Client| {
+            !client.is_closed() && Object::metrics(client).created.elapsed() < self.shared.lifetime
+        };
+        if let Some(client) = place.upgrade().filter(usable) {
+            return Ok(client);
+        }
+        let client = self.client().await?;
+        *place = Arc::downgrade(&client);
+        Ok(client)
+    }
+
+    async fn client(&self) -> Result<Client, DatabaseError> {
         let begun = Instant::now();
         let client = self.pool.get().await;
         self.metrics.wait.observe(begun.elapsed().as_secs_f64());
-        client.map_err(|error| match error {
+        client.map(Arc::new).map_err(|error| match error {
             PoolError::Backend(error) => error.into(),
             other => DatabaseError::Unavailable {
                 location: "the pool".to_owned(),
@@ -711,10 +712,10 @@ impl Store {
 
     async fn query(
         &self,
-        client: &Object,
+        client: &Client,
         statement: Statement,
         parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, DatabaseError> {
+    ) -> Result<Vec<tokio_postgres::Row>, DatabaseError> {
         self.measured(statement, async {
             let prepared = client.prepare_cached(statement.sql()).await?;
             client.query(&prepared, parameters).await
@@ -724,7 +725,7 @@ impl Store {
 
     async fn execute(
         &self,
-        client: &Object,
+        client: &Client,
         statement: Statement,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, DatabaseError> {
@@ -763,58 +764,4 @@ async fn bounded<T>(
     timeout_at(deadline.instant().into(), work)
         .await
         .unwrap_or(Err(DatabaseError::StatementTimeout))
-}
-
-/// What the statement says of one row.
-fn outcome(found: &Row, row: &Submission) -> Result<Written, DatabaseError> {
-    if column(found, "is_first")? {
-        return Ok(Written::Once(Once::First));
-    }
-    match column::<Option<Uuid>>(found, "order_id")? {
-        Some(_) => known(found, row).map(Written::Once),
-        None => Ok(Written::Alone),
-    }
-}
-
-/// What a key found in the table means for this row.
-fn known(found: &Row, row: &Submission) -> Result<Once, DatabaseError> {
-    let order_id = OrderId(column(found, "order_id")?);
-    if order_id == row.order.id {
-        return Ok(Once::First);
-    }
-    if column::<&[u8]>(found, "request_hash")? != row.request_hash {
-        return Ok(Once::OtherRequest);
-    }
-    let status: i16 = column(found, "response_status")?;
-    let payload: Option<Vec<u8>> = column(found, "payload")?;
-    let traceparent = column(found, "traceparent")?;
-    Ok(Once::Again {
-        response: StoredResponse {
-            status: valid(u16::try_from(status))?,
-            body: column(found, "response_body")?,
-            order_id,
-        },
-        unpublished: payload.map(|payload| Message {
-            kind: EventKind::Created,
-            order_id,
-            payload: payload.into(),
-            traceparent,
-        }),
-    })
-}
-
-fn started(row: &Row) -> Result<Started, DatabaseError> {
-    Ok(Started {
-        order: order(row)?,
-        failure_reason: column(row, "failure_reason")?,
-    })
-}
-
-fn message(row: &Row) -> Result<Message, DatabaseError> {
-    Ok(Message {
-        kind: EventKind::Created,
-        order_id: OrderId(column(row, "order_id")?),
-        payload: column::<Vec<u8>>(row, "payload")?.into(),
-        traceparent: column(row, "traceparent")?,
-    })
 }

@@ -2,14 +2,14 @@
 //! it works on as one batch, by tbd's rules (`tbd::orders::app::commands::ProcessOrders`): orders taken up by one
 //! statement, completed by one, announced together, then the offsets committed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::StreamExt;
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::FutureExt as _;
 use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{
@@ -21,31 +21,25 @@ use rdkafka::{ClientConfig, Offset, Statistics, TopicPartitionList};
 use tbd::config::WorkerConfig;
 use tbd::deadline::Deadline;
 use tbd::kafka::consumer::ConsumerRecord;
-use tbd::kafka::producer::Record;
-use tbd::orders::adapters::kafka::dead_letter::{Reason, dead_letter, replayed_at};
-use tbd::orders::adapters::kafka::events::created_order;
+use tbd::orders::adapters::kafka::{Batch, committable};
+use tbd::orders::app::PUBLISH_BUDGET;
 use tbd::orders::app::commands::Processed;
-use tbd::orders::domain::{Order, OrderEvent, OrderId, Status};
-use tbd::orders::ports::{Outcome, PublishError, SecondChance, Started, StepError, StoreError};
+use tbd::orders::app::commands::process_orders::{
+    PROCESSING_LIMIT, STORE_BUDGET, ended, pause_after,
+};
+use tbd::orders::domain::{Order, OrderId, Status};
+use tbd::orders::ports::{Outcome, SecondChance, Started, StepError, StoreError};
 use tbd::telemetry::metrics::{KafkaMetrics, Metrics};
-use tbd::telemetry::semconv;
-use tbd::telemetry::tracing::{self, Context, DetachedSpan, KeyValue, SpanKind};
+use tbd::telemetry::tracing::{Context, DetachedSpan};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use crate::bus::{Bus, PUBLISH_BUDGET};
+use crate::bus::Bus;
 use crate::store::Store;
 
 const PAUSE: Duration = Duration::from_secs(1);
-const STORE_BUDGET: Duration = Duration::from_secs(10);
-const PROCESSING_LIMIT: Duration = Duration::from_secs(60);
-const BACKOFF: [Duration; 3] = [
-    Duration::from_millis(100),
-    Duration::from_millis(500),
-    Duration::from_secs(2),
-];
 const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 500;
 const LAG_INTERVAL_MS: &str = "1000";
@@ -132,6 +126,10 @@ impl Worker {
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
             .set("fetch.wait.max.ms", "500")
+            // Some batches ahead. librdkafka's default, 100,000 records of each partition, is memory that buys nothing here;
+            // and by default a full queue is looked at again only after a second.
+            .set("queued.min.messages", "2000")
+            .set("fetch.queue.backoff.ms", "10")
             .set("reconnect.backoff.max.ms", "1000")
             .set("topic.metadata.refresh.interval.ms", "5000")
             .set("statistics.interval.ms", LAG_INTERVAL_MS)
@@ -185,7 +183,13 @@ impl Worker {
         self.metrics.worker.threads_busy.inc();
         let done = self.process_batch(&records).await;
         self.metrics.worker.threads_busy.dec();
-        let (offsets, undone) = committable(&records, &done);
+        let offsets = committable(&records, &done);
+        let offsets = positions(
+            offsets
+                .iter()
+                .map(|(at, next)| (&*at.topic, at.partition, *next)),
+        );
+        let undone = undone(&records, &done);
         if offsets.count() > 0 {
             let committed =
                 tokio::task::block_in_place(|| consumer.commit(&offsets, CommitMode::Sync));
@@ -210,128 +214,30 @@ impl Worker {
 
     /// Works on the records together; for each, whether it is done with.
     async fn process_batch(&self, records: &[ConsumerRecord]) -> Vec<bool> {
-        let event_type = &*self.bus.topics.created;
-        let orders: Vec<Result<OrderId, String>> = records
-            .iter()
-            .map(|record| created_order(record.value.as_deref(), event_type))
-            .collect();
-        let spans: Vec<DetachedSpan> = records.iter().map(process_span).collect();
-        let mut seen = HashSet::new();
-        let ids: Vec<OrderId> = orders
-            .iter()
-            .filter_map(|order| order.as_ref().ok().copied())
-            .filter(|id| seen.insert(*id))
-            .collect();
-        let chances: Vec<SecondChance> = records
-            .iter()
-            .zip(&orders)
-            .filter_map(|(record, order)| {
-                Some(SecondChance {
-                    id: *order.as_ref().ok()?,
-                    replayed_at: replayed_at(record)?,
-                })
-            })
-            .collect();
-        let parent = spans
-            .first()
+        let topics = &self.bus.topics;
+        let batch = Batch::read(records, topics, &self.config.kafka.consumer_group);
+        let parent = batch
+            .span()
             .map_or_else(Context::new, DetachedSpan::context);
-        let handled =
-            opentelemetry::trace::FutureExt::with_context(self.handle(&ids, &chances), parent)
-                .await;
+        let (ids, chances) = (batch.ids(), batch.chances());
+        let handled = self.handle(&ids, &chances).with_context(parent).await;
         let results = match handled {
             Ok(results) => results,
-            Err(error) => {
-                log::warn!("{} orders not processed, trying again: {error}", ids.len());
-                spans
-                    .iter()
-                    .for_each(|span| span.fail("store", &error.to_string()));
-                return vec![false; records.len()];
-            }
+            Err(error) => return batch.not_processed(&error),
         };
-        let mut done = Vec::with_capacity(records.len());
-        let mut sends = Vec::new();
-        for (index, (record, order)) in records.iter().zip(&orders).enumerate() {
-            let _entered = spans[index].enter();
-            let conclusion = self.conclude(record, order, &results);
-            done.push(conclusion.is_some());
-            for announcement in conclusion.into_iter().flatten() {
-                let cause = spans[index].context();
-                let deadline = Deadline::after(PUBLISH_BUDGET);
-                sends.push(
-                    async move { (index, self.bus.send(announcement, cause, deadline).await) },
-                );
-            }
-        }
-        for (index, result) in join_all(sends).await {
-            match result {
-                Ok(()) => {}
-                Err(PublishError::Unavailable(reason)) => {
-                    log::warn!("not announced, trying again: {reason}");
-                    spans[index].fail("publish", &reason);
-                    done[index] = false;
-                }
-                Err(PublishError::Refused(reason)) => {
-                    log::error!("kafka refuses the announcement, passing over it: {reason}");
-                    spans[index].fail("publish", &reason);
-                }
-            }
+        let (mut done, announcements) = batch.conclude(&results, topics, &self.metrics.orders);
+        let published = announcements.into_iter().map(async |it| {
+            let deadline = Deadline::after(PUBLISH_BUDGET);
+            let sent = self
+                .bus
+                .send(it.record, it.cause.as_deref(), deadline)
+                .await;
+            (it.index, sent)
+        });
+        for (index, result) in join_all(published).await {
+            done[index] &= batch.is_announced(index, result);
         }
         done
-    }
-
-    fn conclude(
-        &self,
-        record: &ConsumerRecord,
-        order: &Result<OrderId, String>,
-        results: &HashMap<OrderId, Processed>,
-    ) -> Option<Vec<Record>> {
-        let announcement = |event: &OrderEvent| self.bus.record(&self.bus.encode(event));
-        let id = match order {
-            Ok(id) => id,
-            Err(why) => return Some(vec![self.give_up(record, "undecodable", why, 0)]),
-        };
-        match results.get(id)? {
-            Processed::Interrupted => None,
-            Processed::Completed(order) => {
-                log::info!(order_id:% = id; "order completed");
-                Some(vec![announcement(&OrderEvent::Processed(order.clone()))])
-            }
-            Processed::Canceled => Some(Vec::new()),
-            Processed::Unknown => Some(vec![self.give_up(
-                record,
-                "unknown_order",
-                "there is no such order",
-                0,
-            )]),
-            Processed::Failed {
-                order,
-                reason,
-                attempts,
-            } => {
-                log::warn!(order_id:% = id, attempts = attempts; "order failed: {reason}");
-                let failed = OrderEvent::Failed {
-                    order: order.clone(),
-                    reason: reason.clone(),
-                };
-                Some(vec![
-                    announcement(&failed),
-                    self.give_up(record, "failed", reason, *attempts),
-                ])
-            }
-        }
-    }
-
-    fn give_up(&self, record: &ConsumerRecord, kind: &str, why: &str, attempts: u32) -> Record {
-        self.metrics
-            .orders
-            .dead_lettered
-            .with_label_values(&[kind])
-            .inc();
-        let reason = Reason {
-            text: why.to_owned(),
-            attempts,
-        };
-        dead_letter(&self.bus.topics.dlq, record, &reason)
     }
 
     /// tbd's `ProcessOrders::handle`.
@@ -360,7 +266,11 @@ impl Worker {
                 _ if stopped => Processed::Interrupted,
                 None => Processed::Unknown,
                 Some(started) => match self.attempt(&started.order).await {
-                    None => self.ended(started),
+                    None => {
+                        let (outcome, processed) = ended(started, self.config.max_attempts);
+                        self.processed(outcome);
+                        processed
+                    }
                     Some(attempted) => {
                         match attempted {
                             Ok(()) => done.push(id),
@@ -413,31 +323,6 @@ impl Worker {
             .inc();
     }
 
-    fn ended(&self, started: Started) -> Processed {
-        let Started {
-            order,
-            failure_reason,
-        } = started;
-        let (outcome, processed) = match order.status {
-            Status::Canceled => (Outcome::Canceled, Processed::Canceled),
-            Status::Failed => {
-                let reason = failure_reason.unwrap_or_else(|| "unknown".into());
-                let attempts = self.config.max_attempts;
-                (
-                    Outcome::Duplicate,
-                    Processed::Failed {
-                        order,
-                        reason,
-                        attempts,
-                    },
-                )
-            }
-            _ => (Outcome::Duplicate, Processed::Completed(order)),
-        };
-        self.processed(outcome);
-        processed
-    }
-
     async fn attempt(&self, order: &Order) -> Option<Result<(), (StepError, u32)>> {
         if !matches!(order.status, Status::Pending | Status::Processing) {
             return None;
@@ -458,7 +343,7 @@ impl Worker {
                 return Some(Err((error, attempt)));
             }
             log::info!(order_id:% = order.id, attempt = attempt; "processing failed, trying again: {error}");
-            sleep(BACKOFF[(attempt as usize - 1).min(BACKOFF.len() - 1)]).await;
+            sleep(pause_after(attempt)).await;
             attempt += 1;
         }
     }
@@ -501,65 +386,24 @@ fn record(message: &BorrowedMessage<'_>) -> ConsumerRecord {
     }
 }
 
-fn process_span(record: &ConsumerRecord) -> DetachedSpan {
-    let traceparent = record
-        .header("traceparent")
-        .and_then(|value| std::str::from_utf8(value).ok());
-    let parent = tracing::extract(traceparent, None);
-    let sent = parent.span().span_context().clone();
-    let links = if sent.is_valid() {
-        vec![sent]
-    } else {
-        Vec::new()
-    };
-    tracing::detached_span_in(
-        &parent,
-        format!("process {}", record.topic),
-        SpanKind::Consumer,
-        || {
-            [
-                KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
-                KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "process"),
-                KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "process"),
-                KeyValue::new(
-                    semconv::MESSAGING_DESTINATION_NAME,
-                    record.topic.to_string(),
-                ),
-                KeyValue::new(
-                    semconv::MESSAGING_DESTINATION_PARTITION_ID,
-                    record.partition.to_string(),
-                ),
-                KeyValue::new(semconv::MESSAGING_KAFKA_OFFSET, record.offset),
-            ]
-        },
-        links,
-    )
+/// Offsets as rdkafka takes them.
+fn positions<'a>(offsets: impl Iterator<Item = (&'a str, i32, i64)>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for (topic, partition, offset) in offsets {
+        // Fails for offsets below zero only.
+        let _ = list.add_partition_offset(topic, partition, Offset::Offset(offset));
+    }
+    list
 }
 
-/// For each partition the offset up to which everything is done, and the first that is not.
-fn committable(
-    records: &[ConsumerRecord],
-    done: &[bool],
-) -> (TopicPartitionList, TopicPartitionList) {
-    let mut partitions: BTreeMap<(&str, i32), (Option<i64>, Option<i64>)> = BTreeMap::new();
-    for (record, done) in records.iter().zip(done) {
-        let (next, undone) = partitions
-            .entry((&record.topic, record.partition))
-            .or_default();
-        match (done, &undone) {
-            (true, None) => *next = Some(record.offset + 1),
-            (false, None) => *undone = Some(record.offset),
-            _ => {}
-        }
-    }
-    let (mut offsets, mut rewind) = (TopicPartitionList::new(), TopicPartitionList::new());
-    for ((topic, partition), (next, undone)) in partitions {
-        for (list, offset) in [(&mut offsets, next), (&mut rewind, undone)] {
-            if let Some(offset) = offset {
-                // Fails for offsets below zero only.
-                let _ = list.add_partition_offset(topic, partition, Offset::Offset(offset));
-            }
-        }
-    }
-    (offsets, rewind)
+/// Of each partition the first record that is not done with: where to read on.
+fn undone(records: &[ConsumerRecord], done: &[bool]) -> TopicPartitionList {
+    let mut seen = HashSet::new();
+    positions(
+        records
+            .iter()
+            .zip(done)
+            .filter(|(record, done)| !**done && seen.insert((&*record.topic, record.partition)))
+            .map(|(record, _)| (&*record.topic, record.partition, record.offset)),
+    )
 }

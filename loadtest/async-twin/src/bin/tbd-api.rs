@@ -50,10 +50,12 @@ async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
         let database = house::database_config(&config.database, "tbd-api");
         threads.push(house::start_migrations(migrator, database, stop.clone())?);
     }
+    // The one setting that tbd does not have, for the comparison.
+    let pipeline = std::env::var("TWIN_PIPELINE").as_deref() != Ok("off");
     let store = Store::new(
         &config.database,
         "tbd-api",
-        config.database_coalesce,
+        (config.database_coalesce, pipeline),
         &metrics,
     );
     let bus = Arc::new(Bus::new(

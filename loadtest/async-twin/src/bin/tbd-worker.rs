@@ -44,7 +44,7 @@ async fn run(config: WorkerConfig) -> Result<(), Box<dyn Error>> {
     let migrator = service::migrator(None)?;
     let (checks, kafka, threads) =
         service::checks(&config.database, &config.kafka, migrator, &stop)?;
-    let store = Store::new(&config.database, "tbd-worker", false, &metrics);
+    let store = Store::new(&config.database, "tbd-worker", (false, false), &metrics);
     let bus = Bus::new(&config.kafka, kafka.topics.clone(), metrics.kafka.clone())?;
     let address = config.http.address();
     let places = config.http.workers + config.http.queue;

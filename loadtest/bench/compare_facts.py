@@ -1,0 +1,72 @@
+"""What the two are made of: lines, dependencies, binaries, and how long they take to compile."""
+
+import os
+import re
+import resource
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TWIN = ROOT / "loadtest" / "async-twin"
+PROGRAMS = ("tbd-api", "tbd-worker")
+# What waits, beside what does the same waiting over there. The rest of tbd (domain, SQL, formats, metrics, logs) is in both.
+AREAS = {
+    "HTTP": (["src/http_server", "src/orders/adapters/http/handlers.rs"], ["src/http.rs"]),
+    "PostgreSQL": (["src/database", "src/orders/adapters/postgres"], ["src/store.rs"]),
+    "Kafka": (["src/kafka", "src/orders/adapters/kafka/bus.rs"], ["src/bus.rs"]),
+    "delivery, housekeeping": (["src/orders/app/delivery.rs", "src/orders/app/delivery", "src/orders/app/housekeeping.rs",
+                                "src/orders/app/housekeeping"], ["src/delivery.rs"]),
+    "worker": (["src/orders/adapters/kafka/consumer.rs", "src/orders/app/commands/process_orders.rs",
+                "src/orders/app/commands/process_orders"], ["src/worker.rs"]),
+    "start, stop": (["src/service", "src/bin"], ["src/service.rs", "src/bin/tbd-api.rs", "src/bin/tbd-worker.rs"]),
+}
+SHARED = {"migrations", "health.rs"}
+ONLY_TESTS = {"tests.rs", "fakes.rs", "fake_broker.rs"}
+
+
+def code_lines(path):
+    """Lines that are neither blank nor comment, nor of tests."""
+    text = re.split(r"^#\[cfg\(test\)\]\n(?:pub(?:\(\w+\))? )?mod \w+ \{", path.read_text(), flags=re.M)[0]
+    return sum(1 for line in text.splitlines() if line.strip() and not line.strip().startswith("//"))
+
+
+def lines(base, names):
+    total = 0
+    for name in names:
+        path = base / name
+        files = path.rglob("*.rs") if path.is_dir() else [path]
+        total += sum(code_lines(file) for file in files
+                     if file.name not in ONLY_TESTS and "tests" not in file.parts and not SHARED & set(file.relative_to(base).parts))
+    return total
+
+
+def cargo(folder, *arguments):
+    run = subprocess.run(["cargo", *arguments, "--locked"], cwd=folder, capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+def dependencies(folder, *options):
+    """Packages that end up in the programs, this one not counted."""
+    tree = cargo(folder, "tree", "--edges=normal", "--prefix=none", "--format={p}", *options)
+    return len({line.split(" (")[0] for line in tree.splitlines() if line}) - 1
+
+
+def compile_seconds(folder):
+    """CPU, from nothing but downloaded sources to release binaries: what else the machine does hardly shows in it."""
+    used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    with tempfile.TemporaryDirectory(dir=ROOT / ".local") as target:
+        before = used()
+        cargo(folder, "build", "--release", "--bin=tbd-api", "--bin=tbd-worker", f"--target-dir={target}")
+        return round(used() - before)
+
+
+def gather(binaries):
+    """Name to the fact of each side."""
+    facts = {f"lines, {area}": (lines(ROOT, ours), lines(TWIN, theirs)) for area, (ours, theirs) in AREAS.items()}
+    facts["packages in it"] = (dependencies(ROOT), dependencies(TWIN))
+    facts["packages in it, without tbd's own"] = ("", dependencies(TWIN, "--prune=tbd"))
+    for name in PROGRAMS:
+        facts[f"{name}, MiB"] = tuple(round(os.stat(Path(folder) / name).st_size / 2**20, 1) for folder in binaries.values())
+    facts["CPU seconds to compile both programs, release"] = (compile_seconds(ROOT), compile_seconds(TWIN))
+    return facts
