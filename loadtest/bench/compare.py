@@ -42,7 +42,7 @@ SLOW_SIDES = {
     "async, not pipelined": {"TWIN_PIPELINE": "off"},
 }
 ONE_CONSUMER = {**SIDES, "threads, one": {"WORKER_CONCURRENCY": "1"}, "async, one": {"WORKER_CONCURRENCY": "1"}}
-EACH_ALONE = {"threads": {"DB_COALESCE": "off"}, "async": {"DB_COALESCE": "off"}}
+EACH_ALONE = {"threads": {"DB_COALESCE": "off"}, "async": {"DB_COALESCE": "off", "TWIN_PIPELINE": "off"}}
 
 measured = []
 
@@ -105,10 +105,11 @@ def by_connections(side, settings):
 
 
 def by_coalescing(side, settings):
-    """New orders, each with a commit of its own."""
+    """Each request with a statement, and a connection, of its own."""
     with api(side, **settings) as running:
         for connections in (64, 256):
-            closed(side, "POST, each committed alone", running, "post.lua", connections)
+            for name in ("POST", "GET"):
+                closed(side, f"{name}, nothing shared", running, f"{name.lower()}.lua", connections)
 
 
 def by_rate(side, settings):

@@ -28,7 +28,7 @@ RATIOS = {"throughput": "throughput", "p50_ms": "p50", "p99_ms": "p99", "cpu_us 
 PARTS = {
     "start": ("At rest", ""),
     "connections": ("By the number of clients", "{:,} clients"),
-    "coalescing": ("Each order committed alone (DB_COALESCE=off)", "{:,} clients"),
+    "coalescing": ("Nothing shared: each request has a statement and a connection of its own (DB_COALESCE=off, TWIN_PIPELINE=off)", "{:,} clients"),
     "rates": ("The same rate for both", "{:,} per second"),
     "k6": ("k6, as users run it", "{:,} users"),
     "idle": ("Beside connections that keep quiet", "{:,} busy, {:,} quiet"),
