@@ -7,6 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tbd::kafka::wire::APIS;
+
 /// How long a target is tried with damaged seeds.
 const BUDGET: Duration = Duration::from_millis(150);
 
@@ -77,14 +79,33 @@ fn no_target_panics_on_its_seeds_nor_on_damaged_ones() {
 }
 
 #[test]
-fn the_fuzzer_has_a_program_for_every_target() {
+fn the_fuzzer_has_one_program_for_every_target() {
     let manifest = fs::read_to_string(seeds().with_file_name("Cargo.toml")).unwrap();
-    let programs: BTreeSet<&str> = manifest
+    let mut programs: Vec<&str> = manifest
         .lines()
         .filter_map(|line| line.split("name = \"").nth(1)?.split('"').next())
         .filter(|name| *name != "tbd-fuzz")
         .collect();
-    let targets: BTreeSet<&str> = targets::ALL.iter().map(|(name, _)| *name).collect();
+    let mut targets: Vec<&str> = targets::ALL.iter().map(|(name, _)| *name).collect();
+    programs.sort_unstable();
+    targets.sort_unstable();
+    // Twice the same name would be refused by cargo.
     assert_eq!(programs, targets);
+    assert!(targets.windows(2).all(|pair| pair[0] != pair[1]));
     assert!(targets.iter().all(|name| targets::find(name).is_some()));
+}
+
+#[test]
+fn every_answer_that_the_kafka_client_decodes_has_a_target() {
+    let targets: BTreeSet<&str> = targets::ALL.iter().map(|(name, _)| *name).collect();
+    for api in APIS {
+        let mut name = "kafka".to_owned();
+        for letter in format!("{api:?}").chars() {
+            if letter.is_ascii_uppercase() {
+                name.push('_');
+            }
+            name.push(letter.to_ascii_lowercase());
+        }
+        assert!(targets.contains(&*name), "{name}");
+    }
 }

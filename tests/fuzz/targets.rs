@@ -44,8 +44,6 @@ pub const ALL: &[(&str, Target)] = &[
     ("kafka_leave_group", answer::<13>),
     ("kafka_sync_group", answer::<14>),
     ("kafka_sasl_handshake", answer::<17>),
-    ("kafka_sasl_handshake", answer::<17>),
-    ("kafka_sasl_authenticate", answer::<36>),
     ("kafka_api_versions", answer::<18>),
     ("kafka_create_topics", answer::<19>),
     ("kafka_delete_topics", answer::<20>),
