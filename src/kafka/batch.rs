@@ -121,6 +121,42 @@ pub struct Batch {
     packed: Bytes,
 }
 
+/// Where the whole batches at the front of an answer end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WholeBatches {
+    /// Bytes they take.
+    pub bytes: usize,
+    /// Where fetching goes on after them.
+    pub next_offset: i64,
+    /// Epoch of the leader that wrote the last of them; -1 when unknown.
+    pub leader_epoch: i32,
+}
+
+/// Looks how far the whole batches at the front of `input` reach, by their headers
+/// alone: what is wrong inside of them [`next_batch`] tells. `None` when there is no
+/// whole batch at the front, or none of a kind we read.
+pub fn whole_batches(input: &[u8]) -> Option<WholeBatches> {
+    let mut whole = None;
+    let mut end = 0;
+    while let Some(header) = input.get(end..end + HEADER_BYTES) {
+        let (mut front, magic, mut delta) = (header, header[16], &header[23..]);
+        let base_offset = front.get_i64();
+        let length = usize::try_from(front.get_i32()).ok();
+        let leader_epoch = front.get_i32();
+        let total = length.map_or(0, |length| length.saturating_add(PREFIX_BYTES));
+        if magic != 2 || total < HEADER_BYTES || total > input.len() - end {
+            break;
+        }
+        end += total;
+        whole = Some(WholeBatches {
+            bytes: end,
+            next_offset: base_offset.saturating_add(i64::from(delta.get_i32()) + 1),
+            leader_epoch,
+        });
+    }
+    whole
+}
+
 /// Takes the next whole batch off the front of `input`.
 ///
 /// `Ok(None)`: nothing left, or only the beginning of a batch (`input` then
@@ -212,14 +248,19 @@ impl Batch {
         if self.is_control || self.record_count == 0 {
             return Ok(Vec::new());
         }
-        let mut unpacked = unpack(self.codec, &self.packed)?;
+        let unpacked = unpack(self.codec, &self.packed)?;
         // The count is a claim; what is there bounds what it may reserve.
         if self.record_count > unpacked.len() / RECORD_BYTES_MIN {
             return Err(BatchError::Malformed("more records claimed than fit"));
         }
         let mut records: Vec<Record> = Vec::with_capacity(self.record_count);
+        let mut input = Cursor {
+            bytes: &unpacked,
+            at: 0,
+            end: unpacked.len(),
+        };
         for _ in 0..self.record_count {
-            let record = self.record(&mut unpacked)?;
+            let record = self.record(&mut input)?;
             if record.offset > self.last_offset
                 || records
                     .last()
@@ -232,12 +273,12 @@ impl Batch {
         Ok(records)
     }
 
-    fn record(&self, input: &mut Bytes) -> Result<Record, BatchError> {
-        let size = length(varint(input)?)?.ok_or(BatchError::Malformed("record length"))?;
-        let mut body = take(input, size)?;
-        take(&mut body, 1)?; // attributes, unused so far
-        let timestamp_delta = varint(&mut body)?;
-        let offset_delta = varint(&mut body)?;
+    fn record(&self, input: &mut Cursor<'_>) -> Result<Record, BatchError> {
+        let size = length(input.varint()?)?.ok_or(BatchError::Malformed("record length"))?;
+        let mut body = input.part(size)?;
+        body.part(1)?; // attributes, unused so far
+        let timestamp_delta = body.varint()?;
+        let offset_delta = body.varint()?;
         if !(0..=i64::from(i32::MAX)).contains(&offset_delta) {
             return Err(BatchError::Malformed("offset delta"));
         }
@@ -252,21 +293,22 @@ impl Batch {
                 .checked_add(timestamp_delta)
                 .ok_or(BatchError::Malformed("timestamp delta"))?,
         };
-        let key = nullable(&mut body)?;
-        let value = nullable(&mut body)?;
-        let header_count =
-            length(varint(&mut body)?)?.ok_or(BatchError::Malformed("header count"))?;
+        let key = body.nullable()?;
+        let value = body.nullable()?;
+        let header_count = length(body.varint()?)?.ok_or(BatchError::Malformed("header count"))?;
         // Each header takes two bytes at least.
-        if header_count > body.len() / 2 {
+        if header_count > body.left() / 2 {
             return Err(BatchError::Malformed("more headers claimed than fit"));
         }
         let mut headers = Vec::with_capacity(header_count);
         for _ in 0..header_count {
-            let name = nullable(&mut body)?.ok_or(BatchError::Malformed("header without name"))?;
+            let name = body
+                .nullable()?
+                .ok_or(BatchError::Malformed("header without name"))?;
             // A name that is not UTF-8 is against the format; losing the whole
             // record over it would stop the partition for ever.
             let name = String::from_utf8_lossy(&name).into_owned();
-            headers.push((name, nullable(&mut body)?));
+            headers.push((name, body.nullable()?));
         }
         Ok(Record {
             offset,
@@ -278,17 +320,57 @@ impl Batch {
     }
 }
 
-/// Reads a zigzag varint of at most 64 bits.
-fn varint(input: &mut Bytes) -> Result<i64, BatchError> {
-    let mut value = 0u64;
-    for (index, &byte) in input.iter().take(10).enumerate() {
-        value |= u64::from(byte & 0x7f) << (7 * index);
-        if byte & 0x80 == 0 {
-            input.advance(index + 1);
-            return Ok((value >> 1) as i64 ^ -((value & 1) as i64));
+/// A part of unpacked bytes, and how far it is read. Only what a record keeps is cut
+/// out of them: counting references to them costs more than reading.
+struct Cursor<'a> {
+    bytes: &'a Bytes,
+    at: usize,
+    end: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn left(&self) -> usize {
+        self.end - self.at
+    }
+
+    /// The next `size` bytes, to be read by themselves.
+    fn part(&mut self, size: usize) -> Result<Cursor<'a>, BatchError> {
+        if size > self.left() {
+            return Err(BatchError::Malformed("length beyond the end"));
+        }
+        let at = self.at;
+        self.at += size;
+        Ok(Cursor {
+            bytes: self.bytes,
+            at,
+            end: self.at,
+        })
+    }
+
+    /// Reads a zigzag varint of at most 64 bits.
+    fn varint(&mut self) -> Result<i64, BatchError> {
+        let mut value = 0u64;
+        let bytes = &self.bytes[self.at..self.end];
+        for (index, &byte) in bytes.iter().take(10).enumerate() {
+            value |= u64::from(byte & 0x7f) << (7 * index);
+            if byte & 0x80 == 0 {
+                self.at += index + 1;
+                return Ok((value >> 1) as i64 ^ -((value & 1) as i64));
+            }
+        }
+        Err(BatchError::Malformed("number does not end"))
+    }
+
+    /// Bytes behind their length, -1 being none at all.
+    fn nullable(&mut self) -> Result<Option<Bytes>, BatchError> {
+        match length(self.varint()?)? {
+            None => Ok(None),
+            Some(size) => {
+                let part = self.part(size)?;
+                Ok(Some(self.bytes.slice(part.at..part.end)))
+            }
         }
     }
-    Err(BatchError::Malformed("number does not end"))
 }
 
 /// A length field: -1 is "absent", other negative numbers are refused.
@@ -306,13 +388,6 @@ fn take(input: &mut Bytes, size: usize) -> Result<Bytes, BatchError> {
         return Err(BatchError::Malformed("length beyond the end"));
     }
     Ok(input.split_to(size))
-}
-
-fn nullable(input: &mut Bytes) -> Result<Option<Bytes>, BatchError> {
-    match length(varint(input)?)? {
-        None => Ok(None),
-        Some(size) => take(input, size).map(Some),
-    }
 }
 
 fn unpack(codec: Codec, packed: &Bytes) -> Result<Bytes, BatchError> {

@@ -1,6 +1,6 @@
 //! Fetching: one request per leader on its way, positions looked up first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use kafka_protocol::error::ResponseError;
@@ -24,6 +24,9 @@ use crate::kafka::{Connection, Error};
 
 /// How often topics that are unknown or long not asked about are looked at.
 const METADATA_CHECK: Duration = Duration::from_secs(1);
+/// How long a leader may wait for records while others of its partitions have some
+/// here that were not handed out: those are asked for again next time.
+const SHORT_FETCH_WAIT: Duration = Duration::from_millis(20);
 /// Damaged or refused records are asked for again after this long.
 const DAMAGE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -243,9 +246,10 @@ impl Consumer {
         let now = Instant::now();
         let mut look_again = None;
         let mut wanted: BTreeMap<i32, Vec<TopicPartition>> = BTreeMap::new();
+        let mut left_out = BTreeSet::new();
         let mut is_leaderless = false;
         for (name, partition) in &self.partitions {
-            if partition.lookup == Some(Lookup::Committed) || !partition.is_drained() {
+            if partition.lookup == Some(Lookup::Committed) {
                 continue;
             }
             // Where a paused one begins may be found out all the same.
@@ -257,6 +261,9 @@ impl Consumer {
                 continue;
             }
             match self.cluster.leader(&name.topic, name.partition) {
+                Some((node, _)) if !partition.has_room() => {
+                    left_out.insert(node);
+                }
                 Some((node, _)) => wanted.entry(node).or_default().push(name.clone()),
                 None => is_leaderless = true,
             }
@@ -278,7 +285,11 @@ impl Consumer {
             }
             let turn = self.turn % names.len();
             names.rotate_left(turn);
-            if let Err(error) = self.ask_leader(node, &names, deadline) {
+            let wait = match left_out.contains(&node) {
+                true => SHORT_FETCH_WAIT.min(self.config.fetch_max_wait),
+                false => self.config.fetch_max_wait,
+            };
+            if let Err(error) = self.ask_leader(node, &names, wait, deadline) {
                 self.leader_failed(node, error);
                 look_again = earlier(
                     look_again,
@@ -293,6 +304,7 @@ impl Consumer {
         &mut self,
         node: i32,
         names: &[TopicPartition],
+        wait: Duration,
         deadline: Deadline,
     ) -> Result<(), Error> {
         let step = self.step_deadline(deadline);
@@ -303,7 +315,7 @@ impl Consumer {
                 _ => None,
             })
             .collect();
-        let fetch = resets.is_empty().then(|| self.fetch_request(names));
+        let fetch = resets.is_empty().then(|| self.fetch_request(names, wait));
         let Some(leader) = self.leaders.get_mut(&node) else {
             return Ok(());
         };
@@ -346,6 +358,7 @@ impl Consumer {
     fn fetch_request(
         &self,
         names: &[TopicPartition],
+        wait: Duration,
     ) -> (FetchRequest, BTreeMap<TopicPartition, i64>) {
         let mut positions = BTreeMap::new();
         let mut topics: Vec<FetchTopic> = Vec::new();
@@ -353,7 +366,7 @@ impl Consumer {
             let Some((position, last_epoch)) = self
                 .partitions
                 .get(name)
-                .and_then(|partition| Some((partition.position()?, partition.epoch())))
+                .and_then(|partition| Some((partition.fetch_position()?, partition.fetch_epoch())))
             else {
                 continue;
             };
@@ -384,14 +397,14 @@ impl Consumer {
                 ),
             }
         }
-        let wait_ms = i32::try_from(self.config.fetch_max_wait.as_millis()).unwrap_or(i32::MAX);
+        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         let request = FetchRequest::default()
             .with_replica_id(BrokerId(-1))
             .with_max_wait_ms(wait_ms)
             .with_min_bytes(1)
             .with_max_bytes(self.config.fetch_max_bytes)
             // No fetch session (KIP-227): it would save naming the partitions that have
-            // not changed, but only those with nothing left to hand out are asked for,
+            // not changed, but only those with room for another answer are asked for,
             // which are others each time.
             .with_session_id(0)
             .with_session_epoch(-1)
@@ -487,9 +500,12 @@ impl Consumer {
                 match ResponseError::try_from_code(told.error_code) {
                     None if told.diverging_epoch.end_offset >= 0 => {
                         let end = told.diverging_epoch.end_offset;
-                        if partition.position() == Some(asked) && end < asked {
+                        if partition.fetch_position() == Some(asked)
+                            && let Some(position) = partition.position()
+                            && end < position
+                        {
                             log::warn!(
-                                "consumer group {}: the log of {name} was cut short, {asked} is beyond {end}",
+                                "consumer group {}: the log of {name} was cut short, {position} is beyond {end}",
                                 self.config.group_id
                             );
                             if self.config.auto_offset_reset == OffsetReset::Error {
@@ -527,6 +543,9 @@ impl Consumer {
                                     result = Error::check(ApiKey::Fetch, told.error_code);
                                 }
                             }
+                        } else if partition.fetch_position() == Some(asked) {
+                            // What was fetched before may still be handed out.
+                            partition.not_before = Some(Instant::now() + RETRY_BACKOFF);
                         }
                     }
                     Some(code) => {

@@ -13,9 +13,9 @@
 //! # How records flow
 //!
 //! What is fetched stays packed until polls come to it, so memory is bounded by
-//! `fetch_max_bytes` for each leader and one unpacked batch for each partition.
-//! At most one fetch per leader is on its way, for partitions with nothing left
-//! to hand out. It is sent before a poll returns, so that brokers answer while
+//! twice `fetch_max_bytes` for each leader and one unpacked batch for each partition.
+//! At most one fetch per leader is on its way: for the answer that follows the one
+//! being handed out. It is sent before a poll returns, so that brokers answer while
 //! the application works. A poll waits for all leaders at once and returns as
 //! soon as one has brought records.
 //!

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::config::ConsumerRecord;
-use crate::kafka::batch::{self, BatchError, Record};
+use crate::kafka::batch::{self, BatchError, Record, whole_batches};
 use crate::kafka::group::TopicPartition;
 
 /// What has to be found out before fetching.
@@ -49,8 +49,15 @@ pub(super) struct Partition {
     pub is_paused: bool,
     /// Not to be asked about before this moment.
     pub not_before: Option<Instant>,
-    /// Whole answers not looked at yet, and the records of the batch in hand.
+    /// The next offset to fetch, and the leader epoch of what lies before it: beyond the
+    /// position by what is here already.
+    fetch_position: i64,
+    fetch_epoch: i32,
+    /// The rest of an answer, and the one that follows if it came before that was
+    /// handed out. Not looked at yet.
     raw: Bytes,
+    ahead: Bytes,
+    /// Records of the batch in hand.
     records: VecDeque<Record>,
     batch_epoch: i32,
     batch_next: i64,
@@ -68,7 +75,10 @@ impl Partition {
             high_watermark: None,
             is_paused: false,
             not_before: None,
+            fetch_position: 0,
+            fetch_epoch: -1,
             raw: Bytes::new(),
+            ahead: Bytes::new(),
             records: VecDeque::new(),
             batch_epoch: -1,
             batch_next: 0,
@@ -81,21 +91,20 @@ impl Partition {
 
     /// The group had committed this.
     pub fn start_committed(&mut self, offset: i64, epoch: i32) {
-        self.begin(offset, true);
-        self.epoch = epoch;
+        self.begin(offset, epoch, true);
     }
 
     /// Nothing is committed, or it is gone: reading begins here.
     pub fn start_at(&mut self, offset: i64) {
-        self.begin(offset, false);
+        self.begin(offset, -1, false);
     }
 
-    fn begin(&mut self, offset: i64, is_committed: bool) {
+    fn begin(&mut self, offset: i64, epoch: i32, is_committed: bool) {
         self.lookup = None;
         self.position = offset;
         self.anchor = offset;
         self.is_anchor_committed = is_committed;
-        self.epoch = -1;
+        self.epoch = epoch;
         self.not_before = None;
         self.drop_fetched();
     }
@@ -108,18 +117,23 @@ impl Partition {
         self.drop_fetched();
     }
 
-    /// The leader's log parts from what was read before `asked` at `end`: what
-    /// follows there is new. Nothing if the position has changed since.
+    /// The leader's log parts from what was fetched before `asked` at `end`: what
+    /// follows there is new. Nothing if it is stale news.
     pub fn diverged(&mut self, asked: i64, end: i64) {
-        if self.position() == Some(asked) {
-            let end = end.min(asked);
-            self.owed = None;
-            if end < self.anchor {
-                self.anchor = end;
-                self.is_anchor_committed = false;
-            }
-            self.seek(end);
+        if self.fetch_position() != Some(asked) {
+            return;
         }
+        if end >= self.position && asked > self.position {
+            // What was handed out is still there, what was not may be not.
+            return self.drop_fetched();
+        }
+        let end = end.min(self.position);
+        self.owed = None;
+        if end < self.anchor {
+            self.anchor = end;
+            self.is_anchor_committed = false;
+        }
+        self.seek(end);
     }
 
     /// The position has to be found again, and everything fetched is void.
@@ -129,7 +143,10 @@ impl Partition {
     }
 
     fn drop_fetched(&mut self) {
+        self.fetch_position = self.position;
+        self.fetch_epoch = self.epoch;
         self.raw = Bytes::new();
+        self.ahead = Bytes::new();
         self.records.clear();
         self.batch_next = 0;
     }
@@ -141,9 +158,20 @@ impl Partition {
         }
     }
 
-    /// Whether there is nothing left to hand out, so that more may be fetched.
-    pub fn is_drained(&self) -> bool {
-        self.raw.is_empty() && self.records.is_empty()
+    /// Whether another answer may be fetched: one beyond that which is being handed
+    /// out.
+    pub fn has_room(&self) -> bool {
+        self.ahead.is_empty()
+    }
+
+    /// The next offset to fetch, unless it has to be found out.
+    pub fn fetch_position(&self) -> Option<i64> {
+        self.lookup.is_none().then_some(self.fetch_position)
+    }
+
+    /// Leader epoch of what lies before the next offset to fetch, -1 when unknown.
+    pub fn fetch_epoch(&self) -> i32 {
+        self.fetch_epoch
     }
 
     /// What a commit of everything handed out would store, unless it is known
@@ -161,11 +189,6 @@ impl Partition {
         } else {
             -1
         }
-    }
-
-    /// Leader epoch of what lies before the position, -1 when unknown.
-    pub fn epoch(&self) -> i32 {
-        self.epoch
     }
 
     /// Whether nothing was handed out since the partition was assigned, not
@@ -197,10 +220,19 @@ impl Partition {
 
     /// Takes an answer's records, fetched from `offset` on. False when they are
     /// no longer wanted, because the position has changed since.
-    pub fn fetched(&mut self, offset: i64, records: Bytes) -> bool {
-        let is_wanted = self.lookup.is_none() && self.position == offset && self.is_drained();
+    pub fn fetched(&mut self, offset: i64, mut records: Bytes) -> bool {
+        let is_wanted = self.fetch_position() == Some(offset) && self.has_room();
         if is_wanted {
-            self.raw = records;
+            if let Some(whole) = whole_batches(&records) {
+                // The beginning of one more comes again, whole.
+                records.truncate(whole.bytes);
+                self.fetch_position = self.fetch_position.max(whole.next_offset);
+                self.fetch_epoch = whole.leader_epoch;
+            }
+            match self.raw.is_empty() {
+                true => self.raw = records,
+                false => self.ahead = records,
+            }
         }
         is_wanted
     }
@@ -257,9 +289,12 @@ impl Partition {
 
     fn unpack_next(&mut self) -> Result<bool, BatchError> {
         let Some(batch) = batch::next_batch(&mut self.raw)? else {
-            self.raw = Bytes::new();
-            return Ok(false);
+            self.raw = std::mem::take(&mut self.ahead);
+            return Ok(!self.raw.is_empty());
         };
+        if self.raw.is_empty() {
+            self.raw = std::mem::take(&mut self.ahead);
+        }
         self.batch_epoch = batch.leader_epoch;
         self.batch_next = batch.next_offset();
         // A batch begins where it was written, which may be before our position.

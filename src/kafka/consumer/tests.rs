@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_response::{
     EpochEndOffset, FetchableTopicResponse, PartitionData,
 };
@@ -505,5 +506,73 @@ fn a_group_that_refuses_for_good_is_told_to_the_caller_every_time() {
         let error = consumer.poll(soon()).unwrap_err();
         assert!(!error.is_transient(), "{error}");
     }
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn a_commit_refused_by_a_rebalance_is_made_up_for_before_the_member_leaves() {
+    let asked: Arc<Mutex<Vec<ApiKey>>> = Arc::default();
+    let log = asked.clone();
+    let broker = broker(move |incoming, _| {
+        if !matches!(incoming.api, ApiKey::OffsetCommit | ApiKey::LeaveGroup) {
+            return None;
+        }
+        let mut log = lock(&log);
+        log.push(incoming.api);
+        let is_first = log.len() == 1;
+        is_first.then(|| commit_answer(incoming, |_| ResponseError::RebalanceInProgress.code()))
+    });
+    let mut consumer = consumer(&broker, Box::new(()));
+    read(&mut consumer, 2);
+    let refused = consumer.commit_polled(soon());
+    assert!(
+        matches!(refused, Err(CommitError::Rebalancing)),
+        "{refused:?}"
+    );
+    // No poll comes between.
+    consumer.close(soon()).unwrap();
+    assert_eq!(
+        *lock(&asked),
+        [
+            ApiKey::OffsetCommit,
+            ApiKey::OffsetCommit,
+            ApiKey::LeaveGroup
+        ]
+    );
+}
+
+#[test]
+fn a_backlog_is_not_held_up_by_a_partition_that_is_read_to_its_end() {
+    let broker = broker(|incoming, _| {
+        (incoming.api == ApiKey::Fetch).then(|| {
+            let request: FetchRequest = incoming.decode();
+            let partitions = || request.topics.iter().flat_map(|topic| &topic.partitions);
+            if !partitions().any(|asked| asked.partition == 0) {
+                // A broker waits this long for records when it has none.
+                let wait = u64::try_from(request.max_wait_ms).unwrap();
+                std::thread::sleep(Duration::from_millis(wait));
+            }
+            // More than a poll takes at once.
+            let two = |at| [batch(at), batch(at + 1)].concat().into();
+            fetch_answer(incoming, |partition, at| {
+                (0, (partition == 0).then(|| two(at)))
+            })
+        })
+    });
+    let mut config = ConsumerConfig::new("g", ["t"]);
+    config.fetch_max_wait = Duration::from_secs(3);
+    config.max_poll_records = 1;
+    let client = ClientConfig {
+        brokers: vec![broker.address()],
+        ..ClientConfig::default()
+    };
+    let mut consumer = Consumer::start(Cluster::new(client), config, Box::new(())).unwrap();
+    let start = Instant::now();
+    read(&mut consumer, 20);
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
     consumer.close(soon()).unwrap();
 }

@@ -63,6 +63,11 @@ fn hand_out(partition: &mut Partition, max: usize) -> Vec<i64> {
     out.iter().map(|record| record.offset).collect()
 }
 
+/// Whether nothing is left to hand out.
+fn is_drained(partition: &Partition) -> bool {
+    partition.raw.is_empty() && partition.ahead.is_empty() && partition.records.is_empty()
+}
+
 fn at(offset: i64) -> Partition {
     let mut partition = Partition::new();
     partition.start_committed(offset, 1);
@@ -75,7 +80,7 @@ fn records_below_the_position_are_dropped_and_gaps_are_passed_over() {
     // Fetching at 12 brings the batch from 10 on, whose end was compacted away.
     assert!(partition.fetched(12, batch(&[10, 12, 13], 19).into()));
     assert_eq!(hand_out(&mut partition, 9), [12, 13]);
-    assert!(partition.is_drained());
+    assert!(is_drained(&partition));
     assert_eq!(partition.position(), Some(20));
     assert_eq!(partition.to_commit(), Some((20, 4)));
 }
@@ -94,7 +99,7 @@ fn an_answer_for_an_earlier_position_is_stale() {
     let mut partition = at(0);
     partition.seek(5);
     assert!(!partition.fetched(0, batch(&[0, 1], 1).into()));
-    assert!(partition.is_drained());
+    assert!(is_drained(&partition));
     partition.reset(ResetTo::Earliest);
     assert!(!partition.fetched(5, batch(&[5], 5).into()));
     assert_eq!((partition.position(), partition.to_commit()), (None, None));
@@ -109,9 +114,9 @@ fn what_was_handed_out_in_part_goes_on_in_order() {
     assert_eq!(hand_out(&mut partition, 2), [0, 1]);
     assert_eq!(partition.to_commit(), Some((2, 4)));
     assert_eq!(hand_out(&mut partition, 2), [2, 3]);
-    assert!(!partition.is_drained());
+    assert!(!is_drained(&partition));
     assert_eq!(hand_out(&mut partition, 2), [4]);
-    assert!(partition.is_drained());
+    assert!(is_drained(&partition));
 }
 
 #[test]
@@ -181,7 +186,46 @@ fn half_a_batch_is_no_progress_and_damage_is_an_error_once() {
     assert!(partition.fetched(0, damaged.into()));
     partition.hand_out(&name(), 9, &mut Vec::new()).unwrap_err();
     assert_eq!(
-        (partition.is_drained(), partition.position()),
+        (is_drained(&partition), partition.position()),
         (true, Some(0))
     );
+}
+
+#[test]
+fn one_answer_is_fetched_ahead_of_the_one_that_is_handed_out() {
+    let mut partition = at(0);
+    let next = batch(&[2], 2);
+    // Cut short in the next batch, which comes again.
+    let first = [&batch(&[0, 1], 1)[..], &next[..30]].concat();
+    assert!(partition.fetched(0, first.into()));
+    assert_eq!(
+        (partition.fetch_position(), partition.fetch_epoch()),
+        (Some(2), 4)
+    );
+    assert!(partition.has_room());
+    assert!(partition.fetched(2, next.into()));
+    assert!(!partition.has_room());
+    assert_eq!(hand_out(&mut partition, 1), [0]);
+    assert_eq!(hand_out(&mut partition, 9), [1, 2]);
+    assert!(is_drained(&partition));
+    assert_eq!(partition.position(), partition.fetch_position());
+}
+
+#[test]
+fn what_was_fetched_ahead_is_dropped_when_the_position_moves() {
+    for seek in [true, false] {
+        let mut partition = at(0);
+        assert!(partition.fetched(0, batch(&[0, 1], 1).into()));
+        assert!(partition.fetched(2, batch(&[2], 2).into()));
+        assert_eq!(hand_out(&mut partition, 1), [0]);
+        match seek {
+            true => partition.seek(7),
+            // The log parts behind what was handed out.
+            false => partition.diverged(3, 2),
+        }
+        assert!(is_drained(&partition));
+        assert_eq!(partition.position(), Some(if seek { 7 } else { 1 }));
+        assert_eq!(partition.fetch_position(), partition.position());
+        assert!(!partition.fetched(3, batch(&[3], 3).into()), "stale");
+    }
 }
