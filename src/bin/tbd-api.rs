@@ -53,7 +53,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         config.database_coalesce,
     ));
 
-    let kafka = Kafka::new(&config.kafka, "tbd-api")?;
+    let kafka = Kafka::new(&config.kafka, "tbd-api", &metrics)?;
     let producer = kafka.producer(&metrics)?;
     let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
     let state = metrics

@@ -56,7 +56,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         &config.database.name,
         false,
     ));
-    let kafka = Kafka::new(&config.kafka, "tbd-worker")?;
+    let kafka = Kafka::new(&config.kafka, "tbd-worker", &metrics)?;
     let producer = kafka.producer(&metrics)?;
     let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
 

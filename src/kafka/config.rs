@@ -1,7 +1,9 @@
 //! Where the brokers are and how long to wait for them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::in_flight::ClientHooks;
 use super::security::Security;
 
 /// Settings shared by everything that talks to one Kafka cluster.
@@ -25,11 +27,13 @@ pub struct ClientConfig {
     pub reconnect_backoff: Duration,
     /// The longest pause between connection attempts.
     pub reconnect_backoff_max: Duration,
-    /// A connection idle for longer is closed, before brokers close it (they do after ten
-    /// minutes). Looked at once a minute.
+    /// A producer's connection idle for longer is closed, before brokers close it (they do
+    /// after ten minutes). The others are never idle for so long.
     pub connections_max_idle: Duration,
     /// How old the picture of the cluster may become before it is asked for again.
     pub metadata_max_age: Duration,
+    /// Told of every request on every connection.
+    pub hooks: Arc<dyn ClientHooks>,
 }
 
 impl Default for ClientConfig {
@@ -47,6 +51,7 @@ impl Default for ClientConfig {
             reconnect_backoff_max: Duration::from_secs(1),
             connections_max_idle: Duration::from_secs(540),
             metadata_max_age: Duration::from_secs(300),
+            hooks: Arc::new(()),
         }
     }
 }

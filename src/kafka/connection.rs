@@ -5,10 +5,11 @@
 //! poisons the connection: what was in flight has an unknown fate, and bytes that
 //! come later could be taken for an answer to something else.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
@@ -20,6 +21,7 @@ use kafka_protocol::protocol::{StrBytes, VersionRange};
 
 use super::config::{ClientConfig, unit_random};
 use super::error::Error;
+use super::in_flight::InFlight;
 use super::sasl::{self, Failure};
 use super::security::{Sasl, Security, tls_failure};
 use super::transport::Transport;
@@ -49,7 +51,7 @@ pub struct Connection {
     is_proven: bool,
     versions: HashMap<i16, VersionRange>,
     next_correlation_id: i32,
-    in_flight: VecDeque<i32>,
+    in_flight: InFlight,
     written: BytesMut,
     received: BytesMut,
     /// Why the connection can no longer be used.
@@ -133,7 +135,7 @@ impl Connection {
             is_proven: false,
             versions: HashMap::new(),
             next_correlation_id: 0,
-            in_flight: VecDeque::new(),
+            in_flight: InFlight::new(Arc::clone(&config.hooks)),
             written: BytesMut::new(),
             received: BytesMut::new(),
             poison: None,
@@ -381,7 +383,7 @@ impl Connection {
         .map_err(refuse)?;
         self.next_correlation_id = self.next_correlation_id.wrapping_add(1);
         self.write_all(deadline)?;
-        self.in_flight.push_back(correlation_id);
+        self.in_flight.push(correlation_id, api);
         self.last_used = Instant::now();
         Ok(Sent {
             correlation_id,
@@ -403,7 +405,7 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<bytes::Bytes, Error> {
         self.check_poison()?;
-        if self.in_flight.front() != Some(&sent.correlation_id) {
+        if self.in_flight.next() != Some(sent.correlation_id) {
             return Err(self.poison_protocol("answers were taken out of order".to_owned()));
         }
         let api = R::API;
@@ -425,7 +427,7 @@ impl Connection {
             })?;
         self.fill(length, deadline)?;
         let frame = self.received.split_to(length).freeze();
-        self.in_flight.pop_front();
+        self.in_flight.answered();
         if wire::correlation_id(&frame) != Some(sent.correlation_id) {
             return Err(self.poison_protocol("an answer to another request".to_owned()));
         }

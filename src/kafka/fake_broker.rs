@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
@@ -34,7 +35,7 @@ pub(crate) enum Reply {
     /// These bytes, as they are.
     Bytes(Vec<u8>),
     /// These bytes one by one, with a pause between them.
-    Drip(Vec<u8>, std::time::Duration),
+    Drip(Vec<u8>, Duration),
     /// These bytes, then the connection ends.
     BytesThenClose(Vec<u8>),
     /// Nothing, and the connection stays open.
@@ -164,6 +165,15 @@ impl FakeBroker {
             stopping,
             sockets,
             acceptor: Some(acceptor),
+        }
+    }
+
+    /// Waits until so many connections are open.
+    pub(crate) fn wait_for_connections(&self, count: usize) {
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while lock(&self.sockets).len() != count {
+            assert!(Instant::now() < give_up, "{:?}", lock(&self.sockets));
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

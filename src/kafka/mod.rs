@@ -15,6 +15,7 @@
 //! | `transport` | the bytes' way: a socket, in the clear or inside TLS, deadlines |
 //! | `sasl` | what each SASL mechanism says, without I/O |
 //! | `connection` | one broker: version negotiation, login, answers in order |
+//! | `in_flight` | a connection's requests that wait for answers, and the hooks that hear of them |
 //! | `cluster` | who leads which partition, and how to reach them |
 //! | `partitioner` | which partition a key belongs to, as the Java client decides it |
 //! | `admin` | make, list and delete topics, read offsets |
@@ -37,7 +38,7 @@
 //! # What it does not do
 //!
 //! Client certificates, SASL mechanisms other than PLAIN and SCRAM; transactions (reading is always `read_uncommitted`); fetch sessions
-//! (only drained partitions are asked for, others each time); fetching from followers;
+//! (only partitions with room for another answer are asked for, others each time); fetching from followers;
 //! commits of its own accord; requests that address topics by id only, besides the
 //! consumer protocol's.
 //!
@@ -64,6 +65,7 @@ pub mod error;
 #[cfg(test)]
 mod fake_broker;
 pub mod group;
+mod in_flight;
 pub mod partitioner;
 pub mod producer;
 pub mod reader;
@@ -81,6 +83,8 @@ pub use connection::Connection;
 pub use consumer::{CommitError, Consumer, ConsumerConfig, ConsumerRecord};
 pub use error::Error;
 pub use group::TopicPartition;
+pub use in_flight::ClientHooks;
+pub use kafka_protocol::messages::ApiKey;
 pub use producer::{Producer, ProducerConfig};
 pub use reader::Reader;
 pub use security::{Sasl, SaslMechanism, Security, Tls};

@@ -76,7 +76,8 @@ impl Tool {
         };
         let telemetry =
             Telemetry::start(&log, &config.telemetry, &metrics).map_err(Failure::Start)?;
-        let kafka = Kafka::new(&config.kafka, "tbd-worker-dlq").map_err(Failure::Kafka)?;
+        let kafka =
+            Kafka::new(&config.kafka, "tbd-worker-dlq", &metrics).map_err(Failure::Kafka)?;
         let letters = DeadLetters::new(kafka.cluster.clone(), kafka.topics.dlq.clone());
         Ok(Self {
             telemetry,

@@ -8,7 +8,7 @@ use crate::deadline::Deadline;
 use crate::kafka::admin::{Admin, TopicSpec};
 use crate::kafka::producer::{Compression, Producer, ProducerConfig};
 use crate::kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
-use crate::orders::adapters::kafka::{ProducerMeter, Topics};
+use crate::orders::adapters::kafka::{ClientMeter, ProducerMeter, Topics};
 use crate::telemetry::metrics::Metrics;
 
 /// What one check of Kafka's health may take.
@@ -27,17 +27,23 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Kafka as `settings` describe it, under the name `client_id` in the brokers' logs.
+    /// Kafka as `settings` describe it, under the name `client_id` in the brokers' logs;
+    /// every request moves `metrics`.
     /// Reads the CA certificates, if it shall be spoken to over TLS; does no other I/O.
     ///
     /// # Errors
     /// When they cannot be used.
-    pub fn new(settings: &KafkaSettings, client_id: &str) -> Result<Self, Error> {
+    pub fn new(
+        settings: &KafkaSettings,
+        client_id: &str,
+        metrics: &Metrics,
+    ) -> Result<Self, Error> {
         Ok(Self {
             cluster: Cluster::new(ClientConfig {
                 brokers: settings.brokers.clone(),
                 client_id: client_id.to_owned(),
                 security: security(&settings.security)?,
+                hooks: Arc::new(ClientMeter::new(metrics.kafka.clone())),
                 ..ClientConfig::default()
             }),
             topics: Topics {

@@ -83,14 +83,24 @@ pub struct HttpMetrics {
     pub panics: IntCounter,
 }
 
-/// Producer and consumer.
+/// Connections, producer and consumer.
 #[derive(Clone, Debug)]
 pub struct KafkaMetrics {
+    /// `kafka_client_request_duration_seconds{api}`: from sending a request to its
+    /// answer.
+    pub request_duration: HistogramVec,
+    /// `kafka_client_requests_in_flight{api}`: waiting for their answers.
+    pub requests_in_flight: IntGaugeVec,
+    /// `kafka_client_requests_lost_total{api}`: whose connection ended before the
+    /// answer.
+    pub requests_lost: IntCounterVec,
     /// `kafka_producer_latency_seconds{topic}`: from handing a record over to
     /// its acknowledgement.
     pub producer_latency: HistogramVec,
     /// `kafka_producer_errors_total{topic}`: records that failed for good.
     pub producer_errors: IntCounterVec,
+    /// `kafka_producer_retries_total{topic}`: records that were sent again.
+    pub producer_retries: IntCounterVec,
     /// `kafka_producer_batch_records`: records that shared one request.
     pub batch_records: Histogram,
     /// `kafka_producer_request_failures_total`: requests without an answer; their
@@ -291,6 +301,22 @@ impl HttpMetrics {
 impl KafkaMetrics {
     fn new(register: &Registrar<'_>) -> Self {
         Self {
+            request_duration: register.histograms(
+                "kafka_client_request_duration_seconds",
+                "Time from sending a request to its answer. Fetches wait for records, joins for others.",
+                SECONDS,
+                &["api"],
+            ),
+            requests_in_flight: register.int_gauges(
+                "kafka_client_requests_in_flight",
+                "Requests that wait for their answers.",
+                &["api"],
+            ),
+            requests_lost: register.counters(
+                "kafka_client_requests_lost_total",
+                "Requests whose connection ended before the answer.",
+                &["api"],
+            ),
             producer_latency: register.histograms(
                 "kafka_producer_latency_seconds",
                 "Time from handing a record over to its acknowledgement.",
@@ -300,6 +326,11 @@ impl KafkaMetrics {
             producer_errors: register.counters(
                 "kafka_producer_errors_total",
                 "Records whose publishing failed for good.",
+                &["topic"],
+            ),
+            producer_retries: register.counters(
+                "kafka_producer_retries_total",
+                "Records that were sent again, the broker having refused them or not answered.",
                 &["topic"],
             ),
             batch_records: register.histogram(

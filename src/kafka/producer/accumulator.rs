@@ -88,6 +88,8 @@ pub(super) struct Queued {
     weight: usize,
     /// How often a broker said no to it.
     refusals: usize,
+    /// Whether it was in a batch that came back.
+    is_returned: bool,
 }
 
 impl Queued {
@@ -106,6 +108,7 @@ impl Queued {
             deadline,
             queued_at: now,
             refusals: 0,
+            is_returned: false,
         }
     }
 }
@@ -128,6 +131,16 @@ pub(super) struct Batch {
     unknown: bool,
     /// Why the broker took none of it, the last time; counts against its records.
     refused: Option<Error>,
+}
+
+impl Batch {
+    /// How many of its records were sent before.
+    pub(super) fn repeated(&self) -> usize {
+        match &self.encoded {
+            Some(_) => self.records.len(),
+            None => self.records.iter().filter(|one| one.is_returned).count(),
+        }
+    }
 }
 
 /// How an attempt to send a batch ended.
@@ -689,6 +702,7 @@ impl Accumulator {
                 partition.not_before =
                     Some(partition.not_before.map_or(pause, |other| other.max(pause)));
             }
+            queued.is_returned = true;
             queued.slot.return_to_queue();
             partition.queue.push_front(queued);
         }

@@ -125,6 +125,11 @@ pub trait ProducerHooks: Send + Sync {
         let _ = (topic, latency, outcome);
     }
 
+    /// So many records, which were sent before, are about to be sent again.
+    fn records_repeated(&self, topic: &str, records: usize) {
+        let _ = (topic, records);
+    }
+
     /// A produce request ended: `records` in `bytes` sent to `node`.
     fn request_ended(&self, node: i32, records: usize, bytes: usize, result: Result<(), &Error>) {
         let _ = (node, records, bytes, result);

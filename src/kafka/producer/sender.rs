@@ -86,25 +86,29 @@ impl Sender<'_> {
         if !self.in_flight.is_empty() {
             return true;
         }
+        let max_idle = self.shared.cluster.config().connections_max_idle;
         let mut state = self.shared.state();
         loop {
             if state.stopping {
                 return false;
             }
             let now = Instant::now();
+            let idle_for = |connection: &Connection| connection.last_used().elapsed();
+            let idle = self.connection.as_ref().map(idle_for);
             let pause = match state.records.ready(self.node.id, now, false) {
                 Ready::Now => return true,
                 Ready::At(moment) => moment.saturating_duration_since(now),
-                Ready::Idle => IDLE_WAIT,
+                Ready::Idle => match idle {
+                    Some(idle) if idle >= max_idle => {
+                        lock(&self.node.interrupter).take();
+                        self.connection = None;
+                        continue;
+                    }
+                    Some(idle) => IDLE_WAIT.min(max_idle - idle),
+                    None => IDLE_WAIT,
+                },
             };
             state = wait(&self.node.wake, state, pause);
-            let max_idle = self.shared.cluster.config().connections_max_idle;
-            if let Some(connection) = &self.connection
-                && connection.last_used().elapsed() >= max_idle
-            {
-                lock(&self.node.interrupter).take();
-                self.connection = None;
-            }
         }
     }
 
@@ -177,6 +181,12 @@ impl Sender<'_> {
 
     /// Sends one produce request. An error means that the connection is lost.
     fn send(&mut self, connection: &mut Connection, batches: Vec<Batch>) -> Result<(), Error> {
+        for batch in &batches {
+            let repeated = batch.repeated();
+            if repeated > 0 {
+                self.shared.hooks.records_repeated(&batch.topic, repeated);
+            }
+        }
         let (batches, impossible) = self.encode(batches);
         self.settle(impossible);
         if batches.is_empty() {

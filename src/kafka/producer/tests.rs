@@ -306,12 +306,18 @@ fn a_record_larger_than_a_batch_is_refused_at_once() {
 struct Counted {
     settled: Mutex<HashMap<bool, usize>>,
     requests: Mutex<Vec<usize>>,
+    repeated: Mutex<Vec<usize>>,
 }
 
 impl ProducerHooks for Counted {
     fn record_settled(&self, topic: &str, _: Duration, outcome: &Outcome) {
         assert_eq!(topic, "t");
         *lock(&self.settled).entry(outcome.is_ok()).or_default() += 1;
+    }
+
+    fn records_repeated(&self, topic: &str, records: usize) {
+        assert_eq!(topic, "t");
+        lock(&self.repeated).push(records);
     }
 
     fn request_ended(&self, node: i32, records: usize, bytes: usize, _: Result<(), &Error>) {
@@ -345,6 +351,30 @@ fn hooks_hear_of_every_record_once_and_of_gathered_requests() {
     let requests = lock(&hooks.requests);
     assert_eq!(requests.iter().sum::<usize>(), 101);
     assert!(requests.len() <= 10, "{requests:?}");
+    assert!(lock(&hooks.repeated).is_empty());
+}
+
+#[test]
+fn hooks_hear_of_records_that_are_sent_again() {
+    let attempts = AtomicI32::new(0);
+    let broker = broker(
+        move |incoming| match attempts.fetch_add(1, Ordering::SeqCst) {
+            // Refused: not enough replicas.
+            0 => incoming.answer(&written(incoming, 19, -1)),
+            // No answer.
+            1 => Reply::BytesThenClose(Vec::new()),
+            _ => incoming.answer(&written(incoming, 0, 0)),
+        },
+    );
+    let hooks = Arc::new(Counted::default());
+    let producer = start_at(
+        vec![broker.address()],
+        ProducerConfig::default(),
+        Arc::clone(&hooks) as Arc<dyn ProducerHooks>,
+    );
+    publish(&producer, "once", in_ms(10_000)).unwrap();
+    producer.close(in_ms(5000)).unwrap();
+    assert_eq!(*lock(&hooks.repeated), [1, 1]);
 }
 
 /// Nodes 1 and 2; who of them leads is for the test to say.
@@ -417,4 +447,21 @@ fn a_moved_leader_gets_the_same_bytes_and_the_order_is_kept() {
         .map(|record| record.value.unwrap())
         .collect();
     assert_eq!(values, ["a", "b"]);
+}
+
+#[test]
+fn an_idle_connection_is_closed_and_the_next_record_opens_another() {
+    let broker = broker(|incoming| incoming.answer(&written(incoming, 0, 0)));
+    let cluster = Cluster::new(ClientConfig {
+        brokers: vec![broker.address()],
+        connections_max_idle: Duration::from_millis(50),
+        ..ClientConfig::default()
+    });
+    let producer = Producer::start(cluster, ProducerConfig::default(), Arc::new(())).unwrap();
+    for value in ["first", "second"] {
+        publish(&producer, value, in_ms(10_000)).unwrap();
+        // The one that stays is for metadata.
+        broker.wait_for_connections(1);
+    }
+    producer.close(in_ms(5000)).unwrap();
 }

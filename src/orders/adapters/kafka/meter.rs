@@ -2,22 +2,59 @@
 
 use std::time::Duration;
 
-use crate::kafka::Error;
 use crate::kafka::consumer::ConsumerHooks;
 use crate::kafka::group::TopicPartition;
 use crate::kafka::producer::{Outcome, ProducerHooks};
+use crate::kafka::wire::APIS;
+use crate::kafka::{ApiKey, ClientHooks, Error};
 use crate::telemetry::metrics::KafkaMetrics;
 
 use super::events::Topics;
+
+/// Measures every request to the brokers.
+#[derive(Debug)]
+pub struct ClientMeter(KafkaMetrics);
+
+impl ClientMeter {
+    /// A meter that moves `metrics`; lost requests start at 0 for each kind.
+    pub fn new(metrics: KafkaMetrics) -> Self {
+        for api in APIS {
+            let labels = [&*format!("{api:?}")];
+            metrics.requests_lost.with_label_values(&labels);
+        }
+        Self(metrics)
+    }
+}
+
+impl ClientHooks for ClientMeter {
+    fn request_sent(&self, api: ApiKey) {
+        let labels = [&*format!("{api:?}")];
+        self.0.requests_in_flight.with_label_values(&labels).inc();
+    }
+
+    fn request_ended(&self, api: ApiKey, latency: Option<Duration>) {
+        let labels = [&*format!("{api:?}")];
+        self.0.requests_in_flight.with_label_values(&labels).dec();
+        match latency {
+            Some(latency) => {
+                let duration = self.0.request_duration.with_label_values(&labels);
+                duration.observe(latency.as_secs_f64());
+            }
+            None => self.0.requests_lost.with_label_values(&labels).inc(),
+        }
+    }
+}
 
 /// Measures a producer.
 pub struct ProducerMeter(KafkaMetrics);
 
 impl ProducerMeter {
-    /// A meter that moves `metrics`; failures start at 0 for each of `topics`.
+    /// A meter that moves `metrics`; failures and retries start at 0 for each of
+    /// `topics`.
     pub fn new(metrics: KafkaMetrics, topics: &Topics) -> Self {
         for topic in topics.all() {
             metrics.producer_errors.with_label_values(&[topic]);
+            metrics.producer_retries.with_label_values(&[topic]);
         }
         Self(metrics)
     }
@@ -35,6 +72,12 @@ impl ProducerHooks for ProducerMeter {
             }
             Err(_) => self.0.producer_errors.with_label_values(&[topic]).inc(),
         }
+    }
+
+    fn records_repeated(&self, topic: &str, records: usize) {
+        let records = records.try_into().unwrap_or(u64::MAX);
+        let retries = self.0.producer_retries.with_label_values(&[topic]);
+        retries.inc_by(records);
     }
 
     fn request_ended(&self, _: i32, records: usize, _: usize, result: Result<(), &Error>) {

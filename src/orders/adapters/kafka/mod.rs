@@ -17,4 +17,4 @@ pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use dead_letters::{DeadLetters, Letter, Letters, ReplayError, replay_letters};
 pub use events::{Topics, created_order};
 pub use lag::watch_lag;
-pub use meter::ProducerMeter;
+pub use meter::{ClientMeter, ProducerMeter};

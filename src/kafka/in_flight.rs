@@ -1,0 +1,115 @@
+//! The requests of one connection that wait for their answers, and who watches them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::messages::ApiKey;
+
+/// Told of every request of a cluster's connections, on the thread that makes it. The
+/// defaults do nothing.
+pub trait ClientHooks: fmt::Debug + Send + Sync {
+    /// A request was sent.
+    fn request_sent(&self, api: ApiKey) {
+        let _ = api;
+    }
+
+    /// A request was answered after `latency`, for better or worse: error codes are
+    /// the callers'. `None`: its connection ended without an answer.
+    fn request_ended(&self, api: ApiKey, latency: Option<Duration>) {
+        let _ = (api, latency);
+    }
+}
+
+/// No hooks.
+impl ClientHooks for () {}
+
+/// A queue of correlation ids. What is left in it when it goes has failed.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    requests: VecDeque<(i32, ApiKey, Instant)>,
+    hooks: Arc<dyn ClientHooks>,
+}
+
+impl InFlight {
+    pub fn new(hooks: Arc<dyn ClientHooks>) -> Self {
+        Self {
+            requests: VecDeque::new(),
+            hooks,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    pub fn push(&mut self, correlation_id: i32, api: ApiKey) {
+        self.requests
+            .push_back((correlation_id, api, Instant::now()));
+        self.hooks.request_sent(api);
+    }
+
+    /// Whose answer comes next.
+    pub fn next(&self) -> Option<i32> {
+        self.requests.front().map(|request| request.0)
+    }
+
+    /// That answer has come.
+    pub fn answered(&mut self) {
+        if let Some((_, api, sent)) = self.requests.pop_front() {
+            self.hooks.request_ended(api, Some(sent.elapsed()));
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        for (_, api, _) in self.requests.drain(..) {
+            self.hooks.request_ended(api, None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Journal(Mutex<Vec<(ApiKey, Option<bool>)>>);
+
+    impl ClientHooks for Journal {
+        fn request_sent(&self, api: ApiKey) {
+            self.0.lock().unwrap().push((api, None));
+        }
+
+        fn request_ended(&self, api: ApiKey, latency: Option<Duration>) {
+            self.0.lock().unwrap().push((api, Some(latency.is_some())));
+        }
+    }
+
+    #[test]
+    fn every_request_ends_once_with_its_answer_or_with_its_connection() {
+        let journal = Arc::new(Journal::default());
+        let mut requests = InFlight::new(journal.clone());
+        requests.push(7, ApiKey::Metadata);
+        requests.push(8, ApiKey::Fetch);
+        assert_eq!(requests.next(), Some(7));
+        requests.answered();
+        assert_eq!((requests.next(), requests.len()), (Some(8), 1));
+        drop(requests);
+        let expected = [
+            (ApiKey::Metadata, None),
+            (ApiKey::Fetch, None),
+            (ApiKey::Metadata, Some(true)),
+            (ApiKey::Fetch, Some(false)),
+        ];
+        assert_eq!(*journal.0.lock().unwrap(), expected);
+    }
+}
