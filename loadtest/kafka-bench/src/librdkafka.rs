@@ -125,10 +125,14 @@ fn consume(broker: &str, topic: &str) -> Measured {
     consumer.subscribe(&[topic]).expect("subscribe");
     let mut bytes = 0;
     let mut poll = || {
-        let record = consumer
-            .poll(PATIENCE)
-            .expect("a record")
-            .expect("a record");
+        // Nothing is also what it returns when something else has happened, as a rebalance.
+        let give_up = Instant::now() + PATIENCE;
+        let record = loop {
+            match consumer.poll(PATIENCE) {
+                Some(record) => break record.expect("a record"),
+                None => assert!(Instant::now() < give_up, "no record"),
+            }
+        };
         bytes += record.payload().map_or(0, <[u8]>::len);
     };
     poll();

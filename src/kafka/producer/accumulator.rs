@@ -260,11 +260,9 @@ impl Accumulator {
     /// The partition (as an index for [`Accumulator::push`]) that `record` belongs
     /// to, or `None` while the topic is unknown; it is wanted from then on.
     pub(super) fn place(&mut self, record: &Record) -> Result<Option<usize>, Error> {
-        if !self.topics.contains_key(&record.topic) {
-            self.topics
-                .insert(Arc::clone(&record.topic), Topic::default());
-        }
         let Some(topic) = self.topics.get(&record.topic) else {
+            let wanted = Arc::clone(&record.topic);
+            self.topics.insert(wanted, Topic::default());
             return Ok(None);
         };
         if topic.partitions.is_empty() {

@@ -1,7 +1,7 @@
 //! The thread that finds out what the senders need: who leads what, a producer
 //! id, a sender for a new leader. It also sorts out what waited too long.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -180,11 +180,7 @@ impl Keeper<'_> {
             if state.stopping || state.nodes.contains_key(&id) {
                 return Ok(());
             }
-            let node = Arc::new(Node {
-                id,
-                wake: Condvar::new(),
-                interrupter: Mutex::new(None),
-            });
+            let node = Arc::new(Node::new(id));
             state.nodes.insert(id, Arc::clone(&node));
             node
         };

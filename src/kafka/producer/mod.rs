@@ -35,6 +35,7 @@ mod record;
 mod sender;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -183,8 +184,37 @@ struct Node {
     id: i32,
     /// Wakes the thread; goes with `Shared::state`.
     wake: Condvar,
+    /// Whether the thread sleeps and nobody has woken it yet; changed under
+    /// `Shared::state` only. To wake nobody costs a call of the system, too.
+    sleeps: AtomicBool,
     /// Breaks off what the thread may be waiting for.
     interrupter: Mutex<Option<Interrupter>>,
+}
+
+impl Node {
+    fn new(id: i32) -> Self {
+        Self {
+            id,
+            wake: Condvar::new(),
+            sleeps: AtomicBool::new(false),
+            interrupter: Mutex::new(None),
+        }
+    }
+
+    /// Wakes the node's thread if it sleeps. Only with `Shared::state` locked.
+    fn rouse(&self) {
+        if self.sleeps.swap(false, Ordering::Relaxed) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Sleeps until roused, at most for `at_most`.
+    fn sleep<'a>(&self, guard: MutexGuard<'a, State>, at_most: Duration) -> MutexGuard<'a, State> {
+        self.sleeps.store(true, Ordering::Relaxed);
+        let guard = wait(&self.wake, guard, at_most);
+        self.sleeps.store(false, Ordering::Relaxed);
+        guard
+    }
 }
 
 impl Producer {
@@ -287,12 +317,11 @@ impl Producer {
             }
             state = wait(&shared.progress, state, left);
         };
-        let now = Instant::now();
         let pending = Pending {
             shared: Arc::clone(shared),
             slot: Arc::default(),
             topic: Arc::clone(&record.topic),
-            queued_at: now,
+            queued_at: started,
         };
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
         let queued = Queued::new(
@@ -300,11 +329,11 @@ impl Producer {
             timestamp_ms,
             Arc::clone(&pending.slot),
             deadline,
-            now,
+            started,
         );
         let leader = state.records.push(index, queued);
         match leader.and_then(|leader| state.nodes.get(&leader)) {
-            Some(node) if !state.records.needs_identity() => node.wake.notify_one(),
+            Some(node) if !state.records.needs_identity() => node.rouse(),
             _ => shared.errand.notify_one(),
         }
         Ok(pending)
@@ -429,8 +458,9 @@ impl Shared {
         if completions.is_empty() {
             return;
         }
+        let now = Instant::now();
         for done in completions {
-            let latency = done.queued_at.elapsed();
+            let latency = now.saturating_duration_since(done.queued_at);
             if done.slot.complete(done.outcome.clone()) {
                 self.hooks
                     .record_settled(&done.topic, latency, &done.outcome);
@@ -458,7 +488,7 @@ impl State {
 
     fn wake_all(&self) {
         for node in self.nodes.values() {
-            node.wake.notify_all();
+            node.rouse();
         }
     }
 }

@@ -141,8 +141,15 @@ pub type Outcome = Result<RecordMetadata, ProduceError>;
 /// whoever waits. Its lock is always the innermost.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    stage: Mutex<Stage>,
+    state: Mutex<SlotState>,
     done: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct SlotState {
+    stage: Stage,
+    /// Whether somebody waits. To wake nobody costs a call of the system, too.
+    is_awaited: bool,
 }
 
 #[derive(Debug, Default)]
@@ -160,8 +167,8 @@ enum Stage {
 impl Slot {
     /// Moves on from the queue into a batch; false when it was withdrawn.
     pub(super) fn take_for_sending(&self) -> bool {
-        let mut stage = self.stage();
-        match *stage {
+        let stage = &mut self.state().stage;
+        match stage {
             Stage::Queued => {
                 *stage = Stage::Sent;
                 true
@@ -172,56 +179,60 @@ impl Slot {
 
     /// Back into the queue, after a broker said it took nothing.
     pub(super) fn return_to_queue(&self) {
-        let mut stage = self.stage();
-        if matches!(*stage, Stage::Sent) {
+        let stage = &mut self.state().stage;
+        if matches!(stage, Stage::Sent) {
             *stage = Stage::Queued;
         }
     }
 
     pub(super) fn is_withdrawn(&self) -> bool {
-        matches!(*self.stage(), Stage::Withdrawn)
+        matches!(self.state().stage, Stage::Withdrawn)
     }
 
     /// Puts the outcome; false when the owner had already been told another.
     pub(super) fn complete(&self, outcome: Outcome) -> bool {
-        let mut stage = self.stage();
-        if matches!(*stage, Stage::Withdrawn | Stage::Done(_)) {
+        let mut state = self.state();
+        if matches!(state.stage, Stage::Withdrawn | Stage::Done(_)) {
             return false;
         }
-        *stage = Stage::Done(outcome);
+        state.stage = Stage::Done(outcome);
+        let is_awaited = state.is_awaited;
         // Whoever wakes finds the lock free.
-        drop(stage);
-        self.done.notify_all();
+        drop(state);
+        if is_awaited {
+            self.done.notify_all();
+        }
         true
     }
 
     /// Waits for the outcome at most until `deadline`.
     pub(super) fn wait(&self, deadline: Deadline) -> Result<Outcome, GaveUp> {
-        let mut stage = self.stage();
+        let mut state = self.state();
+        state.is_awaited = true;
         loop {
-            if let Stage::Done(outcome) = &*stage {
+            if let Stage::Done(outcome) = &state.stage {
                 return Ok(outcome.clone());
             }
             let left = deadline.remaining();
             if left.is_zero() {
-                return Err(match *stage {
+                return Err(match state.stage {
                     Stage::Queued => {
-                        *stage = Stage::Withdrawn;
+                        state.stage = Stage::Withdrawn;
                         GaveUp::Withdrawn
                     }
                     Stage::Withdrawn => GaveUp::Withdrawn,
                     Stage::Sent | Stage::Done(_) => GaveUp::Sent,
                 });
             }
-            stage = match self.done.wait_timeout(stage, left) {
-                Ok((stage, _)) => stage,
+            state = match self.done.wait_timeout(state, left) {
+                Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
     }
 
-    fn stage(&self) -> MutexGuard<'_, Stage> {
-        lock(&self.stage)
+    fn state(&self) -> MutexGuard<'_, SlotState> {
+        lock(&self.state)
     }
 }
 

@@ -12,7 +12,7 @@ use kafka_protocol::protocol::StrBytes;
 
 use super::accumulator::{Answer, Batch, Ready};
 use super::batch::encode;
-use super::{Node, Shared, wait};
+use super::{Node, Shared};
 use crate::deadline::Deadline;
 use crate::kafka::config::Backoff;
 use crate::kafka::connection::{Connection, Sent};
@@ -108,7 +108,7 @@ impl Sender<'_> {
                     None => IDLE_WAIT,
                 },
             };
-            state = wait(&self.node.wake, state, pause);
+            state = self.node.sleep(state, pause);
         }
     }
 
@@ -173,7 +173,7 @@ impl Sender<'_> {
                 let mut state = self.shared.state();
                 let until = Deadline::after(self.backoff.next_pause());
                 while !state.stopping && !until.is_past() {
-                    state = wait(&self.node.wake, state, until.remaining());
+                    state = self.node.sleep(state, until.remaining());
                 }
             }
         }
