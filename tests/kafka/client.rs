@@ -96,8 +96,8 @@ fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> V
         let answer = &response.responses[0].partitions[0];
         assert_eq!(answer.error_code, 0);
         let mut bytes: Bytes = answer.records.clone().unwrap();
-        while !bytes.is_empty() {
-            let batch = RecordBatchDecoder::decode(&mut bytes).unwrap();
+        while let Some(mut batch) = whole_batch(&mut bytes) {
+            let batch = RecordBatchDecoder::decode(&mut batch).unwrap();
             records.extend(
                 batch
                     .records
@@ -108,6 +108,14 @@ fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> V
         position = records.last().unwrap().offset + 1;
     }
     records
+}
+
+/// The next batch of an answer, whose end may cut one short: that comes again, whole.
+fn whole_batch(bytes: &mut Bytes) -> Option<Bytes> {
+    // An offset, the length of what follows, and that.
+    let length = bytes.get(8..12)?.try_into().unwrap();
+    let end = 12 + usize::try_from(i32::from_be_bytes(length)).unwrap();
+    (end <= bytes.len()).then(|| bytes.split_to(end))
 }
 
 /// Everything in a topic, by partition, in order.
