@@ -85,7 +85,9 @@ pub(super) struct Queued {
     pub(super) slot: Arc<Slot>,
     pub(super) deadline: Deadline,
     pub(super) queued_at: Instant,
+    /// In memory, and in a batch.
     weight: usize,
+    size: usize,
     /// How often a broker said no to it.
     refusals: usize,
     /// Whether it was in a batch that came back.
@@ -102,6 +104,7 @@ impl Queued {
     ) -> Self {
         Self {
             weight: record.weight(),
+            size: record.size(),
             record,
             timestamp_ms,
             slot,
@@ -422,7 +425,7 @@ impl Accumulator {
             let full = || {
                 let mut waiting = 0;
                 partition.queue.iter().any(|queued| {
-                    waiting += queued.weight;
+                    waiting += queued.size;
                     waiting >= self.limits.batch_bytes
                 })
             };
@@ -472,7 +475,7 @@ impl Accumulator {
             };
             request_bytes += match &batch.encoded {
                 Some(bytes) => bytes.len(),
-                None => batch.records.iter().map(|one| one.weight).sum(),
+                None => batch.records.iter().map(|one| one.size).sum(),
             };
             self.partitions[index].in_flight += 1;
             self.partitions[index].in_flight_at = node;
@@ -492,7 +495,7 @@ impl Accumulator {
         let mut records = Vec::new();
         let mut bytes = 0;
         while let Some(next) = partition.queue.front() {
-            let fits = records.is_empty() || bytes + next.weight <= self.limits.batch_bytes;
+            let fits = records.is_empty() || bytes + next.size <= self.limits.batch_bytes;
             if !fits || records.len() >= partition.records_max {
                 break;
             }
@@ -505,7 +508,7 @@ impl Accumulator {
                 expired.push(overdue(next));
                 continue;
             }
-            bytes += next.weight;
+            bytes += next.size;
             records.push(next);
         }
         if records.is_empty() {

@@ -73,7 +73,7 @@ pub fn encode<'a>(
     let count = i32::try_from(records.clone().count()).map_err(too_large)?;
 
     // What they are counted for is always enough, so nothing is copied to grow.
-    let room: usize = records.clone().map(|(record, _)| record.weight()).sum();
+    let room: usize = records.clone().map(|(record, _)| record.size()).sum();
     let mut out = BytesMut::with_capacity(RECORDS_AT + room);
     out.put_i64(0); // base offset: the broker's to fill in
     out.put_i32(0); // length, below

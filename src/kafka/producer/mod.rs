@@ -276,9 +276,10 @@ impl Producer {
     pub fn send(&self, record: Record, deadline: Deadline) -> Result<Pending, ProduceError> {
         let shared = &self.shared;
         let weight = record.weight();
-        if weight > shared.config.batch_bytes {
+        let size = record.size();
+        if size > shared.config.batch_bytes {
             return Err(ProduceError::not_sent(Error::InvalidRecord {
-                reason: format!("{weight} bytes are more than a batch may have"),
+                reason: format!("{size} bytes are more than a batch may have"),
             }));
         }
         let started = Instant::now();

@@ -9,9 +9,13 @@ use crate::deadline::Deadline;
 use crate::kafka::error::Error;
 use crate::kafka::lock;
 
-/// What a record takes in memory beside its bytes, roughly: queue entry, slot,
-/// and what Kafka adds on the wire.
-const RECORD_OVERHEAD_BYTES: usize = 256;
+/// What a record takes in memory beside its bytes in a batch, roughly: queue entry and
+/// slot.
+const MEMORY_OVERHEAD_BYTES: usize = 220;
+
+/// What a record takes in a batch beside its bytes, at most: seven numbers of one to
+/// ten bytes, most of them small.
+const BATCH_OVERHEAD_BYTES: usize = 36;
 
 /// One record to be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,13 +57,18 @@ impl Record {
 
     /// What the record counts for in the producer's memory limit, in bytes.
     pub(super) fn weight(&self) -> usize {
+        self.size() + MEMORY_OVERHEAD_BYTES
+    }
+
+    /// What the record counts for in a batch, in bytes before compression.
+    pub(super) fn size(&self) -> usize {
         let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let headers: usize = self
             .headers
             .iter()
             .map(|(name, value)| name.len() + len(value) + 10)
             .sum();
-        len(&self.key) + len(&self.value) + headers + RECORD_OVERHEAD_BYTES
+        len(&self.key) + len(&self.value) + headers + BATCH_OVERHEAD_BYTES
     }
 }
 

@@ -330,9 +330,9 @@ fn a_full_buffer_has_no_room_but_an_empty_one_takes_anything() {
 
 /// Three full batches on their way, and something that fills none.
 fn three_in_flight(records: &mut Accumulator, now: Instant) -> Vec<Batch> {
-    records.limits.batch_bytes = 300;
+    records.limits.batch_bytes = 80;
     for value in ["a", "b", "c", "d"] {
-        // The weight of a record leaves no room for a second one in a batch.
+        // The size of a record leaves no room for a second one in a batch.
         push(records, &value.repeat(50), now);
     }
     push(records, "e", now);
@@ -498,7 +498,7 @@ proptest! {
     ) {
         let mut records = accumulator(3);
         // Three records fill a batch.
-        records.limits.batch_bytes = 3 * 257;
+        records.limits.batch_bytes = 3 * 37;
         let mut requests: VecDeque<Vec<Batch>> = VecDeque::new();
         let mut now = Instant::now();
         let mut logs: HashMap<i32, Log> = HashMap::new();
