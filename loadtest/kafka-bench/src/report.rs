@@ -32,7 +32,9 @@ struct Report<'a> {
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+    let upper = *values.get(values.len() / 2)?;
+    let lower = values[(values.len() - 1) / 2];
+    Some((lower + upper) / 2.0)
 }
 
 fn row(case: Case, client: &'static str, samples: &[Sample]) -> Option<Row> {
