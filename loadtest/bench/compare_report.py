@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from report import RESULTS, shown, summarise, table
 
+plt.rcParams.update({"svg.fonttype": "none"})  # text as text: a tenth of the size
+
 READING = Path(__file__).with_name("compare_reading.md")
 KEPT = RESULTS / "compare.json"
 COLOURS = {
@@ -178,7 +180,9 @@ def plots(part, found):
         yield bars(part, found, "throughput", PARTS[part][0], "per second")
         yield bars(part, found, "p50_ms", PARTS[part][0], "median, ms")
     elif part == "overload":
-        yield bars(part, found, "throughput", "Overload: accepted", "per second")
+        for figure, title, unit in (("throughput", "accepted", "per second"), ("shed", "refused", "per second"), ("p50_ms", "median, refusals included", "ms")):
+            if any(figure in seen for sides in found.values() for seen in sides.values()):
+                yield bars(part, found, figure, f"Overload: {title}", unit)
         yield bars(part, found, "p99_ms", "Overload: 99th percentile, refusals included", "ms")
     elif part == "worker":
         yield bars(part, found, "throughput", "The worker: a backlog", "orders per second")
