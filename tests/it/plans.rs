@@ -1,22 +1,23 @@
-//! No statement of ours reads a whole table of orders or keys, however many there are.
+//! No statement of ours reads a whole table of orders or keys, however many there are, and however few there were when it
+//! was planned.
 
-use postgres::Client;
 use postgres::types::Type;
+use postgres::{Client, NoTls};
+use tbd::database::DatabaseConfig;
 use tbd::orders::adapters::postgres::statements;
 
 use crate::support::program::Stack;
-
-const ROWS: u32 = 100_000;
+use crate::support::{Database, PASSWORD, USER};
 
 /// Orders of which one in a hundred is not completed yet, and a key for each.
-fn fill(stack: &Stack) {
+fn fill(stack: &Stack, rows: u32) {
     drop(stack.api());
     stack.execute(&format!(
         "INSERT INTO orders (id, customer_email, amount_cents, status, created_at, updated_at)
          SELECT (substr(hex, 1, 8) || '-' || substr(hex, 9, 4) || '-7' || substr(gen_random_uuid()::text, 16))::uuid,
                 'user' || n || '@example.com', n,
                 CASE WHEN n % 100 = 0 THEN 'pending' WHEN n % 100 = 1 THEN 'failed' ELSE 'completed' END, now(), now()
-           FROM generate_series(1, {ROWS}) AS n, lpad(to_hex(1760000000000 + n), 12, '0') AS hex;
+           FROM generate_series(1, {rows}) AS n, lpad(to_hex(1760000000000 + n), 12, '0') AS hex;
          INSERT INTO idempotency_keys
                 (key, request_hash, response_status, response_body, order_id, created_at, expires_at)
          SELECT id::text, sha256(id::text::bytea), 202, id::text::bytea, id, now(),
@@ -68,13 +69,32 @@ fn assert_reads_no_whole_table(name: &str, plan: &str) {
     }
 }
 
+/// A session with the settings that ours have.
+fn session(database: &Database) -> Client {
+    let Database { host, port, name } = database;
+    let config = DatabaseConfig::new(host, *port, USER, PASSWORD, name);
+    let mut session: postgres::Config = database.url().parse().expect("an address");
+    let session = session.options(&config.session_options());
+    session.connect(NoTls).expect("connect")
+}
+
 #[test]
 fn no_plan_scans_orders_or_keys_whole() {
+    assert_no_plan_reads_a_whole_table_of(100_000);
+}
+
+/// A prepared statement's plan is kept while the tables grow.
+#[test]
+fn nor_does_one_that_was_made_while_there_were_few() {
+    assert_no_plan_reads_a_whole_table_of(20);
+}
+
+fn assert_no_plan_reads_a_whole_table_of(rows: u32) {
     let stack = Stack::new();
-    fill(&stack);
-    let mut client = stack.database.connect();
+    fill(&stack, rows);
+    let mut client = session(&stack.database);
     let id: uuid::Uuid = client
-        .query_one("SELECT id FROM orders OFFSET 500 LIMIT 1", &[])
+        .query_one("SELECT id FROM orders OFFSET 5 LIMIT 1", &[])
         .expect("an id")
         .get(0);
     let statements = statements();

@@ -68,8 +68,9 @@ const SUBMIT_MANY: Statement = Statement::new(
                                           ttl, customer_email, amount_cents, created_at,
                                           payload, traceparent, n)
      ), known AS (
-         SELECT input.n, k.request_hash, k.response_status, k.response_body, k.order_id
-           FROM input JOIN idempotency_keys k ON k.key = input.key AND k.expires_at > now()
+         SELECT n, k.* FROM input CROSS JOIN LATERAL (
+             SELECT request_hash, response_status, response_body, order_id
+               FROM idempotency_keys WHERE key = input.key AND expires_at > now() LIMIT 1) k
      ), fresh AS (
          INSERT INTO idempotency_keys AS k
                 (key, request_hash, response_status, response_body, order_id, created_at, expires_at)
