@@ -244,18 +244,17 @@ impl Store {
         let mut later: Vec<Waiting> = Vec::new();
         loop {
             let mut rows = std::mem::take(&mut later);
-            {
+            if rows.is_empty() {
                 let mut receiver = receiver.lock().await;
-                if rows.is_empty() {
-                    if receiver.recv_many(&mut rows, ROWS_MAX).await == 0 {
-                        return;
-                    }
-                } else {
-                    while rows.len() < ROWS_MAX
-                        && let Ok(row) = receiver.try_recv()
-                    {
-                        rows.push(row);
-                    }
+                if receiver.recv_many(&mut rows, ROWS_MAX).await == 0 {
+                    return;
+                }
+            } else if let Ok(mut receiver) = receiver.try_lock() {
+                // Not to be waited for: the other writer holds it for as long as nothing comes.
+                while rows.len() < ROWS_MAX
+                    && let Ok(row) = receiver.try_recv()
+                {
+                    rows.push(row);
                 }
             }
             // Of each key one only; the next waits for it.

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -21,6 +21,8 @@ use rdkafka::{ClientConfig, Offset, Statistics, TopicPartitionList};
 use tbd::config::WorkerConfig;
 use tbd::deadline::Deadline;
 use tbd::kafka::consumer::ConsumerRecord;
+use tbd::orders::adapters::PrometheusMeter;
+use tbd::orders::adapters::kafka::dead_letter::REASONS;
 use tbd::orders::adapters::kafka::{Batch, committable};
 use tbd::orders::app::PUBLISH_BUDGET;
 use tbd::orders::app::commands::Processed;
@@ -28,7 +30,7 @@ use tbd::orders::app::commands::process_orders::{
     PROCESSING_LIMIT, STORE_BUDGET, ended, pause_after,
 };
 use tbd::orders::domain::{Order, OrderId, Status};
-use tbd::orders::ports::{Outcome, SecondChance, Started, StepError, StoreError};
+use tbd::orders::ports::{Meter, Outcome, SecondChance, Started, StepError, StoreError};
 use tbd::telemetry::metrics::{KafkaMetrics, Metrics};
 use tbd::telemetry::tracing::{Context, DetachedSpan};
 use tokio::sync::watch;
@@ -52,6 +54,8 @@ pub struct Worker {
     pub bus: Bus,
     /// Counters.
     pub metrics: Metrics,
+    /// Those of orders.
+    pub meter: PrometheusMeter,
     /// Settings.
     pub config: WorkerConfig,
     /// True once the tasks shall end.
@@ -104,6 +108,10 @@ impl Worker {
             .worker
             .threads
             .set(i64::try_from(concurrency).unwrap_or(i64::MAX));
+        for reason in REASONS {
+            let dead_lettered = &this.metrics.orders.dead_lettered;
+            dead_lettered.with_label_values(&[reason]);
+        }
         (0..concurrency)
             .map(|_| {
                 let consumer = this.consumer()?;
@@ -268,7 +276,7 @@ impl Worker {
                 Some(started) => match self.attempt(&started.order).await {
                     None => {
                         let (outcome, processed) = ended(started, self.config.max_attempts);
-                        self.processed(outcome);
+                        self.meter.order_processed(outcome);
                         processed
                     }
                     Some(attempted) => {
@@ -291,7 +299,9 @@ impl Worker {
                 .complete(&done, Deadline::after(STORE_BUDGET))
                 .await?
             {
-                self.processed(Outcome::Completed);
+                self.meter.order_processed(Outcome::Completed);
+                let delay = order.updated_at.duration_since(order.created_at);
+                self.meter.order_completed_after(delay.unsigned_abs());
                 results.insert(order.id, Processed::Completed(order));
             }
         }
@@ -301,7 +311,7 @@ impl Worker {
                 .fail(id, &reason, Deadline::after(STORE_BUDGET))
                 .await?
             {
-                self.processed(Outcome::Failed);
+                self.meter.order_processed(Outcome::Failed);
                 results.insert(
                     id,
                     Processed::Failed {
@@ -315,14 +325,6 @@ impl Worker {
         Ok(results)
     }
 
-    fn processed(&self, outcome: Outcome) {
-        self.metrics
-            .orders
-            .processed
-            .with_label_values(&[outcome.as_str()])
-            .inc();
-    }
-
     async fn attempt(&self, order: &Order) -> Option<Result<(), (StepError, u32)>> {
         if !matches!(order.status, Status::Pending | Status::Processing) {
             return None;
@@ -332,9 +334,11 @@ impl Worker {
             if *self.stop.borrow() {
                 return Some(Err((StepError::Stopped, attempt - 1)));
             }
+            let began = Instant::now();
             let step = timeout(PROCESSING_LIMIT, self.step())
                 .await
                 .unwrap_or(Err(StepError::TimedOut));
+            self.meter.step_ended(began.elapsed());
             let error = match step {
                 Ok(()) => return Some(Ok(())),
                 Err(error) => error,

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use tbd::config::{CommandLine, Program, WorkerConfig};
 use tbd::deadline::Deadline;
+use tbd::orders::adapters::PrometheusMeter;
 use tbd::service::{self as house, SHUTDOWN_BUDGET, Telemetry};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
@@ -56,6 +57,7 @@ async fn run(config: WorkerConfig) -> Result<(), Box<dyn Error>> {
     let tasks = Worker {
         store,
         bus,
+        meter: PrometheusMeter::new(metrics.orders.clone()),
         metrics,
         config,
         stop: stopped,
