@@ -23,7 +23,10 @@ use tokio::sync::watch;
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// tbd's health checks on a pool of one connection, and their threads.
+/// Health checks at work, the Kafka that they look at, and their threads.
+pub type Checked = (Checks, Kafka, Vec<JoinHandle<()>>);
+
+/// tbd's health checks on a pool of one connection.
 ///
 /// # Errors
 /// What keeps them from starting.
@@ -32,10 +35,11 @@ pub fn checks(
     kafka: &KafkaSettings,
     migrator: Migrator,
     stop: &StopSignal,
-) -> Result<(Checks, Kafka, Vec<JoinHandle<()>>), Box<dyn Error>> {
+) -> Result<Checked, Box<dyn Error>> {
     let mut config = service::database_config(database, "tbd-health");
     (config.max_conns, config.max_idle_conns) = (1, 1);
-    let pool = service::pool(config, &Metrics::new())?;
+    let unseen = Metrics::new();
+    let pool = service::pool(config, &unseen)?;
     let mut check = HealthCheck::new(pool, migrator);
     let (database, first) = Monitor::start("database-health", stop.clone(), move || check.run())?;
     let secured = kafka.security.tls.is_some() || kafka.security.sasl.is_some();
@@ -44,7 +48,7 @@ pub fn checks(
         kafka.group_protocol != GroupProtocol::Classic,
         "KAFKA_GROUP_PROTOCOL",
     )?;
-    let kafka = Kafka::new(kafka, "tbd-health")?;
+    let kafka = Kafka::new(kafka, "tbd-health", &unseen)?;
     let (health, second) =
         Monitor::start("kafka-health", stop.clone(), kafka.clone().health_check())?;
     let checks = Checks {

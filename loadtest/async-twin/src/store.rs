@@ -28,6 +28,7 @@ use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{
     Backlog, Message, Once, Page, SecondChance, Started, StoreError, Submission,
 };
+use tbd::service::database_config;
 use tbd::telemetry::metrics::{DatabaseMetrics, Metrics};
 use tbd::telemetry::semconv;
 use tbd::telemetry::tracing::{Context, DetachedSpan, KeyValue, SpanKind, detached_span_in};
@@ -37,9 +38,6 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, NoTls};
 use uuid::Uuid;
 
-/// tbd's session settings (`tbd::database::DatabaseConfig`).
-const OPTIONS: &str = "-c statement_timeout=5000 -c lock_timeout=3000 \
-                       -c idle_in_transaction_session_timeout=60000 -c timezone=UTC";
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Repetitions after a transient error, and the pause before each.
@@ -145,7 +143,7 @@ impl Store {
             .password(settings.password.expose())
             .dbname(&settings.name)
             .application_name(application)
-            .options(OPTIONS)
+            .options(database_config(settings, application).session_options())
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_user_timeout(Duration::from_secs(10));
         // Fast: no round trip at check-out; a broken connection shows itself by its closed channel.
