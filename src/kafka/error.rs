@@ -104,8 +104,21 @@ pub enum Error {
     },
 }
 
+/// Whether the coordinator says that it knows the member, its generation or its epoch no longer.
+fn is_membership_over(code: ResponseError) -> bool {
+    matches!(
+        code,
+        ResponseError::UnknownMemberId
+            | ResponseError::IllegalGeneration
+            | ResponseError::RebalanceInProgress
+            | ResponseError::FencedMemberEpoch
+            | ResponseError::StaleMemberEpoch
+    )
+}
+
 impl Error {
-    /// Whether the same request may succeed later, with nothing changed on our side.
+    /// Whether the same request may succeed later, with nothing changed on our side. A
+    /// membership that is over counts: the consumer joins anew by itself (as Java's does).
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. }
@@ -115,7 +128,7 @@ impl Error {
             // Half a cluster may be of another make or being upgraded, and a
             // garbled answer may have been a proxy's: a new connection decides.
             | Self::Protocol { .. } => true,
-            Self::Broker { code, .. } => code.is_retriable(),
+            Self::Broker { code, .. } => code.is_retriable() || is_membership_over(*code),
             // A certificate or a password has to be changed first.
             Self::Tls { .. }
             | Self::Authentication { .. }
@@ -156,6 +169,16 @@ mod tests {
         };
         assert!(refused(ResponseError::NotLeaderOrFollower).is_transient());
         assert!(!refused(ResponseError::TopicAuthorizationFailed).is_transient());
+    }
+
+    #[test]
+    fn a_member_that_was_thrown_out_may_come_back_and_one_whose_name_was_taken_may_not() {
+        let refused = |code| Error::Broker {
+            api: ApiKey::JoinGroup,
+            code,
+        };
+        assert!(refused(ResponseError::UnknownMemberId).is_transient());
+        assert!(!refused(ResponseError::FencedInstanceId).is_transient());
     }
 
     #[test]
