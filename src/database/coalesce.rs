@@ -1,9 +1,10 @@
 //! Work that gathers while a statement is under way, and is then carried together.
 //!
-//! A round trip, or a commit, costs nearly the same for one row as for fifty. So callers put their job into a queue, and whoever finds a writer's
-//! place free becomes the writer: it takes what has gathered, does it all in one piece, and gives each caller its own
-//! answer. There is no timer and no added wait: a lone job is done at once, alone. The caller's thread does the work,
-//! so there is no thread here; a writer whose own job is done passes its place on to the oldest waiting caller.
+//! A round trip, or a commit, costs nearly the same for one row as for fifty. So callers put their job into a queue, and
+//! whoever finds a writer's place free becomes the writer: it takes what has gathered, does it all in one piece, and gives
+//! each caller its own answer. There is no timer and no added wait: a lone job is done at once, alone. The caller's thread
+//! does the work, so there is no thread here; a writer whose own job is done passes its place on to the oldest waiting
+//! caller.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
