@@ -350,10 +350,7 @@ fn probes_answer_and_requests_beyond_the_queue_are_shed_while_every_thread_is_st
         .set("HTTP_QUEUE", "2")
         .set("HTTP_ACCEPTORS", "1");
     let api = stack.api();
-    let mut holder = stack.database.connect();
-    holder
-        .batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-        .expect("lock the table");
+    let mut holder = stack.database.holding_orders();
     thread::scope(|scope| {
         let stuck: Vec<_> = (0..2)
             .map(|_| scope.spawn(|| get("/v1/orders").send(&api.address())))
@@ -391,10 +388,7 @@ fn probes_answer_and_requests_beyond_the_queue_are_shed_while_every_thread_is_st
 fn a_statement_that_takes_too_long_is_given_up() {
     let stack = Stack::new();
     let api = stack.api();
-    let mut holder = stack.database.connect();
-    holder
-        .batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-        .expect("lock the table");
+    let mut holder = stack.database.holding_orders();
     let start = Instant::now();
     let response = get("/v1/orders").send(&api.address());
     response.problem(503, "dependency-unavailable");

@@ -49,10 +49,7 @@ fn an_idle_connection_does_not_hold_up_the_end() {
 fn a_request_that_was_begun_is_answered() {
     let stack = Stack::new();
     let mut api = stack.api();
-    let mut holder = stack.database.connect();
-    holder
-        .batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-        .expect("lock the table");
+    let mut holder = stack.database.holding_orders();
     thread::scope(|scope| {
         let address = api.address();
         let begun = scope.spawn(move || new_order(&unique("key"), 1).send(&address));

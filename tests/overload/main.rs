@@ -143,10 +143,7 @@ fn nobody_waits_for_threads_that_are_stuck() {
     let _alone = alone();
     let stack = Stack::new().set("HTTP_WORKERS", "2");
     let api = stack.api();
-    let mut holder = stack.database.connect();
-    holder
-        .batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-        .expect("lock the table");
+    let mut holder = stack.database.holding_orders();
     thread::scope(|scope| {
         // Two have a thread each and wait for the database, the others wait for a thread.
         let waiting: Vec<_> = (0..6)

@@ -70,6 +70,15 @@ impl Database {
         self.connect_to(&self.name)
     }
 
+    /// Whoever wants anything of the table of orders waits until this connection rolls back.
+    pub fn holding_orders(&self) -> Client {
+        let mut holder = self.connect();
+        holder
+            .batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+            .expect("lock the table");
+        holder
+    }
+
     /// As other programs take it: `postgres://user:password@host:port/name?sslmode=disable`.
     pub fn url(&self) -> String {
         let Database { host, port, name } = self;

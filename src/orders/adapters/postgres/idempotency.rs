@@ -10,11 +10,8 @@ use crate::database::{Coalescer, Connection, DatabaseError, Job, Statement};
 use crate::deadline::Deadline;
 use crate::orders::ports::{IdempotencyStore, Once, StoreError, Submission};
 
-use crate::telemetry::semconv;
-use crate::telemetry::tracing;
-
 use super::submission::{ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome};
-use super::together::{self, Carried, Gathering, carried};
+use super::together::{self, Carried, Gathering, carried, shared_by};
 use super::{PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, SUBMIT_MANY, KNOWN, SWEEP];
@@ -178,14 +175,12 @@ impl PostgresStore {
         let mut statement = None;
         let written = match rows {
             [row] => self.run(SUBMIT, deadline, |connection| {
-                statement = tracing::current();
+                statement = shared_by(1);
                 let once = submit_one(connection, row)?;
                 Ok(vec![once.map_or(Written::Alone, Written::Once)])
             }),
             _ => self.run(SUBMIT_MANY, deadline, |connection| {
-                statement = tracing::current();
-                let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
-                tracing::annotate(semconv::DB_OPERATION_BATCH_SIZE, count);
+                statement = shared_by(rows.len());
                 submit_many(connection, rows)
             }),
         };

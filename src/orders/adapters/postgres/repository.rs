@@ -10,11 +10,9 @@ use crate::database::{Coalescer, DatabaseError, Job, Statement};
 use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId};
 use crate::orders::ports::{OrderRepository, Page, SecondChance, Started, StoreError};
-use crate::telemetry::semconv;
-use crate::telemetry::tracing;
 
 use super::rows::{column, order, started_order, uuids};
-use super::together::{self, Carried, Gathering, carried};
+use super::together::{self, Carried, Gathering, carried, shared_by};
 use super::{PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[
@@ -264,9 +262,7 @@ impl PostgresStore {
         let ids: Vec<Uuid> = wanted.iter().map(|wanted| wanted.0.0).collect();
         // Each order by itself: what one is stored like must not fail another.
         let found = self.run(LOOK, deadline, |connection| {
-            statement = tracing::current();
-            let count = i64::try_from(ids.len()).unwrap_or(i64::MAX);
-            tracing::annotate(semconv::DB_OPERATION_BATCH_SIZE, count);
+            statement = shared_by(ids.len());
             let rows = connection.query(LOOK, &[&ids])?;
             let orders = rows.iter().map(|row| Ok((column(row, "id")?, order(row))));
             orders.collect::<Result<HashMap<Uuid, _>, DatabaseError>>()

@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::database::{Coalescer, DatabaseError, Job};
 use crate::deadline::Deadline;
 use crate::orders::ports::StoreError;
+use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, SpanContext};
 
 /// Where jobs gather whose answer is a `T`.
@@ -27,6 +28,16 @@ pub(super) fn carried<T>(
         statement: statement.clone(),
     };
     outcomes.into_iter().map(carried).collect()
+}
+
+/// To be called within the statement that does `jobs` of them: puts down how many share it, and gives
+/// the context of its span.
+pub(super) fn shared_by(jobs: usize) -> Option<SpanContext> {
+    if jobs > 1 {
+        let count = i64::try_from(jobs).unwrap_or(i64::MAX);
+        tracing::annotate(semconv::DB_OPERATION_BATCH_SIZE, count);
+    }
+    tracing::current()
 }
 
 /// Has `job` done by `work`, here or by another request's thread, until `deadline` at most. In the
