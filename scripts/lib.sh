@@ -58,6 +58,12 @@ need_python() {
   python3 -c 'import ensurepip' 2>/dev/null || need ensurepip=python3-venv
 }
 
+# What compiles librdkafka, for what is measured beside tbd.
+need_librdkafka() {
+  need cc=gcc g++=g++ make=make
+  need_python
+}
+
 # A Chromium, for the page's tests: whichever there is, or else the one without windows.
 chromium_here() { { type -P chromium-headless-shell chromium chromium-browser google-chrome || true; } | head -n 1; }
 need_chromium() { [[ -n $(chromium_here) ]] || need chromium-headless-shell=chromium-headless-shell; }
