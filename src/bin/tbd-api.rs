@@ -47,11 +47,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     })?;
     let database = service::database_config(&config.database, "tbd-api");
     let pool = service::pool(database.clone(), &metrics)?;
-    let store = Arc::new(PostgresStore::new(
-        pool.clone(),
-        &config.database.name,
-        config.database_coalesce,
-    ));
+    let store = Arc::new(PostgresStore::new(pool.clone(), config.database_coalesce));
 
     let kafka = Kafka::new(&config.kafka, "tbd-api", &metrics)?;
     let producer = kafka.producer(&metrics)?;

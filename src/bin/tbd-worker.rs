@@ -51,11 +51,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
 
     let database = service::database_config(&config.database, "tbd-worker");
     let pool = service::pool(database, &metrics)?;
-    let store = Arc::new(PostgresStore::new(
-        pool.clone(),
-        &config.database.name,
-        false,
-    ));
+    let store = Arc::new(PostgresStore::new(pool.clone(), false));
     let kafka = Kafka::new(&config.kafka, "tbd-worker", &metrics)?;
     let producer = kafka.producer(&metrics)?;
     let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));

@@ -19,7 +19,7 @@ use crate::telemetry::tracing::{self, Sampler, Tracing, TracingConfig};
 pub const SHUTDOWN_BUDGET: Duration = Duration::from_secs(30);
 
 /// Of which this much is left when work that waits is cut short.
-const ABORT_BEFORE_END: Duration = Duration::from_secs(5);
+pub const ABORT_BEFORE_END: Duration = Duration::from_secs(5);
 
 /// A command line or configuration that cannot be used.
 const EXIT_USAGE: i32 = 2;

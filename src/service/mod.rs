@@ -16,5 +16,7 @@ pub use dead_letters::dead_letters;
 pub use healthcheck::healthcheck_command;
 pub use http::http_server;
 pub use kafka::Kafka;
-pub use lifecycle::{SHUTDOWN_BUDGET, ShutdownSignal, Telemetry, join, load, watchdog};
-pub use probes::{Checks, probes};
+pub use lifecycle::{
+    ABORT_BEFORE_END, SHUTDOWN_BUDGET, ShutdownSignal, Telemetry, join, load, watchdog,
+};
+pub use probes::{Checks, instance, probes};

@@ -53,11 +53,16 @@ impl Checks {
 /// Says which of several instances behind one address has answered.
 const INSTANCE: &str = "Tbd-Instance";
 
-/// Adds the probes to `router`. `/readyz` and `/metrics` say in a header which
-/// instance they speak of: this machine's (or container's) name, and `port`.
-pub fn probes(router: Router, checks: Checks, metrics: Metrics, port: u16) -> Router {
+/// This machine's (or container's) name, and `port`.
+pub fn instance(port: u16) -> String {
     let host = uname().nodename().to_string_lossy().into_owned();
-    let instance = format!("{host}:{port}");
+    format!("{host}:{port}")
+}
+
+/// Adds the probes to `router`. `/readyz` and `/metrics` say in a header which
+/// [`instance`] they speak of.
+pub fn probes(router: Router, checks: Checks, metrics: Metrics, port: u16) -> Router {
+    let instance = instance(port);
     let same_instance = instance.clone();
     router
         .probe_get("/healthz", |_| {

@@ -45,7 +45,7 @@ fn postgres(coalesce: bool) -> (PostgresStore, Database) {
         .run(&config, soon())
         .expect("migrate");
     let pool = Pool::new(config).expect("a pool");
-    (PostgresStore::new(pool, &database.name, coalesce), database)
+    (PostgresStore::new(pool, coalesce), database)
 }
 
 macro_rules! contract {

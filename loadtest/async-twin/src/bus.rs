@@ -7,14 +7,16 @@ use rdkafka::ClientConfig;
 use rdkafka::config::FromClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tbd::config::{Compression, KafkaSettings};
 use tbd::deadline::Deadline;
 use tbd::kafka::producer::Record;
-use tbd::orders::adapters::kafka::{Breaker, TRACEPARENT, Topics, send_span};
+use tbd::orders::adapters::kafka::{Breaker, ProducerMeter, TRACEPARENT, Topics, send_span};
 use tbd::orders::app::PUBLISH_BUDGET;
 use tbd::orders::ports::{Message, PublishError};
 use tbd::telemetry::metrics::KafkaMetrics;
+use tbd::telemetry::semconv;
 use tbd::telemetry::tracing;
 use tokio::time::timeout_at;
 
@@ -42,6 +44,8 @@ impl Bus {
             .set("client.id", "tbd-api")
             .set("acks", "all")
             .set("enable.idempotence", "true")
+            // Of a key the partition that tbd and Java choose; librdkafka by itself takes another hash.
+            .set("partitioner", "murmur2_random")
             .set("linger.ms", "0")
             .set("compression.type", compression(settings.compression))
             .set(
@@ -52,6 +56,8 @@ impl Bus {
             .set("reconnect.backoff.max.ms", "1000")
             .set("socket.nagle.disable", "true");
         let producer = FutureProducer::from_config(&config)?;
+        // What goes wrong starts at 0 for each topic.
+        drop(ProducerMeter::new(metrics.clone(), &topics));
         Ok(Self {
             producer,
             topics,
@@ -110,7 +116,14 @@ impl Bus {
             .with_label_values(&labels)
             .observe(begun.elapsed().as_secs_f64());
         let error = match outcome {
-            Ok(Ok(_)) => return Ok(()),
+            Ok(Ok(Delivery {
+                partition, offset, ..
+            })) => {
+                let partition = partition.to_string();
+                span.set(semconv::MESSAGING_DESTINATION_PARTITION_ID, partition);
+                span.set(semconv::MESSAGING_KAFKA_OFFSET, offset);
+                return Ok(());
+            }
             Ok(Err((
                 KafkaError::MessageProduction(
                     code @ (RDKafkaErrorCode::MessageSizeTooLarge

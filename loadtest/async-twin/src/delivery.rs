@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tbd::config::EventDelivery;
 use tbd::deadline::Deadline;
+use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::kafka::Breaker;
 use tbd::orders::app::housekeeping::{
     BACKLOG_INTERVAL, CLEAN_BATCH, CLEAN_GATHER, DIRECT_MIN_AGE, RELAY_BATCH, RELAY_INTERVAL,
@@ -13,7 +14,7 @@ use tbd::orders::app::housekeeping::{
 };
 use tbd::orders::app::{ACKNOWLEDGED_MAX, PUBLISH_BUDGET};
 use tbd::orders::domain::OrderId;
-use tbd::orders::ports::{Message, PublishError};
+use tbd::orders::ports::{Message, Meter, PublishError, StoreError};
 use tbd::telemetry::metrics::OrdersMetrics;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -27,7 +28,7 @@ pub struct Delivery {
     mode: EventDelivery,
     bus: Arc<Bus>,
     breaker: Breaker,
-    metrics: OrdersMetrics,
+    meter: Arc<PrometheusMeter>,
     acknowledged: mpsc::Sender<OrderId>,
     wake: Arc<Notify>,
 }
@@ -36,7 +37,7 @@ pub struct Delivery {
 struct Housekeeper {
     store: Store,
     bus: Arc<Bus>,
-    metrics: OrdersMetrics,
+    meter: Arc<PrometheusMeter>,
     wake: Arc<Notify>,
     stop: watch::Receiver<bool>,
 }
@@ -54,12 +55,13 @@ impl Delivery {
             .circuit_breaker_state
             .with_label_values(&["kafka-publish"]);
         let breaker = Breaker::new(move |new| state.set(new as i64));
+        let meter = Arc::new(PrometheusMeter::new(metrics));
         let (acknowledged, inbox) = mpsc::channel(ACKNOWLEDGED_MAX);
         let wake = Arc::new(Notify::new());
         let housekeeper = || Housekeeper {
             store: store.clone(),
             bus: Arc::clone(&bus),
-            metrics: metrics.clone(),
+            meter: Arc::clone(&meter),
             wake: Arc::clone(&wake),
             stop: stop.clone(),
         };
@@ -77,7 +79,7 @@ impl Delivery {
                 mode,
                 bus,
                 breaker,
-                metrics,
+                meter,
                 acknowledged,
                 wake,
             },
@@ -91,8 +93,8 @@ impl Delivery {
     }
 
     /// Where orders are counted.
-    pub fn orders(&self) -> &OrdersMetrics {
-        &self.metrics
+    pub fn meter(&self) -> &PrometheusMeter {
+        &self.meter
     }
 
     /// Direct: publishes and waits for the acknowledgement. Outbox: wakes the relay.
@@ -126,22 +128,7 @@ impl Housekeeper {
     async fn relay(mut self, min_age: Duration) {
         let mut measured: Option<Instant> = None;
         while !*self.stop.borrow() {
-            let bus = &self.bus;
-            let publish = |messages: Vec<Message>| async move {
-                let results = bus
-                    .publish(&messages, Deadline::after(PUBLISH_BUDGET))
-                    .await;
-                let acknowledged = results
-                    .iter()
-                    .zip(&messages)
-                    .filter(|(result, _)| result.is_ok());
-                acknowledged.map(|(_, message)| message.order_id).collect()
-            };
-            let relayed = self
-                .store
-                .relay(RELAY_BATCH, min_age, Deadline::after(STORE_BUDGET), publish)
-                .await;
-            let more = match relayed {
+            let more = match self.relay_once(min_age).await {
                 Ok((taken, removed)) => taken == RELAY_BATCH as usize && removed == taken,
                 Err(error) => {
                     log::debug!("outbox relay: {error}; trying again until it works");
@@ -151,10 +138,7 @@ impl Housekeeper {
             if measured.is_none_or(|at| at.elapsed() >= BACKLOG_INTERVAL) {
                 measured = Some(Instant::now());
                 if let Ok(backlog) = self.store.backlog(Deadline::after(STORE_BUDGET)).await {
-                    self.metrics.outbox_backlog.set(backlog.rows);
-                    self.metrics
-                        .outbox_oldest_seconds
-                        .set(backlog.oldest_seconds);
+                    self.meter.outbox_backlog(backlog);
                 }
             }
             if !more {
@@ -165,6 +149,32 @@ impl Housekeeper {
                 }
             }
         }
+    }
+
+    /// Publishes one batch; the number of events taken, and of these published.
+    async fn relay_once(&self, min_age: Duration) -> Result<(usize, usize), StoreError> {
+        let publish = |messages: Vec<Message>| async move {
+            let results = self
+                .bus
+                .publish(&messages, Deadline::after(PUBLISH_BUDGET))
+                .await;
+            let sent = results.iter().zip(&messages);
+            sent.filter(|(result, _)| result.is_ok())
+                .map(|(_, message)| message.order_id)
+                .collect()
+        };
+        let (taken, removed) = self
+            .store
+            .relay(RELAY_BATCH, min_age, STORE_BUDGET, publish)
+            .await?;
+        self.meter.events_relayed(removed);
+        if removed < taken {
+            log::warn!(
+                "outbox relay: {} of {taken} events not published, they stay",
+                taken - removed
+            );
+        }
+        Ok((taken, removed))
     }
 
     async fn clean(mut self, mut inbox: mpsc::Receiver<OrderId>) {
@@ -203,7 +213,7 @@ impl Housekeeper {
                     .await
                 {
                     Ok(swept) => {
-                        self.metrics.idempotency_swept.inc_by(swept);
+                        self.meter.keys_swept(swept);
                         if swept < u64::from(SWEEP_BATCH) {
                             break;
                         }

@@ -1,12 +1,13 @@
 //! The HTTP API on axum, by tbd's rules (`tbd::orders::adapters::http::contract`).
 
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::{MatchedPath, Path, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Path, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -25,16 +26,17 @@ use tbd::orders::adapters::http::contract::{
     require_json, store_problem,
 };
 use tbd::orders::adapters::http::{dto, query};
-use tbd::orders::app::commands::{CancelError, CreateError, NewOrder, meaning};
+use tbd::orders::app::commands::{Accepted, CancelError, CreateError, NewOrder, accepted, meaning};
 use tbd::orders::app::queries::Listed;
 use tbd::orders::domain::{Order, OrderEvent};
-use tbd::orders::ports::{Once, Page, StoredResponse, Submission};
+use tbd::orders::ports::{Page, StoredResponse, Submission};
 use tbd::service::Checks;
 use tbd::telemetry::metrics::{self, HttpMetrics, Metrics};
 use tbd::telemetry::semconv;
 use tbd::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
+use tokio_util::task::TaskTracker;
 
 use crate::delivery::Delivery;
 use crate::store::Store;
@@ -64,6 +66,9 @@ struct Server {
     checks: Checks,
     /// Requests that may be under way or waiting: tbd's threads and queue together.
     places: Semaphore,
+    /// Those under way, for the end to wait for.
+    requests: TaskTracker,
+    instance: String,
 }
 
 /// What the middleware tells the handler.
@@ -72,8 +77,15 @@ struct Arrival {
     deadline: Deadline,
 }
 
-/// The routes; `api` only in tbd-api. `places` requests at most are under way at a time, probes apart.
-pub fn router(api: Option<Api>, checks: Checks, metrics: Metrics, places: usize) -> Router {
+/// The routes; `api` only in tbd-api. `places` requests at most are under way at a time, probes apart; `requests` knows all.
+/// `instance` is what the probes say to be.
+pub fn router(
+    api: Option<Api>,
+    checks: Checks,
+    metrics: Metrics,
+    (places, instance): (usize, String),
+    requests: TaskTracker,
+) -> Router {
     metrics
         .http
         .threads
@@ -82,6 +94,8 @@ pub fn router(api: Option<Api>, checks: Checks, metrics: Metrics, places: usize)
         metrics,
         checks,
         places: Semaphore::new(places),
+        requests,
+        instance,
     });
     let probes = Router::new()
         .route(
@@ -168,7 +182,11 @@ fn see(request: &Request) -> Seen {
             .get(name)
             .and_then(|value| value.to_str().ok())
     };
-    let parent = tracing::extract(text("traceparent"), text("tracestate"));
+    let parent = match text("traceparent") {
+        // As in tbd: supervisors and scrapers come every few seconds.
+        None if probe => tracing::unsampled(),
+        traceparent => tracing::extract(traceparent, text("tracestate")),
+    };
     let span = tracing::detached_span_in(
         &parent,
         name,
@@ -183,6 +201,28 @@ fn see(request: &Request) -> Seen {
                 attributes.push(KeyValue::new(
                     semconv::HTTP_ROUTE,
                     route.as_str().to_owned(),
+                ));
+            }
+            if method.is_none() {
+                let original = request.method().to_string();
+                attributes.push(KeyValue::new(
+                    semconv::HTTP_REQUEST_METHOD_ORIGINAL,
+                    original,
+                ));
+            }
+            if let Some(query) = request.uri().query() {
+                attributes.push(KeyValue::new(semconv::URL_QUERY, query.to_owned()));
+            }
+            if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
+                let address = peer.ip().to_string();
+                attributes.push(KeyValue::new(semconv::NETWORK_PEER_ADDRESS, address));
+                let port = i64::from(peer.port());
+                attributes.push(KeyValue::new(semconv::NETWORK_PEER_PORT, port));
+            }
+            if let Some(agent) = text("user-agent") {
+                attributes.push(KeyValue::new(
+                    semconv::USER_AGENT_ORIGINAL,
+                    agent.to_owned(),
                 ));
             }
             attributes
@@ -220,6 +260,7 @@ impl Drop for Busy<'_> {
 /// Span, metrics, log line, deadline, overload and panics of every request.
 async fn observe(State(server): State<Arc<Server>>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
+    let _token = server.requests.token();
     let Seen {
         span,
         method,
@@ -232,12 +273,12 @@ async fn observe(State(server): State<Arc<Server>>, mut request: Request, next: 
     });
 
     let http = &server.metrics.http;
-    let permit = server.places.try_acquire();
-    let mut response = if permit.is_err() && !probe {
+    let place = (!probe).then(|| server.places.try_acquire());
+    let mut response = if matches!(place, Some(Err(_))) {
         http.shed.with_label_values(&["queue_full"]).inc();
         refuse(problem::overloaded())
     } else {
-        let _busy = Busy::new(http);
+        let _busy = place.is_some().then(|| Busy::new(http));
         let answered = AssertUnwindSafe(next.run(request)).catch_unwind();
         let answered = answered.with_context(span.context()).await;
         answered.unwrap_or_else(|_| {
@@ -294,10 +335,16 @@ async fn observe(State(server): State<Arc<Server>>, mut request: Request, next: 
 
 async fn ready(State(server): State<Arc<Server>>) -> Response {
     let (status, body) = server.checks.readiness();
-    json(
-        StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
-        body,
-    )
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    named(json(status, body), &server.instance)
+}
+
+/// Says which instance it speaks of.
+fn named(mut response: Response, instance: &str) -> Response {
+    if let Ok(instance) = HeaderValue::try_from(instance) {
+        response.headers_mut().insert("tbd-instance", instance);
+    }
+    response
 }
 
 async fn scrape(State(server): State<Arc<Server>>) -> Response {
@@ -306,7 +353,7 @@ async fn scrape(State(server): State<Arc<Server>>) -> Response {
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, media_type);
-    response
+    named(response, &server.instance)
 }
 
 type Answer = Result<Response, Problem>;
@@ -395,9 +442,10 @@ impl Api {
         // stored but not published would count as a failure of Kafka.
         let accepting = Arc::clone(self).accept(new_order, deadline);
         let accepted = tokio::spawn(accepting.with_current_context()).await;
-        let (response, replayed) = accepted
+        let Accepted { response, replayed } = accepted
             .unwrap_or_else(|error| resume_unwind(error.into_panic()))
             .map_err(create_problem)?;
+        tracing::annotate(semconv::ORDER_ID, response.order_id.to_string());
         let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::ACCEPTED);
         let location = HeaderValue::try_from(format!("/v1/orders/{}", response.order_id));
         let mut answer = json(status, response.body);
@@ -412,13 +460,12 @@ impl Api {
         Ok(answer)
     }
 
-    /// tbd's `CreateOrder`: the answer, and whether an earlier request made the order.
+    /// tbd's `CreateOrder`.
     async fn accept(
         self: Arc<Self>,
         new_order: NewOrder,
         deadline: Deadline,
-    ) -> Result<(StoredResponse, bool), CreateError> {
-        let metrics = self.delivery.orders();
+    ) -> Result<Accepted, CreateError> {
         let request_hash = meaning(&new_order);
         let order = Order::create(new_order.customer_email, new_order.amount, Timestamp::now());
         let response = StoredResponse {
@@ -426,44 +473,25 @@ impl Api {
             body: dto::order_body(&order),
             order_id: order.id,
         };
-        let message = self
-            .delivery
-            .bus()
-            .topics
-            .message(&OrderEvent::Created(order.clone()));
+        let event = OrderEvent::Created(order);
+        let message = self.delivery.bus().topics.message(&event);
         let submission = Submission {
             key: &new_order.key,
             request_hash,
-            order: &order,
+            order: event.order(),
             response: &response,
             message: &message,
             ttl: self.ttl,
         };
-        let (response, unpublished, replayed) =
-            match self.store.submit(&submission, deadline).await? {
-                Once::First => {
-                    metrics.created.inc();
-                    log::info!(order_id:% = message.order_id; "order created");
-                    (response, Some(message), false)
-                }
-                Once::Again {
-                    response,
-                    unpublished,
-                } => {
-                    metrics.idempotency_hits.inc();
-                    log::info!(order_id:% = response.order_id; "answer replayed");
-                    (response, unpublished, true)
-                }
-                Once::OtherRequest => return Err(CreateError::OtherRequest),
-                Once::Running => return Err(CreateError::Running),
-            };
+        let once = self.store.submit(&submission, deadline).await?;
+        let (accepted, unpublished) = accepted(once, response, message, self.delivery.meter())?;
         if let Some(message) = unpublished {
             self.delivery
                 .deliver(message, deadline)
                 .await
                 .map_err(CreateError::NotPublished)?;
         }
-        Ok((response, replayed))
+        Ok(accepted)
     }
 
     async fn get(&self, id: &str, request: &Parts) -> Answer {

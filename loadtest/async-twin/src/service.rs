@@ -13,15 +13,20 @@ use tbd::config::{DatabaseSettings, GroupProtocol, KafkaSettings};
 use tbd::database::HealthCheck;
 use tbd::database::migrations::{Migrator, Source};
 use tbd::health::Monitor;
+use tbd::orders::adapters::kafka::watch_lag;
 use tbd::service::{self, Checks, Kafka};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
+/// For the last answers to be written, where a connection is not ready to end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Health checks at work, the Kafka that they look at, and their threads.
 pub type Checked = (Checks, Kafka, Vec<JoinHandle<()>>);
@@ -59,6 +64,25 @@ pub fn checks(
     Ok((checks, kafka, vec![first, second]))
 }
 
+/// tbd's watch over how far the workers are behind.
+///
+/// # Errors
+/// When its thread cannot be started.
+pub fn lag(
+    kafka: &Kafka,
+    settings: &KafkaSettings,
+    metrics: &Metrics,
+    stop: &StopSignal,
+) -> io::Result<JoinHandle<()>> {
+    watch_lag(
+        kafka.cluster.clone(),
+        settings.consumer_group.clone(),
+        settings.topic_order_created.clone(),
+        metrics.kafka.clone(),
+        stop.clone(),
+    )
+}
+
 /// What tbd can and the twin does not, it says, rather than pretend.
 ///
 /// # Errors
@@ -81,39 +105,66 @@ pub fn migrator(folder: Option<&std::path::Path>) -> Result<Migrator, Box<dyn Er
     })?)
 }
 
-/// Serves `router` until `stop` is true, then answers what has begun.
+/// Listens, before anything is served, so that a port that is taken ends the start.
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// When the address cannot be listened on; names it.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listening = || {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    let listener = listening().map_err(|error| {
+        io::Error::new(error.kind(), format!("listening on {address}: {error}"))
+    })?;
+    log::info!("listening on {address}");
+    Ok(listener)
+}
+
+/// Serves `router` until `stop` is true, then answers what has begun; `requests` knows each that has.
+///
+/// # Errors
+/// Those of the listener.
 pub async fn serve(
-    address: SocketAddr,
+    listener: TcpListener,
     router: Router,
+    requests: TaskTracker,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?.tap_io(|stream| {
+    let listener = listener.tap_io(|stream| {
         // An answer is one write: nothing is gained by waiting for more.
         let _ = stream.set_nodelay(true);
     });
-    log::info!("listening on {address}");
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async move {
-            let _ = stop.wait_for(|stop| *stop).await;
-        })
-        .await
+    let mut stopped = stop.clone();
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    });
+    let answered = async {
+        let _ = stop.wait_for(|stop| *stop).await;
+        requests.close();
+        requests.wait().await;
+        sleep(LAST_WORDS).await;
+    };
+    // hyper also waits for a client that has sent half a head, for as long as that takes.
+    tokio::select! {
+        ended = served => ended,
+        () = answered => Ok(()),
+    }
 }
 
-/// Waits for SIGTERM or SIGINT; a second one ends the process at once.
+/// Waits for SIGTERM or SIGINT; a second one ends the process at once. When the time for an orderly end is nearly over,
+/// `abort` becomes true; when it is, the process ends.
 ///
 /// # Errors
 /// When the signals cannot be caught.
-pub async fn shutdown_signal() -> io::Result<()> {
+pub async fn shutdown_signal(abort: watch::Sender<bool>) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -130,8 +181,10 @@ pub async fn shutdown_signal() -> io::Result<()> {
         }
         std::process::exit(1);
     });
-    tokio::spawn(async {
-        tokio::time::sleep(service::SHUTDOWN_BUDGET + Duration::from_secs(1)).await;
+    tokio::spawn(async move {
+        sleep(service::SHUTDOWN_BUDGET - service::ABORT_BEFORE_END).await;
+        abort.send_replace(true);
+        sleep(service::ABORT_BEFORE_END).await;
         log::error!("not everything ended in time, ending anyway");
         std::process::exit(1);
     });

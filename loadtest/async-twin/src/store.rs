@@ -8,22 +8,25 @@
 
 use std::collections::HashSet;
 use std::future::Future;
+use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    GenericClient, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError,
+    RecyclingMethod, Runtime,
 };
 use jiff::Timestamp;
+use opentelemetry::trace::{FutureExt as _, TraceContextExt};
 use tbd::config::DatabaseSettings;
-use tbd::database::{DatabaseError, Statement};
+use tbd::database::{DatabaseConfig, DatabaseError, Statement};
 use tbd::deadline::Deadline;
 use tbd::orders::adapters::postgres::rows::{column, message, order, started_order, uuids};
-use tbd::orders::adapters::postgres::statements;
 use tbd::orders::adapters::postgres::submission::{
     ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome,
 };
+use tbd::orders::adapters::postgres::{attributes, statements};
 use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{
     Backlog, Message, Once, Page, SecondChance, Started, StoreError, Submission,
@@ -31,7 +34,7 @@ use tbd::orders::ports::{
 use tbd::service::database_config;
 use tbd::telemetry::metrics::{DatabaseMetrics, Metrics};
 use tbd::telemetry::semconv;
-use tbd::telemetry::tracing::{Context, DetachedSpan, KeyValue, SpanKind, detached_span_in};
+use tbd::telemetry::tracing::{self, Context, DetachedSpan, SpanContext, SpanKind};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_postgres::types::ToSql;
@@ -56,14 +59,14 @@ struct Waiting {
     row: Arc<Row>,
     deadline: Deadline,
     parent: Context,
-    answer: oneshot::Sender<Result<Written, DatabaseError>>,
+    answer: oneshot::Sender<(Result<Written, DatabaseError>, Option<SpanContext>)>,
 }
 
 /// Orders, keys and outbox. Clones share the pool.
 #[derive(Clone)]
 pub struct Store {
     pool: Pool,
-    namespace: Arc<str>,
+    server: Arc<DatabaseConfig>,
     metrics: DatabaseMetrics,
     statements: Arc<Named>,
     writers: Option<mpsc::Sender<Waiting>>,
@@ -135,6 +138,7 @@ impl Store {
         (coalesce, pipeline): (bool, bool),
         metrics: &Metrics,
     ) -> Self {
+        let server = database_config(settings, application);
         let mut config = Config::new();
         config
             .host(&settings.host)
@@ -143,7 +147,7 @@ impl Store {
             .password(settings.password.expose())
             .dbname(&settings.name)
             .application_name(application)
-            .options(database_config(settings, application).session_options())
+            .options(server.session_options())
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_user_timeout(Duration::from_secs(10));
         // Fast: no round trip at check-out; a broken connection shows itself by its closed channel.
@@ -185,7 +189,7 @@ impl Store {
                 lifetime,
             }),
             pool,
-            namespace: format!("{}|public", settings.name).into(),
+            server: Arc::new(server),
             metrics: metrics.database.clone(),
             statements: Arc::new(Named::new()),
             writers: None,
@@ -228,9 +232,17 @@ impl Store {
                 .await
                 .map_err(|_| unavailable("the outcome is not known"))
         };
-        let written = timeout_at(deadline.instant().into(), done)
+        let begun = Instant::now();
+        let (written, carrier) = timeout_at(deadline.instant().into(), done)
             .await
             .map_err(|_| unavailable("no writer was free in time"))??;
+        if let Some(carrier) = carrier {
+            let links = vec![carrier];
+            let wait = tracing::waited("wait for a shared commit", begun.elapsed(), links);
+            if let Err(error) = &written {
+                wait.fail(error.kind(), &error.to_string());
+            }
+        }
         match written? {
             Written::Once(once) => Ok(once),
             Written::Alone => self.submit_alone(&row, deadline).await,
@@ -268,6 +280,7 @@ impl Store {
     async fn write(&self, batch: Vec<Waiting>) {
         let Some(first) = batch.first() else { return };
         let (deadline, parent) = (first.deadline, first.parent.clone());
+        let mut carrier = None;
         let rows: Vec<Arc<Row>> = batch
             .iter()
             .map(|waiting| Arc::clone(&waiting.row))
@@ -280,12 +293,24 @@ impl Store {
                     .map(|once| vec![once.map_or(Written::Alone, Written::Once)])
             }
             many => {
-                let work = |client: Client| async move { self.submit_many(&client, many).await };
-                self.run_in(&parent, self.statements.submit_many, deadline, false, work)
-                    .await
+                let work = |client: Client| async move {
+                    let count = i64::try_from(many.len()).unwrap_or(i64::MAX);
+                    tracing::annotate(semconv::DB_OPERATION_BATCH_SIZE, count);
+                    let written = self.submit_many(&client, many).await?;
+                    Ok((written, tracing::current()))
+                };
+                let written =
+                    self.run_in(&parent, self.statements.submit_many, deadline, false, work);
+                written.await.map(|(written, statement)| {
+                    carrier = statement;
+                    written
+                })
             }
         };
-        for (waiting, written) in batch.into_iter().zip(each(written, rows.len())) {
+        // The statement is in the first one's trace; the others point at it.
+        let carriers = iter::once(None).chain(iter::repeat(carrier));
+        let written = each(written, rows.len()).into_iter().zip(carriers);
+        for (waiting, written) in batch.into_iter().zip(written) {
             let _ = waiting.answer.send(written);
         }
     }
@@ -309,7 +334,7 @@ impl Store {
         }
     }
 
-    async fn submit_one(&self, client: &Client, row: &Row) -> Result<Option<Once>, DatabaseError> {
+    async fn submit_one(&self, client: &Object, row: &Row) -> Result<Option<Once>, DatabaseError> {
         let found = self
             .query(
                 client,
@@ -342,7 +367,7 @@ impl Store {
 
     async fn submit_many(
         &self,
-        client: &Client,
+        client: &Object,
         rows: &[Arc<Row>],
     ) -> Result<Vec<Written>, DatabaseError> {
         fn gather<'a, T>(rows: &'a [Arc<Row>], of: impl Fn(&'a Row) -> T) -> Vec<T> {
@@ -378,7 +403,8 @@ impl Store {
     pub async fn sweep(&self, limit: u32, deadline: Deadline) -> Result<u64, StoreError> {
         let statement = self.statements.sweep;
         let work = |client: Client| async move {
-            self.execute(&client, statement, &[&i64::from(limit)]).await
+            self.execute(&*client, statement, &[&i64::from(limit)])
+                .await
         };
         Ok(self.run(statement, deadline, work).await?)
     }
@@ -387,7 +413,7 @@ impl Store {
     pub async fn get(&self, id: OrderId, deadline: Deadline) -> Result<Option<Order>, StoreError> {
         let statement = self.statements.get;
         let work = |client: Client| async move {
-            self.query(&client, statement, &[&id.0])
+            self.query(&*client, statement, &[&id.0])
                 .await?
                 .first()
                 .map(order)
@@ -412,11 +438,11 @@ impl Store {
         let work = |client: Client| async move {
             let rows = match status {
                 None => {
-                    self.query(&client, statement, &[before, skip, limit])
+                    self.query(&*client, statement, &[before, skip, limit])
                         .await?
                 }
                 Some(status) => {
-                    self.query(&client, statement, &[before, skip, limit, status])
+                    self.query(&*client, statement, &[before, skip, limit, status])
                         .await?
                 }
             };
@@ -441,7 +467,7 @@ impl Store {
                 &old.status.as_str(),
                 &old.updated_at,
             ];
-            self.execute(&client, statement, &parameters).await
+            self.execute(&*client, statement, &parameters).await
         };
         Ok(self.run(statement, deadline, work).await? == 1)
     }
@@ -455,7 +481,7 @@ impl Store {
         let (wanted, now) = (&uuids(ids), &Timestamp::now());
         let statement = self.statements.start;
         let work = |client: Client| async move {
-            self.query(&client, statement, &[wanted, now])
+            self.query(&*client, statement, &[wanted, now])
                 .await?
                 .iter()
                 .map(started_order)
@@ -470,7 +496,7 @@ impl Store {
                 .collect();
             let statement = self.statements.look;
             let work = |client: Client| async move {
-                self.query(&client, statement, &[missing])
+                self.query(&*client, statement, &[missing])
                     .await?
                     .iter()
                     .map(started_order)
@@ -492,7 +518,7 @@ impl Store {
         let replayed: &Vec<Timestamp> = &chances.iter().map(|chance| chance.replayed_at).collect();
         let (statement, now) = (self.statements.retry, &Timestamp::now());
         let work = |client: Client| async move {
-            self.execute(&client, statement, &[ids, replayed, now])
+            self.execute(&*client, statement, &[ids, replayed, now])
                 .await
         };
         self.run(statement, deadline, work).await?;
@@ -508,7 +534,7 @@ impl Store {
         let (ids, now) = (&uuids(ids), &Timestamp::now());
         let statement = self.statements.complete;
         let work = |client: Client| async move {
-            self.query(&client, statement, &[ids, now])
+            self.query(&*client, statement, &[ids, now])
                 .await?
                 .iter()
                 .map(order)
@@ -526,7 +552,7 @@ impl Store {
     ) -> Result<Option<Order>, StoreError> {
         let (statement, now) = (self.statements.fail, &Timestamp::now());
         let work = |client: Client| async move {
-            self.query(&client, statement, &[&id.0, &reason, now])
+            self.query(&*client, statement, &[&id.0, &reason, now])
                 .await?
                 .first()
                 .map(order)
@@ -536,42 +562,46 @@ impl Store {
     }
 
     /// Takes up to `limit` events older than `min_age`, publishes them, removes those that were acknowledged; the number
-    /// taken, and of these removed. `publish` tells which were acknowledged.
+    /// taken, and of these removed. `publish` tells which were acknowledged; before and after it the database has `budget`.
     pub async fn relay<F>(
         &self,
         limit: u32,
         min_age: Duration,
-        deadline: Deadline,
-        publish: impl Fn(Vec<Message>) -> F,
+        budget: Duration,
+        publish: impl FnOnce(Vec<Message>) -> F,
     ) -> Result<(usize, usize), StoreError>
     where
         F: Future<Output = Vec<OrderId>>,
     {
-        let publish = &publish;
         let Named { take, remove, .. } = *self.statements;
-        let work = |client: Client| async move {
-            // Plain BEGIN and COMMIT: a transaction object would borrow the connection for itself.
-            client.batch_execute("BEGIN").await?;
-            let taken = async {
-                let rows = self
-                    .query(&client, take, &[&min_age.as_secs_f64(), &i64::from(limit)])
+        let span = self.span(&Context::current(), take);
+        let relayed = async {
+            let deadline = Deadline::after(budget);
+            let mut client = bounded(deadline, self.client()).await?;
+            // Dropped on its way, it is rolled back before its connection does anything else.
+            let begun = async { Ok(client.transaction().await?) };
+            let transaction = bounded(deadline, begun).await?;
+            let parameters: [&(dyn ToSql + Sync); 2] = [&min_age.as_secs_f64(), &i64::from(limit)];
+            let rows = bounded(deadline, self.query(&transaction, take, &parameters)).await?;
+            let messages: Vec<Message> = rows.iter().map(message).collect::<Result<_, _>>()?;
+            let taken = messages.len();
+            if taken == 0 {
+                return Ok((0, 0));
+            }
+            let acknowledged = publish(messages).await;
+            let removed = async {
+                self.execute(&transaction, remove, &[&uuids(&acknowledged)])
                     .await?;
-                let messages: Vec<Message> = rows.iter().map(message).collect::<Result<_, _>>()?;
-                let taken = messages.len();
-                let acknowledged = publish(messages).await;
-                if !acknowledged.is_empty() {
-                    self.execute(&client, remove, &[&uuids(&acknowledged)])
-                        .await?;
-                }
-                Ok::<_, DatabaseError>((taken, acknowledged.len()))
+                Ok(transaction.commit().await?)
             };
-            let taken = taken.await;
-            client
-                .batch_execute(if taken.is_ok() { "COMMIT" } else { "ROLLBACK" })
-                .await?;
-            taken
+            bounded(Deadline::after(budget), removed).await?;
+            Ok((taken, acknowledged.len()))
         };
-        Ok(self.run(take, deadline, work).await?)
+        let relayed = relayed.with_context(span.context()).await;
+        if let Err(error) = &relayed {
+            failed(&span, error);
+        }
+        Ok(relayed?)
     }
 
     /// Removes the events of `order_ids`.
@@ -581,7 +611,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<(), StoreError> {
         let (statement, ids) = (self.statements.remove, &uuids(order_ids));
-        let work = |client: Client| async move { self.execute(&client, statement, &[ids]).await };
+        let work = |client: Client| async move { self.execute(&*client, statement, &[ids]).await };
         self.run(statement, deadline, work).await?;
         Ok(())
     }
@@ -590,7 +620,7 @@ impl Store {
     pub async fn backlog(&self, deadline: Deadline) -> Result<Backlog, StoreError> {
         let statement = self.statements.backlog;
         let work = |client: Client| async move {
-            match self.query(&client, statement, &[]).await?.first() {
+            match self.query(&*client, statement, &[]).await?.first() {
                 None => Ok(Backlog::default()),
                 Some(row) => Ok(Backlog {
                     rows: column(row, "rows")?,
@@ -632,11 +662,12 @@ impl Store {
             let tried = bounded(deadline, async {
                 let client = match shared {
                     true => self.shared_client().await?,
-                    false => self.client().await?,
+                    false => Arc::new(self.client().await?),
                 };
                 work(client).await
             });
-            match tried.await {
+            // In the span, below which its waits are.
+            match tried.with_context(span.context()).await {
                 Err(error)
                     if error.is_transient() && tries < RETRIES && deadline.remaining() > PAUSE =>
                 {
@@ -647,27 +678,26 @@ impl Store {
             }
         };
         if let Err(error) = &result {
-            if let Some(sqlstate) = error.sqlstate() {
-                span.set(semconv::DB_RESPONSE_STATUS_CODE, sqlstate.to_owned());
-            }
-            span.fail(error.kind(), &error.to_string());
+            failed(&span, error);
         }
         result
     }
 
     fn span(&self, parent: &Context, statement: Statement) -> DetachedSpan {
-        detached_span_in(
+        // What nobody asked for, the housekeeping, is in no trace.
+        let unasked;
+        let parent = match parent.span().span_context().is_valid() {
+            true => parent,
+            false => {
+                unasked = tracing::unsampled();
+                &unasked
+            }
+        };
+        tracing::detached_span_in(
             parent,
             statement.name(),
             SpanKind::Client,
-            || {
-                [
-                    KeyValue::new(semconv::DB_SYSTEM_NAME, semconv::POSTGRESQL),
-                    KeyValue::new(semconv::DB_NAMESPACE, self.namespace.to_string()),
-                    KeyValue::new(semconv::DB_QUERY_SUMMARY, statement.name()),
-                    KeyValue::new(semconv::DB_QUERY_TEXT, statement.sql()),
-                ]
-            },
+            || attributes(statement, &self.server),
             Vec::new(),
         )
     }
@@ -680,7 +710,7 @@ impl Store {
             .fetch_add(1, Ordering::Relaxed)
             .checked_rem(places.len())
         else {
-            return self.client().await;
+            return Ok(Arc::new(self.client().await?));
         };
         let mut place = places[turn].lock().await;
         let usable = |client: &Client| {
@@ -689,27 +719,33 @@ impl Store {
         if let Some(client) = place.upgrade().filter(usable) {
             return Ok(client);
         }
-        let client = self.client().await?;
+        let client = Arc::new(self.client().await?);
         *place = Arc::downgrade(&client);
         Ok(client)
     }
 
-    async fn client(&self) -> Result<Client, DatabaseError> {
+    async fn client(&self) -> Result<Object, DatabaseError> {
         let begun = Instant::now();
         let client = self.pool.get().await;
-        self.metrics.wait.observe(begun.elapsed().as_secs_f64());
-        client.map(Arc::new).map_err(|error| match error {
+        let waited = begun.elapsed();
+        self.metrics.wait.observe(waited.as_secs_f64());
+        let client = client.map_err(|error| match error {
             PoolError::Backend(error) => error.into(),
             other => DatabaseError::Unavailable {
                 location: "the pool".to_owned(),
                 reason: other.to_string(),
             },
-        })
+        });
+        let wait = tracing::waited("wait for a connection", waited, Vec::new());
+        if let Err(error) = &client {
+            wait.fail(error.kind(), &error.to_string());
+        }
+        client
     }
 
     async fn query(
         &self,
-        client: &Client,
+        client: &impl GenericClient,
         statement: Statement,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<tokio_postgres::Row>, DatabaseError> {
@@ -722,7 +758,7 @@ impl Store {
 
     async fn execute(
         &self,
-        client: &Client,
+        client: &impl GenericClient,
         statement: Statement,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, DatabaseError> {
@@ -751,6 +787,13 @@ impl Store {
         }
         Ok(result?)
     }
+}
+
+fn failed(span: &DetachedSpan, error: &DatabaseError) {
+    if let Some(sqlstate) = error.sqlstate() {
+        span.set(semconv::DB_RESPONSE_STATUS_CODE, sqlstate.to_owned());
+    }
+    span.fail(error.kind(), &error.to_string());
 }
 
 /// `work`, given up at `deadline`.

@@ -17,7 +17,7 @@ use rdkafka::consumer::{
 };
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
-use rdkafka::{ClientConfig, Offset, Statistics, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tbd::config::WorkerConfig;
 use tbd::deadline::Deadline;
 use tbd::kafka::consumer::ConsumerRecord;
@@ -44,7 +44,6 @@ use crate::store::Store;
 const PAUSE: Duration = Duration::from_secs(1);
 const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 500;
-const LAG_INTERVAL_MS: &str = "1000";
 
 /// What the tasks share.
 pub struct Worker {
@@ -60,32 +59,17 @@ pub struct Worker {
     pub config: WorkerConfig,
     /// True once the tasks shall end.
     pub stop: watch::Receiver<bool>,
+    /// True once a step shall end in its middle.
+    pub abort: watch::Receiver<bool>,
 }
 
-/// Counts rebalances, reports the lag.
+/// Counts rebalances.
 struct Counted {
     metrics: KafkaMetrics,
     group: String,
 }
 
-impl ClientContext for Counted {
-    fn stats(&self, statistics: Statistics) {
-        for topic in statistics.topics.values() {
-            // Partition -1 is librdkafka's own.
-            for partition in topic
-                .partitions
-                .values()
-                .filter(|p| p.partition >= 0 && p.consumer_lag >= 0)
-            {
-                let labels = [&*topic.topic, &partition.partition.to_string(), &self.group];
-                self.metrics
-                    .consumer_lag
-                    .with_label_values(&labels)
-                    .set(partition.consumer_lag);
-            }
-        }
-    }
-}
+impl ClientContext for Counted {}
 
 impl ConsumerContext for Counted {
     fn post_rebalance(&self, _: &BaseConsumer<Self>, _: &Rebalance<'_>) {
@@ -140,7 +124,6 @@ impl Worker {
             .set("fetch.queue.backoff.ms", "10")
             .set("reconnect.backoff.max.ms", "1000")
             .set("topic.metadata.refresh.interval.ms", "5000")
-            .set("statistics.interval.ms", LAG_INTERVAL_MS)
             .set("allow.auto.create.topics", "false");
         let context = Counted {
             metrics: self.metrics.kafka.clone(),
@@ -343,7 +326,7 @@ impl Worker {
                 Ok(()) => return Some(Ok(())),
                 Err(error) => error,
             };
-            if attempt >= self.config.max_attempts {
+            if error == StepError::Stopped || attempt >= self.config.max_attempts {
                 return Some(Err((error, attempt)));
             }
             log::info!(order_id:% = order.id, attempt = attempt; "processing failed, trying again: {error}");
@@ -355,10 +338,15 @@ impl Worker {
     /// tbd's `SimulatedStep`.
     async fn step(&self) -> Result<(), StepError> {
         if !self.config.processing_time.is_zero() {
-            sleep(self.config.processing_time).await;
+            let mut abort = self.abort.clone();
+            tokio::select! {
+                () = sleep(self.config.processing_time) => {}
+                _ = abort.wait_for(|abort| *abort) => return Err(StepError::Stopped),
+            }
         }
-        let dice = f64::from(Uuid::new_v4().as_fields().0) / 2_f64.powi(32);
-        match dice < self.config.processing_failure_rate {
+        let dice = || f64::from(Uuid::new_v4().as_fields().0) / 2_f64.powi(32);
+        let rate = self.config.processing_failure_rate;
+        match rate > 0.0 && dice() < rate {
             true => Err(StepError::Failed("simulated failure".into())),
             false => Ok(()),
         }

@@ -14,6 +14,7 @@ use tbd_async_twin::http::{Api, router};
 use tbd_async_twin::service;
 use tbd_async_twin::store::Store;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 fn main() {
     let (command, config) = house::load(Program::Api, ApiConfig::from_env);
@@ -50,6 +51,7 @@ async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
         let database = house::database_config(&config.database, "tbd-api");
         threads.push(house::start_migrations(migrator, database, stop.clone())?);
     }
+    threads.push(service::lag(&kafka, &config.kafka, &metrics, &stop)?);
     // The one setting that tbd does not have, for the comparison.
     let pipeline = std::env::var("TWIN_PIPELINE").as_deref() != Ok("off");
     let store = Store::new(
@@ -76,10 +78,19 @@ async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
         ttl: config.idempotency_ttl,
     };
     let places = config.http.workers + config.http.queue;
-    let router = router(Some(api), checks, metrics, places);
-    let server = tokio::spawn(service::serve(config.http.address(), router, stopped));
+    let requests = TaskTracker::new();
+    let instance = house::instance(config.http.port);
+    let router = router(
+        Some(api),
+        checks,
+        metrics,
+        (places, instance),
+        requests.clone(),
+    );
+    let listener = service::listen(config.http.address())?;
+    let server = tokio::spawn(service::serve(listener, router, requests, stopped));
 
-    service::shutdown_signal().await?;
+    service::shutdown_signal(watch::Sender::new(false)).await?;
     let deadline = Deadline::after(SHUTDOWN_BUDGET);
     stop.stop();
     stopping.send_replace(true);

@@ -14,6 +14,7 @@ use tbd_async_twin::service;
 use tbd_async_twin::store::Store;
 use tbd_async_twin::worker::Worker;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 fn main() {
     let (command, config) = house::load(Program::Worker, WorkerConfig::from_env);
@@ -43,17 +44,24 @@ async fn run(config: WorkerConfig) -> Result<(), Box<dyn Error>> {
     let (stopping, stopped) = watch::channel(false);
 
     let migrator = service::migrator(None)?;
-    let (checks, kafka, threads) =
+    let (checks, kafka, mut threads) =
         service::checks(&config.database, &config.kafka, migrator, &stop)?;
+    threads.push(service::lag(&kafka, &config.kafka, &metrics, &stop)?);
     let store = Store::new(&config.database, "tbd-worker", (false, false), &metrics);
     let bus = Bus::new(&config.kafka, kafka.topics.clone(), metrics.kafka.clone())?;
-    let address = config.http.address();
     let places = config.http.workers + config.http.queue;
-    let server = tokio::spawn(service::serve(
-        address,
-        router(None, checks, metrics.clone(), places),
-        stopped.clone(),
-    ));
+    let requests = TaskTracker::new();
+    let instance = house::instance(config.http.port);
+    let router = router(
+        None,
+        checks,
+        metrics.clone(),
+        (places, instance),
+        requests.clone(),
+    );
+    let listener = service::listen(config.http.address())?;
+    let server = tokio::spawn(service::serve(listener, router, requests, stopped.clone()));
+    let abort = watch::Sender::new(false);
     let tasks = Worker {
         store,
         bus,
@@ -61,10 +69,11 @@ async fn run(config: WorkerConfig) -> Result<(), Box<dyn Error>> {
         metrics,
         config,
         stop: stopped,
+        abort: abort.subscribe(),
     }
     .start()?;
 
-    service::shutdown_signal().await?;
+    service::shutdown_signal(abort).await?;
     let deadline = Deadline::after(SHUTDOWN_BUDGET);
     stop.stop();
     stopping.send_replace(true);

@@ -10,7 +10,7 @@ mod together;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::database::{Connection, DatabaseError, Pool, Statement, retry};
+use crate::database::{Connection, DatabaseConfig, DatabaseError, Pool, Statement, retry};
 use crate::deadline::Deadline;
 use crate::orders::ports::StoreError;
 use crate::telemetry::semconv;
@@ -33,8 +33,6 @@ pub fn statements() -> Vec<Statement> {
 #[derive(Clone)]
 pub struct PostgresStore {
     pool: Pool,
-    /// `database|schema`, as the semantic conventions name it.
-    namespace: String,
     /// Without it each request has a statement of its own.
     shared: Option<Arc<Shared>>,
 }
@@ -46,16 +44,15 @@ struct Shared {
 }
 
 impl PostgresStore {
-    /// A store on the database `name` behind `pool`. With `coalesce`, submissions that
+    /// A store on the database behind `pool`. With `coalesce`, submissions that
     /// come while a commit is under way share the next one, and so do look-ups of an order.
-    pub fn new(pool: Pool, name: &str, coalesce: bool) -> Self {
+    pub fn new(pool: Pool, coalesce: bool) -> Self {
         let shared = Shared {
             submissions: submissions(),
             lookups: lookups(),
         };
         Self {
             pool,
-            namespace: format!("{name}|public"),
             shared: coalesce.then(|| Arc::new(shared)),
         }
     }
@@ -77,20 +74,7 @@ impl PostgresStore {
             Some(_) => Context::current(),
             None => tracing::unsampled(),
         };
-        let attributes = || {
-            let server = self.pool.config();
-            let name = statement.name();
-            let operation = name.split(' ').next().unwrap_or(name);
-            [
-                KeyValue::new(semconv::DB_SYSTEM_NAME, semconv::POSTGRESQL),
-                KeyValue::new(semconv::DB_NAMESPACE, self.namespace.clone()),
-                KeyValue::new(semconv::DB_OPERATION_NAME, operation),
-                KeyValue::new(semconv::DB_QUERY_SUMMARY, name),
-                KeyValue::new(semconv::DB_QUERY_TEXT, statement.sql()),
-                KeyValue::new(semconv::SERVER_ADDRESS, server.host.clone()),
-                KeyValue::new(semconv::SERVER_PORT, i64::from(server.port)),
-            ]
-        };
+        let attributes = || attributes(statement, self.pool.config());
         let name = statement.name();
         let span = tracing::span_in(&parent, name, SpanKind::Client, attributes, Vec::new());
         let result = retry(deadline, || {
@@ -113,6 +97,21 @@ impl PostgresStore {
         }
         result
     }
+}
+
+/// What a statement's span says of it; the namespace is `database|schema`, as the semantic conventions name it.
+pub fn attributes(statement: Statement, server: &DatabaseConfig) -> [KeyValue; 7] {
+    let name = statement.name();
+    let operation = name.split(' ').next().unwrap_or(name);
+    [
+        KeyValue::new(semconv::DB_SYSTEM_NAME, semconv::POSTGRESQL),
+        KeyValue::new(semconv::DB_NAMESPACE, format!("{}|public", server.name)),
+        KeyValue::new(semconv::DB_OPERATION_NAME, operation),
+        KeyValue::new(semconv::DB_QUERY_SUMMARY, name),
+        KeyValue::new(semconv::DB_QUERY_TEXT, statement.sql()),
+        KeyValue::new(semconv::SERVER_ADDRESS, server.host.clone()),
+        KeyValue::new(semconv::SERVER_PORT, i64::from(server.port)),
+    ]
 }
 
 impl From<DatabaseError> for StoreError {

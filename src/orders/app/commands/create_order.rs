@@ -10,7 +10,7 @@ use crate::deadline::Deadline;
 use crate::orders::app::Delivery;
 use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
 use crate::orders::ports::{
-    EventBus, IdempotencyKey, IdempotencyStore, Meter, Once, PublishError, StoreError,
+    EventBus, IdempotencyKey, IdempotencyStore, Message, Meter, Once, PublishError, StoreError,
     StoredResponse, Submission,
 };
 
@@ -106,23 +106,7 @@ impl CreateOrder {
             },
             deadline,
         )?;
-        let (response, unpublished, replayed) = match once {
-            Once::First => {
-                self.meter.order_created();
-                log::info!(order_id:% = message.order_id; "order created");
-                (response, Some(message), false)
-            }
-            Once::Again {
-                response,
-                unpublished,
-            } => {
-                self.meter.idempotency_hit();
-                log::info!(order_id:% = response.order_id; "answer replayed");
-                (response, unpublished, true)
-            }
-            Once::OtherRequest => return Err(CreateError::OtherRequest),
-            Once::Running => return Err(CreateError::Running),
-        };
+        let (accepted, unpublished) = accepted(once, response, message, &*self.meter)?;
         // A twin must not promise more than the first could: if the event is not
         // known to have arrived, it is delivered (again) before the answer.
         if let Some(message) = unpublished {
@@ -130,8 +114,39 @@ impl CreateOrder {
                 .deliver(&*self.bus, message, deadline)
                 .map_err(CreateError::NotPublished)?;
         }
-        Ok(Accepted { response, replayed })
+        Ok(accepted)
     }
+}
+
+/// What the store's answer means for the request, counted and logged: the answer (`response`, or an
+/// earlier request's), and the event that has to be delivered before it is given.
+///
+/// # Errors
+/// [`CreateError::OtherRequest`], [`CreateError::Running`].
+pub fn accepted(
+    once: Once,
+    response: StoredResponse,
+    message: Message,
+    meter: &dyn Meter,
+) -> Result<(Accepted, Option<Message>), CreateError> {
+    let (response, unpublished, replayed) = match once {
+        Once::First => {
+            meter.order_created();
+            log::info!(order_id:% = message.order_id; "order created");
+            (response, Some(message), false)
+        }
+        Once::Again {
+            response,
+            unpublished,
+        } => {
+            meter.idempotency_hit();
+            log::info!(order_id:% = response.order_id; "answer replayed");
+            (response, unpublished, true)
+        }
+        Once::OtherRequest => return Err(CreateError::OtherRequest),
+        Once::Running => return Err(CreateError::Running),
+    };
+    Ok((Accepted { response, replayed }, unpublished))
 }
 
 /// SHA-256 over what the request means, whatever its whitespace or the order of its fields.
