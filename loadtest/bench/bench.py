@@ -19,8 +19,9 @@ CONNECTIONS = [int(n) for n in (ENV.get("CONNECTIONS") or "1 20 64 256").split()
 PARTS = (ENV.get("PARTS") or "requests worker list").split()
 KNOWN = int(ENV.get("KNOWN_ORDERS") or 100_000)
 BACKLOG = int(ENV.get("BACKLOG") or 100_000)
-LIST_ORDERS = int(ENV.get("LIST_ORDERS") or 1_000_000)
+LIST_ORDERS = [int(n) for n in (ENV.get("LIST_ORDERS") or "1000000").split()]
 WARM_UP = int(ENV.get("WARM_UP") or 40)  # seconds until Kafka's compiler has settled, with two cores and everything on them
+SWEEP_RATE = 1_000  # orders per second that leave the machine half idle
 SEED_VUS = 20  # as many as the script has that the project began with
 
 API_PORT, WORKER_PORT = int(ENV["BENCH_API_PORT"]), int(ENV["BENCH_WORKER_PORT"])
@@ -122,7 +123,7 @@ def drain(repetition):
     record("backlog", {**used, "throughput": rate})
 
 
-DELAYS = """SELECT json_build_object('orders', orders, 'p50_ms', p[1], 'p99_ms', p[2], 'max_ms', p[3]) FROM (
+DELAYS = """SELECT json_build_object('completed', orders, 'p50_ms', p[1], 'p99_ms', p[2], 'max_ms', p[3]) FROM (
     SELECT count(*), percentile_cont('{0.5,0.99,1}'::float8[]) WITHIN GROUP (
         ORDER BY 1000 * extract(epoch FROM updated_at - created_at)::float8) FROM orders) AS delays (orders, p)"""
 
@@ -157,30 +158,37 @@ def end_to_end(repetition):
 
 
 def listing():
+    for orders in LIST_ORDERS:
+        seed(orders)
+        with api():
+            pages(orders)
+
+
+def pages(orders):
     """How long a page takes when the table is large, asked one after the other."""
     times = 200
-    seed(LIST_ORDERS)
-    with api() as program:
-        connection = http.client.HTTPConnection("127.0.0.1", API_PORT, timeout=35)
+    connection = http.client.HTTPConnection("127.0.0.1", API_PORT, timeout=35)
 
-        def ask(path):
-            begun = time.perf_counter()
-            connection.request("GET", "/v1/orders" + path)
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"{path}: {answer.status}")
-            return (time.perf_counter() - begun) * 1e3, json.loads(body)
+    def ask(path):
+        begun = time.perf_counter()
+        connection.request("GET", "/v1/orders" + path)
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{path}: {answer.status}")
+        return (time.perf_counter() - begun) * 1e3, json.loads(body)
 
-        middle = ask("?page=10000")[1]["next_cursor"]
-        pages = {
-            "first page": "", "100 orders": "?page_size=100", "completed": "?status=completed", "failed (1 %)": "?status=failed",
-            "pending (none)": "?status=pending", "cursor": f"?cursor={ask('')[1]['next_cursor']}",
-            "cursor, 200,000 deep": f"?cursor={middle}", "page 10,000": "?page=10000",
-        }
-        for name, path in pages.items():
-            took = sorted(ask(path)[0] for _ in range(times))
-            record(f"list, {name}", {"p50_ms": statistics.median(took), "p99_ms": took[int(times * 0.99)]}, orders=LIST_ORDERS)
+    kinds = {
+        "first page": "", "100 orders": "?page_size=100", "completed": "?status=completed", "failed (1 %)": "?status=failed",
+        "pending (none)": "?status=pending", "cursor": f"?cursor={ask('')[1]['next_cursor']}",
+    }
+    # 10,000 pages of 20.
+    deep = ask("?page=10000")[1].get("next_cursor")
+    if deep:
+        kinds |= {"cursor, 200,000 deep": f"?cursor={deep}", "page 10,000": "?page=10000"}
+    for name, path in kinds.items():
+        took = sorted(ask(path)[0] for _ in range(times))
+        record(f"list, {name}", {"p50_ms": statistics.median(took), "p99_ms": took[int(times * 0.99)]}, orders=orders)
 
 
 # ---------------------------------------------------------------------------------------------------------- sweep
@@ -188,22 +196,26 @@ def listing():
 
 def sweep():
     """What grows with what: one knob at a time, everything else at its default."""
-    seed(KNOWN)
+    with api() as program:
+        load.wrk(program, "post.lua", 64, WARM_UP, {})
     for variable, values in {"HTTP_WORKERS": (1, 4, 16, 64, 128, 256, 512), "DB_MAX_CONNS": (1, 2, 5, 10, 25, 50, 100)}.items():
+        seed(KNOWN)
         for value in values:
             with api(**{variable: str(value)}) as program:
                 sweep_point(program, variable, value, 256)
+    seed(KNOWN)
     with api() as program:
         for connections in (1, 4, 16, 64, 256, 1000, 2000):
             sweep_point(program, "connections", connections, connections)
     for variable, values in {"WORKER_CONCURRENCY": (1, 2, 5, 16, 64), "KAFKA_TOPIC_PARTITIONS": (1, 4, 16, 64)}.items():
         for value in values:
-            sweep_drain(variable, value)
-    for orders in (10_000, 100_000, 1_000_000, 3_000_000):
+            sweep_worker(variable, value)
+    for orders in (10_000, 100_000, 1_000_000, 10_000_000):
         seed(orders)
         ENV["KNOWN_ORDERS"] = str(orders)
         with api() as program:
-            sweep_point(program, "orders in the table", orders, 64, ("POST", "GET", "list"))
+            pages(orders)
+            sweep_point(program, "orders in the table", orders, 64, ("GET", "list", "POST"))
 
 
 def sweep_point(program, knob, value, connections, names=("POST", "GET")):
@@ -213,15 +225,24 @@ def sweep_point(program, knob, value, connections, names=("POST", "GET")):
         settle()
 
 
-def sweep_drain(variable, value):
+def sweep_worker(variable, value):
+    """A backlog; then orders at SWEEP_RATE, each until it is completed; and what partitions mean to a POST."""
     topics = {**own_topics(f"sweep-{variable.lower()}-{value}"), variable: str(value)}
     sql_file("backlog.sql", orders=BACKLOG, type=topics["KAFKA_TOPIC_ORDER_CREATED"])
     with api(EVENT_DELIVERY="outbox", **topics):
         settle()
     with worker(**topics):
         wait_until("the backlog to be drained", 120, all_done)
-    rate = float(sql(f"SELECT {BACKLOG} / extract(epoch FROM max(updated_at) - min(updated_at)) FROM orders"))
-    record(f"sweep {variable} backlog", {"throughput": rate}, value=value)
+        rate = float(sql(f"SELECT {BACKLOG} / extract(epoch FROM max(updated_at) - min(updated_at)) FROM orders"))
+        record(f"sweep {variable} backlog", {"throughput": rate}, value=value)
+        sql("TRUNCATE orders, idempotency_keys, outbox")
+        with api(**topics) as program:
+            load.open_model(program, SWEEP_RATE, DURATION, {"api": program.pid})
+            wait_until("all orders to be done", 120, all_done)
+            record(f"sweep {variable} completed", json.loads(sql(DELAYS)), value=value)
+    if variable == "KAFKA_TOPIC_PARTITIONS":
+        with api(**topics) as program:
+            sweep_point(program, variable, value, 64, ("POST",))
 
 
 # ----------------------------------------------------------------------------------------------------------- main

@@ -184,6 +184,9 @@ def draw(summary, prefix):
         plots.append(lines(summary, writes[:3], "p99_ms", "ms", "POST: 99th percentile", f"{prefix}-writes-p99.svg"))
         plots.append(lines(summary, reads, "throughput", "per second", "Reads and replays per second", f"{prefix}-reads.svg"))
         plots.append(bars(summary, 64, f"{prefix}-cpu.svg"))
+    lists = sorted(case for case in cases if case.startswith("list, "))
+    if len({key[1] for key in summary if key[0] in lists}) > 1:
+        plots.append(lines(summary, lists, "p50_ms", "ms", "A page of a list, median", f"{prefix}-lists.svg", "orders in the table", logy=True))
     for knob in sorted({case.rpartition(" ")[0] for case in cases if case.startswith("sweep ")}):
         mine = sorted(case for case in cases if case.rpartition(" ")[0] == knob)
         what = knob.removeprefix("sweep ")
