@@ -197,14 +197,16 @@ def pages(orders):
 def sweep():
     """What grows with what: one knob at a time, everything else at its default."""
     with api() as program:
-        load.wrk(program, "post.lua", 64, WARM_UP, {})
+        warm(program, WARM_UP)
     for variable, values in {"HTTP_WORKERS": (1, 4, 16, 64, 128, 256, 512), "DB_MAX_CONNS": (1, 2, 5, 10, 25, 50, 100)}.items():
         seed(KNOWN)
         for value in values:
             with api(**{variable: str(value)}) as program:
+                warm(program)
                 sweep_point(program, variable, value, 256)
     seed(KNOWN)
     with api() as program:
+        warm(program)
         for connections in (1, 4, 16, 64, 256, 1000, 2000):
             sweep_point(program, "connections", connections, connections)
     for variable, values in {"WORKER_CONCURRENCY": (1, 2, 5, 16, 64), "KAFKA_TOPIC_PARTITIONS": (1, 4, 16, 64)}.items():
@@ -215,7 +217,14 @@ def sweep():
         ENV["KNOWN_ORDERS"] = str(orders)
         with api() as program:
             pages(orders)
+            warm(program)
             sweep_point(program, "orders in the table", orders, 64, ("GET", "list", "POST"))
+
+
+def warm(program, seconds=1):
+    """Has it answer for a while: its connections are made, its statements prepared."""
+    load.wrk(program, "post.lua", 64, seconds, {})
+    settle()
 
 
 def sweep_point(program, knob, value, connections, names=("POST", "GET")):
@@ -242,6 +251,7 @@ def sweep_worker(variable, value):
             record(f"sweep {variable} completed", json.loads(sql(DELAYS)), value=value)
     if variable == "KAFKA_TOPIC_PARTITIONS":
         with api(**topics) as program:
+            warm(program)
             sweep_point(program, variable, value, 64, ("POST",))
 
 

@@ -123,7 +123,7 @@ def markdown(about, summary, plots):
     swept = chosen("sweep ")
     if swept:
         wanted = ["throughput", "p50_ms", "p99_ms", "errors", "cpu_us api", "peak_mib", "threads"]
-        rows = [row((name[0].removeprefix("sweep "), name[1]), figures, wanted) for name, figures in swept.items()]
+        rows = [row((name[0].removeprefix("sweep "), f"{name[1]:,}"), figures, wanted) for name, figures in swept.items()]
         text += ["## Costs that grow\n", table(["", "value", "answered per second", "p50 ms", "p99 ms", "refused", "api µs", "peak MiB", "threads"], rows)]
     text += [f"![{plot}]({plot})" for plot in plots]
     return "\n".join(text) + "\n"
