@@ -46,8 +46,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Repetitions after a transient error, and the pause before each.
 const RETRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
-/// Connections that are shared.
-const SHARED: usize = 4;
+/// Connections that are shared: the fewer, the more questions PostgreSQL finds in each read, and the more wait for a slow one.
+const SHARED: usize = 2;
 /// Rows that may wait for a writer.
 const WAITING_MAX: usize = 4096;
 
