@@ -64,6 +64,18 @@ pub struct ConsumerConfig {
     /// The most records one poll returns.
     pub max_poll_records: usize,
     /// The most bytes of records one answer of a broker should have.
+    ///
+    /// It bounds the memory of what is fetched and not handed out by a poll yet, that
+    /// of paused partitions included: twice this for each leader of the partitions
+    /// that are read. An answer counts as a whole until the last of it is handed out,
+    /// because it is one piece of memory. More is asked for only while there is room
+    /// for another answer from each leader; what paused partitions hold is dropped for
+    /// that, and fetched again after they are resumed.
+    ///
+    /// Beyond this: the one batch of each partition that is being handed out, if it
+    /// was compressed, and a batch larger than the limits, which comes all the same.
+    /// Records that the application keeps are its own affair: keys and values share
+    /// the memory of the answer they came with.
     pub fetch_max_bytes: i32,
     /// The most bytes of records of one partition in one answer. A single
     /// larger batch is delivered all the same.

@@ -1,8 +1,10 @@
 //! Fetching: one request per leader on its way, positions looked up first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
@@ -11,7 +13,7 @@ use kafka_protocol::messages::{
     OffsetFetchResponse,
 };
 
-use super::partitions::{Lookup, Partition, ResetTo};
+use super::partitions::{AnswerBytes, Lookup, Partition, ResetTo};
 use super::{Consumer, ConsumerRecord, OffsetReset, RETRY_BACKOFF, RETRY_BACKOFF_MAX};
 use crate::deadline::Deadline;
 use crate::kafka::config::Backoff;
@@ -274,6 +276,11 @@ impl Consumer {
         if self.metadata_wanted {
             look_again = earlier(look_again, Some(self.metadata_not_before));
         }
+        let leaders = wanted.keys().chain(&left_out).collect::<BTreeSet<_>>();
+        if !wanted.is_empty() && !self.make_room(leaders.len()) {
+            // There is something to hand out first.
+            return look_again;
+        }
         for (node, mut names) in wanted {
             let leader = self.leaders.entry(node).or_insert_with(|| Leader::new(now));
             if leader.pending.is_some() {
@@ -298,6 +305,29 @@ impl Consumer {
             }
         }
         look_again
+    }
+
+    /// Whether what is here leaves room for one more answer from each of so many
+    /// leaders. What paused partitions hold gives way, or they would keep the others
+    /// from being read; what the others hold goes with the next polls.
+    fn make_room(&mut self, leaders: usize) -> bool {
+        let limit = leaders * usize::try_from(self.config.fetch_max_bytes).unwrap_or(0);
+        if self.held_bytes() <= limit {
+            return true;
+        }
+        for partition in self.partitions.values_mut() {
+            if partition.is_paused {
+                partition.drop_fetched();
+            }
+        }
+        self.held_bytes() <= limit
+    }
+
+    /// The memory of all answers of which something is not handed out yet.
+    pub(super) fn held_bytes(&mut self) -> usize {
+        self.answers.retain(|answer| answer.strong_count() > 0);
+        let held = self.answers.iter().filter_map(Weak::upgrade);
+        held.map(|bytes| *bytes).sum()
     }
 
     fn ask_leader(
@@ -485,6 +515,10 @@ impl Consumer {
             self.trouble = Some(error);
             return Ok(());
         }
+        let told = answer.responses.iter().flat_map(|topic| &topic.partitions);
+        let bytes = told.map(|told| told.records.as_ref().map_or(0, Bytes::len));
+        let memory = AnswerBytes::new(bytes.sum());
+        self.answers.push(Arc::downgrade(&memory));
         let mut result = Ok(());
         let mut is_trouble = false;
         for topic in answer.responses {
@@ -525,7 +559,8 @@ impl Consumer {
                         if told.high_watermark >= 0 {
                             partition.high_watermark = Some(told.high_watermark);
                         }
-                        partition.fetched(asked, told.records.unwrap_or_default());
+                        let records = told.records.unwrap_or_default();
+                        partition.fetched(asked, records, &memory);
                     }
                     Some(ResponseError::OffsetOutOfRange) => {
                         // Unless the position has moved since, which makes it stale news.

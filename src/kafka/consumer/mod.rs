@@ -12,8 +12,8 @@
 //!
 //! # How records flow
 //!
-//! What is fetched stays packed until polls come to it, so memory is bounded by
-//! twice `fetch_max_bytes` for each leader and one unpacked batch for each partition.
+//! What is fetched stays packed until polls come to it, so memory is bounded
+//! ([`ConsumerConfig::fetch_max_bytes`]).
 //! At most one fetch per leader is on its way: for the answer that follows the one
 //! being handed out. It is sent before a poll returns, so that brokers answer while
 //! the application works. A poll waits for all leaders at once and returns as
@@ -56,8 +56,8 @@ pub(crate) mod wait;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -106,6 +106,8 @@ pub struct Consumer {
     coordinator: CoordinatorLink,
     leaders: BTreeMap<i32, Leader>,
     partitions: Partitions,
+    /// The answers of which something may not be handed out yet.
+    answers: Vec<Weak<usize>>,
     /// What the group agreed on last.
     assignor: Option<Assignor>,
     /// When this member led the last rebalance: the partition counts it saw.
@@ -176,6 +178,7 @@ impl Consumer {
             coordinator: CoordinatorLink::default(),
             leaders: BTreeMap::new(),
             partitions: Partitions::new(),
+            answers: Vec::new(),
             assignor: None,
             led_counts: None,
             turn: 0,
@@ -339,7 +342,8 @@ impl Consumer {
     }
 
     /// Hands out nothing of these until [`resume`](Self::resume), and fetches nothing
-    /// more. What is fetched already is kept; the membership goes on. A partition
+    /// more. What is fetched already is kept, unless its memory is needed for others
+    /// ([`ConsumerConfig::fetch_max_bytes`]); the membership goes on. A partition
     /// that is assigned anew is not paused. Those that are not assigned are passed
     /// over.
     pub fn pause(&mut self, partitions: &[TopicPartition]) {

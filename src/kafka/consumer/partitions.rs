@@ -2,6 +2,7 @@
 //! but not handed out. No I/O.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -24,6 +25,17 @@ pub(super) enum Lookup {
 pub(super) enum ResetTo {
     Earliest,
     Latest,
+}
+
+/// How many bytes of records an answer had. They lie in one piece of memory, which is free
+/// again once nobody keeps this any more.
+pub(super) type AnswerBytes = Arc<usize>;
+
+/// One partition's share of an answer, not looked at yet.
+#[derive(Debug, Default)]
+struct Packed {
+    bytes: Bytes,
+    answer: AnswerBytes,
 }
 
 /// One assigned partition.
@@ -54,11 +66,12 @@ pub(super) struct Partition {
     fetch_position: i64,
     fetch_epoch: i32,
     /// The rest of an answer, and the one that follows if it came before that was
-    /// handed out. Not looked at yet.
-    raw: Bytes,
-    ahead: Bytes,
-    /// Records of the batch in hand.
+    /// handed out.
+    raw: Option<Packed>,
+    ahead: Option<Packed>,
+    /// Records of the batch in hand, and the answer it came with.
     records: VecDeque<Record>,
+    batch_answer: Option<AnswerBytes>,
     batch_epoch: i32,
     batch_next: i64,
 }
@@ -77,9 +90,10 @@ impl Partition {
             not_before: None,
             fetch_position: 0,
             fetch_epoch: -1,
-            raw: Bytes::new(),
-            ahead: Bytes::new(),
+            raw: None,
+            ahead: None,
             records: VecDeque::new(),
+            batch_answer: None,
             batch_epoch: -1,
             batch_next: 0,
         }
@@ -142,12 +156,14 @@ impl Partition {
         self.drop_fetched();
     }
 
-    fn drop_fetched(&mut self) {
+    /// What is not handed out has to be fetched again.
+    pub fn drop_fetched(&mut self) {
         self.fetch_position = self.position;
         self.fetch_epoch = self.epoch;
-        self.raw = Bytes::new();
-        self.ahead = Bytes::new();
+        self.raw = None;
+        self.ahead = None;
         self.records.clear();
+        self.batch_answer = None;
         self.batch_next = 0;
     }
 
@@ -161,7 +177,7 @@ impl Partition {
     /// Whether another answer may be fetched: one beyond that which is being handed
     /// out.
     pub fn has_room(&self) -> bool {
-        self.ahead.is_empty()
+        self.ahead.is_none()
     }
 
     /// The next offset to fetch, unless it has to be found out.
@@ -218,20 +234,24 @@ impl Partition {
             .map(|end| (end - self.anchor).max(0))
     }
 
-    /// Takes an answer's records, fetched from `offset` on. False when they are
+    /// Takes records of `answer`, fetched from `offset` on. False when they are
     /// no longer wanted, because the position has changed since.
-    pub fn fetched(&mut self, offset: i64, mut records: Bytes) -> bool {
+    pub fn fetched(&mut self, offset: i64, mut records: Bytes, answer: &AnswerBytes) -> bool {
         let is_wanted = self.fetch_position() == Some(offset) && self.has_room();
-        if is_wanted {
+        if is_wanted && !records.is_empty() {
             if let Some(whole) = whole_batches(&records) {
                 // The beginning of one more comes again, whole.
                 records.truncate(whole.bytes);
                 self.fetch_position = self.fetch_position.max(whole.next_offset);
                 self.fetch_epoch = whole.leader_epoch;
             }
-            match self.raw.is_empty() {
-                true => self.raw = records,
-                false => self.ahead = records,
+            let packed = Some(Packed {
+                bytes: records,
+                answer: answer.clone(),
+            });
+            match self.raw {
+                None => self.raw = packed,
+                Some(_) => self.ahead = packed,
             }
         }
         is_wanted
@@ -245,7 +265,7 @@ impl Partition {
         max: usize,
         out: &mut Vec<ConsumerRecord>,
     ) -> Result<bool, BatchError> {
-        let mut is_progress = self.raw.is_empty();
+        let mut is_progress = self.raw.is_none();
         let end = out.len() + max;
         loop {
             while out.len() < end {
@@ -268,6 +288,7 @@ impl Partition {
             if !self.records.is_empty() {
                 return Ok(true);
             }
+            self.batch_answer = None;
             // Past what the batch ever held: compaction leaves gaps at its end.
             if self.batch_next > self.position {
                 self.position = self.batch_next;
@@ -288,12 +309,16 @@ impl Partition {
     }
 
     fn unpack_next(&mut self) -> Result<bool, BatchError> {
-        let Some(batch) = batch::next_batch(&mut self.raw)? else {
-            self.raw = std::mem::take(&mut self.ahead);
-            return Ok(!self.raw.is_empty());
+        let Some(raw) = &mut self.raw else {
+            return Ok(false);
         };
-        if self.raw.is_empty() {
-            self.raw = std::mem::take(&mut self.ahead);
+        let Some(batch) = batch::next_batch(&mut raw.bytes)? else {
+            self.raw = self.ahead.take();
+            return Ok(self.raw.is_some());
+        };
+        self.batch_answer = Some(raw.answer.clone());
+        if raw.bytes.is_empty() {
+            self.raw = self.ahead.take();
         }
         self.batch_epoch = batch.leader_epoch;
         self.batch_next = batch.next_offset();

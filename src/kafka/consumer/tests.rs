@@ -184,11 +184,15 @@ fn broker(
 }
 
 fn consumer(broker: &FakeBroker, hooks: Box<dyn ConsumerHooks>) -> Consumer {
+    start(broker, ConsumerConfig::new("g", ["t"]), hooks)
+}
+
+fn start(broker: &FakeBroker, config: ConsumerConfig, hooks: Box<dyn ConsumerHooks>) -> Consumer {
     let client = ClientConfig {
         brokers: vec![broker.address()],
         ..ClientConfig::default()
     };
-    Consumer::start(Cluster::new(client), ConsumerConfig::new("g", ["t"]), hooks).unwrap()
+    Consumer::start(Cluster::new(client), config, hooks).unwrap()
 }
 
 fn soon() -> Deadline {
@@ -323,6 +327,47 @@ fn a_paused_partition_gives_nothing_and_is_not_fetched_until_it_is_resumed() {
     assert!(!lock(&fetched).contains(&1));
     consumer.resume(&paused);
     assert_eq!(read(&mut consumer, 1), [(1, 50)]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn what_paused_partitions_hold_counts_and_gives_way_to_the_others() {
+    let two = |at| Bytes::from([batch(at), batch(at + 1)].concat());
+    let bytes = two(0).len();
+    // As much as may be in an answer goes to the partition that is asked for first.
+    let broker = broker(move |incoming, address| match incoming.api {
+        ApiKey::Metadata => Some(incoming.answer(&incoming.metadata(address, 8))),
+        ApiKey::Fetch => {
+            let request: FetchRequest = incoming.decode();
+            let first = request.topics[0].partitions[0].partition;
+            Some(fetch_answer(incoming, |partition, at| {
+                (0, (partition == first).then(|| two(at)))
+            }))
+        }
+        _ => None,
+    });
+    let mut config = ConsumerConfig::new("g", ["t"]);
+    config.max_poll_records = 1;
+    config.fetch_max_bytes = i32::try_from(bytes).unwrap();
+    let mut consumer = start(&broker, config, Box::new(()));
+    let mut paused = Vec::new();
+    while paused.len() < 7 {
+        let (partition, offset) = read(&mut consumer, 1)[0];
+        assert_eq!(offset, 50);
+        paused.push(TopicPartition::new("t", partition));
+        consumer.pause(&paused);
+        let held = consumer.held_bytes();
+        assert!((bytes..=2 * bytes).contains(&held), "{held}");
+    }
+    let (last, _) = read(&mut consumer, 1)[0];
+    assert_eq!(read(&mut consumer, 3), [51, 52, 53].map(|at| (last, at)));
+    // What had to be dropped comes again.
+    consumer.pause(&[TopicPartition::new("t", last)]);
+    for partition in paused {
+        consumer.resume(std::slice::from_ref(&partition));
+        assert_eq!(read(&mut consumer, 1), [(partition.partition, 51)]);
+        consumer.pause(&[partition]);
+    }
     consumer.close(soon()).unwrap();
 }
 
@@ -562,17 +607,10 @@ fn a_backlog_is_not_held_up_by_a_partition_that_is_read_to_its_end() {
     let mut config = ConsumerConfig::new("g", ["t"]);
     config.fetch_max_wait = Duration::from_secs(3);
     config.max_poll_records = 1;
-    let client = ClientConfig {
-        brokers: vec![broker.address()],
-        ..ClientConfig::default()
-    };
-    let mut consumer = Consumer::start(Cluster::new(client), config, Box::new(())).unwrap();
-    let start = Instant::now();
+    let mut consumer = start(&broker, config, Box::new(()));
+    let begun = Instant::now();
     read(&mut consumer, 20);
-    assert!(
-        start.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        start.elapsed()
-    );
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
     consumer.close(soon()).unwrap();
 }

@@ -63,9 +63,15 @@ fn hand_out(partition: &mut Partition, max: usize) -> Vec<i64> {
     out.iter().map(|record| record.offset).collect()
 }
 
+fn fetched(partition: &mut Partition, offset: i64, records: Bytes) -> bool {
+    let answer = AnswerBytes::new(records.len());
+    partition.fetched(offset, records, &answer)
+}
+
 /// Whether nothing is left to hand out.
 fn is_drained(partition: &Partition) -> bool {
-    partition.raw.is_empty() && partition.ahead.is_empty() && partition.records.is_empty()
+    let is_empty = partition.raw.is_none() && partition.ahead.is_none();
+    is_empty && partition.records.is_empty() && partition.batch_answer.is_none()
 }
 
 fn at(offset: i64) -> Partition {
@@ -78,7 +84,7 @@ fn at(offset: i64) -> Partition {
 fn records_below_the_position_are_dropped_and_gaps_are_passed_over() {
     let mut partition = at(12);
     // Fetching at 12 brings the batch from 10 on, whose end was compacted away.
-    assert!(partition.fetched(12, batch(&[10, 12, 13], 19).into()));
+    assert!(fetched(&mut partition, 12, batch(&[10, 12, 13], 19).into()));
     assert_eq!(hand_out(&mut partition, 9), [12, 13]);
     assert!(is_drained(&partition));
     assert_eq!(partition.position(), Some(20));
@@ -89,7 +95,7 @@ fn records_below_the_position_are_dropped_and_gaps_are_passed_over() {
 fn a_batch_that_compaction_emptied_moves_the_position_on() {
     let mut partition = at(12);
     // All its records lie below the position, yet it reaches to 19.
-    assert!(partition.fetched(12, batch(&[10], 19).into()));
+    assert!(fetched(&mut partition, 12, batch(&[10], 19).into()));
     assert_eq!(hand_out(&mut partition, 9), [0; 0]);
     assert_eq!(partition.position(), Some(20));
 }
@@ -98,10 +104,10 @@ fn a_batch_that_compaction_emptied_moves_the_position_on() {
 fn an_answer_for_an_earlier_position_is_stale() {
     let mut partition = at(0);
     partition.seek(5);
-    assert!(!partition.fetched(0, batch(&[0, 1], 1).into()));
+    assert!(!fetched(&mut partition, 0, batch(&[0, 1], 1).into()));
     assert!(is_drained(&partition));
     partition.reset(ResetTo::Earliest);
-    assert!(!partition.fetched(5, batch(&[5], 5).into()));
+    assert!(!fetched(&mut partition, 5, batch(&[5], 5).into()));
     assert_eq!((partition.position(), partition.to_commit()), (None, None));
 }
 
@@ -110,7 +116,7 @@ fn what_was_handed_out_in_part_goes_on_in_order() {
     let mut partition = at(0);
     let mut bytes = batch(&[0, 1, 2], 2);
     bytes.extend(batch(&[3, 4], 4));
-    assert!(partition.fetched(0, bytes.into()));
+    assert!(fetched(&mut partition, 0, bytes.into()));
     assert_eq!(hand_out(&mut partition, 2), [0, 1]);
     assert_eq!(partition.to_commit(), Some((2, 4)));
     assert_eq!(hand_out(&mut partition, 2), [2, 3]);
@@ -123,7 +129,7 @@ fn what_was_handed_out_in_part_goes_on_in_order() {
 fn rewinding_goes_back_to_the_last_commit_from_any_point() {
     let mut partition = at(0);
     for handed_out in 0..=3 {
-        assert!(partition.fetched(0, batch(&[0, 1, 2], 2).into()));
+        assert!(fetched(&mut partition, 0, batch(&[0, 1, 2], 2).into()));
         hand_out(&mut partition, handed_out);
         partition.rewind();
         assert_eq!(partition.position(), Some(0));
@@ -134,7 +140,7 @@ fn rewinding_goes_back_to_the_last_commit_from_any_point() {
         assert_eq!(hand_out(&mut partition, 9), [0; 0]);
         assert_eq!(partition.position(), Some(0));
     }
-    assert!(partition.fetched(0, batch(&[0, 1, 2], 2).into()));
+    assert!(fetched(&mut partition, 0, batch(&[0, 1, 2], 2).into()));
     hand_out(&mut partition, 2);
     partition.committed(2);
     hand_out(&mut partition, 1);
@@ -179,11 +185,11 @@ fn lag_counts_what_is_not_committed() {
 fn half_a_batch_is_no_progress_and_damage_is_an_error_once() {
     let mut partition = at(0);
     let whole = batch(&[0], 0);
-    assert!(partition.fetched(0, whole[..40].to_vec().into()));
+    assert!(fetched(&mut partition, 0, whole[..40].to_vec().into()));
     assert!(!partition.hand_out(&name(), 9, &mut Vec::new()).unwrap());
     let mut damaged = whole;
     damaged[60] ^= 1;
-    assert!(partition.fetched(0, damaged.into()));
+    assert!(fetched(&mut partition, 0, damaged.into()));
     partition.hand_out(&name(), 9, &mut Vec::new()).unwrap_err();
     assert_eq!(
         (is_drained(&partition), partition.position()),
@@ -197,13 +203,13 @@ fn one_answer_is_fetched_ahead_of_the_one_that_is_handed_out() {
     let next = batch(&[2], 2);
     // Cut short in the next batch, which comes again.
     let first = [&batch(&[0, 1], 1)[..], &next[..30]].concat();
-    assert!(partition.fetched(0, first.into()));
+    assert!(fetched(&mut partition, 0, first.into()));
     assert_eq!(
         (partition.fetch_position(), partition.fetch_epoch()),
         (Some(2), 4)
     );
     assert!(partition.has_room());
-    assert!(partition.fetched(2, next.into()));
+    assert!(fetched(&mut partition, 2, next.into()));
     assert!(!partition.has_room());
     assert_eq!(hand_out(&mut partition, 1), [0]);
     assert_eq!(hand_out(&mut partition, 9), [1, 2]);
@@ -215,8 +221,8 @@ fn one_answer_is_fetched_ahead_of_the_one_that_is_handed_out() {
 fn what_was_fetched_ahead_is_dropped_when_the_position_moves() {
     for seek in [true, false] {
         let mut partition = at(0);
-        assert!(partition.fetched(0, batch(&[0, 1], 1).into()));
-        assert!(partition.fetched(2, batch(&[2], 2).into()));
+        assert!(fetched(&mut partition, 0, batch(&[0, 1], 1).into()));
+        assert!(fetched(&mut partition, 2, batch(&[2], 2).into()));
         assert_eq!(hand_out(&mut partition, 1), [0]);
         match seek {
             true => partition.seek(7),
@@ -226,6 +232,6 @@ fn what_was_fetched_ahead_is_dropped_when_the_position_moves() {
         assert!(is_drained(&partition));
         assert_eq!(partition.position(), Some(if seek { 7 } else { 1 }));
         assert_eq!(partition.fetch_position(), partition.position());
-        assert!(!partition.fetched(3, batch(&[3], 3).into()), "stale");
+        assert!(!fetched(&mut partition, 3, batch(&[3], 3).into()), "stale");
     }
 }
