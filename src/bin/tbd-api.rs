@@ -81,8 +81,8 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let (database_health, thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     threads.push(thread);
-    let (kafka_health, thread) =
-        Monitor::start("kafka-health", stop.clone(), kafka.clone().health_check())?;
+    let check = kafka.clone().health_check(Arc::clone(&bus));
+    let (kafka_health, thread) = Monitor::start("kafka-health", stop.clone(), check)?;
     threads.push(thread);
     threads.push(watch_lag(
         kafka.cluster.clone(),

@@ -59,8 +59,8 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let mut check = HealthCheck::new(pool, Migrator::new(Source::Embedded)?);
     let (database_health, database_thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
-    let (kafka_health, kafka_thread) =
-        Monitor::start("kafka-health", stop.clone(), kafka.clone().health_check())?;
+    let check = kafka.clone().health_check(Arc::clone(&bus));
+    let (kafka_health, kafka_thread) = Monitor::start("kafka-health", stop.clone(), check)?;
 
     let checks = Checks {
         database: database_health,

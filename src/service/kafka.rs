@@ -8,11 +8,14 @@ use crate::deadline::Deadline;
 use crate::kafka::admin::{Admin, TopicSpec};
 use crate::kafka::producer::{Compression, Producer, ProducerConfig};
 use crate::kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
-use crate::orders::adapters::kafka::{ClientMeter, ProducerMeter, Topics};
+use crate::orders::adapters::kafka::{ClientMeter, KafkaEventBus, ProducerMeter, Topics};
 use crate::telemetry::metrics::Metrics;
 
 /// What one check of Kafka's health may take.
 const CHECK_BUDGET: Duration = Duration::from_secs(3);
+
+/// How much later readiness may come because the producer prepares first.
+const WARM_UP_BUDGET: Duration = Duration::from_secs(1);
 
 /// The cluster and the topics of orders on it.
 #[derive(Clone)]
@@ -79,8 +82,13 @@ impl Kafka {
     }
 
     /// A check for a [monitor](crate::health::Monitor): Kafka answers and the topics
-    /// are there. Makes those that are missing, at the start and after each outage.
-    pub fn health_check(self) -> impl FnMut() -> Result<(), String> + Send {
+    /// are there. Makes those that are missing, at the start and after each outage, and
+    /// lets `bus` prepare for them, so that who waits for readiness finds it prepared;
+    /// if it cannot, that is the first event's affair.
+    pub fn health_check(
+        self,
+        bus: Arc<KafkaEventBus>,
+    ) -> impl FnMut() -> Result<(), String> + Send {
         let mut topics_are_there = false;
         move || {
             let deadline = Deadline::after(CHECK_BUDGET);
@@ -88,6 +96,9 @@ impl Kafka {
                 true => self.cluster.ping(deadline),
                 false => self.create_topics(deadline),
             };
+            if !topics_are_there && outcome.is_ok() {
+                bus.warm_up(Deadline::after(WARM_UP_BUDGET).earlier_of(deadline));
+            }
             topics_are_there = outcome.is_ok();
             outcome.map_err(|error| error.to_string())
         }

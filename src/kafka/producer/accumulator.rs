@@ -339,6 +339,17 @@ impl Accumulator {
         }
     }
 
+    /// Whether all partitions of these topics are known and have leaders.
+    pub(super) fn are_led(&self, topics: &[String]) -> bool {
+        let has_leader = |index: &usize| self.partitions[*index].leader.is_some();
+        topics.iter().all(|topic| {
+            let topic = self.topics.get(topic.as_str());
+            topic.is_some_and(|topic| {
+                !topic.partitions.is_empty() && topic.partitions.iter().all(has_leader)
+            })
+        })
+    }
+
     /// All nodes that lead a partition.
     pub(super) fn leader_nodes(&self) -> BTreeSet<i32> {
         self.partitions

@@ -117,7 +117,9 @@ impl Keeper<'_> {
         let mut state = self.shared.state();
         if let Some(pause) = pause {
             let until = Deadline::after(pause);
-            while !state.stopping && !until.is_past() {
+            let warming = state.warming;
+            // Who comes to warm up has reason to think that it works now.
+            while !state.stopping && !until.is_past() && state.warming <= warming {
                 state = wait(&self.shared.errand, state, until.remaining());
             }
         }
@@ -226,6 +228,8 @@ impl Keeper<'_> {
             epoch: response.producer_epoch,
         });
         state.wake_all();
+        drop(state);
+        self.shared.progress.notify_all();
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ use record::{GaveUp, Slot};
 #[derive(Clone, Debug)]
 pub struct ProducerConfig {
     /// Topics whose leaders are found out, and connected to, at the start instead of at
-    /// the first record.
+    /// the first record; [`Producer::warm_up`] waits for it.
     pub topics: Vec<String>,
     /// How batches are compressed; Kafka's `compression.type`.
     #[doc(alias = "compression.type")]
@@ -175,6 +175,8 @@ struct State {
     closing: bool,
     /// Threads are to end.
     stopping: bool,
+    /// Callers of [`Producer::warm_up`] that wait.
+    warming: usize,
     /// What stands in the way at present, to explain time-outs.
     trouble: Option<Error>,
 }
@@ -187,6 +189,8 @@ struct Node {
     /// Whether the thread sleeps and nobody has woken it yet; changed under
     /// `Shared::state` only. To wake nobody costs a call of the system, too.
     sleeps: AtomicBool,
+    /// Whether a connection is open, as far as is known; changed under `Shared::state` only.
+    connected: AtomicBool,
     /// Breaks off what the thread may be waiting for.
     interrupter: Mutex<Option<Interrupter>>,
 }
@@ -197,6 +201,7 @@ impl Node {
             id,
             wake: Condvar::new(),
             sleeps: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
             interrupter: Mutex::new(None),
         }
     }
@@ -241,6 +246,7 @@ impl Producer {
             nodes: HashMap::new(),
             closing: false,
             stopping: false,
+            warming: 0,
             trouble: None,
         };
         let shared = Arc::new(Shared {
@@ -262,6 +268,46 @@ impl Producer {
             shared,
             keeper: Mutex::new(Some(keeper)),
         })
+    }
+
+    /// Waits, at most until `deadline`, until records for [`ProducerConfig::topics`] can
+    /// leave at once: their partitions all have leaders, those are connected to, and
+    /// there is a producer id. A producer begins with that by itself. This is for who
+    /// wants the first record to be as fast as those that follow, at the start or after
+    /// an outage, and for who has just made the topics: they are looked for at once.
+    /// In Java `partitionsFor`, for each topic, goes about half of the way.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], which says what stands in the way; [`Error::Closed`]; at once
+    /// [`Error::Tls`] and [`Error::Authentication`]. The producer goes on trying.
+    pub fn warm_up(&self, deadline: Deadline) -> Result<(), Error> {
+        let shared = &self.shared;
+        let mut state = shared.state();
+        state.warming += 1;
+        let outcome = loop {
+            if state.closing {
+                break Err(Error::Closed);
+            }
+            let are_led = state.records.are_led(&shared.config.topics);
+            if are_led && !state.records.needs_identity() && state.is_connected() {
+                break Ok(());
+            }
+            if let Some(refusal) = state.refusal() {
+                break Err(refusal);
+            }
+            let left = deadline.remaining();
+            if left.is_zero() {
+                break Err(state.explain("the kafka producer to be ready".to_owned()));
+            }
+            if !are_led {
+                state.records.doubt_leaders();
+            }
+            shared.errand.notify_one();
+            state.wake_all();
+            state = wait(&shared.progress, state, left);
+        };
+        state.warming -= 1;
+        outcome
     }
 
     /// Hands a record over, to be delivered by `deadline`. Waits, at most until
@@ -472,6 +518,13 @@ impl Shared {
 }
 
 impl State {
+    /// Whether there is a connection to every leader.
+    fn is_connected(&self) -> bool {
+        let is_connected = |node: &Arc<Node>| node.connected.load(Ordering::Relaxed);
+        let mut leaders = self.records.leader_nodes().into_iter();
+        leaders.all(|leader| self.nodes.get(&leader).is_some_and(is_connected))
+    }
+
     /// Why brokers do not let us in, if that is the trouble.
     fn refusal(&self) -> Option<Error> {
         let is_refusal =

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kafka_protocol::error::ResponseError;
@@ -92,6 +93,9 @@ impl Sender<'_> {
             if state.stopping {
                 return false;
             }
+            if state.warming > 0 && self.connection.is_none() {
+                return true;
+            }
             let now = Instant::now();
             let idle_for = |connection: &Connection| connection.last_used().elapsed();
             let idle = self.connection.as_ref().map(idle_for);
@@ -101,6 +105,7 @@ impl Sender<'_> {
                 Ready::Idle => match idle {
                     Some(idle) if idle >= max_idle => {
                         lock(&self.node.interrupter).take();
+                        self.node.connected.store(false, Ordering::Relaxed);
                         self.connection = None;
                         continue;
                     }
@@ -157,10 +162,15 @@ impl Sender<'_> {
                 *lock(&self.node.interrupter) = connection.interrupter();
                 self.connection = Some(connection);
                 self.backoff.reset();
+                let state = self.shared.state();
+                self.node.connected.store(true, Ordering::Relaxed);
+                drop(state);
+                self.shared.progress.notify_all();
             }
             Err(error) => {
                 log::debug!("kafka node {}: {error}", self.node.id);
                 let mut state = self.shared.state();
+                self.node.connected.store(false, Ordering::Relaxed);
                 let failed = match error.is_transient() {
                     true => Vec::new(),
                     false => state.records.fail_queued(Some(self.node.id), &error),
@@ -261,7 +271,9 @@ impl Sender<'_> {
     fn lost(&self, error: Error) {
         log::debug!("kafka node {}: {error}", self.node.id);
         lock(&self.node.interrupter).take();
-        self.shared.state().trouble = Some(error);
+        let mut state = self.shared.state();
+        self.node.connected.store(false, Ordering::Relaxed);
+        state.trouble = Some(error);
     }
 
     /// Encodes what is not encoded yet; second, what cannot be.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{
@@ -222,6 +223,56 @@ fn all_is_found_out_before_the_first_record_comes() {
     assert_eq!(before, [metadata, versions, versions, versions, identity]);
     publish(&producer, "v", in_ms(10_000)).unwrap();
     assert_eq!(next(), ApiKey::Produce);
+}
+
+#[test]
+fn warming_up_waits_for_what_the_first_record_needs_also_after_connections_were_closed() {
+    let asked: Arc<Mutex<Vec<ApiKey>>> = Arc::default();
+    let has_topic = Arc::new(AtomicBool::new(false));
+    let (log, is_there) = (Arc::clone(&asked), Arc::clone(&has_topic));
+    let broker = FakeBroker::start(move |incoming, address| {
+        lock(&log).push(incoming.api);
+        match incoming.api {
+            ApiKey::Produce => incoming.answer(&written(incoming, 0, 0)),
+            ApiKey::Metadata if !is_there.load(Ordering::SeqCst) => {
+                let mut metadata = incoming.metadata(address, 0);
+                for topic in &mut metadata.topics {
+                    topic.error_code = ResponseError::UnknownTopicOrPartition.code();
+                }
+                incoming.answer(&metadata)
+            }
+            _ => peaceful(incoming, address),
+        }
+    });
+    let cluster = Cluster::new(ClientConfig {
+        brokers: vec![broker.address()],
+        connections_max_idle: Duration::from_millis(500),
+        ..ClientConfig::default()
+    });
+    let config = ProducerConfig {
+        topics: vec!["t".to_owned()],
+        ..ProducerConfig::default()
+    };
+    let producer = Producer::start(cluster, config, Arc::new(())).unwrap();
+    let error = producer.warm_up(in_ms(100)).unwrap_err();
+    let Error::Timeout { what } = error else {
+        panic!("{error}");
+    };
+    assert!(
+        what.contains("UNKNOWN_TOPIC") || what.contains("UnknownTopic"),
+        "{what}"
+    );
+    has_topic.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        producer.warm_up(in_ms(10_000)).unwrap();
+        let before = lock(&asked).len();
+        publish(&producer, "v", in_ms(10_000)).unwrap();
+        assert_eq!(lock(&asked)[before..], [ApiKey::Produce]);
+        // The one that stays is for metadata.
+        broker.wait_for_connections(1);
+    }
+    producer.close(in_ms(5000)).unwrap();
+    assert!(matches!(producer.warm_up(in_ms(100)), Err(Error::Closed)));
 }
 
 #[test]

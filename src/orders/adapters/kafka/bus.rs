@@ -28,6 +28,13 @@ impl KafkaEventBus {
         &self.topics
     }
 
+    /// Waits, at most until `deadline`, until events can leave at once.
+    pub fn warm_up(&self, deadline: Deadline) {
+        if let Err(error) = self.producer.warm_up(deadline) {
+            log::debug!("producer: {error}");
+        }
+    }
+
     /// Sends what is left and stops the producer; waits until `deadline` at most.
     pub fn close(&self, deadline: Deadline) {
         if let Err(error) = self.producer.close(deadline) {
