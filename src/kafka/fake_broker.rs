@@ -168,10 +168,15 @@ impl FakeBroker {
         }
     }
 
+    /// How many connections are open.
+    pub(crate) fn connections(&self) -> usize {
+        lock(&self.sockets).len()
+    }
+
     /// Waits until so many connections are open.
     pub(crate) fn wait_for_connections(&self, count: usize) {
         let give_up = Instant::now() + Duration::from_secs(10);
-        while lock(&self.sockets).len() != count {
+        while self.connections() != count {
             assert!(Instant::now() < give_up, "{:?}", lock(&self.sockets));
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -69,6 +69,15 @@ impl Leader {
         self.pending.as_ref().and(self.connection.as_ref())
     }
 
+    /// Closes a connection over which nothing has gone for so long: it leads nothing of
+    /// ours any more.
+    fn reap(&mut self, max_idle: Duration) {
+        let is_idle = |connection: &Connection| connection.last_used().elapsed() >= max_idle;
+        if self.pending.is_none() && self.connection.as_ref().is_some_and(is_idle) {
+            self.connection = None;
+        }
+    }
+
     fn fail(&mut self) {
         self.connection = None;
         self.pending = None;
@@ -246,6 +255,10 @@ impl Consumer {
     /// Returns when to look again for those that have to wait.
     pub(super) fn send_fetches(&mut self, deadline: Deadline) -> Option<Instant> {
         let now = Instant::now();
+        let max_idle = self.cluster.config().connections_max_idle;
+        for leader in self.leaders.values_mut() {
+            leader.reap(max_idle);
+        }
         let mut look_again = None;
         let mut wanted: BTreeMap<i32, Vec<TopicPartition>> = BTreeMap::new();
         let mut left_out = BTreeSet::new();

@@ -1,7 +1,7 @@
 //! A whole consumer against a broker that misbehaves on purpose.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -247,6 +247,57 @@ fn a_silent_leader_does_not_hold_up_another_ones_records() {
         "{:?}",
         start.elapsed()
     );
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
+fn the_connection_to_a_node_that_leads_nothing_any_more_is_closed() {
+    let second = broker(|incoming, _| {
+        let request: FetchRequest = match incoming.api {
+            ApiKey::Fetch => incoming.decode(),
+            _ => return None,
+        };
+        let is_new = request.topics[0].partitions[0].fetch_offset > 50;
+        let not_leader = ResponseError::NotLeaderOrFollower.code();
+        is_new.then(|| fetch_answer(incoming, |_, _| (not_leader, None)))
+    });
+    let second_address: SocketAddr = second.address().parse().unwrap();
+    let has_moved = Arc::new(AtomicBool::new(false));
+    let moved = has_moved.clone();
+    let first = broker(move |incoming, address| {
+        if incoming.api != ApiKey::Metadata {
+            return None;
+        }
+        let mut metadata = incoming.metadata(address, 2);
+        metadata.brokers.push(
+            MetadataResponseBroker::default()
+                .with_node_id(BrokerId(2))
+                .with_host(StrBytes::from_string(second_address.ip().to_string()))
+                .with_port(i32::from(second_address.port())),
+        );
+        for topic in &mut metadata.topics {
+            match moved.load(Ordering::SeqCst) {
+                true => topic.partitions[1].leader_epoch = 1,
+                false => topic.partitions[1].leader_id = BrokerId(2),
+            }
+        }
+        Some(incoming.answer(&metadata))
+    });
+    let client = ClientConfig {
+        brokers: vec![first.address()],
+        connections_max_idle: Duration::from_millis(300),
+        ..ClientConfig::default()
+    };
+    let config = ConsumerConfig::new("g", ["t"]);
+    let mut consumer = Consumer::start(Cluster::new(client), config, Box::new(())).unwrap();
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    second.wait_for_connections(1);
+    has_moved.store(true, Ordering::SeqCst);
+    let given_up = Deadline::after(Duration::from_secs(10));
+    while second.connections() > 0 {
+        assert!(!given_up.is_past(), "still connected");
+        let _ = consumer.poll(Deadline::after(Duration::from_millis(50)));
+    }
     consumer.close(soon()).unwrap();
 }
 
