@@ -27,8 +27,10 @@ pub struct ClientConfig {
     pub reconnect_backoff: Duration,
     /// The longest pause between connection attempts.
     pub reconnect_backoff_max: Duration,
-    /// A producer's connection idle for longer is closed, before brokers close it (they do
-    /// after ten minutes). The others are never idle for so long.
+    /// A connection of a producer, or of a consumer to a leader, that is idle for longer is
+    /// closed, before brokers close it (they do after ten minutes); Kafka's
+    /// `connections.max.idle.ms`. The others are hardly idle for so long, and looked at
+    /// before they are used again.
     pub connections_max_idle: Duration,
     /// How old the picture of the cluster may become before it is asked for again.
     pub metadata_max_age: Duration,

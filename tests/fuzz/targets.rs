@@ -4,7 +4,7 @@
 //! Shared by the fuzzer (`fuzz/`, for as long as one likes: `make fuzz`) and by `tests/fuzz` (each test run).
 
 use bytes::Bytes;
-use tbd::kafka::batch::next_batch;
+use tbd::kafka::batch::{next_batch, whole_batches};
 use tbd::kafka::group::protocol::{Subscription, decode_assignment};
 use tbd::kafka::wire;
 use tbd::orders::adapters::http::{cursor, parse_list_query, parse_new_order};
@@ -70,10 +70,18 @@ fn kafka_batches(bytes: &[u8]) {
     let mut sealed = bytes.to_vec();
     seal(&mut sealed);
     for bytes in [bytes.to_vec(), sealed] {
+        let whole = whole_batches(&bytes).map_or(-1, |whole| whole.next_offset);
         let mut input = Bytes::from(bytes);
         let mut end = -1;
-        while let Ok(Some(batch)) = next_batch(&mut input) {
-            let Ok(records) = batch.records() else { break };
+        let is_walked = loop {
+            let batch = match next_batch(&mut input) {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break true,
+                Err(_) => break false,
+            };
+            let Ok(records) = batch.records() else {
+                break false;
+            };
             assert!(
                 records
                     .iter()
@@ -81,7 +89,9 @@ fn kafka_batches(bytes: &[u8]) {
             );
             assert!(batch.next_offset() > end || batch.base_offset <= end);
             end = batch.next_offset();
-        }
+        };
+        // What a consumer fetches next, before it has looked at the records.
+        assert!(!is_walked || end == whole, "{end} after {whole}");
     }
 }
 

@@ -251,6 +251,42 @@ fn a_silent_leader_does_not_hold_up_another_ones_records() {
 }
 
 #[test]
+fn a_broker_that_moved_to_another_address_is_read_on_there() {
+    let address: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
+    let node = |holds: i64| {
+        let current = Arc::clone(&address);
+        broker(move |incoming, own| match incoming.api {
+            ApiKey::Metadata => {
+                let current = lock(&current).unwrap_or(own);
+                Some(incoming.answer(&incoming.metadata(current, 2)))
+            }
+            ApiKey::Fetch => {
+                let request: FetchRequest = incoming.decode();
+                let mut asked = request.topics.iter().flat_map(|topic| &topic.partitions);
+                let has_some = asked.any(|asked| asked.fetch_offset == holds);
+                Some(match has_some {
+                    true => fetch_answer(incoming, |_, at| (0, (at == holds).then(|| batch(at)))),
+                    false => nothing_fetched(incoming),
+                })
+            }
+            _ => None,
+        })
+    };
+    let (old, new) = (node(50), node(51));
+    let client = ClientConfig {
+        brokers: vec![old.address(), new.address()],
+        ..ClientConfig::default()
+    };
+    let config = ConsumerConfig::new("g", ["t"]);
+    let mut consumer = Consumer::start(Cluster::new(client), config, Box::new(())).unwrap();
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    *lock(&address) = Some(new.address().parse().unwrap());
+    drop(old);
+    assert_eq!(read(&mut consumer, 2), [(0, 51), (1, 51)]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
 fn the_connection_to_a_node_that_leads_nothing_any_more_is_closed() {
     let second = broker(|incoming, _| {
         let request: FetchRequest = match incoming.api {
