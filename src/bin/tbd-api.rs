@@ -81,7 +81,10 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let (database_health, thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     threads.push(thread);
-    let check = kafka.clone().health_check(Arc::clone(&bus));
+    let warm = Arc::clone(&bus);
+    let check = kafka
+        .clone()
+        .health_check(move |deadline| warm.warm_up(deadline));
     let (kafka_health, thread) = Monitor::start("kafka-health", stop.clone(), check)?;
     threads.push(thread);
     threads.push(watch_lag(

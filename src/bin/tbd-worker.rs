@@ -59,7 +59,10 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let mut check = HealthCheck::new(pool, Migrator::new(Source::Embedded)?);
     let (database_health, database_thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
-    let check = kafka.clone().health_check(Arc::clone(&bus));
+    let warm = Arc::clone(&bus);
+    let check = kafka
+        .clone()
+        .health_check(move |deadline| warm.warm_up(deadline));
     let (kafka_health, kafka_thread) = Monitor::start("kafka-health", stop.clone(), check)?;
 
     let checks = Checks {

@@ -8,7 +8,7 @@ use crate::deadline::Deadline;
 use crate::kafka::admin::{Admin, TopicSpec};
 use crate::kafka::producer::{Compression, Producer, ProducerConfig};
 use crate::kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
-use crate::orders::adapters::kafka::{ClientMeter, KafkaEventBus, ProducerMeter, Topics};
+use crate::orders::adapters::kafka::{ClientMeter, ProducerMeter, Topics};
 use crate::telemetry::metrics::Metrics;
 
 /// What one check of Kafka's health may take.
@@ -83,11 +83,11 @@ impl Kafka {
 
     /// A check for a [monitor](crate::health::Monitor): Kafka answers and the topics
     /// are there. Makes those that are missing, at the start and after each outage, and
-    /// lets `bus` prepare for them, so that who waits for readiness finds it prepared;
-    /// if it cannot, that is the first event's affair.
+    /// has `warm_up` prepare for them until the deadline at most, so that who waits for
+    /// readiness finds it done; if it cannot, that is the first event's affair.
     pub fn health_check(
         self,
-        bus: Arc<KafkaEventBus>,
+        mut warm_up: impl FnMut(Deadline) + Send,
     ) -> impl FnMut() -> Result<(), String> + Send {
         let mut topics_are_there = false;
         move || {
@@ -97,7 +97,7 @@ impl Kafka {
                 false => self.create_topics(deadline),
             };
             if !topics_are_there && outcome.is_ok() {
-                bus.warm_up(Deadline::after(WARM_UP_BUDGET).earlier_of(deadline));
+                warm_up(Deadline::after(WARM_UP_BUDGET).earlier_of(deadline));
             }
             topics_are_there = outcome.is_ok();
             outcome.map_err(|error| error.to_string())
