@@ -1,5 +1,4 @@
-//! No statement of ours reads a whole table of orders or keys, however many there are, and however few there were when it
-//! was planned.
+//! No statement of ours reads a whole table, however many rows there are, and however few there were when it was planned.
 
 use postgres::types::Type;
 use postgres::{Client, NoTls};
@@ -58,14 +57,22 @@ fn explain(client: &mut Client, sql: &str) -> String {
         .join("\n")
 }
 
+/// Every row of these tables is found by a condition on an index. Housekeeping alone, once a second, takes the outbox as it is.
 fn assert_reads_no_whole_table(name: &str, plan: &str) {
-    for line in plan.lines().filter(|line| line.contains("Seq Scan on")) {
-        for table in ["orders", "idempotency_keys"] {
-            assert!(
-                !line.contains(&format!("Seq Scan on {table}")),
-                "{name}:\n{plan}"
-            );
-        }
+    let housekeeping = ["SELECT outbox", "SELECT outbox backlog"].contains(&name);
+    let lines: Vec<&str> = plan.lines().collect();
+    for (number, line) in lines.iter().enumerate() {
+        let reads = |table: &str| line.contains("Scan") && line.contains(&format!(" on {table} "));
+        let by_index = lines
+            .get(number + 1)
+            .is_some_and(|next| next.contains("Cond:"));
+        assert!(
+            by_index
+                || !(reads("orders")
+                    || reads("idempotency_keys")
+                    || reads("outbox") && !housekeeping),
+            "{name}:\n{plan}"
+        );
     }
 }
 
@@ -126,7 +133,7 @@ fn assert_no_plan_reads_a_whole_table_of(rows: u32) {
                 &mut client,
                 &format!("EXPLAIN EXECUTE s{number}{arguments}"),
             );
-            assert_reads_no_whole_table(&format!("{name} ({mode})"), &plan);
+            assert_reads_no_whole_table(name, &plan);
         }
     }
 }

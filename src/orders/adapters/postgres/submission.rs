@@ -13,9 +13,9 @@ use super::rows::{column, valid};
 /// rolled back, or it was swept) is free again; more than this is no accident.
 pub const TRIES_MAX: u32 = 3;
 
-/// Callers that write at the same time, each with what gathered for it. One more than
-/// can be flushing to disk at a time, so that the next commit is prepared meanwhile.
-pub const WRITERS: usize = 2;
+/// Callers that write at the same time, each with what gathered for it. A second one would halve what
+/// a statement carries, which costs more than it gains (docs/performance.md, "What was tried").
+pub const WRITERS: usize = 1;
 
 /// Rows in one statement: beyond this the gain is spent, and one commit holds up many.
 pub const ROWS_MAX: usize = 64;
