@@ -24,8 +24,8 @@ pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, SUBMIT_MANY, KNOWN, SWEEP]
 // none and is taken over.
 //
 // `LATERAL` with a limit is one look-up in the index. A plain join of the outbox, which is
-// nearly empty whenever PostgreSQL counts its rows, is planned as reading it whole: each commit
-// would pass over the dead rows of thousands of events, or over the backlog of an outage.
+// nearly empty whenever PostgreSQL counts its rows, is planned as reading it whole, with the
+// dead rows of thousands of events, or the backlog of an outage.
 const SUBMIT: Statement = Statement::new(
     "INSERT order",
     "WITH known AS (
