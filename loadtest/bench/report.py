@@ -22,18 +22,24 @@ def flat(values, prefix=""):
             yield prefix + key, value
 
 
-def summarise(measured):
-    """Case and conditions to figure to [median, least, most], in the order of the first measurement."""
+def gather(measured):
+    """Case and conditions to figure to what was seen of it, one for each repetition, in the order of the first measurement."""
     gathered = {}
     for one in measured:
         name = (one["case"], *(one.get(condition) for condition in CONDITIONS if condition in one))
         figures = gathered.setdefault(name, {})
         for figure, value in flat({key: value for key, value in one.items() if key not in ("case", *CONDITIONS)}):
             figures.setdefault(figure, []).append(value)
-    return {
-        name: {figure: [statistics.median(seen), min(seen), max(seen)] for figure, seen in figures.items()}
-        for name, figures in gathered.items()
-    }
+    return gathered
+
+
+def spread(seen):
+    return [statistics.median(seen), min(seen), max(seen)]
+
+
+def summarise(measured):
+    """The same, but the median, the least and the most of what was seen."""
+    return {name: {figure: spread(seen) for figure, seen in figures.items()} for name, figures in gather(measured).items()}
 
 
 def digits(value):
@@ -60,13 +66,15 @@ def row(name, figures, wanted):
 # -------------------------------------------------------------------------------------------------------- Markdown
 
 
-def ratios(summary):
-    """The figures that do not depend on how fast the machine is."""
-    rate = lambda *name: summary.get(name, {}).get("throughput", [None])[0]
+def ratios(summary, measured):
+    """The figures that do not depend on how fast the machine is: each ratio within one repetition."""
+    gathered = gather(measured)
+    rates = lambda name: gathered.get(name, {}).get("throughput", [])
 
     def ratio(what, one, other, goal):
-        if rate(*one) and rate(*other):
-            yield [what, f"{rate(*one) / rate(*other):.2f}", goal]
+        seen = [mine / its for mine, its in zip(rates(one), rates(other))]
+        if seen:
+            yield [what, shown(spread(seen)), goal]
 
     def figure(what, name, key, goal, unit=""):
         if name in summary and key in summary[name]:
@@ -91,12 +99,12 @@ def ratios(summary):
     yield from figure("api's start until ready", ("api start",), "ready_seconds", "< 1 s", " s")
 
 
-def markdown(about, summary, plots):
+def markdown(about, summary, measured, plots):
     text = ["# What was measured\n", "Each figure: the median of its repetitions, and from the least to the most of them."]
     text.append("How it is measured and how to read it: [docs/performance.md](../../docs/performance.md).\n")
     named = {"taken": about["taken"], "took": f"{about['seconds']} s", **about["machine"], **about["versions"], **about["settings"]}
     text.append(table(["", ""], [[key, str(value)] for key, value in named.items()]))
-    found = list(ratios(summary))
+    found = list(ratios(summary, measured))
     if found:
         text += ["## Against the goals\n", table(["", "measured", "goal"], found)]
     chosen = lambda *starts: {name: figures for name, figures in summary.items() if name[0].startswith(starts)}
@@ -203,4 +211,4 @@ def write(about, measured, prefix):
     readable = [{"case": " ".join(map(str, name)), **figures} for name, figures in summary.items()]
     result = {**about, "summary": readable, "measured": measured}
     (RESULTS / f"{prefix}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / f"{prefix}.md").write_text(markdown(about, summary, draw(summary, prefix)))
+    (RESULTS / f"{prefix}.md").write_text(markdown(about, summary, measured, draw(summary, prefix)))
