@@ -57,6 +57,12 @@ def closed(case, program, script, connections):
     return record(case, values, connections=connections)
 
 
+def warm(program, seconds=1):
+    """Has it answer for a while: its connections are made, its statements prepared."""
+    load.wrk(program, "post.lua", 64, seconds, {})
+    settle()
+
+
 # ------------------------------------------------------------------------------------------------------ requests
 
 
@@ -71,7 +77,7 @@ def requests(repetition):
     seed(KNOWN)
     with api(EVENT_DELIVERY="direct") as program:
         capacity = 0
-        load.wrk(program, "post.lua", 64, WARM_UP if repetition == 1 else 3, {})
+        warm(program, WARM_UP if repetition == 1 else 3)
         for connections in CONNECTIONS:
             if connections in (20, 64):
                 ceiling(connections)
@@ -85,11 +91,11 @@ def requests(repetition):
         record("k6 orders.js", load.k6(program, "orders.js", DURATION, SEED_VUS, groups), connections=SEED_VUS)
         settle()
     with api(EVENT_DELIVERY="outbox") as program:
-        load.wrk(program, "post.lua", 64, 1, {})
+        warm(program)
         for connections in CONNECTIONS:
             closed("POST outbox", program, "post.lua", connections)
     with api(DB_COALESCE="off") as program:
-        load.wrk(program, "post.lua", 64, 1, {})
+        warm(program)
         for connections in CONNECTIONS:
             closed("POST direct, not coalesced", program, "post.lua", connections)
             closed("GET, not coalesced", program, "get.lua", connections)
@@ -108,19 +114,28 @@ def own_topics(name):
     return {**topics, "KAFKA_CONSUMER_GROUP": name}
 
 
-def drain(repetition):
-    """A backlog, and a worker that finds it."""
-    topics = own_topics(f"backlog-{repetition}")
+def leave_backlog(topics):
+    """Orders whose events wait for a worker."""
     sql_file("backlog.sql", orders=BACKLOG, type=topics["KAFKA_TOPIC_ORDER_CREATED"])
     with api(EVENT_DELIVERY="outbox", **topics):
         settle()
+
+
+def drained_per_second():
+    """How many of them a worker did in a second, once it has done all."""
+    return float(sql(f"SELECT {BACKLOG} / extract(epoch FROM max(updated_at) - min(updated_at)) FROM orders"))
+
+
+def drain(repetition):
+    """A backlog, and a worker that finds it."""
+    topics = own_topics(f"backlog-{repetition}")
+    leave_backlog(topics)
     with worker(**topics) as program:
         processed = lambda: program.counter("orders_processed_total")
         window = Window({"worker": program.pid, **SERVERS}, processed, program.pid)
         wait_until("the backlog to be drained", 120, all_done)
         used = window.end()
-    rate = float(sql(f"SELECT {BACKLOG} / extract(epoch FROM max(updated_at) - min(updated_at)) FROM orders"))
-    record("backlog", {**used, "throughput": rate})
+    record("backlog", {**used, "throughput": drained_per_second()})
 
 
 DELAYS = """SELECT json_build_object('completed', orders, 'p50_ms', p[1], 'p99_ms', p[2], 'max_ms', p[3]) FROM (
@@ -221,12 +236,6 @@ def sweep():
             sweep_point(program, "orders in the table", orders, 64, ("GET", "list", "POST"))
 
 
-def warm(program, seconds=1):
-    """Has it answer for a while: its connections are made, its statements prepared."""
-    load.wrk(program, "post.lua", 64, seconds, {})
-    settle()
-
-
 def sweep_point(program, knob, value, connections, names=("POST", "GET")):
     for name in names:
         seen = load.wrk(program, f"{name.lower()}.lua", connections, DURATION, {"api": program.pid, **SERVERS})
@@ -237,13 +246,10 @@ def sweep_point(program, knob, value, connections, names=("POST", "GET")):
 def sweep_worker(variable, value):
     """A backlog; then orders at SWEEP_RATE, each until it is completed; and what partitions mean to a POST."""
     topics = {**own_topics(f"sweep-{variable.lower()}-{value}"), variable: str(value)}
-    sql_file("backlog.sql", orders=BACKLOG, type=topics["KAFKA_TOPIC_ORDER_CREATED"])
-    with api(EVENT_DELIVERY="outbox", **topics):
-        settle()
+    leave_backlog(topics)
     with worker(**topics):
         wait_until("the backlog to be drained", 120, all_done)
-        rate = float(sql(f"SELECT {BACKLOG} / extract(epoch FROM max(updated_at) - min(updated_at)) FROM orders"))
-        record(f"sweep {variable} backlog", {"throughput": rate}, value=value)
+        record(f"sweep {variable} backlog", {"throughput": drained_per_second()}, value=value)
         sql("TRUNCATE orders, idempotency_keys, outbox")
         with api(**topics) as program:
             load.open_model(program, SWEEP_RATE, DURATION, {"api": program.pid})

@@ -10,7 +10,7 @@ use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::kafka::Breaker;
 use tbd::orders::app::housekeeping::{
     BACKLOG_INTERVAL, CLEAN_BATCH, CLEAN_GATHER, DIRECT_MIN_AGE, RELAY_BATCH, RELAY_INTERVAL,
-    STORE_BUDGET, SWEEP_BATCH, SWEEP_INTERVAL,
+    STORE_BUDGET, SWEEP_BATCH, SWEEP_INTERVAL, relayed,
 };
 use tbd::orders::app::{ACKNOWLEDGED_MAX, PUBLISH_BUDGET};
 use tbd::orders::domain::OrderId;
@@ -167,13 +167,7 @@ impl Housekeeper {
             .store
             .relay(RELAY_BATCH, min_age, STORE_BUDGET, publish)
             .await?;
-        self.meter.events_relayed(removed);
-        if removed < taken {
-            log::warn!(
-                "outbox relay: {} of {taken} events not published, they stay",
-                taken - removed
-            );
-        }
+        relayed(taken, removed, &*self.meter);
         Ok((taken, removed))
     }
 

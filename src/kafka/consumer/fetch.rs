@@ -71,8 +71,8 @@ impl Leader {
 
     /// Closes a connection over which nothing has gone for so long: it leads nothing of
     /// ours any more.
-    fn reap(&mut self, max_idle: Duration) {
-        let is_idle = |connection: &Connection| connection.last_used().elapsed() >= max_idle;
+    fn reap(&mut self, now: Instant, max_idle: Duration) {
+        let is_idle = |connection: &Connection| now - connection.last_used() >= max_idle;
         if self.pending.is_none() && self.connection.as_ref().is_some_and(is_idle) {
             self.connection = None;
         }
@@ -257,7 +257,7 @@ impl Consumer {
         let now = Instant::now();
         let max_idle = self.cluster.config().connections_max_idle;
         for leader in self.leaders.values_mut() {
-            leader.reap(max_idle);
+            leader.reap(now, max_idle);
         }
         let mut look_again = None;
         let mut wanted: BTreeMap<i32, Vec<TopicPartition>> = BTreeMap::new();

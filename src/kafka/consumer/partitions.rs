@@ -32,7 +32,7 @@ pub(super) enum ResetTo {
 pub(super) type AnswerBytes = Arc<usize>;
 
 /// One partition's share of an answer, not looked at yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Packed {
     bytes: Bytes,
     answer: AnswerBytes,

@@ -216,6 +216,18 @@ fn read(consumer: &mut Consumer, count: usize) -> Vec<(i32, i64)> {
     read
 }
 
+/// Two partitions, both led by the first node; there is a second one.
+fn two_nodes(incoming: &Incoming, first: SocketAddr, second: SocketAddr) -> MetadataResponse {
+    let mut metadata = incoming.metadata(first, 2);
+    metadata.brokers.push(
+        MetadataResponseBroker::default()
+            .with_node_id(BrokerId(2))
+            .with_host(StrBytes::from_string(second.ip().to_string()))
+            .with_port(i32::from(second.port())),
+    );
+    metadata
+}
+
 #[test]
 fn a_silent_leader_does_not_hold_up_another_ones_records() {
     let silent = broker(|incoming, _| (incoming.api == ApiKey::Fetch).then_some(Reply::Silence));
@@ -224,13 +236,7 @@ fn a_silent_leader_does_not_hold_up_another_ones_records() {
         if incoming.api != ApiKey::Metadata {
             return None;
         }
-        let mut metadata = incoming.metadata(address, 2);
-        metadata.brokers.push(
-            MetadataResponseBroker::default()
-                .with_node_id(BrokerId(2))
-                .with_host(StrBytes::from_string(silent_address.ip().to_string()))
-                .with_port(i32::from(silent_address.port())),
-        );
+        let mut metadata = two_nodes(incoming, address, silent_address);
         for topic in &mut metadata.topics {
             topic.partitions[1].leader_id = BrokerId(2);
         }
@@ -304,13 +310,7 @@ fn the_connection_to_a_node_that_leads_nothing_any_more_is_closed() {
         if incoming.api != ApiKey::Metadata {
             return None;
         }
-        let mut metadata = incoming.metadata(address, 2);
-        metadata.brokers.push(
-            MetadataResponseBroker::default()
-                .with_node_id(BrokerId(2))
-                .with_host(StrBytes::from_string(second_address.ip().to_string()))
-                .with_port(i32::from(second_address.port())),
-        );
+        let mut metadata = two_nodes(incoming, address, second_address);
         for topic in &mut metadata.topics {
             match moved.load(Ordering::SeqCst) {
                 true => topic.partitions[1].leader_epoch = 1,

@@ -151,13 +151,7 @@ impl Housekeeping {
         let (taken, removed) = self
             .outbox
             .relay(RELAY_BATCH, min_age, deadline, &mut publish)?;
-        self.meter.events_relayed(removed);
-        if removed < taken {
-            log::warn!(
-                "outbox relay: {} of {taken} events not published, they stay",
-                taken - removed
-            );
-        }
+        relayed(taken, removed, &*self.meter);
         Ok((taken, removed))
     }
 
@@ -214,6 +208,17 @@ impl Housekeeping {
             }
         }
         Ok(swept)
+    }
+}
+
+/// Counts what a relay has published of what it took, and complains of what it has not.
+pub fn relayed(taken: usize, published: usize, meter: &dyn Meter) {
+    meter.events_relayed(published);
+    if published < taken {
+        log::warn!(
+            "outbox relay: {} of {taken} events not published, they stay",
+            taken - published
+        );
     }
 }
 
