@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
     ApiKey, JoinGroupRequest, JoinGroupResponse, OffsetFetchRequest, SyncGroupRequest,
     SyncGroupResponse,
@@ -509,7 +510,7 @@ impl Consumer {
             "consumer group {}: rebalance interrupted: {error}",
             self.config.group_id
         );
-        if error.code() != Some(kafka_protocol::error::ResponseError::RebalanceInProgress) {
+        if error.code() != Some(ResponseError::RebalanceInProgress) {
             self.trouble = Some(error);
         }
     }
@@ -561,23 +562,40 @@ impl Consumer {
         let Some((coordinator, identity)) = self.classic(Machine::close).flatten() else {
             return Ok(());
         };
-        let coordinator = match coordinator {
-            Some(coordinator) => coordinator,
-            None => coordinator::find(&self.cluster, &self.config.group_id, deadline)?,
-        };
         // The coordinator holds everything back behind an unanswered join.
         if self.coordinator.is_busy() {
             self.coordinator.disconnect();
         }
-        let request = coordinator::leave_request(&self.config, &identity);
+        if let Some(known) = coordinator {
+            match self.say_leaving(&known, &identity, deadline) {
+                // It has moved since it was last asked: it is looked for below, once.
+                Err(error) if is_elsewhere(&error) => {
+                    log::debug!("consumer group {}: {error}", self.config.group_id);
+                    self.coordinator.disconnect();
+                }
+                told => return told,
+            }
+        }
+        let found = coordinator::find(&self.cluster, &self.config.group_id, deadline)?;
+        self.say_leaving(&found, &identity, deadline)
+    }
+
+    fn say_leaving(
+        &mut self,
+        to: &Coordinator,
+        identity: &Identity,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let request = coordinator::leave_request(&self.config, identity);
         let answer = self
-            .coordinator_connection(&coordinator, deadline)?
+            .coordinator_connection(to, deadline)?
             .call(&request, deadline)?;
-        Error::check(ApiKey::LeaveGroup, answer.error_code)?;
-        answer
-            .members
-            .iter()
-            .try_for_each(|member| Error::check(ApiKey::LeaveGroup, member.error_code))
+        let codes = answer.members.iter().map(|member| member.error_code);
+        std::iter::once(answer.error_code)
+            .chain(codes)
+            // An earlier request, whose answer was lost, may have been carried out.
+            .filter(|&code| code != ResponseError::UnknownMemberId.code())
+            .try_for_each(|code| Error::check(ApiKey::LeaveGroup, code))
     }
 
     /// Waits for an answer about offsets, so that the connection is free.
@@ -593,4 +611,12 @@ impl Consumer {
         }
         Ok(())
     }
+}
+
+/// Whether the coordinator may be another broker by now, or at another address.
+fn is_elsewhere(error: &Error) -> bool {
+    matches!(
+        coordinator::failure(error),
+        Failure::Transport | Failure::Code(ResponseError::NotCoordinator)
+    )
 }

@@ -289,6 +289,7 @@ fn a_broker_that_moved_to_another_address_is_read_on_there() {
     *lock(&address) = Some(new.address().parse().unwrap());
     drop(old);
     assert_eq!(read(&mut consumer, 2), [(0, 51), (1, 51)]);
+    // The coordinator, which was that broker, is left at its new address, too.
     consumer.close(soon()).unwrap();
 }
 
@@ -671,6 +672,36 @@ fn a_commit_refused_by_a_rebalance_is_made_up_for_before_the_member_leaves() {
             ApiKey::LeaveGroup
         ]
     );
+}
+
+#[test]
+fn a_member_that_leaves_looks_for_a_coordinator_that_has_moved() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = told.clone();
+    let new = broker(move |incoming, _| {
+        count.fetch_add(
+            usize::from(incoming.api == ApiKey::LeaveGroup),
+            Ordering::SeqCst,
+        );
+        None
+    });
+    let new_address: SocketAddr = new.address().parse().unwrap();
+    let has_moved = AtomicBool::new(false);
+    let old = broker(move |incoming, _| match incoming.api {
+        ApiKey::LeaveGroup => {
+            has_moved.store(true, Ordering::SeqCst);
+            let elsewhere = ResponseError::NotCoordinator.code();
+            Some(incoming.answer(&LeaveGroupResponse::default().with_error_code(elsewhere)))
+        }
+        ApiKey::FindCoordinator if has_moved.load(Ordering::SeqCst) => {
+            Some(usual(incoming, new_address))
+        }
+        _ => None,
+    });
+    let mut consumer = consumer(&old, Box::new(()));
+    read(&mut consumer, 2);
+    consumer.close(soon()).unwrap();
+    assert_eq!(told.load(Ordering::SeqCst), 1);
 }
 
 #[test]
