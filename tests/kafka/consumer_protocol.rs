@@ -241,7 +241,7 @@ fn a_stuck_member_leaves_and_comes_back_when_it_polls_again() {
 }
 
 #[test]
-fn a_static_member_restarts_and_gets_its_partitions_back() {
+fn a_static_member_restarts_and_gets_its_partitions_back_and_its_twin_waits_until_it_has_gone() {
     let stage = Stage::new();
     let other = stage.run(GroupProtocol::Consumer);
     let mut config = stage.config(GroupProtocol::Consumer);
@@ -250,11 +250,24 @@ fn a_static_member_restarts_and_gets_its_partitions_back() {
     poll_until(&mut before, |consumer, _| consumer.assignment().len() == 2);
     let held = before.assignment();
     before.close(soon()).unwrap();
-    let (mut after, _) = stage.member(config);
+    let (mut after, _) = stage.member(config.clone());
     poll_until(&mut after, |consumer, _| consumer.assignment().len() == 2);
     assert_eq!(after.assignment(), held);
     stage.shared(&[&other], &[2]);
+
+    let (mut twin, _) = stage.member(config);
+    let mut polls = 0;
+    poll_until(&mut twin, |twin, _| {
+        assert_eq!(twin.assignment(), []);
+        polls += 1;
+        polls == 5
+    });
+    after.poll(Deadline::after(Duration::ZERO)).unwrap();
+    assert_eq!(after.assignment(), held);
     after.close(soon()).unwrap();
+    poll_until(&mut twin, |consumer, _| consumer.assignment().len() == 2);
+    assert_eq!(twin.assignment(), held);
+    twin.close(soon()).unwrap();
     other.close();
 }
 

@@ -5,6 +5,8 @@ librdkafka.py consume BROKER TOPIC GROUP STRATEGY
     that changes, {"partition": 0, "offset": 0, "key": "k", "value": "v"} for each record, which it then commits.
 librdkafka.py produce BROKER TOPIC COMPRESSION
     Publishes each line "key<TAB>value" of its standard input.
+librdkafka.py transact BROKER TOPIC
+    The same, each in a transaction of its own, which is aborted where the key is "aborted".
 """
 
 import json
@@ -70,5 +72,19 @@ def produce(broker, topic, compression):
         sys.exit(f"not delivered: {failed}")
 
 
+def transact(broker, topic):
+    producer = Producer({"bootstrap.servers": broker, "transactional.id": topic})
+    producer.init_transactions()
+    for line in sys.stdin:
+        key, value = line.rstrip("\n").split("\t")
+        producer.begin_transaction()
+        producer.produce(topic, value, key)
+        producer.flush()
+        if key == "aborted":
+            producer.abort_transaction()
+        else:
+            producer.commit_transaction()
+
+
 if __name__ == "__main__":
-    {"consume": consume, "produce": produce}[sys.argv[1]](*sys.argv[2:])
+    {"consume": consume, "produce": produce, "transact": transact}[sys.argv[1]](*sys.argv[2:])

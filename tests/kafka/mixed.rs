@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tbd::deadline::Deadline;
 use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig};
+use tbd::kafka::group::TopicPartition;
 use tbd::kafka::group::assignor::Assignor;
 use tbd::kafka::partitioner::partition_for_key;
 use tbd::kafka::producer::Compression;
@@ -471,4 +472,31 @@ fn each_client_reads_what_each_writes_in_every_compression_and_all_agree_on_part
     child.kill().expect("end librdkafka");
     child.wait().expect("wait for librdkafka");
     assert_eq!(counted(records), expected);
+}
+
+#[test]
+fn transactions_are_read_uncommitted_and_their_markers_are_passed_over() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 1);
+    let letters = ["committed", "aborted", "committed"].map(|key| (key.to_owned(), "v".to_owned()));
+    let mut command = librdkafka();
+    command.args(["transact", &kafka(), &topic]);
+    feed(command, &letters);
+
+    let config = ConsumerConfig::new(unique("group"), [topic.as_str()]);
+    let mut consumer = Consumer::start(cluster, config, Box::new(())).unwrap();
+    // Past the last marker, too, or the group would lag behind for ever.
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    let records = poll_until(&mut consumer, |consumer, _| {
+        consumer.position(&partition) == Some(6)
+    });
+    consumer.commit_polled(soon()).unwrap();
+    assert_eq!(consumer.lag(), [(partition, 0)]);
+    let read: Vec<_> = records
+        .iter()
+        .map(|one| (one.offset, text(&one.key)))
+        .collect();
+    let expected = [(0, "committed"), (2, "aborted"), (4, "committed")];
+    assert_eq!(read, expected.map(|(offset, key)| (offset, key.to_owned())));
+    consumer.close(soon()).unwrap();
 }
