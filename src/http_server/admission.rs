@@ -7,19 +7,22 @@
 //! and what stands is kept short, in the spirit of `CoDel` (RFC 8289) and its use in
 //! servers ("Fail at Scale", ACM Queue 13(8), 2015).
 //!
-//! - *Overloaded*: more than [`STANDING_PER_THREAD`] requests for each thread have been waiting
-//!   for [`ServerConfig::burst`](super::ServerConfig::burst) (0.5 s) on end. Whoever finds so many
+//! - *Overloaded*: more requests than may stand have been waiting for
+//!   [`ServerConfig::burst`](super::ServerConfig::burst) (0.5 s) on end. Whoever finds so many
 //!   waiting is refused at once; whoever waits already is answered, sooner than if it had to
-//!   come again. So, after the first moment, the others wait for about three times what it
-//!   takes to answer one. It ends once nobody has had to be refused for as long. Not sooner:
-//!   threads whose orders share a commit come back together, and a queue that is empty for a
-//!   moment would let the next burst in.
+//!   come again. [`STANDING_PER_THREAD`] for each thread may stand, so that, after the first
+//!   moment, one waits for about three times what it takes to answer one; or as many as the
+//!   threads take in [`STANDING_TIME`], if that is more. It ends once nobody has had to be
+//!   refused for as long. Not sooner: threads whose orders share a commit come back together,
+//!   and a queue that is empty for a moment would let the next burst in.
 //! - *Stuck*: somebody has waited, and no thread has taken anybody, for as long: each waits
 //!   for a database that hangs, say. Everybody is refused until a thread knows an answer.
 //!
-//! Counted in requests and not in time, since clients that each wait for their answer
-//! (a load test's, say) then know where they stand whatever the machine: up to four for
-//! each thread are never refused, unless all threads are stuck.
+//! Counted in requests and not by how long they have waited, which tells how long the queue
+//! was, not how long it is. Clients that each wait for their answer (a load test's, say) then
+//! know where they stand whatever the machine: up to four for each thread are never refused,
+//! unless all threads are stuck. Fast threads may have more waiting, since to refuse a client
+//! that comes again at once costs nearly as much as to answer it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,8 +31,16 @@ use std::time::{Duration, Instant};
 /// for clients that come together. Measured in docs/performance.md.
 const STANDING_PER_THREAD: usize = 3;
 
+/// Or as many as are taken in this time, at the best rate of late.
+const STANDING_TIME: Duration = Duration::from_millis(125);
+
+/// For how long it is counted how many are taken: several shared commits, whose threads come
+/// back together, on a slow disk.
+const COUNTED: Duration = Duration::from_millis(500);
+
 pub(super) struct Admission {
-    standing: usize,
+    /// May stand whatever the rate.
+    floor: usize,
     burst: Duration,
     state: Mutex<State>,
 }
@@ -43,12 +54,18 @@ struct State {
     progress: Instant,
     /// Threads that wait for a request.
     free: usize,
+    /// Requests that may stand.
+    standing: usize,
+    /// Requests taken since `counted`.
+    taken: usize,
+    counted: Instant,
 }
 
 impl Admission {
     pub(super) fn new(threads: usize, burst: Duration, now: Instant) -> Self {
+        let floor = threads * STANDING_PER_THREAD;
         Self {
-            standing: threads * STANDING_PER_THREAD,
+            floor,
             burst,
             state: Mutex::new(State {
                 overloaded: false,
@@ -56,6 +73,9 @@ impl Admission {
                 agreed: now,
                 progress: now,
                 free: 0,
+                standing: floor,
+                taken: 0,
+                counted: now,
             }),
         }
     }
@@ -70,7 +90,7 @@ impl Admission {
         if state.free > waiting {
             return true;
         }
-        !(state.stuck || state.overloaded && waiting > self.standing)
+        !(state.stuck || state.overloaded && waiting > state.standing)
     }
 
     /// A thread has nothing to do.
@@ -93,6 +113,7 @@ impl Admission {
         let mut state = self.lock();
         state.free = state.free.saturating_sub(1);
         state.progress = now;
+        state.count(now, self);
         state.see(now, waiting, self);
     }
 
@@ -111,9 +132,25 @@ impl Admission {
 }
 
 impl State {
+    /// Counts one that was taken. When the rate falls, what may stand follows slowly: a pause of
+    /// a second, or the refusing itself, must not turn away clients that there is room for.
+    fn count(&mut self, now: Instant, limits: &Admission) {
+        self.taken += 1;
+        let elapsed = now.saturating_duration_since(self.counted);
+        if elapsed >= COUNTED {
+            let at_this_rate = self.taken as u128 * STANDING_TIME.as_millis() / elapsed.as_millis();
+            self.standing = usize::try_from(at_this_rate)
+                .unwrap_or(usize::MAX)
+                .max(self.standing * 31 / 32)
+                .max(limits.floor);
+            self.taken = 0;
+            self.counted = now;
+        }
+    }
+
     fn see(&mut self, now: Instant, waiting: usize, limits: &Admission) {
         let long_since = |then: Instant| now.saturating_duration_since(then) > limits.burst;
-        let too_many = waiting > limits.standing;
+        let too_many = waiting > self.standing;
         if too_many == self.overloaded {
             self.agreed = now;
         } else if long_since(self.agreed) {
@@ -180,6 +217,26 @@ mod tests {
             assert!(admission.may_wait(now, STANDING - 1));
             admission.take(now, STANDING - 1);
         }
+    }
+
+    #[test]
+    fn as_many_as_are_taken_in_an_eighth_of_a_second_may_stand_and_a_pause_changes_little() {
+        let start = Instant::now();
+        let admission = busy(start);
+        // 8,000 in a second, 1,000 in an eighth of one.
+        let mut now = start;
+        for _ in 0..16_000 {
+            now += Duration::from_micros(125);
+            admission.take(now, 990);
+            assert!(admission.may_wait(now, 990));
+        }
+        admission.take(now + ms(1_000), 960);
+        assert!(admission.may_wait(now + ms(1_000), 960));
+        for step in 1..=200 {
+            admission.take(now + ms(1_000 + step * 500), 960);
+        }
+        assert!(!admission.may_wait(now + ms(101_000), STANDING + 1));
+        assert!(admission.may_wait(now + ms(101_000), STANDING));
     }
 
     #[test]
