@@ -25,7 +25,7 @@ use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
-use tbd::orders::ports::{EventBus, Message, PublishError};
+use tbd::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
 use uuid::Uuid;
@@ -53,6 +53,10 @@ impl Bus {
 impl EventBus for Bus {
     fn encode(&self, event: &OrderEvent) -> Message {
         self.0.encode(event)
+    }
+
+    fn begin(&self, _: &Message, _: Deadline) -> Option<Box<dyn Acknowledgement>> {
+        None
     }
 
     fn publish(&self, messages: &[Message], _: Deadline) -> Vec<Result<(), PublishError>> {

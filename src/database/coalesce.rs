@@ -16,28 +16,34 @@ use crate::deadline::Deadline;
 pub trait Job {
     /// What two jobs of one piece must not share.
     type Key: Hash + Eq;
+    /// What its caller gets.
+    type Answer;
 
     /// This job's, if it has one.
     fn key(&self) -> Option<&Self::Key>;
+
+    /// Called by the writer with the job's answer, before any caller of the piece is woken:
+    /// what follows from it for all of them can begin at the same time. Must not block.
+    fn answered(&self, _answer: &Self::Answer) {}
 }
 
 /// Where jobs gather.
-pub struct Coalescer<J, R> {
+pub struct Coalescer<J: Job> {
     writers_max: usize,
     batch_max: usize,
     hasher: RandomState,
-    state: Mutex<State<J, R>>,
+    state: Mutex<State<J>>,
 }
 
-struct State<J, R> {
-    queue: VecDeque<Arc<Ticket<J, R>>>,
+struct State<J: Job> {
+    queue: VecDeque<Arc<Ticket<J>>>,
     writers: usize,
 }
 
-struct Ticket<J, R> {
+struct Ticket<J: Job> {
     job: J,
     /// Locked last: within the state's lock, or without it.
-    phase: Mutex<Phase<R>>,
+    phase: Mutex<Phase<J::Answer>>,
     changed: Condvar,
 }
 
@@ -65,7 +71,7 @@ pub enum NotDone {
     Unknown,
 }
 
-impl<J: Job, R> Coalescer<J, R> {
+impl<J: Job> Coalescer<J> {
     /// A queue served by at most `writers_max` callers at a time, each with at most
     /// `batch_max` jobs.
     pub fn new(writers_max: usize, batch_max: usize) -> Self {
@@ -93,8 +99,8 @@ impl<J: Job, R> Coalescer<J, R> {
         &self,
         job: J,
         deadline: Deadline,
-        mut work: impl FnMut(&[&J]) -> Vec<R>,
-    ) -> Result<R, NotDone> {
+        mut work: impl FnMut(&[&J]) -> Vec<J::Answer>,
+    ) -> Result<J::Answer, NotDone> {
         let ticket = Arc::new(Ticket {
             job,
             phase: Mutex::new(Phase::Waiting),
@@ -127,7 +133,7 @@ impl<J: Job, R> Coalescer<J, R> {
     }
 
     /// Takes a job back whose time is over; `None` if it has moved on in this moment.
-    fn withdraw(&self, ticket: &Arc<Ticket<J, R>>) -> Option<NotDone> {
+    fn withdraw(&self, ticket: &Arc<Ticket<J>>) -> Option<NotDone> {
         let mut state = self.lock();
         let mut phase = lock(&ticket.phase);
         if !matches!(*phase, Phase::Waiting) {
@@ -144,10 +150,10 @@ impl<J: Job, R> Coalescer<J, R> {
 
     /// The writer's own job and the oldest of those that wait; of each key one only, the
     /// next waits for it.
-    fn gather(&self, own: Arc<Ticket<J, R>>) -> Vec<Arc<Ticket<J, R>>> {
+    fn gather(&self, own: Arc<Ticket<J>>) -> Vec<Arc<Ticket<J>>> {
         // Two keys with one hash wait for each other needlessly, which is harmless.
         let mut keys = HashSet::new();
-        let mut is_first_of_its_key = |ticket: &Ticket<J, R>| {
+        let mut is_first_of_its_key = |ticket: &Ticket<J>| {
             let key = ticket.job.key();
             key.is_none_or(|key| keys.insert(self.hasher.hash_one(key)))
         };
@@ -169,42 +175,56 @@ impl<J: Job, R> Coalescer<J, R> {
         batch
     }
 
-    fn write(&self, batch: Vec<Arc<Ticket<J, R>>>, work: &mut impl FnMut(&[&J]) -> Vec<R>) {
+    fn write(&self, batch: Vec<Arc<Ticket<J>>>, work: &mut impl FnMut(&[&J]) -> Vec<J::Answer>) {
         // Whatever happens in `work`, nobody waits for an answer that will not come, and
         // the writer's place is passed on.
         let mut writer = Writer {
             coalescer: self,
+            has_place: true,
             batch,
             answers: Vec::new(),
         };
         let jobs: Vec<&J> = writer.batch.iter().map(|ticket| &ticket.job).collect();
         let answers = work(&jobs);
         drop(jobs);
+        // The next piece is written while the answers of this one are handed out.
+        writer.pass_on();
+        for (ticket, answer) in writer.batch.iter().zip(&answers) {
+            ticket.job.answered(answer);
+        }
         writer.answers = answers;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<J, R>> {
+    fn lock(&self) -> MutexGuard<'_, State<J>> {
         lock(&self.state)
     }
 }
 
 /// A caller at work; dropped, it hands out the answers and gives up its place.
-struct Writer<'a, J: Job, R> {
-    coalescer: &'a Coalescer<J, R>,
-    batch: Vec<Arc<Ticket<J, R>>>,
-    answers: Vec<R>,
+struct Writer<'a, J: Job> {
+    coalescer: &'a Coalescer<J>,
+    has_place: bool,
+    batch: Vec<Arc<Ticket<J>>>,
+    answers: Vec<J::Answer>,
 }
 
-impl<J: Job, R> Drop for Writer<'_, J, R> {
-    fn drop(&mut self) {
-        // The place first: the next piece is written while the answers of this one are handed out.
+impl<J: Job> Writer<'_, J> {
+    fn pass_on(&mut self) {
+        if !std::mem::take(&mut self.has_place) {
+            return;
+        }
         let mut state = self.coalescer.lock();
         match state.queue.pop_front() {
             // Under the lock, or it could be withdrawn in between and the place be lost.
             Some(next) => next.set(Phase::Promoted),
             None => state.writers -= 1,
         }
-        drop(state);
+    }
+}
+
+impl<J: Job> Drop for Writer<'_, J> {
+    fn drop(&mut self) {
+        self.pass_on();
         let mut answers = self.answers.drain(..);
         for ticket in self.batch.drain(..) {
             ticket.set(answers.next().map_or(Phase::Abandoned, Phase::Done));
@@ -212,9 +232,9 @@ impl<J: Job, R> Drop for Writer<'_, J, R> {
     }
 }
 
-impl<J, R> Ticket<J, R> {
+impl<J: Job> Ticket<J> {
     /// Moves it on, unless its caller has gone.
-    fn set(&self, phase: Phase<R>) {
+    fn set(&self, phase: Phase<J::Answer>) {
         let mut now = lock(&self.phase);
         if !matches!(*now, Phase::Over) {
             *now = phase;
@@ -224,7 +244,7 @@ impl<J, R> Ticket<J, R> {
     }
 
     /// Waits until it has moved on; [`Phase::Waiting`] if it has not by `deadline`.
-    fn wait(&self, deadline: Deadline) -> Phase<R> {
+    fn wait(&self, deadline: Deadline) -> Phase<J::Answer> {
         let mut phase = lock(&self.phase);
         loop {
             match std::mem::replace(&mut *phase, Phase::Waiting) {
@@ -261,9 +281,26 @@ mod tests {
 
     impl Job for Number {
         type Key = u32;
+        type Answer = u32;
 
         fn key(&self) -> Option<&u32> {
             Some(&self.0)
+        }
+    }
+
+    /// Puts down what it is answered.
+    struct Told(u32, mpsc::Sender<(u32, u32)>);
+
+    impl Job for Told {
+        type Key = u32;
+        type Answer = u32;
+
+        fn key(&self) -> Option<&u32> {
+            None
+        }
+
+        fn answered(&self, answer: &u32) {
+            self.1.send((self.0, *answer)).unwrap();
         }
     }
 
@@ -277,7 +314,7 @@ mod tests {
 
     /// Keeps a writer at work until `queued` jobs wait behind it, while `meanwhile` runs.
     fn while_one_writes<R>(
-        coalescer: &Coalescer<Number, u32>,
+        coalescer: &Coalescer<Number>,
         queued: usize,
         meanwhile: impl FnOnce() -> R,
     ) -> R {
@@ -331,6 +368,27 @@ mod tests {
     }
 
     #[test]
+    fn a_job_is_told_its_answer_once_and_before_its_caller() {
+        let coalescer = Coalescer::new(1, 7);
+        let (told, is_told) = mpsc::channel();
+        thread::scope(|scope| {
+            for n in 0..20 {
+                let (coalescer, told) = (&coalescer, told.clone());
+                scope.spawn(move || {
+                    let triple = |jobs: &[&Told]| jobs.iter().map(|job| job.0 * 3).collect();
+                    coalescer.run(Told(n, told.clone()), far(), triple).unwrap();
+                    told.send((n, 0)).unwrap();
+                });
+            }
+        });
+        let told: Vec<(u32, u32)> = is_told.try_iter().collect();
+        for n in 0..20 {
+            let mine: Vec<u32> = told.iter().filter(|it| it.0 == n).map(|it| it.1).collect();
+            assert_eq!(mine, [n * 3, 0]);
+        }
+    }
+
+    #[test]
     fn two_jobs_with_one_key_are_never_in_one_piece() {
         let coalescer = Coalescer::new(1, 50);
         while_one_writes(&coalescer, 8, || {
@@ -352,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_writer_that_panics_leaves_nobody_waiting_and_gives_up_its_place() {
-        let coalescer: Coalescer<Number, u32> = Coalescer::new(1, 50);
+        let coalescer: Coalescer<Number> = Coalescer::new(1, 50);
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             coalescer.run(Number(1), far(), |_| panic!("the work's own fault"))
         }));

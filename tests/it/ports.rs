@@ -3,11 +3,12 @@
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::bounded;
+use crossbeam_channel::{bounded, unbounded};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -110,7 +111,22 @@ fn response(order: &Order) -> StoredResponse {
     }
 }
 
+/// Fails if anything but a new order is taken for one.
 fn submit_for(store: &dyn Store, key: &str, request: u8, order: &Order, ttl: Duration) -> Once {
+    let (once, begun) = submit_and_begin(store, key, request, order, ttl);
+    assert!(begun.is_empty() || begun == [message(order)] && matches!(once, Once::First));
+    once
+}
+
+/// The outcome, and what could begin before it was known here.
+fn submit_and_begin(
+    store: &dyn Store,
+    key: &str,
+    request: u8,
+    order: &Order,
+    ttl: Duration,
+) -> (Once, Vec<Message>) {
+    let (begin, begun) = unbounded();
     let submission = Submission {
         key: &IdempotencyKey::parse(key).expect("a key"),
         request_hash: [request; 32],
@@ -118,8 +134,12 @@ fn submit_for(store: &dyn Store, key: &str, request: u8, order: &Order, ttl: Dur
         response: &response(order),
         message: &message(order),
         ttl,
+        when_stored: Some(Arc::new(move |message: &Message| {
+            begin.send(message.clone()).expect("the submitter waits");
+        })),
     };
-    store.submit(&submission, soon()).expect("submit")
+    let once = store.submit(&submission, soon()).expect("submit");
+    (once, begun.try_iter().collect())
 }
 
 fn submit(store: &dyn Store, key: &str, request: u8, order: &Order) -> Once {
@@ -258,6 +278,24 @@ fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
                             assert_eq!(get(store, fresh.id), None);
                         }
                     }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn what_follows_from_new_orders_that_share_a_commit_has_begun_by_the_time_each_is_told() {
+    let (store, _database) = postgres(true);
+    thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let fresh = order();
+                    let key = fresh.id.to_string();
+                    let (once, begun) = submit_and_begin(&store, &key, 1, &fresh, DAY);
+                    assert!(matches!(once, Once::First), "{once:?}");
+                    assert_eq!(begun, [message(&fresh)]);
                 }
             });
         }

@@ -264,7 +264,7 @@ impl OrderRepository for Memory {
 
 impl IdempotencyStore for Memory {
     fn submit(&self, submission: &Submission<'_>, _: Deadline) -> Result<Once, StoreError> {
-        self.call(|tables| {
+        let once = self.call(|tables| {
             let now = Timestamp::now();
             let known = tables.keys.get(submission.key.as_str());
             if let Some(key) = known.filter(|key| key.expires_at > now) {
@@ -295,7 +295,11 @@ impl IdempotencyStore for Memory {
             tables.outbox.insert(order.id, row);
             tables.orders.insert(order.id, (order, None));
             Once::First
-        })
+        });
+        if let (Ok(Once::First), Some(when_stored)) = (&once, &submission.when_stored) {
+            when_stored(submission.message);
+        }
+        once
     }
 
     fn sweep(&self, limit: u32, _: Deadline) -> Result<u64, StoreError> {

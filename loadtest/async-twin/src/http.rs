@@ -482,6 +482,7 @@ impl Api {
             response: &response,
             message: &message,
             ttl: self.ttl,
+            when_stored: None,
         };
         let once = self.store.submit(&submission, deadline).await?;
         let (accepted, unpublished) = accepted(once, response, message, self.delivery.meter())?;

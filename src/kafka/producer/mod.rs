@@ -364,6 +364,29 @@ impl Producer {
             }
             state = wait(&shared.progress, state, left);
         };
+        Ok(self.queue(&mut state, index, record, deadline, started))
+    }
+
+    /// As [`send`](Self::send), but waits for nothing: `None`, and the record is forgotten, where
+    /// that would wait or fail.
+    pub fn try_send(&self, record: Record, deadline: Deadline) -> Option<Pending> {
+        let mut state = self.shared.state();
+        let fits = !state.closing
+            && record.size() <= self.shared.config.batch_bytes
+            && state.records.has_room(record.weight());
+        let index = state.records.place(&record).ok().flatten()?;
+        fits.then(|| self.queue(&mut state, index, record, deadline, Instant::now()))
+    }
+
+    fn queue(
+        &self,
+        state: &mut State,
+        index: usize,
+        record: Record,
+        deadline: Deadline,
+        started: Instant,
+    ) -> Pending {
+        let shared = &self.shared;
         let pending = Pending {
             shared: Arc::clone(shared),
             slot: Arc::default(),
@@ -383,7 +406,7 @@ impl Producer {
             Some(node) if !state.records.needs_identity() => node.rouse(),
             _ => shared.errand.notify_one(),
         }
-        Ok(pending)
+        pending
     }
 
     /// Hands records over together and waits for all outcomes, at most until

@@ -342,6 +342,30 @@ fn a_full_buffer_makes_the_next_one_wait_until_its_deadline() {
 }
 
 #[test]
+fn what_would_wait_or_fail_is_not_tried() {
+    let broker = broker(|incoming| incoming.answer(&written(incoming, 0, 5)));
+    let config = ProducerConfig {
+        buffer_bytes: 1000,
+        batch_bytes: 900,
+        ..ProducerConfig::default()
+    };
+    let producer = start_at(vec![broker.address()], config, Arc::new(()));
+    assert!(producer.try_send(record("v"), in_ms(10_000)).is_none());
+    // The topic is known from here on.
+    publish(&producer, "v", in_ms(10_000)).unwrap();
+    let pending = producer.try_send(record("v"), in_ms(10_000)).unwrap();
+    assert_eq!(pending.wait(in_ms(10_000)).unwrap().offset, Some(5));
+    let large = record(&"x".repeat(901));
+    assert!(producer.try_send(large, in_ms(10_000)).is_none());
+    drop(broker);
+    let _first = producer.try_send(record(&"x".repeat(800)), in_ms(10_000));
+    let second = record(&"x".repeat(800));
+    assert!(producer.try_send(second, in_ms(10_000)).is_none());
+    producer.close(in_ms(0)).unwrap_err();
+    assert!(producer.try_send(record("v"), in_ms(10_000)).is_none());
+}
+
+#[test]
 fn a_record_larger_than_a_batch_is_refused_at_once() {
     let broker = broker(|_| Reply::Silence);
     let producer = start(&broker);

@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use crate::deadline::Deadline;
 use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent, OrderId};
 use crate::orders::ports::{
-    Backlog, EventBus, Message, Meter, Outcome, ProcessingStep, PublishError, StepError,
+    Acknowledgement, Backlog, EventBus, Message, Meter, Outcome, ProcessingStep, PublishError,
+    StepError,
 };
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -30,6 +31,8 @@ pub fn order() -> Order {
 /// Acknowledges everything, unless it is away or the order is one it refuses.
 pub struct Bus {
     pub away: AtomicBool,
+    /// Whether it can begin to publish without waiting.
+    pub begins: AtomicBool,
     pub refused: Mutex<Vec<OrderId>>,
     /// What was left of each publish's time.
     pub time_left: Mutex<Vec<Duration>>,
@@ -43,6 +46,7 @@ impl Default for Bus {
         let (published, acknowledged) = unbounded();
         Self {
             away: AtomicBool::default(),
+            begins: AtomicBool::default(),
             refused: Mutex::default(),
             time_left: Mutex::default(),
             published,
@@ -58,6 +62,14 @@ impl Bus {
     }
 }
 
+struct Begun(Result<(), PublishError>);
+
+impl Acknowledgement for Begun {
+    fn wait(self: Box<Self>) -> Result<(), PublishError> {
+        self.0
+    }
+}
+
 impl EventBus for Bus {
     fn encode(&self, event: &OrderEvent) -> Message {
         Message {
@@ -66,6 +78,14 @@ impl EventBus for Bus {
             payload: Bytes::from(event.order().id.to_string()),
             traceparent: Some("00-1-2-01".to_owned()),
         }
+    }
+
+    fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
+        if !self.begins.load(Ordering::SeqCst) {
+            return None;
+        }
+        let outcome = self.publish(std::slice::from_ref(message), deadline).pop();
+        Some(Box::new(Begun(outcome?)))
     }
 
     fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {

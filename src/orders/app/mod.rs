@@ -4,7 +4,7 @@
 pub mod commands;
 mod delivery;
 #[cfg(test)]
-mod fakes;
+pub(crate) mod fakes;
 pub mod housekeeping;
 #[cfg(test)]
 #[path = "../../../tests/support/memory.rs"]

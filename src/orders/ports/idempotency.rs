@@ -1,6 +1,7 @@
 //! A request that takes effect once, however often it is sent.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::deadline::Deadline;
@@ -67,7 +68,13 @@ pub struct Submission<'a> {
     pub message: &'a Message,
     /// How long the key is kept.
     pub ttl: Duration,
+    /// Called with the message, by whichever thread is the first to know, when the order is
+    /// stored for the first time; perhaps not at all where the caller would be that thread.
+    pub when_stored: Option<WhenStored>,
 }
+
+/// Begins what can begin before the caller of [`IdempotencyStore::submit`] is woken. Never blocks.
+pub type WhenStored = Arc<dyn Fn(&Message) + Send + Sync>;
 
 /// What became of a [`Submission`].
 #[derive(Debug)]

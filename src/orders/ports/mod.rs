@@ -9,8 +9,10 @@ mod processing;
 mod repository;
 mod store_error;
 
-pub use event_bus::{EventBus, Message, PublishError};
-pub use idempotency::{IdempotencyKey, IdempotencyStore, Once, StoredResponse, Submission};
+pub use event_bus::{Acknowledgement, EventBus, Message, PublishError};
+pub use idempotency::{
+    IdempotencyKey, IdempotencyStore, Once, StoredResponse, Submission, WhenStored,
+};
 pub use meter::{Meter, Outcome};
 pub use outbox::{Backlog, Outbox};
 pub use processing::{ProcessingStep, StepError};

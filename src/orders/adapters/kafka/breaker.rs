@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::deadline::Deadline;
 use crate::orders::domain::OrderEvent;
-use crate::orders::ports::{EventBus, Message, PublishError};
+use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
 use crate::telemetry::tracing;
 
 /// Consecutive failures that open the breaker (the seed's table).
@@ -70,6 +70,10 @@ impl Breaker {
         })
     }
 
+    fn is_closed(&self) -> bool {
+        matches!(*self.lock(), Circuit::Closed { .. })
+    }
+
     fn record(&self, succeeded: bool, now: Instant) {
         let mut circuit = self.lock();
         match (&mut *circuit, succeeded) {
@@ -113,19 +117,52 @@ impl Drop for Permit<'_> {
 /// A bus behind a breaker: for requests. The relay, which has time, uses the bus itself.
 pub struct GuardedBus {
     bus: Arc<dyn EventBus>,
-    breaker: Breaker,
+    breaker: Arc<Breaker>,
+}
+
+/// A message whose outcome the breaker counts.
+struct Guarded {
+    acknowledgement: Box<dyn Acknowledgement>,
+    breaker: Arc<Breaker>,
 }
 
 impl GuardedBus {
     /// `bus` behind `breaker`.
     pub fn new(bus: Arc<dyn EventBus>, breaker: Breaker) -> Self {
-        Self { bus, breaker }
+        Self {
+            bus,
+            breaker: Arc::new(breaker),
+        }
     }
+}
+
+impl Acknowledgement for Guarded {
+    fn wait(self: Box<Self>) -> Result<(), PublishError> {
+        let result = self.acknowledgement.wait();
+        self.breaker.record(!is_away(&result), Instant::now());
+        result
+    }
+}
+
+/// A message that Kafka refuses says nothing about Kafka's health.
+fn is_away(result: &Result<(), PublishError>) -> bool {
+    matches!(result, Err(PublishError::Unavailable(_)))
 }
 
 impl EventBus for GuardedBus {
     fn encode(&self, event: &OrderEvent) -> Message {
         self.bus.encode(event)
+    }
+
+    /// Not while it is open: who tries whether Kafka works again has to wait for the outcome.
+    fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
+        let is_closed = self.breaker.is_closed();
+        Some(Box::new(Guarded {
+            acknowledgement: is_closed
+                .then(|| self.bus.begin(message, deadline))
+                .flatten()?,
+            breaker: Arc::clone(&self.breaker),
+        }))
     }
 
     fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
@@ -138,10 +175,7 @@ impl EventBus for GuardedBus {
             return messages.iter().map(refused).collect();
         };
         let results = self.bus.publish(messages, deadline);
-        // A message that Kafka refuses says nothing about Kafka's health.
-        let away =
-            |result: &Result<(), PublishError>| matches!(result, Err(PublishError::Unavailable(_)));
-        permit.ended(!results.iter().any(away));
+        permit.ended(!results.iter().any(is_away));
         results
     }
 }
@@ -149,6 +183,7 @@ impl EventBus for GuardedBus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::orders::app::fakes::{Bus, order, soon};
     use std::sync::atomic::{AtomicU8, Ordering};
 
     fn breaker() -> (Breaker, Arc<AtomicU8>) {
@@ -196,6 +231,24 @@ mod tests {
         assert_eq!(state.load(Ordering::SeqCst), BreakerState::HalfOpen as u8);
         probe.ended(true);
         assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+    }
+
+    #[test]
+    fn what_begins_is_counted_and_nothing_begins_once_it_is_open() {
+        let bus = Arc::new(Bus::default());
+        bus.begins.store(true, Ordering::SeqCst);
+        bus.away.store(true, Ordering::SeqCst);
+        let (breaker, state) = breaker();
+        let guarded = GuardedBus::new(bus.clone(), breaker);
+        let message = guarded.encode(&OrderEvent::Created(order()));
+        for _ in 0..5 {
+            let begun = guarded.begin(&message, soon()).expect("closed");
+            begun.wait().unwrap_err();
+        }
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
+        bus.away.store(false, Ordering::SeqCst);
+        assert!(guarded.begin(&message, soon()).is_none());
+        assert!(bus.take().is_empty());
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use crate::deadline::Deadline;
-use crate::kafka::producer::{ProduceError, Producer, Record};
+use crate::kafka::producer::{Outcome, Pending, ProduceError, Producer, Record};
 use crate::orders::domain::OrderEvent;
-use crate::orders::ports::{EventBus, Message, PublishError};
+use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
 
@@ -52,35 +52,56 @@ impl KafkaEventBus {
     ) -> Vec<Result<(), PublishError>> {
         let (records, spans): (Vec<Record>, Vec<DetachedSpan>) = records
             .into_iter()
-            .map(|(mut record, cause)| {
-                let span = send_span(&record, cause.as_deref());
-                if let Some(traceparent) = tracing::inject(&span.context()) {
-                    let value = Some(Bytes::from(traceparent));
-                    record.headers.push((TRACEPARENT.to_owned(), value));
-                }
-                (record, span)
-            })
+            .map(|(record, cause)| traced(record, cause.as_deref()))
             .unzip();
         self.producer
             .publish(records, deadline)
             .into_iter()
             .zip(spans)
-            .map(|(result, span)| match result {
-                Ok(metadata) => {
-                    let partition = metadata.partition.to_string();
-                    span.set(semconv::MESSAGING_DESTINATION_PARTITION_ID, partition);
-                    if let Some(offset) = metadata.offset {
-                        span.set(semconv::MESSAGING_KAFKA_OFFSET, offset);
-                    }
-                    Ok(())
-                }
-                Err(error) => {
-                    let error = publish_error(error);
-                    span.fail("publish_failed", &error.to_string());
-                    Err(error)
-                }
-            })
+            .map(|(outcome, span)| settled(outcome, &span))
             .collect()
+    }
+}
+
+/// A record that is under way.
+struct Begun {
+    pending: Pending,
+    span: DetachedSpan,
+    deadline: Deadline,
+}
+
+impl Acknowledgement for Begun {
+    fn wait(self: Box<Self>) -> Result<(), PublishError> {
+        settled(self.pending.wait(self.deadline), &self.span)
+    }
+}
+
+/// The span of sending `record`, in the trace of its `cause`, and the record, which carries it on.
+fn traced(mut record: Record, cause: Option<&str>) -> (Record, DetachedSpan) {
+    let span = send_span(&record, cause);
+    if let Some(traceparent) = tracing::inject(&span.context()) {
+        let value = Some(Bytes::from(traceparent));
+        record.headers.push((TRACEPARENT.to_owned(), value));
+    }
+    (record, span)
+}
+
+/// What the outcome means for the event, put down in the record's span.
+fn settled(outcome: Outcome, span: &DetachedSpan) -> Result<(), PublishError> {
+    match outcome {
+        Ok(metadata) => {
+            let partition = metadata.partition.to_string();
+            span.set(semconv::MESSAGING_DESTINATION_PARTITION_ID, partition);
+            if let Some(offset) = metadata.offset {
+                span.set(semconv::MESSAGING_KAFKA_OFFSET, offset);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            let error = publish_error(error);
+            span.fail("publish_failed", &error.to_string());
+            Err(error)
+        }
     }
 }
 
@@ -128,6 +149,16 @@ fn publish_error(error: ProduceError) -> PublishError {
 impl EventBus for KafkaEventBus {
     fn encode(&self, event: &OrderEvent) -> Message {
         self.topics.message(event)
+    }
+
+    fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
+        let (record, span) = traced(self.topics.record(message), message.traceparent.as_deref());
+        let pending = self.producer.try_send(record, deadline)?;
+        Some(Box::new(Begun {
+            pending,
+            span,
+            deadline,
+        }))
     }
 
     fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {

@@ -11,7 +11,7 @@ use crate::deadline::Deadline;
 use crate::orders::ports::{IdempotencyStore, Once, StoreError, Submission};
 
 use super::submission::{ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome};
-use super::together::{self, Carried, Gathering, carried, shared_by};
+use super::together::{self, Carried, carried, shared_by};
 use super::{PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, SUBMIT_MANY, KNOWN, SWEEP];
@@ -123,14 +123,23 @@ const SWEEP: Statement = Statement::new(
 
 impl Job for Arc<Row> {
     type Key = String;
+    type Answer = Carried<Written>;
 
     fn key(&self) -> Option<&String> {
         Some(&self.key)
     }
+
+    fn answered(&self, answer: &Carried<Written>) {
+        if let (Some(when_stored), Ok(Written::Once(Once::First))) =
+            (&self.when_stored, &answer.outcome)
+        {
+            when_stored(&self.message);
+        }
+    }
 }
 
 /// Where rows gather.
-pub(super) type Submissions = Gathering<Arc<Row>, Written>;
+pub(super) type Submissions = Coalescer<Arc<Row>>;
 
 /// A place for rows to gather.
 pub(super) fn submissions() -> Submissions {

@@ -12,7 +12,7 @@ use crate::orders::domain::{Order, OrderId};
 use crate::orders::ports::{OrderRepository, Page, SecondChance, Started, StoreError};
 
 use super::rows::{column, order, started_order, uuids};
-use super::together::{self, Carried, Gathering, carried, shared_by};
+use super::together::{self, Carried, carried, shared_by};
 use super::{PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[
@@ -229,6 +229,7 @@ pub(super) struct Wanted(OrderId);
 
 impl Job for Wanted {
     type Key = OrderId;
+    type Answer = Carried<Option<Order>>;
 
     /// Many may want the same order.
     fn key(&self) -> Option<&OrderId> {
@@ -238,7 +239,7 @@ impl Job for Wanted {
 
 /// Where look-ups gather. One that waits for its turn sees what was committed before it came:
 /// its statement is sent after that.
-pub(super) type Lookups = Gathering<Wanted, Option<Order>>;
+pub(super) type Lookups = Coalescer<Wanted>;
 
 /// A place for look-ups to gather.
 pub(super) fn lookups() -> Lookups {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::database::DatabaseError;
 use crate::orders::domain::{EventKind, Order, OrderId};
-use crate::orders::ports::{Message, Once, StoredResponse, Submission};
+use crate::orders::ports::{Message, Once, StoredResponse, Submission, WhenStored};
 
 use super::rows::{column, valid};
 
@@ -36,6 +36,8 @@ pub struct Row {
     pub ttl_seconds: f64,
     /// The event to publish.
     pub message: Message,
+    /// What the writer calls once the row is stored.
+    pub when_stored: Option<WhenStored>,
 }
 
 impl Row {
@@ -52,6 +54,7 @@ impl Row {
             order: submission.order.clone(),
             ttl_seconds: submission.ttl.as_secs_f64(),
             message: submission.message.clone(),
+            when_stored: submission.when_stored.clone(),
         })
     }
 }

@@ -8,12 +8,9 @@ use crate::orders::ports::StoreError;
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, SpanContext};
 
-/// Where jobs gather whose answer is a `T`.
-pub(super) type Gathering<J, T> = Coalescer<J, Carried<T>>;
-
 /// What the thread that ran the statement says of one job.
-pub(super) struct Carried<T> {
-    outcome: Result<T, DatabaseError>,
+pub struct Carried<T> {
+    pub(super) outcome: Result<T, DatabaseError>,
     /// The span of the statement.
     statement: Option<SpanContext>,
 }
@@ -43,8 +40,8 @@ pub(super) fn shared_by(jobs: usize) -> Option<SpanContext> {
 /// Has `job` done by `work`, here or by another request's thread, until `deadline` at most. In the
 /// trace of a request whose job another one's thread did: the wait, named `waited`, with a link to
 /// the statement that carried it.
-pub(super) fn run<J: Job, T>(
-    gathering: &Gathering<J, T>,
+pub(super) fn run<J: Job<Answer = Carried<T>>, T>(
+    gathering: &Coalescer<J>,
     job: J,
     deadline: Deadline,
     waited: &'static str,

@@ -95,6 +95,7 @@ impl CreateOrder {
         let response = respond(&order);
         let event = OrderEvent::Created(order);
         let message = self.bus.encode(&event);
+        let ahead = self.delivery.ahead(&self.bus, deadline);
         let once = self.store.submit(
             &Submission {
                 key: &new_order.key,
@@ -103,6 +104,7 @@ impl CreateOrder {
                 response: &response,
                 message: &message,
                 ttl: self.ttl,
+                when_stored: ahead.when_stored.clone(),
             },
             deadline,
         )?;
@@ -111,7 +113,7 @@ impl CreateOrder {
         // known to have arrived, it is delivered (again) before the answer.
         if let Some(message) = unpublished {
             self.delivery
-                .deliver(&*self.bus, message, deadline)
+                .deliver(&*self.bus, message, ahead.begun(), deadline)
                 .map_err(CreateError::NotPublished)?;
         }
         Ok(accepted)

@@ -55,6 +55,7 @@ impl Bench {
             },
             message: &self.bus.encode(&event),
             ttl,
+            when_stored: None,
         };
         let once = self.memory.submit(&submission, soon());
         assert!(matches!(once, Ok(Once::First)));
@@ -121,7 +122,9 @@ fn acknowledged_events_are_removed_together() {
         let message = bench
             .bus
             .encode(&OrderEvent::Created(bench.memory.look(id).0));
-        delivery.deliver(&*bench.bus, message, soon()).unwrap();
+        delivery
+            .deliver(&*bench.bus, message, None, soon())
+            .unwrap();
     }
     let calls = bench.memory.calls();
     let first = inbox.acknowledged.recv().unwrap();
@@ -158,7 +161,9 @@ fn in_outbox_mode_a_new_order_wakes_the_relay() {
         let message = bench
             .bus
             .encode(&OrderEvent::Created(bench.memory.look(id).0));
-        delivery.deliver(&*bench.bus, message, soon()).unwrap();
+        delivery
+            .deliver(&*bench.bus, message, None, soon())
+            .unwrap();
         let published = bench.bus.acknowledged.recv_timeout(PATIENCE).unwrap();
         assert_eq!(published.order_id, id);
     }
@@ -177,7 +182,9 @@ fn what_was_acknowledged_before_a_stop_is_removed() {
         let message = bench
             .bus
             .encode(&OrderEvent::Created(bench.memory.look(id).0));
-        delivery.deliver(&*bench.bus, message, soon()).unwrap();
+        delivery
+            .deliver(&*bench.bus, message, None, soon())
+            .unwrap();
     }
     bench.stop.stop();
     threads

@@ -78,6 +78,28 @@ fn in_direct_mode_a_new_order_is_accepted_once_its_event_is_acknowledged() {
 }
 
 #[test]
+fn an_event_that_is_under_way_by_the_time_the_order_is_known_to_be_stored_is_published_once() {
+    let bench = bench(DeliveryMode::Direct);
+    bench.bus.begins.store(true, Ordering::SeqCst);
+    let id = bench.order(1).unwrap().response.order_id;
+    assert_eq!(bench.bus.take().len(), 1);
+    assert_eq!(bench.inbox.acknowledged.try_recv(), Ok(id));
+    let time = lock(&bench.bus.time_left)[0];
+    assert!(time <= PUBLISH_BUDGET, "{time:?}");
+
+    bench.bus.away.store(true, Ordering::SeqCst);
+    let key = IdempotencyKey::parse("other").unwrap();
+    let other = NewOrder {
+        key,
+        ..request("a@b.co", 1)
+    };
+    let refused = bench.create.handle(other, respond, soon());
+    assert!(matches!(refused, Err(CreateError::NotPublished(_))));
+    assert_eq!(lock(&bench.bus.time_left).len(), 2, "it is not tried twice");
+    assert!(bench.inbox.acknowledged.is_empty());
+}
+
+#[test]
 fn a_repetition_gets_the_first_answer_and_publishes_nothing_that_was_published() {
     let bench = bench(DeliveryMode::Direct);
     let first = bench.order(1).unwrap();
@@ -144,6 +166,7 @@ fn another_request_under_the_same_key_is_refused_and_publishes_nothing() {
 fn in_outbox_mode_the_relay_is_woken_and_nobody_waits_for_the_bus() {
     let bench = bench(DeliveryMode::Outbox);
     bench.bus.away.store(true, Ordering::SeqCst);
+    bench.bus.begins.store(true, Ordering::SeqCst);
     let first = bench.order(1).unwrap();
     // A second token would mean the same; nobody waits for room.
     assert_eq!(bench.order(1).unwrap().response, first.response);
