@@ -200,7 +200,7 @@ impl<J: Job> Coalescer<J> {
     }
 }
 
-/// A caller at work; dropped, it hands out the answers and gives up its place.
+/// A caller at work; dropped, it gives up its place, if it has it still, and hands out the answers.
 struct Writer<'a, J: Job> {
     coalescer: &'a Coalescer<J>,
     has_place: bool,

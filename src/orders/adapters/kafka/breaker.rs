@@ -156,11 +156,11 @@ impl EventBus for GuardedBus {
 
     /// Not while it is open: who tries whether Kafka works again has to wait for the outcome.
     fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
-        let is_closed = self.breaker.is_closed();
+        if !self.breaker.is_closed() {
+            return None;
+        }
         Some(Box::new(Guarded {
-            acknowledgement: is_closed
-                .then(|| self.bus.begin(message, deadline))
-                .flatten()?,
+            acknowledgement: self.bus.begin(message, deadline)?,
             breaker: Arc::clone(&self.breaker),
         }))
     }

@@ -153,7 +153,10 @@ impl EventBus for KafkaEventBus {
 
     fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
         let (record, span) = traced(self.topics.record(message), message.traceparent.as_deref());
-        let pending = self.producer.try_send(record, deadline)?;
+        let Some(pending) = self.producer.try_send(record, deadline) else {
+            span.fail("not_begun", "it could not leave at once");
+            return None;
+        };
         Some(Box::new(Begun {
             pending,
             span,
