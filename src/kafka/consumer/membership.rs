@@ -11,9 +11,9 @@ use kafka_protocol::messages::{
     SyncGroupResponse,
 };
 
-use super::Consumer;
 use super::partitions::Partition;
 use super::wait;
+use super::{Consumer, RETRY_BACKOFF};
 use crate::deadline::Deadline;
 use crate::kafka::connection::Sent;
 use crate::kafka::group::TopicPartition;
@@ -566,18 +566,29 @@ impl Consumer {
         if self.coordinator.is_busy() {
             self.coordinator.disconnect();
         }
-        if let Some(known) = coordinator {
-            match self.say_leaving(&known, &identity, deadline) {
-                // It has moved since it was last asked: it is looked for below, once.
-                Err(error) if is_elsewhere(&error) => {
+        let mut known = coordinator;
+        loop {
+            let told = match known.take() {
+                Some(known) => self.say_leaving(&known, &identity, deadline),
+                None => match coordinator::find(&self.cluster, &self.config.group_id, deadline) {
+                    Ok(found) => self.say_leaving(&found, &identity, deadline),
+                    // No broker is there that could be told.
+                    Err(error) if coordinator::failure(&error) == Failure::Transport => {
+                        return Err(error);
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match told {
+                // It is moving: where to, a broker may know next time.
+                Err(error) if error.is_transient() && deadline.remaining() > RETRY_BACKOFF => {
                     log::debug!("consumer group {}: {error}", self.config.group_id);
                     self.coordinator.disconnect();
+                    std::thread::sleep(RETRY_BACKOFF);
                 }
                 told => return told,
             }
         }
-        let found = coordinator::find(&self.cluster, &self.config.group_id, deadline)?;
-        self.say_leaving(&found, &identity, deadline)
     }
 
     fn say_leaving(
@@ -611,12 +622,4 @@ impl Consumer {
         }
         Ok(())
     }
-}
-
-/// Whether the coordinator may be another broker by now, or at another address.
-fn is_elsewhere(error: &Error) -> bool {
-    matches!(
-        coordinator::failure(error),
-        Failure::Transport | Failure::Code(ResponseError::NotCoordinator)
-    )
 }

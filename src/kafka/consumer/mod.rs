@@ -396,7 +396,8 @@ impl Consumer {
     /// heartbeat thread. Tells [`ConsumerHooks::revoked`] what is given up. Commits
     /// nothing new: that is the application's, before. A commit that a rebalance has
     /// refused is made up for, though, since no poll follows that could. A coordinator
-    /// that has moved is looked for once (classic protocol; the other asks the one it knew).
+    /// that has moved is looked for, while any broker answers (classic protocol; the other
+    /// asks the one it knew).
     /// Waits at most until `deadline`, plus a heartbeat interval when that thread
     /// is just connecting to a broker that hangs.
     ///

@@ -676,22 +676,24 @@ fn a_commit_refused_by_a_rebalance_is_made_up_for_before_the_member_leaves() {
 
 #[test]
 fn a_member_that_leaves_looks_for_a_coordinator_that_has_moved() {
+    let elsewhere = |incoming: &Incoming| {
+        let code = ResponseError::NotCoordinator.code();
+        incoming.answer(&LeaveGroupResponse::default().with_error_code(code))
+    };
     let told = Arc::new(AtomicUsize::new(0));
     let count = told.clone();
     let new = broker(move |incoming, _| {
-        count.fetch_add(
-            usize::from(incoming.api == ApiKey::LeaveGroup),
-            Ordering::SeqCst,
-        );
-        None
+        let is_leaving = incoming.api == ApiKey::LeaveGroup;
+        // At first it does not know of its duty.
+        let is_early = is_leaving && count.fetch_add(1, Ordering::SeqCst) == 0;
+        is_early.then(|| elsewhere(incoming))
     });
     let new_address: SocketAddr = new.address().parse().unwrap();
     let has_moved = AtomicBool::new(false);
     let old = broker(move |incoming, _| match incoming.api {
         ApiKey::LeaveGroup => {
             has_moved.store(true, Ordering::SeqCst);
-            let elsewhere = ResponseError::NotCoordinator.code();
-            Some(incoming.answer(&LeaveGroupResponse::default().with_error_code(elsewhere)))
+            Some(elsewhere(incoming))
         }
         ApiKey::FindCoordinator if has_moved.load(Ordering::SeqCst) => {
             Some(usual(incoming, new_address))
@@ -701,7 +703,7 @@ fn a_member_that_leaves_looks_for_a_coordinator_that_has_moved() {
     let mut consumer = consumer(&old, Box::new(()));
     read(&mut consumer, 2);
     consumer.close(soon()).unwrap();
-    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(told.load(Ordering::SeqCst), 2);
 }
 
 #[test]

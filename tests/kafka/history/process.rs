@@ -385,5 +385,8 @@ fn a_consumer_of_the_history_check() {
             Err(_) => {}
         }
     }
-    consumer.close(soon()).unwrap();
+    // The group cannot always be told: it notices after a session.
+    if let Err(error) = consumer.close(soon()) {
+        assert!(error.is_transient(), "{error}");
+    }
 }
