@@ -559,29 +559,25 @@ impl Consumer {
                 wait::readable(&[std::os::fd::AsFd::as_fd(connection)], patience) == [true];
             self.group_answer(is_ready, deadline)?;
         }
-        let Some((coordinator, identity)) = self.classic(Machine::close).flatten() else {
+        let Some((mut known, identity)) = self.classic(Machine::close).flatten() else {
             return Ok(());
         };
         // The coordinator holds everything back behind an unanswered join.
         if self.coordinator.is_busy() {
             self.coordinator.disconnect();
         }
-        let mut known = coordinator;
         loop {
-            let told = match known.take() {
-                Some(known) => self.say_leaving(&known, &identity, deadline),
-                None => match coordinator::find(&self.cluster, &self.config.group_id, deadline) {
-                    Ok(found) => self.say_leaving(&found, &identity, deadline),
-                    // No broker is there that could be told.
-                    Err(error) if coordinator::failure(&error) == Failure::Transport => {
-                        return Err(error);
-                    }
-                    Err(error) => Err(error),
-                },
+            let coordinator = match known.take() {
+                Some(known) => Ok(known),
+                None => coordinator::find(&self.cluster, &self.config.group_id, deadline),
             };
+            let is_nobody_there = matches!(&coordinator,
+                Err(error) if coordinator::failure(error) == Failure::Transport);
+            let told = coordinator.and_then(|to| self.say_leaving(&to, &identity, deadline));
+            let may_wait = !is_nobody_there && deadline.remaining() > RETRY_BACKOFF;
             match told {
                 // It is moving: where to, a broker may know next time.
-                Err(error) if error.is_transient() && deadline.remaining() > RETRY_BACKOFF => {
+                Err(error) if may_wait && error.is_transient() => {
                     log::debug!("consumer group {}: {error}", self.config.group_id);
                     self.coordinator.disconnect();
                     std::thread::sleep(RETRY_BACKOFF);
