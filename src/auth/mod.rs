@@ -1,7 +1,8 @@
 //! Bearer tokens (RFC 6750): lets requests pass that carry a JWT which one of our
 //! keys signed, for us, and for now.
 //!
-//! It says who is let in, not what one may do: every good token may do everything.
+//! It says who is let in, not what one may do: every good token may do everything. Only
+//! Idempotency-Keys belong to the caller that `iss` and `sub` name.
 //!
 //! # What is checked, and against what
 //!
@@ -13,6 +14,7 @@
 //! | `crit` is refused, as we understand no extension (RFC 7515, 4.1.11) | tokens that mean more than we see |
 //! | `exp` must be there; `exp` and `nbf` with 30 s of leeway | old and early tokens |
 //! | `iss` and `aud`, if configured: must be there and fit | tokens made by or for somebody else |
+//! | `iss` and `sub` are strings, if they are there (RFC 7519, 4.1) | callers that cannot be told apart |
 //! | at most 8 KiB, looked at before anything is decoded | work for the asking |
 //!
 //! jsonwebtoken reads tokens and claims; *ring* does the cryptography (`crypto`).
@@ -28,9 +30,10 @@ use std::collections::HashSet;
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{decode, decode_header};
-use serde::de::IgnoredAny;
+use serde::Deserialize;
+use serde_json::Value;
 
-use crate::http_server::{Problem, Request};
+use crate::http_server::{Identity, Problem, Request};
 
 use keys::{Key, keys};
 pub use keys::{KeyError, KeySource, SECRET_BYTES_MIN};
@@ -64,8 +67,8 @@ pub enum Refusal {
     /// `nbf` is still to come.
     #[error("The token is not valid yet.")]
     Early,
-    /// It is by another issuer, for another audience, or lacks a claim.
-    #[error("The token's claims (exp, nbf, iss, aud) are not those asked for here.")]
+    /// It is by another issuer, for another audience, lacks a claim, or has one of another type.
+    #[error("The token's claims (exp, nbf, iss, sub, aud) are not those asked for here.")]
     Claims,
 }
 
@@ -109,17 +112,17 @@ impl TokenCheck {
         self.keys.len()
     }
 
-    /// Lets `request` pass, or says why not.
+    /// Lets `request` pass and says who sent it, or says why not.
     ///
     /// # Errors
     /// 401 with `WWW-Authenticate: Bearer` (RFC 6750, section 3).
-    pub fn admit(&self, request: &Request) -> Result<(), Problem> {
+    pub fn admit(&self, request: &Request) -> Result<Identity, Problem> {
         self.check(request.headers("Authorization"))
             .map_err(Refusal::into_problem)
     }
 
     /// Checks the values of all `Authorization` headers of a request.
-    fn check<'a>(&self, mut values: impl Iterator<Item = &'a str>) -> Result<(), Refusal> {
+    fn check<'a>(&self, mut values: impl Iterator<Item = &'a str>) -> Result<Identity, Refusal> {
         let token = bearer(values.next().unwrap_or_default()).ok_or(Refusal::Missing)?;
         if values.next().is_some() || token.len() > TOKEN_BYTES_MAX {
             return Err(Refusal::Malformed);
@@ -129,9 +132,12 @@ impl TokenCheck {
             return Err(Refusal::Unverified);
         }
         let key = self.key(header.kid.as_deref()).ok_or(Refusal::Unverified)?;
-        decode::<IgnoredAny>(token, &key.key, &key.validation)
-            .map(|_| ())
-            .map_err(|error| refusal(error.kind()))
+        let token = decode::<Claims>(token, &key.key, &key.validation)
+            .map_err(|error| refusal(error.kind()))?;
+        Ok(Identity {
+            issuer: text(token.claims.iss)?,
+            subject: text(token.claims.sub)?,
+        })
     }
 
     /// The key that a token's `kid` names. A token without one, and a key without one, leave
@@ -143,6 +149,21 @@ impl TokenCheck {
             (_, None) => None,
             (keys, id) => keys.iter().find(|key| key.id.as_deref() == id),
         }
+    }
+}
+
+/// The claims that say whose token it is.
+#[derive(Deserialize)]
+struct Claims {
+    iss: Option<Value>,
+    sub: Option<Value>,
+}
+
+fn text(claim: Option<Value>) -> Result<Option<String>, Refusal> {
+    match claim {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(Refusal::Claims),
     }
 }
 

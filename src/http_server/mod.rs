@@ -100,6 +100,6 @@ mod watch;
 pub use problem::{FieldError, Problem, TYPE_PREFIX};
 pub use request::Request;
 pub use response::Response;
-pub use router::{Guard, Handler, Router};
+pub use router::{Guard, Handler, Identity, Router};
 pub use serve::is_sane_request_id;
 pub use server::{OnFatal, Server, ServerConfig, StartError, StillBusy};

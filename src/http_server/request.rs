@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::framing::{BodyLength, Framing};
 use super::incoming::Incoming;
 use super::problem::{self, Problem};
-use super::router::Match;
+use super::router::{Identity, Match};
 use super::watch::Watch;
 use crate::deadline::Deadline;
 
@@ -16,6 +16,7 @@ pub struct Request {
     inner: Incoming,
     framing: Framing,
     pub(super) found: Match,
+    pub(super) identity: Option<Identity>,
     path: Range<usize>,
     deadline: Deadline,
     request_id: String,
@@ -45,6 +46,7 @@ impl Request {
             inner,
             framing,
             found,
+            identity: None,
             path,
             deadline,
             request_id,
@@ -92,6 +94,11 @@ impl Request {
     /// Until when the response should be there.
     pub fn deadline(&self) -> Deadline {
         self.deadline
+    }
+
+    /// Who sent the request; `None` where no guard asked.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
     }
 
     /// The client's `X-Request-Id` if it is sane, else the trace id.

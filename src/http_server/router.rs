@@ -11,9 +11,18 @@ use super::response::Response;
 /// then gets a 500 and the thread lives on.
 pub type Handler = Box<dyn Fn(&mut Request) -> Result<Response, Problem> + Send + Sync>;
 
-/// Lets a request pass to its handler, or answers in the handler's place. Runs where the
-/// handler would, and must not wait.
-pub type Guard = Box<dyn Fn(&Request) -> Result<(), Problem> + Send + Sync>;
+/// Lets a request pass to its handler and says who sent it, or answers in the handler's
+/// place. Runs where the handler would, and must not wait.
+pub type Guard = Box<dyn Fn(&Request) -> Result<Identity, Problem> + Send + Sync>;
+
+/// Who sent a request, by the guard that let it pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Who vouches for the subject.
+    pub issuer: Option<String>,
+    /// The sender's name, unique at the issuer.
+    pub subject: Option<String>,
+}
 
 /// The table of routes. Templates are literal segments and `{name}` segments;
 /// the first template that fits wins. Paths are compared byte by byte, without
@@ -113,7 +122,7 @@ impl Router {
     /// asked once path and method are known to be right, and takes an earlier one's place.
     pub fn guard<F>(mut self, prefix: &'static str, guard: F) -> Self
     where
-        F: Fn(&Request) -> Result<(), Problem> + Send + Sync + 'static,
+        F: Fn(&Request) -> Result<Identity, Problem> + Send + Sync + 'static,
     {
         self.guard = Some((prefix, Box::new(guard)));
         self
@@ -181,11 +190,17 @@ impl Router {
         &self.routes[route].allow
     }
 
-    /// Asks the guard, if one stands before `route`.
-    pub(super) fn admit(&self, route: usize, request: &Request) -> Result<(), Problem> {
+    /// Asks the guard, if `route` has one; `None` without.
+    pub(super) fn admit(
+        &self,
+        route: usize,
+        request: &Request,
+    ) -> Result<Option<Identity>, Problem> {
         match &self.guard {
-            Some((prefix, guard)) if self.template(route).starts_with(prefix) => guard(request),
-            _ => Ok(()),
+            Some((prefix, guard)) if self.template(route).starts_with(prefix) => {
+                guard(request).map(Some)
+            }
+            _ => Ok(None),
         }
     }
 

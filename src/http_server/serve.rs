@@ -318,7 +318,7 @@ impl Shared {
     fn handle(&self, request: &mut Request) -> Result<Response, Problem> {
         match request.found {
             Match::Found { route, handler, .. } => {
-                self.router.admit(route, request)?;
+                request.identity = self.router.admit(route, request)?;
                 self.router.handler(route, handler)(request)
             }
             Match::WrongMethod { route } => {

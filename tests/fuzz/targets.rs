@@ -156,7 +156,8 @@ fn http_idempotency_key(bytes: &[u8]) {
         assert!(
             (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
         );
-        let quoted = IdempotencyKey::parse(&format!("\"{text}\""));
+        let escaped = text.replace('\\', r"\\").replace('"', r#"\""#);
+        let quoted = IdempotencyKey::parse(&format!("\"{escaped}\";a=1"));
         assert_eq!(quoted.as_ref(), Some(&key));
     }
 }

@@ -85,6 +85,45 @@ fn only_requests_with_a_token_of_the_issuers_keys_reach_the_orders() {
 }
 
 #[test]
+fn an_idempotency_key_belongs_to_the_caller_who_sent_it() {
+    let stack = Stack::new().set("AUTH_JWT_HS256_SECRET", SECRET);
+    let api = stack.api();
+    let token_with = |changes: &[(&str, Option<&str>)]| {
+        let mut claims = claims();
+        for (name, value) in changes {
+            let fields = claims.as_object_mut().expect("an object");
+            match value {
+                Some(value) => fields.insert((*name).to_owned(), json!(value)),
+                None => fields.remove(*name),
+            };
+        }
+        hs256(&json!({ "alg": "HS256" }), &claims, SECRET.as_bytes())
+    };
+    let key = unique("key");
+    let order = |token: &str, cents| bearer(new_order(&key, cents), token).send(&api.address());
+    let mut ids = Vec::new();
+    for changes in [
+        &[("sub", Some("alice"))][..],
+        &[("sub", Some("bob"))],
+        &[("sub", Some("alice")), ("iss", Some("another"))],
+        &[("sub", Some("alice")), ("iss", None)],
+        &[("sub", None)],
+    ] {
+        let first = order(&token_with(changes), 5);
+        assert_eq!(first.status, 202, "{changes:?}: {}", first.text());
+        assert_eq!(first.header("Idempotent-Replayed"), None, "{changes:?}");
+        ids.push(first.json()["id"].clone());
+        // Another token of the same caller is no other caller.
+        let other_token = token_with(&[changes, &[("jti", Some("2"))]].concat());
+        let again = order(&other_token, 5);
+        assert_eq!((again.status, &again.body), (202, &first.body));
+        order(&other_token, 6).problem(422, "idempotency-key-reused");
+    }
+    assert_eq!(stack.count("orders"), 5);
+    assert!((1..ids.len()).all(|at| !ids[..at].contains(&ids[at])));
+}
+
+#[test]
 fn a_shared_secret_does_as_well_and_is_never_told() {
     let stack = Stack::new()
         .set("AUTH_JWT_HS256_SECRET", SECRET)

@@ -96,6 +96,24 @@ fn a_replay_is_the_first_answer_byte_for_byte_wherever_the_order_stands_now() {
 }
 
 #[test]
+fn quotes_and_parameters_are_not_part_of_a_key() {
+    let stack = Stack::new();
+    let api = stack.api();
+    let key = unique("key");
+    let first = api.order(&key, 1299);
+    for same in [format!("\"{key}\""), format!("\"{key}\";a=1; b=\"x\"")] {
+        let replay = api.order(&same, 1299);
+        assert!(is_replay(&replay), "{same}: {}", replay.text());
+        assert_eq!(replay.body, first.body);
+    }
+    for malformed in [format!("\"{key}"), format!("\"{key}\";a=(1)")] {
+        let refused = api.order(&malformed, 1299);
+        refused.problem(400, "idempotency-key-invalid");
+    }
+    assert_eq!(stack.count("orders"), 1);
+}
+
+#[test]
 fn the_meaning_of_a_request_counts_and_not_its_text() {
     let stack = Stack::new();
     let api = stack.api();

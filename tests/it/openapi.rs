@@ -1,9 +1,53 @@
 //! `openapi.yaml` and the running api say the same.
 
+use std::fs;
 use std::process::Command;
+
+use regex::Regex;
+use tbd::orders::ports::IdempotencyKey;
 
 use super::support::program::Stack;
 use super::support::repository;
+
+/// The first pattern in `openapi.yaml` after the line `of`.
+fn pattern(of: &str) -> Regex {
+    let text = fs::read_to_string(repository().join("openapi.yaml")).expect("openapi.yaml");
+    let (_, after) = text.split_once(&format!("{of}\n")).expect("the line");
+    let (_, after) = after.split_once("pattern: '").expect("a pattern");
+    let (pattern, _) = after.split_once("'\n").expect("its end");
+    Regex::new(&pattern.replace("''", "'")).expect("a regular expression")
+}
+
+#[test]
+fn an_idempotency_key_is_what_the_pattern_says() {
+    let pattern = pattern("    IdempotencyKey:");
+    // Every text of up to six of the characters that mean something in a key.
+    let characters = ['"', ';', '=', '\\', 'a', 'A', '(', ' '];
+    let mut texts = vec![String::new()];
+    for _ in 0..6 {
+        let longer = |text: &String| characters.map(|character| format!("{text}{character}"));
+        texts = texts.iter().flat_map(longer).collect();
+        for text in texts.iter().filter(|text| text.trim() == text.as_str()) {
+            let is_key = IdempotencyKey::parse(text).is_some();
+            assert_eq!(is_key, pattern.is_match(text), "{text}");
+        }
+    }
+    for parameters in 0..=u8::MAX {
+        for text in [
+            format!("\"k\";a={}", char::from(parameters)),
+            format!("\"k\";{}", char::from(parameters)),
+        ] {
+            let is_key = text.is_ascii() && IdempotencyKey::parse(&text).is_some();
+            assert_eq!(is_key, pattern.is_match(&text), "{text:?}");
+        }
+    }
+    for length in [255, 256] {
+        for text in ["k".repeat(length), format!("\"{}\"", "k".repeat(length))] {
+            let is_key = IdempotencyKey::parse(&text).is_some();
+            assert_eq!((is_key, length), (pattern.is_match(&text), length));
+        }
+    }
+}
 
 #[test]
 fn the_api_keeps_every_promise_of_openapi_yaml() {

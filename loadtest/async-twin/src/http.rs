@@ -29,7 +29,7 @@ use tbd::orders::adapters::http::{dto, query};
 use tbd::orders::app::commands::{Accepted, CancelError, CreateError, NewOrder, accepted, meaning};
 use tbd::orders::app::queries::Listed;
 use tbd::orders::domain::{Order, OrderEvent};
-use tbd::orders::ports::{Page, StoredResponse, Submission};
+use tbd::orders::ports::{Caller, Page, StoredResponse, Submission};
 use tbd::service::Checks;
 use tbd::telemetry::metrics::{self, HttpMetrics, Metrics};
 use tbd::telemetry::semconv;
@@ -434,6 +434,7 @@ impl Api {
         let body = read(&head, body, deadline).await?;
         let (customer_email, amount) = dto::parse_new_order(&body).map_err(body_problem)?;
         let new_order = NewOrder {
+            caller: Caller::ANONYMOUS,
             key,
             customer_email,
             amount,

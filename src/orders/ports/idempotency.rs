@@ -4,6 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha256};
+
 use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId};
 
@@ -14,22 +18,97 @@ use super::{Message, StoreError};
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// Reads a header's value. A value in double quotes (the structured-field
-    /// string of draft-ietf-httpapi-idempotency-key-header) is the same key as
-    /// without them. `None` if it is no key.
+    /// Reads a header's value: the bare key, or the structured-field string of
+    /// draft-ietf-httpapi-idempotency-key-header, which is the same key in double quotes
+    /// and may have parameters; they are dropped (RFC 9651, section 2). `None` if it is no key.
     pub fn parse(value: &str) -> Option<Self> {
         let value = value.trim();
-        let bare = match value.strip_prefix('"').and_then(|v| v.strip_suffix('"')) {
-            Some(quoted) => quoted,
-            None => value,
+        let key = match value.starts_with('"') {
+            true => quoted(value)?,
+            false => value.to_owned(),
         };
-        let fits = (1..=255).contains(&bare.len()) && bare.bytes().all(|b| b.is_ascii_graphic());
-        fits.then(|| Self(bare.to_owned()))
+        let fits = (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
+        fits.then_some(Self(key))
+    }
+
+    /// The key as it is stored for `caller`. One caller's key is never another's: neither
+    /// replays nor refuses the other's requests. An anonymous caller's key is stored as it is.
+    pub fn of(self, caller: &Caller) -> Self {
+        match &caller.0 {
+            None => self,
+            // No key of a client holds a space, so none can imitate this.
+            Some(caller) => Self(format!("{caller} {}", self.0)),
+        }
     }
 
     /// The key's text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// The text of a structured-field string; `None` unless nothing but parameters follows it.
+fn quoted(value: &str) -> Option<String> {
+    let (text, mut rest) = string(value)?;
+    while !rest.is_empty() {
+        rest = after_parameter(rest)?;
+    }
+    Some(text)
+}
+
+/// The string that `text` begins with, and what follows it.
+fn string(text: &str) -> Option<(String, &str)> {
+    let mut chars = text.strip_prefix('"')?.chars();
+    let mut string = String::new();
+    loop {
+        match chars.next()? {
+            '"' => return Some((string, chars.as_str())),
+            '\\' => string.push(chars.next().filter(|c| matches!(c, '"' | '\\'))?),
+            c => string.push(c),
+        }
+    }
+}
+
+/// What follows the parameter that `text` begins with.
+fn after_parameter(text: &str) -> Option<&str> {
+    let name = text.strip_prefix(';')?.trim_start_matches(' ');
+    if !name.starts_with(|c: char| c.is_ascii_lowercase() || c == '*') {
+        return None;
+    }
+    let in_name = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-' | '.' | '*');
+    let rest = name.trim_start_matches(in_name);
+    let Some(value) = rest.strip_prefix('=') else {
+        return Some(rest);
+    };
+    if value.starts_with('"') {
+        return string(value).map(|(_, rest)| rest);
+    }
+    // A number, token, byte sequence, Boolean or date: which one does not matter here.
+    let in_value = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-./:=?@^_`|~".contains(c);
+    let rest = value.trim_start_matches(in_value);
+    (rest.len() < value.len()).then_some(rest)
+}
+
+/// Whose Idempotency-Keys are meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller(Option<String>);
+
+impl Caller {
+    /// Nobody said who asks: all such callers share their keys.
+    pub const ANONYMOUS: Self = Self(None);
+
+    /// The caller that `issuer` calls `subject`. Without a subject an issuer's callers
+    /// cannot be told apart, and share their keys.
+    pub fn new(issuer: Option<&str>, subject: Option<&str>) -> Self {
+        let mut hash = Sha256::new();
+        for claim in [issuer, subject] {
+            // Lengths first, so that no two pairs run into one another.
+            let length = claim.map_or(u64::MAX, |claim| claim.len() as u64);
+            hash.update(length.to_be_bytes());
+            hash.update(claim.unwrap_or_default());
+        }
+        // Of a fixed length, and no name of a person in the database.
+        Self(Some(URL_SAFE_NO_PAD.encode(hash.finalize())))
     }
 }
 
@@ -56,7 +135,7 @@ impl fmt::Debug for StoredResponse {
 
 /// Everything that is written when a new order is accepted.
 pub struct Submission<'a> {
-    /// The client's key.
+    /// The client's key, as it is stored.
     pub key: &'a IdempotencyKey,
     /// SHA-256 over the meaning of the request.
     pub request_hash: [u8; 32],
@@ -143,7 +222,66 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_quote_is_a_character_like_any_other() {
-        assert_eq!(key("\"").as_deref(), Some("\""));
+    fn callers_do_not_share_keys_unless_they_are_the_same() {
+        let callers = [
+            Caller::ANONYMOUS,
+            Caller::new(Some("i"), Some("alice")),
+            Caller::new(Some("i"), Some("bob")),
+            Caller::new(Some("other"), Some("alice")),
+            Caller::new(Some("ia"), Some("lice")),
+            Caller::new(Some("i"), Some("")),
+            Caller::new(Some("i"), None),
+            Caller::new(None, Some("i")),
+            Caller::new(None, None),
+        ];
+        let stored = |caller: &Caller| IdempotencyKey("k".into()).of(caller);
+        for (at, caller) in callers.iter().enumerate() {
+            assert_eq!(stored(caller), stored(&caller.clone()));
+            for other in &callers[..at] {
+                assert_ne!(stored(caller), stored(other));
+            }
+            let imitated = IdempotencyKey::parse(stored(caller).as_str());
+            assert_eq!(imitated.is_some(), *caller == Caller::ANONYMOUS);
+        }
+        assert_eq!(stored(&Caller::ANONYMOUS).as_str(), "k");
+    }
+
+    #[test]
+    fn parameters_of_a_quoted_key_do_not_count() {
+        for parameters in [
+            "",
+            ";a",
+            ";a=1",
+            "; a=?0;b=-1.5;c=tok/en:*;d=:aGk=:;e=@1",
+            ";*a-b.c_1=\"x;\\\"y\\\\\"",
+        ] {
+            let value = format!("\"k\"{parameters}");
+            assert_eq!(key(&value).as_deref(), Some("k"), "{value}");
+        }
+        assert_eq!(key("\"a\\\"b\\\\c\""), key("a\"b\\c"));
+        // Without quotes it is no structured field, and a semicolon is part of the key.
+        assert_eq!(key("k;a=1").as_deref(), Some("k;a=1"));
+    }
+
+    #[test]
+    fn a_malformed_quoted_key_is_no_key() {
+        for value in [
+            "\"",
+            "\"k",
+            "\"k\"\"",
+            "\"k\"x",
+            "\"a\\b\"",
+            "\"k\\\"",
+            "\"k\" ;a",
+            "\"k\";",
+            "\"k\";A",
+            "\"k\";1",
+            "\"k\";a=",
+            "\"k\";a=(1)",
+            "\"k\";a=\"x",
+            "\"k\", \"l\"",
+        ] {
+            assert_eq!(key(value), None, "{value}");
+        }
     }
 }

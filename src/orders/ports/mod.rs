@@ -11,7 +11,7 @@ mod store_error;
 
 pub use event_bus::{Acknowledgement, EventBus, Message, PublishError};
 pub use idempotency::{
-    IdempotencyKey, IdempotencyStore, Once, StoredResponse, Submission, WhenStored,
+    Caller, IdempotencyKey, IdempotencyStore, Once, StoredResponse, Submission, WhenStored,
 };
 pub use meter::{Meter, Outcome};
 pub use outbox::{Backlog, Outbox};

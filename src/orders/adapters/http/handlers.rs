@@ -6,7 +6,7 @@ use crate::http_server::{Problem, Request, Response, Router};
 use crate::orders::app::commands::{CancelOrder, CreateOrder, NewOrder};
 use crate::orders::app::queries::{GetOrder, ListOrders};
 use crate::orders::domain::Order;
-use crate::orders::ports::StoredResponse;
+use crate::orders::ports::{Caller, StoredResponse};
 use crate::telemetry::{semconv, tracing};
 
 use super::conditional::{client_has, etag, if_match};
@@ -50,6 +50,7 @@ impl Api {
         let (customer_email, amount) =
             dto::parse_new_order(request.body()?).map_err(body_problem)?;
         let new_order = NewOrder {
+            caller: caller(request),
             key,
             customer_email,
             amount,
@@ -112,6 +113,13 @@ impl Api {
             .map_err(cancel_problem)?;
         Ok(Response::json(200, dto::order_body(&order)).header("ETag", etag(&order)))
     }
+}
+
+/// Whose Idempotency-Keys the request speaks of.
+fn caller(request: &Request) -> Caller {
+    request.identity().map_or(Caller::ANONYMOUS, |identity| {
+        Caller::new(identity.issuer.as_deref(), identity.subject.as_deref())
+    })
 }
 
 /// A header that holds a list: several lines are one list (RFC 9110, section 5.3).

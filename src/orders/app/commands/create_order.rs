@@ -10,8 +10,8 @@ use crate::deadline::Deadline;
 use crate::orders::app::Delivery;
 use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
 use crate::orders::ports::{
-    EventBus, IdempotencyKey, IdempotencyStore, Message, Meter, Once, PublishError, StoreError,
-    StoredResponse, Submission,
+    Caller, EventBus, IdempotencyKey, IdempotencyStore, Message, Meter, Once, PublishError,
+    StoreError, StoredResponse, Submission,
 };
 
 /// Accepts orders.
@@ -25,6 +25,8 @@ pub struct CreateOrder {
 
 /// What a customer asks for.
 pub struct NewOrder {
+    /// Whose key it is.
+    pub caller: Caller,
     /// The client's name for the request.
     pub key: IdempotencyKey,
     /// Who orders.
@@ -91,6 +93,7 @@ impl CreateOrder {
         deadline: Deadline,
     ) -> Result<Accepted, CreateError> {
         let request_hash = meaning(&new_order);
+        let key = new_order.key.of(&new_order.caller);
         let order = Order::create(new_order.customer_email, new_order.amount, Timestamp::now());
         let response = respond(&order);
         let event = OrderEvent::Created(order);
@@ -98,7 +101,7 @@ impl CreateOrder {
         let ahead = self.delivery.ahead(&self.bus, deadline);
         let once = self.store.submit(
             &Submission {
-                key: &new_order.key,
+                key: &key,
                 request_hash,
                 order: event.order(),
                 response: &response,

@@ -9,6 +9,7 @@ use crate::orders::ports::Outbox;
 
 fn request(email: &str, cents: i64) -> NewOrder {
     NewOrder {
+        caller: Caller::ANONYMOUS,
         key: IdempotencyKey::parse("key").unwrap(),
         customer_email: CustomerEmail::new(email.into()).unwrap(),
         amount: AmountCents::new(cents).unwrap(),
@@ -117,6 +118,20 @@ fn a_repetition_gets_the_first_answer_and_publishes_nothing_that_was_published()
         (1, 1)
     );
     assert_eq!(bench.memory.orders().len(), 1);
+}
+
+#[test]
+fn the_same_key_of_another_caller_is_another_request() {
+    let bench = bench(DeliveryMode::Direct);
+    let alice = bench.order(1).unwrap();
+    let request = NewOrder {
+        caller: Caller::new(Some("issuer"), Some("bob")),
+        ..request("a@b.co", 1)
+    };
+    let bob = bench.create.handle(request, respond, soon()).unwrap();
+    assert!(!bob.replayed);
+    assert_ne!(bob.response, alice.response);
+    assert_eq!(bench.memory.orders().len(), 2);
 }
 
 #[test]
