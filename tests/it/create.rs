@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::support::http::{Response, get, post};
-use crate::support::program::{Program, Stack, id};
+use crate::support::http::{Request, Response, get, post};
+use crate::support::program::{Program, Stack, id, new_order};
 use crate::support::unique;
 
 /// A POST of `body` under a new key.
@@ -194,6 +194,32 @@ fn what_is_not_json_is_refused_and_nothing_is_stored() {
         submit(&api, body).problem(400, "malformed-json");
     }
     assert_eq!(rows(&stack), before);
+}
+
+#[test]
+fn an_encoded_body_is_refused_and_told_how_to_come() {
+    let stack = Stack::new();
+    let api = stack.api();
+    let send = |encodings: &[&str]| {
+        let request = new_order(&unique("key"), 1);
+        let add = |request: Request, value: &&str| request.header("Content-Encoding", value);
+        encodings.iter().fold(request, add).send(&api.address())
+    };
+    for encodings in [
+        &["gzip"][..],
+        &["br"],
+        &["GZIP, identity"],
+        &["identity", "gzip"],
+        &["x"],
+    ] {
+        let refused = send(encodings);
+        refused.problem(415, "unsupported-content-encoding");
+        assert_eq!(refused.header("Accept-Encoding"), Some("identity"));
+    }
+    assert_eq!(stack.count("orders"), 0);
+    for encodings in [&["identity"][..], &["Identity"], &[""], &["", "identity"]] {
+        assert_eq!(send(encodings).status, 202, "{encodings:?}");
+    }
 }
 
 #[test]

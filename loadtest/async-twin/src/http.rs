@@ -23,7 +23,7 @@ use tbd::http_server::{Problem, is_sane_request_id};
 use tbd::orders::adapters::http::conditional::{client_has, etag, if_match};
 use tbd::orders::adapters::http::contract::{
     body_problem, cancel_problem, create_problem, idempotency_key, invalid, not_found, order_id,
-    require_json, store_problem,
+    require_json, require_unencoded, store_problem,
 };
 use tbd::orders::adapters::http::{dto, query};
 use tbd::orders::app::commands::{Accepted, CancelError, CreateError, NewOrder, accepted, meaning};
@@ -430,6 +430,7 @@ impl Api {
         let (head, body) = request.into_parts();
         let deadline = deadline(&head);
         require_json(values(&head.headers, "content-type").next())?;
+        require_unencoded(values(&head.headers, "content-encoding"))?;
         let key = idempotency_key(values(&head.headers, "idempotency-key"))?;
         let body = read(&head, body, deadline).await?;
         let (customer_email, amount) = dto::parse_new_order(&body).map_err(body_problem)?;

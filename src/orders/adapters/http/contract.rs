@@ -38,6 +38,26 @@ pub fn require_json(content_type: Option<&str>) -> Result<(), Problem> {
     ))
 }
 
+/// The body must come as it is: nothing here decodes one. `values` are those of all
+/// `Content-Encoding` headers.
+///
+/// # Errors
+/// 415, with the `Accept-Encoding` to use (RFC 9110, section 15.5.16).
+pub fn require_unencoded<'a>(values: impl Iterator<Item = &'a str>) -> Result<(), Problem> {
+    let mut codings = values.flat_map(|value| value.split(',')).map(str::trim);
+    if codings.all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case("identity")) {
+        return Ok(());
+    }
+    let detail = "Send the order without Content-Encoding.";
+    let problem = Problem::new(
+        415,
+        "unsupported-content-encoding",
+        "Unsupported Content Encoding",
+        detail,
+    );
+    Err(problem.header("Accept-Encoding", "identity"))
+}
+
 /// The key, from all `Idempotency-Key` headers of a request.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use crate::telemetry::{semconv, tracing};
 use super::conditional::{client_has, etag, if_match};
 use super::contract::{
     body_problem, cancel_problem, create_problem, idempotency_key, invalid, not_found, order_id,
-    require_json, store_problem,
+    require_json, require_unencoded, store_problem,
 };
 use super::dto;
 use super::query;
@@ -46,6 +46,7 @@ pub fn routes(router: Router, api: Api) -> Router {
 impl Api {
     fn create_order(&self, request: &mut Request) -> Result<Response, Problem> {
         require_json(request.header("Content-Type"))?;
+        require_unencoded(request.headers("Content-Encoding"))?;
         let key = idempotency_key(request.headers("Idempotency-Key"))?;
         let (customer_email, amount) =
             dto::parse_new_order(request.body()?).map_err(body_problem)?;
