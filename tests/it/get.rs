@@ -6,6 +6,21 @@ use crate::support::http::{get, post};
 use crate::support::program::{Stack, id};
 
 #[test]
+fn an_order_that_older_rules_accepted_stays_readable() {
+    let stack = Stack::new();
+    let api = stack.api();
+    let order = api.accepted_order();
+    stack.execute("UPDATE orders SET customer_email = 'user@example.com' || chr(65279)");
+    let path = format!("/v1/orders/{}", id(&order));
+    let found = get(&path).send(&api.address());
+    assert_eq!(found.status, 200, "{}", found.text());
+    assert_eq!(found.json()["customer_email"], "user@example.com\u{feff}");
+    assert_eq!(get("/v1/orders").send(&api.address()).status, 200);
+    let canceled = post(format!("{path}/cancel")).send(&api.address());
+    assert_eq!(canceled.status, 200, "{}", canceled.text());
+}
+
+#[test]
 fn an_order_is_answered_with_its_entity_tag() {
     let stack = Stack::new();
     let api = stack.api();

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use regex::Regex;
+use tbd::orders::domain::CustomerEmail;
 use tbd::orders::ports::IdempotencyKey;
 
 use super::support::program::Stack;
@@ -46,6 +47,36 @@ fn an_idempotency_key_is_what_the_pattern_says() {
             let is_key = IdempotencyKey::parse(&text).is_some();
             assert_eq!((is_key, length), (pattern.is_match(&text), length));
         }
+    }
+}
+
+#[test]
+fn an_address_is_what_the_pattern_says_whatever_character_is_in_it() {
+    let pattern = pattern("    CustomerEmail:");
+    for character in '\0'..=char::MAX {
+        for text in [
+            format!("a{character}@b.co"),
+            format!("a@{character}b.co"),
+            format!("a@b.co{character}"),
+        ] {
+            let is_address = CustomerEmail::new(text.clone()).is_ok();
+            assert_eq!(is_address, pattern.is_match(&text), "{text:?}");
+        }
+    }
+    // All that ECMA-262 (24.2) puts into \s, and all that Unicode calls a control character.
+    let spaces = "\t\u{b}\u{c} \u{a0}\u{1680}\u{2000}\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}\u{feff}\r\n";
+    for character in spaces
+        .chars()
+        .chain(['\0', '\u{1f}', '\u{7f}', '\u{85}', '\u{9f}'])
+    {
+        let text = format!("a{character}@b.co");
+        assert!(!pattern.is_match(&text), "{text:?}");
+    }
+    for text in [
+        "", "@b.co", "a@", "a@b", "a@b@c.co", "a@.co", "a@b..co", "a@b.co.",
+    ] {
+        let is_address = CustomerEmail::new(text.into()).is_ok();
+        assert_eq!(is_address, pattern.is_match(text), "{text:?}");
     }
 }
 

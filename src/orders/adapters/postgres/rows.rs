@@ -11,7 +11,7 @@ use crate::orders::ports::{Message, Started};
 pub fn order(row: &Row) -> Result<Order, DatabaseError> {
     Ok(Order {
         id: OrderId(column(row, "id")?),
-        customer_email: valid(CustomerEmail::new(column(row, "customer_email")?))?,
+        customer_email: CustomerEmail::accepted_before(column(row, "customer_email")?),
         amount: valid(AmountCents::new(column(row, "amount_cents")?))?,
         status: valid(column::<&str>(row, "status")?.parse())?,
         created_at: column(row, "created_at")?,
