@@ -1,5 +1,6 @@
 //! A request as a handler sees it.
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +18,10 @@ pub struct Request {
     framing: Framing,
     pub(super) found: Match,
     pub(super) identity: Option<Identity>,
+    /// Where the path is in the target.
     path: Range<usize>,
+    /// The path, if it is not the target's letter by letter.
+    normalized: Option<String>,
     deadline: Deadline,
     request_id: String,
     body_limit: usize,
@@ -42,12 +46,17 @@ impl Request {
         watch: Arc<Watch>,
     ) -> Self {
         let path = path_range(inner.url());
+        let normalized = match normalized(&inner.url()[path.clone()]) {
+            Cow::Owned(path) => Some(path),
+            Cow::Borrowed(_) => None,
+        };
         Self {
             inner,
             framing,
             found,
             identity: None,
             path,
+            normalized,
             deadline,
             request_id,
             body_limit,
@@ -61,9 +70,12 @@ impl Request {
         self.inner.method().as_str()
     }
 
-    /// The path as sent, without query; not decoded.
+    /// The path, without query. Only unreserved characters are decoded.
     pub fn path(&self) -> &str {
-        &self.inner.url()[self.path.clone()]
+        match &self.normalized {
+            Some(path) => path,
+            None => &self.inner.url()[self.path.clone()],
+        }
     }
 
     /// What follows the first `?`, as sent; `None` without one.
@@ -71,7 +83,7 @@ impl Request {
         self.inner.url()[self.path.end..].strip_prefix('?')
     }
 
-    /// The value of the template's parameter `name`, as sent; `None` when the
+    /// The value of the template's parameter `name`, as in [`path`](Self::path); `None` when the
     /// template has no such parameter.
     pub fn param(&self, name: &str) -> Option<&str> {
         let Match::Found { params, .. } = &self.found else {
@@ -242,9 +254,54 @@ pub(super) fn path_range(target: &str) -> Range<usize> {
     start..end
 }
 
+/// The path of a request target, normalized.
+pub(super) fn path_of(target: &str) -> Cow<'_, str> {
+    normalized(&target[path_range(target)])
+}
+
+/// `path` with its percent-encoded unreserved characters decoded: such paths are equivalent
+/// (RFC 3986, section 6.2.2.2). Everything else stays as it is.
+fn normalized(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return path.into();
+    }
+    let mut parts = path.split('%');
+    let mut decoded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let byte = part.get(..2).and_then(unreserved);
+        decoded.push(byte.unwrap_or('%'));
+        decoded.push_str(if byte.is_some() { &part[2..] } else { part });
+    }
+    decoded.into()
+}
+
+/// The unreserved character (RFC 3986, section 2.3) that two hexadecimal digits stand for.
+fn unreserved(digits: &str) -> Option<char> {
+    let is_hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let byte = u8::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;
+    let is_unreserved = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    is_unreserved.then_some(char::from(byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_unreserved_characters_of_a_path_are_decoded() {
+        for (sent, normalized) in [
+            ("/v1/%6frders", "/v1/orders"),
+            ("/v1/%6Frders/%2d%2E%5f%7E%30%41?%61", "/v1/orders/-._~0A"),
+            ("/%%36f%6", "/%6f%6"),
+            ("/v1%2Forders", "/v1%2Forders"),
+            ("/%3f%23%25%20%c3%bc%00", "/%3f%23%25%20%c3%bc%00"),
+            ("/%zz%+f%", "/%zz%+f%"),
+            ("/%256f", "/%256f"),
+            ("http://host/%6frders", "/orders"),
+        ] {
+            assert_eq!(path_of(sent), normalized, "{sent}");
+        }
+    }
 
     fn path(target: &str) -> &str {
         &target[path_range(target)]

@@ -25,8 +25,8 @@ pub struct Identity {
 }
 
 /// The table of routes. Templates are literal segments and `{name}` segments;
-/// the first template that fits wins. Paths are compared byte by byte, without
-/// decoding; a trailing slash makes another path.
+/// the first template that fits wins. Paths are compared byte by byte, with no more
+/// decoded than unreserved characters; a trailing slash makes another path.
 ///
 /// ```
 /// use tbd::http_server::{Response, Router};

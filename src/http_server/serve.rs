@@ -14,7 +14,7 @@ use super::framing::Framing;
 use super::incoming::Incoming;
 use super::observe::{Observation, Recorder};
 use super::problem::{self, Problem};
-use super::request::{Request, header, path_range};
+use super::request::{Request, header, path_of};
 use super::response::{Persistence, Response};
 use super::router::{Match, Router};
 use super::socket::Connection;
@@ -143,7 +143,7 @@ impl Shared {
         while let Some(exchange) = next {
             let peer = exchange.peer;
             let target = exchange.request.url();
-            let (lane, queue) = match self.router.is_probe(&target[path_range(target)]) {
+            let (lane, queue) = match self.router.is_probe(&path_of(target)) {
                 true => (Lane::Probes, &self.probes),
                 false => (Lane::Pool, &self.queue),
             };
@@ -252,11 +252,10 @@ impl Shared {
             peer,
             arrived,
         } = exchange;
-        let target = request.url();
-        let path = &target[path_range(target)];
-        let found = self.router.find(request.method().as_str(), path);
+        let path = path_of(request.url());
+        let found = self.router.find(request.method().as_str(), &path);
         let route = found.route().map(|route| self.router.template(route));
-        let probe = self.router.is_probe(path);
+        let probe = self.router.is_probe(&path);
         let observation = Observation::begin(&request, route, arrived, probe);
         let request_id = header(&request, "x-request-id")
             .filter(|id| is_sane_request_id(id))

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::edge::Edge;
 use crate::support::http::{Connection, Request, get, is_lower_hex, post};
 use crate::support::program::{Program, Stack, id, new_order};
 use crate::support::{eventually, unique};
@@ -144,6 +145,51 @@ fn a_path_that_is_not_there_is_not_found_and_counted_as_unmatched() {
         !text.contains("coffee") && !text.contains(id(&order)),
         "raw paths never become labels"
     );
+}
+
+#[test]
+fn an_encoded_unreserved_character_is_the_character_itself() {
+    let stack = Stack::new();
+    let apis = [stack.api()];
+    let edge = Edge::in_front_of(&apis);
+    let order = apis[0].accepted_order();
+    let encoded = id(&order).replace('-', "%2D");
+    let first = format!("%{:02x}{}", encoded.as_bytes()[0], &encoded[1..]);
+    for address in [apis[0].address(), edge.address()] {
+        assert_eq!(get("/%68ealthz").send(&address).status, 200);
+        assert_eq!(get("/%76%31/%6frder%73?page=1").send(&address).status, 200);
+        for id in [&encoded, &first] {
+            let found = get(format!("/v1/%6Frders/{id}")).send(&address);
+            assert_eq!(found.json(), order, "{id}");
+        }
+        let new = new_order(&unique("key"), 1).to("/v1/%6frders");
+        assert_eq!(new.send(&address).status, 202);
+        // A reserved character is another one than its encoded form.
+        for path in ["/v1%2Forders", "/v1/orders%3Fpage=1", "/%2568ealthz"] {
+            get(path).send(&address).problem(404, "not-found");
+        }
+    }
+    let sample = r#"http_requests_total{method="POST",route="/v1/orders",status="202"}"#;
+    apis[0].metric_becomes(sample, 3.0);
+}
+
+#[test]
+fn two_lines_of_a_condition_are_one_list() {
+    let stack = Stack::new();
+    let api = stack.api();
+    let path = format!("/v1/orders/{}", id(&api.accepted_order()));
+    let tag = get(&path).send(&api.address());
+    let tag = tag.header("ETag").expect("a tag");
+    for [one, other] in [[tag, "\"x\""], ["\"x\"", tag]] {
+        let request = get(&path).header("If-None-Match", one);
+        let answer = request.header("If-None-Match", other).send(&api.address());
+        assert_eq!(answer.status, 304);
+    }
+    for (tags, status) in [(["\"x\"", "\"y\""], 412), (["\"x\"", tag], 200)] {
+        let cancel = post(format!("{path}/cancel")).header("If-Match", tags[0]);
+        let answer = cancel.header("If-Match", tags[1]).send(&api.address());
+        assert_eq!(answer.status, status, "{}", answer.text());
+    }
 }
 
 #[test]

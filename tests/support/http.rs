@@ -40,6 +40,12 @@ impl Request {
         }
     }
 
+    /// The same for another target.
+    pub fn to(self, target: &str) -> Request {
+        let target = target.to_owned();
+        Request { target, ..self }
+    }
+
     /// One more header line.
     pub fn header(mut self, name: &str, value: impl AsRef<str>) -> Request {
         self.headers
