@@ -10,9 +10,9 @@ use crossbeam_channel::{Receiver, bounded};
 use socket2::{Domain, Socket, Type};
 
 use super::support::edge::Edge;
-use super::support::http::{Connection, Request, Response, get};
-use super::support::program::{Program, Stack, id, new_order};
-use super::support::{allow_descriptors, unique};
+use super::support::http::{Connection, Request, Response, get, is_lower_hex, post};
+use super::support::program::{Program, Stack, free_port, id, new_order};
+use super::support::{allow_descriptors, eventually, unique};
 
 /// How long nginx may take to be rid of a hostile client: its time-outs are 10 s, and this is a busy machine.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -61,19 +61,129 @@ fn key() -> Vec<u8> {
     format!("Idempotency-Key: {}\r\n", unique("key")).into_bytes()
 }
 
+/// A problem document of nginx's own.
+#[track_caller]
+fn assert_refused_by_nginx(answer: &Response, status: u16, what: &str) {
+    assert_eq!(answer.status, status, "{what}: {}", answer.text());
+    let media_type = answer.header("Content-Type");
+    assert_eq!(media_type, Some("application/problem+json"), "{what}");
+    let problem = answer.json();
+    assert_eq!(problem["type"], "about:blank", "{what}");
+    assert_eq!(problem["status"], status, "{what}");
+    assert_ne!(problem["title"], "Error", "{what}");
+    let id = answer.header("X-Request-Id");
+    assert!(id.is_some_and(|id| is_lower_hex(id, 32)), "{what}: {id:?}");
+}
+
+#[test]
+fn what_nginx_refuses_by_itself_is_a_problem() {
+    let house = House::new();
+    let long = "x".repeat(9000);
+    for (request, status) in [
+        ("GET / HTTP/2.0\r\nHost: tbd\r\n\r\n", 505),
+        ("GET / HTTP/9.9\r\nHost: tbd\r\n\r\n", 505),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("GET /%zz HTTP/1.1\r\nHost: tbd\r\n\r\n", 400),
+        ("GET /../x HTTP/1.1\r\nHost: tbd\r\n\r\n", 400),
+        ("CONNECT tbd:80 HTTP/1.1\r\nHost: tbd\r\n\r\n", 400),
+        ("no request at all\r\n\r\n", 400),
+        (&format!("GET /{long} HTTP/1.1\r\n\r\n"), 414),
+        (&format!("GET / HTTP/1.1\r\nX: {long}\r\n\r\n"), 431),
+        (
+            "POST / HTTP/1.1\r\nHost: tbd\r\nContent-Length: 2000000\r\n\r\n",
+            413,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: tbd\r\nTransfer-Encoding: gzip\r\n\r\n",
+            501,
+        ),
+    ] {
+        let what = &request[..request.len().min(60)];
+        assert_refused_by_nginx(&house.ask(request.as_bytes()), status, what);
+    }
+    let refused = "GET / HTTP/1.1\r\nX-Request-Id: mine\r\nHost: tbd\r\nContent-Length: x\r\n\r\n";
+    let refused = house.ask(refused.as_bytes());
+    assert_eq!(
+        (refused.status, refused.header("X-Request-Id")),
+        (400, Some("mine"))
+    );
+
+    let nobody = Edge::before(&[free_port()]);
+    let answer = get("/healthz").send(&nobody.address());
+    assert_refused_by_nginx(&answer, 502, "no api");
+    assert_eq!(answer.header("Retry-After"), Some("1"));
+}
+
+#[test]
+fn the_api_answers_what_nginx_would_refuse_for_the_method_or_hide() {
+    let house = House::new();
+    for (path, allowed) in [
+        ("/v1/orders", "POST, GET, HEAD"),
+        ("/v1/orders/x/cancel", "POST"),
+        ("/healthz", "GET, HEAD"),
+    ] {
+        let answer = Request::new("TRACE", path).send(&house.edge.address());
+        answer.problem(405, "method-not-allowed");
+        assert_eq!(answer.header("Allow"), Some(allowed), "{path}");
+    }
+    let odd = house.ask("TRACE /ü HTTP/1.1\r\nHost: tbd\r\n\r\n".as_bytes());
+    assert_refused_by_nginx(&odd, 400, "a path beyond ASCII");
+    for path in ["/.problem", "//problem", "/%2fproblem", "/problem"] {
+        let answer = get(path).send(&house.edge.address());
+        answer.problem(404, "not-found");
+    }
+}
+
+#[test]
+fn a_client_of_http_1_0_needs_no_host() {
+    let house = House::new();
+    assert_eq!(house.ask(b"GET /healthz HTTP/1.0\r\n\r\n").status, 200);
+}
+
+#[test]
+fn a_cancel_whose_api_is_killed_is_answered_by_another_unless_it_has_a_condition() {
+    for (condition, status, state) in [(None, 200, "canceled"), (Some("*"), 502, "pending")] {
+        let mut house = House::new();
+        let order = house.apis[0].accepted_order();
+        let path = format!("/v1/orders/{}", id(&order));
+        let mut request = post(format!("{path}/cancel"));
+        if let Some(condition) = condition {
+            request = request.header("If-Match", condition);
+        }
+        let address = house.edge.address();
+        let mut holder = house.stack.database.holding_orders();
+        let answer = thread::scope(|scope| {
+            let answer = scope.spawn(|| request.send(&address));
+            let busy = eventually(LIMIT, "an api to hold the request", || {
+                let is_busy = |api: &Program| api.metric("http_threads_busy") == Some(1.0);
+                house.apis.iter().position(is_busy)
+            });
+            house.apis[busy].kill();
+            holder.batch_execute("ROLLBACK").expect("unlock the table");
+            answer.join().expect("no panic")
+        });
+        assert_eq!(answer.status, status, "{}", answer.text());
+        let order = get(path).send(&address).json();
+        assert_eq!(order["status"], state);
+    }
+}
+
 #[test]
 fn bytes_beyond_ascii_are_refused_or_kept_from_the_api() {
     let house = House::new();
     let beyond: [&[u8]; 2] = ["ü".as_bytes(), b"\xff"];
     for bytes in beyond {
         // What the api cannot do without.
-        for name in ["Idempotency-Key", "If-Match", "If-None-Match"] {
+        for name in [
+            "Idempotency-Key",
+            "If-Match",
+            "If-None-Match",
+            "Authorization",
+            "Content-Encoding",
+        ] {
             let line = [name.as_bytes(), b": k", bytes, b"\r\n"].concat();
-            let answer = house.ask(&order_with(&line));
-            assert_eq!(answer.status, 400, "{name}: {}", answer.text());
-            let media_type = answer.header("Content-Type");
-            assert_eq!(media_type, Some("application/problem+json"));
-            assert_eq!(answer.json()["status"], 400);
+            assert_refused_by_nginx(&house.ask(&order_with(&line)), 400, name);
         }
         for path in ["/healthz", "/v1/orders", "/v1/orders/"] {
             let target = [path.as_bytes(), b"?", bytes].concat();
