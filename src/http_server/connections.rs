@@ -4,7 +4,8 @@
 //! (pipelining) has many requests here at once, any number of them, and a
 //! thread that writes the second answer first waits inside tiny_http for the
 //! first one. So a connection's next request waits here, holding no thread,
-//! until the one before is answered; a connection with too many is ended.
+//! until the one before is answered. A connection with too many is ended as
+//! soon as those that were taken are answered.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -45,6 +46,9 @@ struct Known<T> {
     /// Whether a request is in progress; the others wait.
     busy: bool,
     waiting: VecDeque<T>,
+    /// The latest request that was too many. It is kept for as long as the connection
+    /// lives: dropping it could wait for its body.
+    surplus: Option<T>,
     /// When the last request came or was answered.
     last: Instant,
 }
@@ -57,8 +61,26 @@ pub(super) enum Arrival<T> {
     Waits,
     /// Its connection was ended: drop it unanswered.
     Ended(T),
-    /// More than [`PIPELINE`] wait: end the connection, drop it unanswered.
-    TooMany(T),
+    /// More than [`PIPELINE`] wait, and from now on this connection's requests are not
+    /// answered. Holds the surplus request before this one, of which nothing is still to be
+    /// read, to be dropped; `None` at the first.
+    TooMany(Option<T>),
+}
+
+/// What to do when a request is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next<T> {
+    /// Answer this one.
+    Go {
+        request: T,
+        /// No later one is answered.
+        last: bool,
+    },
+    /// Nothing is here.
+    Idle,
+    /// All that were taken are answered, and nothing more will be: end the connection, then
+    /// drop this.
+    End(T),
 }
 
 impl<T> Connections<T> {
@@ -87,10 +109,13 @@ impl<T> Connections<T> {
         let known = state.known.entry(peer).or_insert_with(|| Known {
             busy: false,
             waiting: VecDeque::new(),
+            surplus: None,
             last: now,
         });
         known.last = now;
-        if !known.busy {
+        if known.surplus.is_some() {
+            Arrival::TooMany(known.surplus.replace(request))
+        } else if !known.busy {
             known.busy = true;
             state.busy += 1;
             Arrival::Go(request)
@@ -98,25 +123,35 @@ impl<T> Connections<T> {
             known.waiting.push_back(request);
             Arrival::Waits
         } else {
-            Arrival::TooMany(request)
+            known.surplus = Some(request);
+            Arrival::TooMany(None)
         }
     }
 
     /// The request in progress is answered; the next one is the caller's.
-    pub(super) fn next(&self, peer: SocketAddr) -> Option<T> {
+    pub(super) fn next(&self, peer: SocketAddr) -> Next<T> {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let known = state.known.get_mut(&peer)?;
+        let Some(known) = state.known.get_mut(&peer) else {
+            return Next::Idle;
+        };
         known.last = Instant::now();
-        let next = known.waiting.pop_front();
-        if next.is_none() {
-            known.busy = false;
-            state.busy -= 1;
-            if state.busy == 0 {
-                self.idle.notify_all();
+        if let Some(request) = known.waiting.pop_front() {
+            let last = known.waiting.is_empty() && known.surplus.is_some();
+            return Next::Go { request, last };
+        }
+        known.busy = false;
+        state.busy -= 1;
+        if state.busy == 0 {
+            self.idle.notify_all();
+        }
+        match known.surplus.take() {
+            None => Next::Idle,
+            Some(request) => {
+                state.end(peer);
+                Next::End(request)
             }
         }
-        next
     }
 
     /// Forgets the connections that were gone at `seen`: not `open` then, and
@@ -137,18 +172,16 @@ impl<T> Connections<T> {
     }
 
     /// From now on nothing of `peer` is answered. Returns what was waiting, to be
-    /// dropped outside the lock.
+    /// dropped outside the lock, after the connection.
     pub(super) fn ended(&self, peer: SocketAddr) -> VecDeque<T> {
         let mut state = self.lock();
-        if state.ended.len() >= ENDED {
-            state.ended.retain(|_, at| at.elapsed() < AFTERMATH);
-        }
-        state.ended.insert(peer, Instant::now());
-        state
-            .known
-            .get_mut(&peer)
-            .map(|known| std::mem::take(&mut known.waiting))
-            .unwrap_or_default()
+        state.end(peer);
+        let Some(known) = state.known.get_mut(&peer) else {
+            return VecDeque::new();
+        };
+        let mut left = std::mem::take(&mut known.waiting);
+        left.extend(known.surplus.take());
+        left
     }
 
     /// Waits until no request is in progress; false when the deadline came first.
@@ -173,6 +206,15 @@ impl<T> Connections<T> {
     }
 }
 
+impl<T> State<T> {
+    fn end(&mut self, peer: SocketAddr) {
+        if self.ended.len() >= ENDED {
+            self.ended.retain(|_, at| at.elapsed() < AFTERMATH);
+        }
+        self.ended.insert(peer, Instant::now());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,8 +235,9 @@ mod tests {
             connections.arrived(peer(2), 'c'),
             Arrival::Go('c')
         ));
-        assert_eq!(connections.next(peer(1)), Some('b'));
-        assert_eq!(connections.next(peer(1)), None);
+        let (request, last) = ('b', false);
+        assert_eq!(connections.next(peer(1)), Next::Go { request, last });
+        assert_eq!(connections.next(peer(1)), Next::Idle);
         assert!(matches!(
             connections.arrived(peer(1), 'd'),
             Arrival::Go('d')
@@ -202,16 +245,26 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_holds_a_bounded_number_of_requests() {
+    fn of_too_many_requests_those_that_were_taken_are_answered() {
         let connections = Connections::new();
         assert!(matches!(connections.arrived(peer(1), 0), Arrival::Go(0)));
-        for n in 0..PIPELINE {
+        for n in 1..=PIPELINE {
             assert!(matches!(connections.arrived(peer(1), n), Arrival::Waits));
         }
-        assert!(matches!(
-            connections.arrived(peer(1), 99),
-            Arrival::TooMany(99)
-        ));
+        let arrived = |n| match connections.arrived(peer(1), n) {
+            Arrival::TooMany(before) => before,
+            _ => panic!("{n} is not too many"),
+        };
+        assert_eq!([arrived(97), arrived(98)], [None, Some(97)]);
+        for request in 1..=PIPELINE {
+            let last = request == PIPELINE;
+            assert_eq!(connections.next(peer(1)), Next::Go { request, last });
+            // There is place, but the one before this was not taken.
+            assert_eq!(arrived(request + 98), Some(request + 97));
+        }
+        assert_eq!(connections.next(peer(1)), Next::End(PIPELINE + 98));
+        assert!(matches!(connections.arrived(peer(1), 0), Arrival::Ended(0)));
+        assert!(connections.wait_until_idle(Deadline::after(Duration::ZERO)));
     }
 
     #[test]
@@ -227,7 +280,7 @@ mod tests {
             connections.arrived(peer(1), 'c'),
             Arrival::Ended('c')
         ));
-        assert_eq!(connections.next(peer(1)), None);
+        assert_eq!(connections.next(peer(1)), Next::Idle);
         assert!(matches!(
             connections.arrived(peer(1), 'd'),
             Arrival::Ended('d')
@@ -266,7 +319,7 @@ mod tests {
             Arrival::Go('a')
         ));
         assert!(!connections.wait_until_idle(Deadline::after(Duration::ZERO)));
-        assert_eq!(connections.next(peer(1)), None);
+        assert_eq!(connections.next(peer(1)), Next::Idle);
         assert!(connections.wait_until_idle(Deadline::after(Duration::ZERO)));
     }
 }

@@ -1,4 +1,5 @@
-//! Where a request's body ends, and whether its connection goes on.
+//! Where a request's body ends, whether its connection goes on, and whether it says where it
+//! wants to go.
 //!
 //! tiny_http looks at the first header of a name, lets `Transfer-Encoding` win
 //! over `Content-Length`, and takes a length it cannot read for no body. Each
@@ -45,6 +46,7 @@ impl Framing {
         let mut lengths = Lengths::default();
         let mut connection: Option<&str> = None;
         let mut expects_continue = false;
+        let (mut hosts, mut is_host) = (0, true);
         for header in headers {
             let name = header.field.as_str().as_str();
             let value = header.value.as_str();
@@ -58,6 +60,10 @@ impl Framing {
                     connection = Some(value);
                 }
                 6 if name.eq_ignore_ascii_case("expect") => expects_continue = true,
+                4 if name.eq_ignore_ascii_case("host") => {
+                    hosts += 1;
+                    is_host &= is_host_and_port(value);
+                }
                 _ => {}
             }
         }
@@ -82,6 +88,11 @@ impl Framing {
             None if length == BodyLength::Chunked && (http_1_0 || upgrade) => {
                 Err(("Transfer-Encoding is not possible here.", framing))
             }
+            // RFC 9112, section 3.2.
+            None if hosts > 1 || (hosts == 0 && !http_1_0) || !is_host => Err((
+                "HTTP/1.1 asks for one Host header: host, or host:port.",
+                framing,
+            )),
             None => Ok(framing),
         }
     }
@@ -127,6 +138,12 @@ impl Lengths {
 
 const TWO_WAYS: &str = "Content-Length and Transfer-Encoding exclude each other.";
 
+/// Whether `value` has no characters but those of a host and port (RFC 3986, section 3.2).
+fn is_host_and_port(value: &str) -> bool {
+    let may_be = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte);
+    value.bytes().all(may_be)
+}
+
 fn contains_ignore_case(text: &str, word: &str) -> bool {
     text.as_bytes()
         .windows(word.len())
@@ -138,7 +155,8 @@ mod tests {
     use super::*;
 
     fn framing(headers: &[&str]) -> Result<Framing, (&'static str, Framing)> {
-        let headers: Vec<Header> = headers.iter().map(|h| h.parse().unwrap()).collect();
+        let headers = headers.iter().chain(&["Host: t"]);
+        let headers: Vec<Header> = headers.map(|h| h.parse().unwrap()).collect();
         Framing::of(&HTTPVersion(1, 1), &headers)
     }
 
@@ -166,6 +184,30 @@ mod tests {
             &["Connection: upgrade", "Transfer-Encoding: chunked"],
         ] {
             assert!(framing(headers).is_err(), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn http_1_1_asks_for_one_host() {
+        let host = || "Host: t".parse::<Header>().unwrap();
+        for (version, headers, is_fine) in [
+            (HTTPVersion(1, 1), vec![], false),
+            (HTTPVersion(1, 1), vec![host()], true),
+            (HTTPVersion(1, 1), vec![host(), host()], false),
+            (HTTPVersion(1, 1), vec!["Host:".parse().unwrap()], true),
+            (
+                HTTPVersion(1, 1),
+                vec!["Host: [::1]:80".parse().unwrap()],
+                true,
+            ),
+            (HTTPVersion(1, 1), vec!["Host: a b".parse().unwrap()], false),
+            (HTTPVersion(1, 1), vec!["Host: a/b".parse().unwrap()], false),
+            (HTTPVersion(1, 1), vec!["Host: u@h".parse().unwrap()], false),
+            (HTTPVersion(1, 0), vec![], true),
+            (HTTPVersion(1, 0), vec![host(), host()], false),
+        ] {
+            let framing = Framing::of(&version, &headers);
+            assert_eq!(framing.is_ok(), is_fine, "{version} {headers:?}");
         }
     }
 

@@ -37,10 +37,12 @@
 //!   that did not arrive with its head and that nobody read, the connection is
 //!   closed and what it still sends is never answered.
 //! - Requests a client sends ahead are answered in order, one at a time; with
-//!   more than 32 ahead its connection is closed.
+//!   more than 32 ahead its connection is closed once those 32 are answered.
+//! - HTTP/1.1 without a `Host`, or any version with two or a malformed one, is 400.
 //! - Every response has `X-Request-Id`, every error is a problem detail, except
 //!   what tiny_http or the self-check answers on their own (400 to a malformed
 //!   head, 408 and 431 to an unfinished one, 417, 505): status and no body.
+//! - A percent-encoded unreserved character in a path is the character itself.
 //! - The server ends by itself only through [`OnFatal`]: when its accept thread
 //!   has died, when it does not answer itself for 15 s, or when the process's
 //!   memory is beyond [`ServerConfig::memory_limit_bytes`].
@@ -71,6 +73,8 @@
 //!   for good, and so does a declared body over 64 MiB here: each costs one
 //!   thread and two descriptors until the process ends.
 //! - A head with a byte outside ASCII gets no answer, only a closed connection.
+//! - `100 Continue` has a `Content-Length: 0`, which no 1xx may have (RFC 9110,
+//!   section 8.6): tiny_http writes it, and gives the body out only after that.
 //! - Chunk-size lines have no limit but the request's time and the process's
 //!   memory.
 //! - TLS, HTTP/2, compression, limits per client.

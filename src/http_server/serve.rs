@@ -1,5 +1,6 @@
 //! From a request's arrival to the end of its response.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::admission::Admission;
-use super::connections::{Arrival, Connections};
+use super::connections::{Arrival, Connections, Next};
 use super::framing::Framing;
 use super::incoming::Incoming;
 use super::observe::{Observation, Recorder};
@@ -65,7 +66,7 @@ pub(super) enum Work {
 
 /// What the lingering thread takes from its queue.
 pub(super) enum Linger {
-    Until(Incoming),
+    Until(Box<Incoming>, VecDeque<Exchange>),
     Stop,
 }
 
@@ -74,6 +75,8 @@ pub(super) struct Exchange {
     request: Incoming,
     peer: SocketAddr,
     arrived: Instant,
+    /// No later one of its connection is answered.
+    last: bool,
 }
 
 /// Why requests are refused without being handled, as label values.
@@ -118,6 +121,7 @@ impl Shared {
             request,
             peer,
             arrived: Instant::now(),
+            last: false,
         };
         let arrival = self.connections.arrived(peer, exchange);
         drop(intake);
@@ -125,15 +129,26 @@ impl Shared {
             Arrival::Go(exchange) => self.dispatch(recorder, exchange),
             Arrival::Waits => {}
             Arrival::Ended(exchange) => drop(exchange),
-            // Dropped at the end, after its connection.
-            Arrival::TooMany(_exchange) => {
+            Arrival::TooMany(None) => {
                 recorder.metrics.shed.with_label_values(&[PIPELINE]).inc();
-                log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: connection closed");
-                let _waiting = self.connections.ended(peer);
-                self.with_connection(peer, Connection::end);
+                log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: its connection is closed after those that were taken");
+                self.with_connection(peer, Connection::stop_reading);
             }
+            Arrival::TooMany(surplus) => drop(surplus),
         }
         Ok(())
+    }
+
+    /// The connection's next request, now that the one before is answered.
+    fn next(&self, peer: SocketAddr) -> Option<Exchange> {
+        match self.connections.next(peer) {
+            Next::Go { request, last } => Some(Exchange { last, ..request }),
+            Next::Idle => None,
+            Next::End(surplus) => {
+                self.finish(surplus.request, VecDeque::new(), peer);
+                None
+            }
+        }
     }
 
     /// Puts a request into its queue, or refuses it and goes on with the
@@ -150,7 +165,7 @@ impl Shared {
             if lane == Lane::Pool {
                 if !self.admission.may_wait(Instant::now(), queue.len()) {
                     self.refuse(recorder, exchange, OVERLOAD);
-                    next = self.connections.next(peer);
+                    next = self.next(peer);
                     continue;
                 }
                 // Counted before: a thread may take it, and count it off, at once.
@@ -170,7 +185,7 @@ impl Shared {
                 };
                 self.refuse(recorder, exchange, reason);
             }
-            next = self.connections.next(peer);
+            next = self.next(peer);
         }
     }
 
@@ -188,7 +203,7 @@ impl Shared {
                     recorder.metrics.queue_depth.dec();
                     let peer = exchange.peer;
                     self.refuse(recorder, exchange, OVERLOAD);
-                    if let Some(next) = self.connections.next(peer) {
+                    if let Some(next) = self.next(peer) {
                         self.dispatch(recorder, next);
                     }
                 }
@@ -235,7 +250,7 @@ impl Shared {
             if lane == Lane::Pool {
                 recorder.metrics.threads_busy.dec();
             }
-            if let Some(next) = self.connections.next(peer) {
+            if let Some(next) = self.next(peer) {
                 self.dispatch(recorder, next);
             }
         }
@@ -251,6 +266,7 @@ impl Shared {
             request,
             peer,
             arrived,
+            last,
         } = exchange;
         let path = path_of(request.url());
         let found = self.router.find(request.method().as_str(), &path);
@@ -294,7 +310,7 @@ impl Shared {
 
         let unclear = fault.is_some() || request.body_outstanding();
         let stopping = self.stopping.load(Ordering::Relaxed);
-        let persistence = if unclear || stopping || framing.last {
+        let persistence = if unclear || stopping || framing.last || last {
             Persistence::Close
         } else if framing.http_1_0 {
             Persistence::KeepAlive
@@ -343,13 +359,22 @@ impl Shared {
     /// Answers a request after which nobody knows where the next one starts,
     /// and ends its connection.
     fn end(&self, request: Incoming, peer: SocketAddr, bytes: &[u8]) {
-        drop(self.connections.ended(peer));
+        let unanswered = self.connections.ended(peer);
         let written = self.with_connection(peer, |connection| connection.send(bytes));
         if let Some(Err(error)) = written {
             log::debug!(target: "tbd::http", "the client did not take its response: {error}");
         }
+        self.finish(request, unanswered, peer);
+    }
+
+    /// Ends a connection whose last response is sent. `request` and those `unanswered` are
+    /// dropped after it.
+    fn finish(&self, request: Incoming, unanswered: VecDeque<Exchange>, peer: SocketAddr) {
         self.with_connection(peer, Connection::finish_sending);
-        if let Err(refused) = self.lingering.try_send(Linger::Until(request)) {
+        if let Err(refused) = self
+            .lingering
+            .try_send(Linger::Until(Box::new(request), unanswered))
+        {
             self.with_connection(peer, Connection::end);
             drop(refused);
         }
@@ -379,7 +404,7 @@ impl Shared {
     /// kernel reset it, and the client may lose the answer it has not read yet;
     /// so a little of what still comes is read first.
     pub(super) fn linger(&self, queue: &Receiver<Linger>) {
-        while let Ok(Linger::Until(mut request)) = queue.recv() {
+        while let Ok(Linger::Until(mut request, unanswered)) = queue.recv() {
             let deadline = Deadline::after(LINGER);
             let peer = request.remote_addr().copied();
             let watched = self.watch.until(peer.as_ref(), deadline);
@@ -399,6 +424,7 @@ impl Shared {
                 drop(self.connections.ended(peer));
             }
             drop(request);
+            drop(unanswered);
         }
     }
 }

@@ -251,6 +251,22 @@ fn a_connection_answers_one_request_after_the_other() {
 }
 
 #[test]
+fn http_1_1_needs_one_host() {
+    let house = start(config(), router());
+    for hosts in ["", "Host: a\r\nHost: a\r\n", "Host: a\r\nhost: b\r\n"] {
+        let mut client = house.connect();
+        client.send(["GET /hello HTTP/1.1\r\n", hosts, "\r\n"].concat());
+        let answer = client.answer();
+        assert_eq!(answer.status, 400, "{hosts:?}");
+        assert_eq!(
+            answer.problem()["type"],
+            "urn:tbd:problem:malformed-request"
+        );
+        client.assert_closed();
+    }
+}
+
+#[test]
 fn http_1_0_closes_unless_asked_to_stay() {
     let house = start(config(), router());
     let mut client = house.connect();
@@ -306,12 +322,12 @@ fn unknown_paths_and_methods_are_problems() {
 fn a_sane_request_id_is_kept_and_any_other_replaced_by_the_trace_id() {
     let house = start(config(), router());
     let mut client = house.connect();
-    client.send("GET /hello HTTP/1.1\r\nX-Request-ID: my-id_7\r\n\r\n");
+    client.send("GET /hello HTTP/1.1\r\nHost: t\r\nX-Request-ID: my-id_7\r\n\r\n");
     assert_eq!(client.answer().header("X-Request-Id"), Some("my-id_7"));
     let trace = "0af7651916cd43dd8448eb211c80319c";
     for id in ["", "two words", &"x".repeat(129)] {
         client.send(format!(
-            "GET /hello HTTP/1.1\r\nX-Request-Id: {id}\r\ntraceparent: 00-{trace}-b7ad6b7169203331-01\r\n\r\n"
+            "GET /hello HTTP/1.1\r\nHost: t\r\nX-Request-Id: {id}\r\ntraceparent: 00-{trace}-b7ad6b7169203331-01\r\n\r\n"
         ));
         assert_eq!(client.answer().header("X-Request-Id"), Some(trace));
     }
@@ -347,17 +363,17 @@ fn a_full_queue_refuses_at_once_while_probes_answer() {
     };
     let house = start(config, router().get("/slow", handler));
     let mut running = house.connect();
-    running.send("GET /slow HTTP/1.1\r\n\r\n");
+    running.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
     gate.wait_entered();
     let mut queued = house.connect();
-    queued.send("GET /slow HTTP/1.1\r\n\r\n");
+    queued.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
     wait_until("the second request waits", || {
         house.metrics.http.queue_depth.get() == 1
     });
 
     let mut refused: Vec<_> = (0..20).map(|_| house.connect()).collect();
     for client in &mut refused {
-        client.send("GET /slow HTTP/1.1\r\n\r\n");
+        client.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
     }
     for client in &mut refused {
         let answer = client.answer();
@@ -410,7 +426,7 @@ fn pipelined_requests_are_answered_in_order() {
     let (gate, handler) = gated();
     let house = start(config(), router().get("/slow", handler));
     let mut client = house.connect();
-    client.send("GET /slow HTTP/1.1\r\n\r\nGET /hello/2 HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\n\r\nGET /hello/4 HTTP/1.1\r\n\r\n");
+    client.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\nGET /hello/2 HTTP/1.1\r\nHost: t\r\n\r\nGET /healthz HTTP/1.1\r\nHost: t\r\n\r\nGET /hello/4 HTTP/1.1\r\nHost: t\r\n\r\n");
     gate.wait_entered();
     // The probe behind the slow request holds no probe thread.
     for _ in 0..5 {
@@ -422,25 +438,37 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_client_that_never_waits_for_answers_is_cut_off() {
-    let (gate, handler) = gated();
-    let house = start(config(), router().get("/slow", handler));
-    let mut client = house.connect();
-    client.send("GET /slow HTTP/1.1\r\n\r\n");
-    gate.wait_entered();
-    client.send_all_it_takes("GET /hello HTTP/1.1\r\n\r\n".repeat(1000));
-    wait_until("the client is cut off", || {
-        house
-            .metrics
-            .http
-            .shed
-            .with_label_values(&["pipeline"])
-            .get()
-            > 0
-    });
-    client.assert_closed();
-    gate.let_one_through();
-    assert_eq!(house.connect().get("/hello").status, 200);
+fn a_client_that_never_waits_for_answers_gets_those_to_what_was_taken() {
+    const TAKEN: usize = 32;
+    // The last of them has a body that does not come.
+    let held_back = "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 99999\r\n\r\n";
+    for (ahead, end) in [(49, ""), (1000, ""), (TAKEN, held_back), (49, held_back)] {
+        let (gate, handler) = gated();
+        let house = start(config(), router().get("/slow", handler));
+        let mut client = house.connect();
+        client.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
+        gate.wait_entered();
+        let request = |n| format!("GET /hello/{n} HTTP/1.1\r\nHost: t\r\n\r\n");
+        client.send_all_it_takes((1..=ahead).map(request).collect::<String>() + end);
+        let shed = &house.metrics.http.shed;
+        wait_until("there are too many", || {
+            shed.with_label_values(&["pipeline"]).get() == 1
+        });
+        // Nobody else waits for this client.
+        for _ in 0..10 {
+            assert_eq!(house.connect().get("/hello").status, 200);
+        }
+        gate.let_one_through();
+        assert_eq!(client.answer().body, "through");
+        for n in 1..=TAKEN {
+            let answer = client.answer();
+            assert_eq!(answer.body, n.to_string());
+            let close = (n == TAKEN).then_some("close");
+            assert_eq!(answer.header("Connection"), close, "{n}");
+        }
+        client.assert_closed();
+        house.shutdown().unwrap();
+    }
 }
 
 #[test]
@@ -449,7 +477,7 @@ fn connections_that_come_in_a_burst_are_all_answered() {
     for _ in 0..5 {
         let mut clients: Vec<_> = (0..100).map(|_| house.connect()).collect();
         for client in &mut clients {
-            client.send("GET /hello HTTP/1.1\r\n\r\n");
+            client.send("GET /hello HTTP/1.1\r\nHost: t\r\n\r\n");
         }
         for client in &mut clients {
             assert_eq!(client.answer().status, 200);
@@ -464,13 +492,13 @@ fn bodies_arrive_whole_whatever_their_framing() {
     for length in [0, 1, 1024, 1025, 65_536] {
         let body = "x".repeat(length);
         client.send(format!(
-            "POST /echo HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}"
+            "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n\r\n{body}"
         ));
         assert_eq!(client.answer().body, body);
     }
     let chunk = "y".repeat(5000);
     client.send(format!(
-        "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1388\r\n{chunk}\r\n3;x=y\r\nend\r\n0\r\n\r\n"
+        "POST /echo HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n1388\r\n{chunk}\r\n3;x=y\r\nend\r\n0\r\n\r\n"
     ));
     assert_eq!(client.answer().body, format!("{chunk}end"));
     assert_eq!(client.get("/hello").status, 200);
@@ -480,12 +508,16 @@ fn bodies_arrive_whole_whatever_their_framing() {
 fn a_client_that_asks_before_sending_its_body_is_told_to_go_on() {
     let house = start(config(), router());
     let mut client = house.connect();
-    client.send("POST /echo HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    client.send(
+        "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    );
     assert_eq!(client.answer_to("HEAD").status, 100);
     client.send("hello");
     assert_eq!(client.answer().body, "hello");
     // A handler that does not want the body says so without asking for it.
-    client.send("POST /ignore HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    client.send(
+        "POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+    );
     let answer = client.answer();
     assert_eq!(
         (answer.status, answer.header("Connection")),
@@ -506,7 +538,7 @@ fn a_body_over_the_limit_is_a_413_and_the_end() {
         ),
     ] {
         let mut client = house.connect();
-        client.send(format!("POST /echo HTTP/1.1\r\n{head}\r\n\r\n"));
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: t\r\n{head}\r\n\r\n"));
         client.send_all_it_takes(body);
         let answer = client.answer();
         assert_eq!(
@@ -531,7 +563,7 @@ fn a_body_that_stalls_is_a_408_and_the_end() {
         "Content-Length: 9\r\nExpect: 100-continue",
     ] {
         let mut client = house.connect();
-        client.send(format!("POST /echo HTTP/1.1\r\n{head}\r\n\r\n"));
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: t\r\n{head}\r\n\r\n"));
         if head.contains("Expect") {
             assert_eq!(client.answer_to("HEAD").status, 100);
         }
@@ -555,7 +587,7 @@ fn a_request_that_does_not_become_complete_is_a_408_and_the_end() {
     let house = start(config, router());
     for unfinished in [
         "GET /hello HTTP/1.1\r\nHost",
-        "POST /echo HTTP/1.1\r\nContent-Length: 1000\r\n\r\nshort",
+        "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\n\r\nshort",
     ] {
         let mut fresh = house.connect();
         fresh.send(unfinished);
@@ -580,7 +612,7 @@ fn a_header_line_without_end_costs_no_memory() {
     // Nobody reads on: the kernel may keep the client waiting.
     let patience = Some(Duration::from_secs(1));
     client.stream.set_write_timeout(patience).unwrap();
-    client.send("GET /hello HTTP/1.1\r\nX: ");
+    client.send("GET /hello HTTP/1.1\r\nHost: t\r\nX: ");
     let line = [b'x'; 64 * 1024];
     let mut sent = 0;
     while client.stream.write_all(&line).is_ok() {
@@ -594,12 +626,12 @@ fn a_header_line_without_end_costs_no_memory() {
 fn a_body_that_ends_early_or_is_malformed_is_a_400_and_the_end() {
     let house = start(config(), router());
     let mut client = house.connect();
-    client.send("POST /echo HTTP/1.1\r\nContent-Length: 2000\r\n\r\nshort");
+    client.send("POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 2000\r\n\r\nshort");
     client.stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(client.answer().status, 400);
     client.assert_closed();
     let mut client = house.connect();
-    client.send("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\nGET /hello HTTP/1.1\r\n\r\n");
+    client.send("POST /echo HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\nGET /hello HTTP/1.1\r\nHost: t\r\n\r\n");
     assert_eq!(client.answer().status, 400);
     client.assert_closed();
 }
@@ -619,7 +651,7 @@ fn contradicting_lengths_are_a_400_and_the_end() {
     ] {
         let mut client = house.connect();
         client.send(format!(
-            "POST /echo HTTP/1.1\r\n{heads}\r\n\r\n0\r\n\r\nGET /hello HTTP/1.1\r\n\r\nGET /hello HTTP/1.1\r\n\r\n"
+            "POST /echo HTTP/1.1\r\nHost: t\r\n{heads}\r\n\r\n0\r\n\r\nGET /hello HTTP/1.1\r\nHost: t\r\n\r\nGET /hello HTTP/1.1\r\nHost: t\r\n\r\n"
         ));
         let answer = client.answer();
         assert_eq!(
@@ -641,7 +673,7 @@ fn a_body_nobody_read_is_never_taken_for_a_request() {
         Ok(Response::text(200, "smuggled"))
     });
     let house = start(config(), router);
-    let smuggled = "GET /smuggled HTTP/1.1\r\n\r\n";
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: t\r\n\r\n";
     let long = smuggled.repeat(100);
     for (head, body) in [
         (format!("Content-Length: {}", long.len()), long.clone()),
@@ -656,7 +688,9 @@ fn a_body_nobody_read_is_never_taken_for_a_request() {
         ),
     ] {
         let mut client = house.connect();
-        client.send(format!("POST /ignore HTTP/1.1\r\n{head}\r\n\r\n"));
+        client.send(format!(
+            "POST /ignore HTTP/1.1\r\nHost: t\r\n{head}\r\n\r\n"
+        ));
         client.send_all_it_takes(body);
         assert_eq!(client.answer().body, "ignored");
         client.assert_closed();
@@ -664,7 +698,7 @@ fn a_body_nobody_read_is_never_taken_for_a_request() {
     // A short one was read by tiny_http and is out of the way.
     let mut client = house.connect();
     client.send(format!(
-        "POST /ignore HTTP/1.1\r\nContent-Length: {}\r\n\r\n{smuggled}",
+        "POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n{smuggled}",
         smuggled.len()
     ));
     assert_eq!(client.answer().body, "ignored");
@@ -681,35 +715,41 @@ fn hostile_requests_never_end_the_server() {
         "GET\r\n\r\n",
         "GET /hello\r\n\r\n",
         "GET /hello HTTP/9.9\r\n\r\n",
-        "GET /hello HTTP/1.1\r\nno colon\r\n\r\n",
-        "GET /hello HTTP/1.1\r\n: \r\n\r\n",
-        "GET /hello HTTP/1.1\r\nA B: c\r\n\r\n",
-        "GET /hello HTTP/1.1\r\n folded\r\n\r\n",
-        "GET  HTTP/1.1\r\n\r\n",
-        "GET ? HTTP/1.1\r\n\r\n",
-        "GET :// HTTP/1.1\r\n\r\n",
-        "OPTIONS * HTTP/1.1\r\n\r\n",
-        "CONNECT host:1 HTTP/1.1\r\n\r\n",
-        "POST /echo HTTP/1.1\r\nExpect: nothing\r\n\r\n",
-        "POST /echo HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\nx",
-        "POST /echo HTTP/1.1\r\nContent-Length: 9223372036854775807\r\n\r\nx",
-        "POST /ignore HTTP/1.1\r\nContent-Length: 4611686018427387904\r\n\r\nx",
-        "POST /ignore HTTP/1.1\r\nContent-Length: 1000000000000000\r\n\r\nx",
-        "POST /ignore HTTP/1.1\r\nContent-Length: 1000000000000\r\nContent-Length: 3\r\n\r\nx",
-        "POST /ignore HTTP/1.1\r\nContent-Length: 18446744073709551616\r\n\r\nx",
-        "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nx",
-        "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nx",
-        "POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\nshort",
+        "GET /hello HTTP/1.1\r\nHost: t\r\nno colon\r\n\r\n",
+        "GET /hello HTTP/1.1\r\nHost: t\r\n: \r\n\r\n",
+        "GET /hello HTTP/1.1\r\nHost: t\r\nA B: c\r\n\r\n",
+        "GET /hello HTTP/1.1\r\nHost: t\r\n folded\r\n\r\n",
+        "GET  HTTP/1.1\r\nHost: t\r\n\r\n",
+        "GET ? HTTP/1.1\r\nHost: t\r\n\r\n",
+        "GET :// HTTP/1.1\r\nHost: t\r\n\r\n",
+        "OPTIONS * HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT host:1 HTTP/1.1\r\nHost: t\r\n\r\n",
+        "POST /echo HTTP/1.1\r\nHost: t\r\nExpect: nothing\r\n\r\n",
+        "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 18446744073709551615\r\n\r\nx",
+        "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 9223372036854775807\r\n\r\nx",
+        "POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: 4611686018427387904\r\n\r\nx",
+        "POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000000000000\r\n\r\nx",
+        "POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000000000\r\nContent-Length: 3\r\n\r\nx",
+        "POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: 18446744073709551616\r\n\r\nx",
+        "POST /echo HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nx",
+        "POST /echo HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nx",
+        "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\nshort",
     ]
     .into_iter()
     .map(|text| text.as_bytes().to_vec())
     .collect();
-    requests.push(format!("GET /{long} HTTP/1.1\r\n\r\n").into_bytes());
-    requests.push(format!("GET /hello HTTP/1.1\r\nX: {long}\r\n\r\n").into_bytes());
-    requests.push(format!("{long} /hello HTTP/1.1\r\n\r\n").into_bytes());
-    requests.push(format!("GET /hello HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(10_000)).into_bytes());
-    requests.push(b"GET /\xff\xfe HTTP/1.1\r\n\r\n".to_vec());
-    requests.push(b"GET /hello HTTP/1.1\r\nX: \x00\x01\x7f\r\n\r\n".to_vec());
+    requests.push(format!("GET /{long} HTTP/1.1\r\nHost: t\r\n\r\n").into_bytes());
+    requests.push(format!("GET /hello HTTP/1.1\r\nHost: t\r\nX: {long}\r\n\r\n").into_bytes());
+    requests.push(format!("{long} /hello HTTP/1.1\r\nHost: t\r\n\r\n").into_bytes());
+    requests.push(
+        format!(
+            "GET /hello HTTP/1.1\r\nHost: t\r\n{}\r\n",
+            "X: y\r\n".repeat(10_000)
+        )
+        .into_bytes(),
+    );
+    requests.push(b"GET /\xff\xfe HTTP/1.1\r\nHost: t\r\n\r\n".to_vec());
+    requests.push(b"GET /hello HTTP/1.1\r\nHost: t\r\nX: \x00\x01\x7f\r\n\r\n".to_vec());
     requests.push((0..=255).cycle().take(10_000).collect());
     for request in requests {
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
@@ -734,7 +774,7 @@ fn shutdown_finishes_what_is_in_flight_and_leaves_idle_connections() {
     let mut idle = house.connect();
     assert_eq!(idle.get("/hello").status, 200);
     let mut running = house.connect();
-    running.send("GET /slow HTTP/1.1\r\n\r\n");
+    running.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
     gate.wait_entered();
 
     let shutdown = thread::spawn(move || house.shutdown());
@@ -757,7 +797,7 @@ fn shutdown_answers_open_connections_until_the_last_request_is_done() {
     let mut other = house.connect();
     assert_eq!(other.get("/hello").status, 200);
     let mut running = house.connect();
-    running.send("GET /slow HTTP/1.1\r\n\r\n");
+    running.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
     gate.wait_entered();
     let shutdown = thread::spawn(move || house.shutdown());
     wait_until("no connection is accepted", || {
@@ -779,7 +819,7 @@ fn shutdown_says_so_when_a_handler_does_not_end() {
     let (gate, handler) = gated();
     let house = start(config(), router().get("/slow", handler));
     let mut client = house.connect();
-    client.send("GET /slow HTTP/1.1\r\n\r\n");
+    client.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
     gate.wait_entered();
     let result = house
         .server
