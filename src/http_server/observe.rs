@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use prometheus::{Histogram, IntCounter};
 
-use super::request::{header, path_range};
+use super::request::{header, headers, path_range};
 use crate::telemetry::metrics::HttpMetrics;
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, KeyValue, SpanGuard, SpanKind};
@@ -78,7 +78,10 @@ impl Observation {
         let parent = match header(request, "traceparent") {
             // Supervisors and scrapers come every few seconds: their traces would bury all others.
             None if probe => tracing::unsampled(),
-            traceparent => tracing::extract(traceparent, header(request, "tracestate")),
+            _ => {
+                let values = |name| headers(request, name);
+                tracing::extract(values("traceparent"), values("tracestate"))
+            }
         };
         let attributes = || attributes(request, method, route);
         let taken = Instant::now();

@@ -229,7 +229,10 @@ pub(super) fn header<'a>(request: &'a tiny_http::Request, name: &str) -> Option<
 }
 
 /// All headers `name` of a request.
-fn headers<'a>(request: &'a tiny_http::Request, name: &'a str) -> impl Iterator<Item = &'a str> {
+pub(super) fn headers<'a>(
+    request: &'a tiny_http::Request,
+    name: &'a str,
+) -> impl Iterator<Item = &'a str> {
     request
         .headers()
         .iter()

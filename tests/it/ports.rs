@@ -99,7 +99,10 @@ fn message(order: &Order) -> Message {
         kind: EventKind::Created,
         order_id: order.id,
         payload: Bytes::from(order.id.to_string()),
-        traceparent: Some(format!("00-{}-00f067aa0ba902b7-01", order.id.0.simple())),
+        trace_context: Some(format!(
+            "00-{}-00f067aa0ba902b7-01 a=1",
+            order.id.0.simple()
+        )),
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::support::http::get;
+use crate::support::edge::Edge;
+use crate::support::http::{get, post};
 use crate::support::observers::{Collector, Span, Trace};
 use crate::support::program::{Stack, free_port, id, new_order};
 use crate::support::topic::{records, wait_for_records};
@@ -41,6 +42,7 @@ fn a_traceparent_that_is_none_begins_a_trace_of_its_own() {
         format!("00-{TRACE_ID}-0000000000000000-01"),
         format!("ff-{TRACE_ID}-{PARENT_ID}-01"),
         format!("00-{TRACE_ID}-{PARENT_ID}"),
+        format!("00-{TRACE_ID}-{PARENT_ID}-01-"),
         format!("00-{}-{PARENT_ID}-01", TRACE_ID.to_uppercase()),
     ] {
         let response = get("/nowhere")
@@ -49,6 +51,61 @@ fn a_traceparent_that_is_none_begins_a_trace_of_its_own() {
         let problem = response.problem(404, "not-found");
         assert_ne!(problem["trace_id"], TRACE_ID, "{header}");
         assert_ne!(problem["trace_id"], *zeros, "{header}");
+    }
+}
+
+#[test]
+fn of_two_traceparents_none_is_followed() {
+    let stack = Stack::new();
+    let apis = [stack.api()];
+    let edge = Edge::in_front_of(&apis);
+    let traceparent = format!("00-{TRACE_ID}-{PARENT_ID}-01");
+    for address in [apis[0].address(), edge.address()] {
+        let request = post("/v1/orders").header("traceparent", &traceparent);
+        let one = request.clone().send(&address);
+        let problem = one.problem(415, "unsupported-media-type");
+        assert_eq!(problem["trace_id"], TRACE_ID);
+        let two = request.header("traceparent", &traceparent).send(&address);
+        let problem = two.problem(415, "unsupported-media-type");
+        assert_ne!(problem["trace_id"], TRACE_ID);
+    }
+}
+
+#[test]
+fn a_clients_tracestate_goes_along_to_both_events_and_every_span() {
+    const LIST: &str = "a=1,b=2,tenant@c=3";
+    let collector = Collector::start();
+    for delivery in ["direct", "outbox"] {
+        let stack = Stack::new().set("EVENT_DELIVERY", delivery);
+        let stack = traced(stack, &collector.url());
+        let (apis, _worker) = ([stack.api()], stack.worker());
+        let edge = Edge::in_front_of(&apis);
+        for address in [apis[0].address(), edge.address()] {
+            let (trace_id, traceparent) = new_trace();
+            let accepted = new_order(&unique("key"), 1)
+                .header("traceparent", traceparent)
+                .header("tracestate", "a=1 , b=2")
+                .header("tracestate", "tenant@c=3")
+                .send(&address);
+            assert_eq!(accepted.status, 202, "{}", accepted.text());
+            let (send, process, announce) = (
+                format!("send {}", stack.topics.created),
+                format!("process {}", stack.topics.created),
+                format!("send {}", stack.topics.processed),
+            );
+            let names = ["POST /v1/orders", &send, &process, &announce];
+            let trace = collector.wait_for(&trace_id, &names);
+            for span in &trace.0 {
+                assert_eq!(span.state(), LIST, "{delivery}: {span:?}");
+            }
+        }
+        for topic in [&stack.topics.created, &stack.topics.processed] {
+            let records = records(&stack.kafka, topic);
+            assert_eq!(records.len(), 2, "{delivery}: {topic}");
+            for record in records {
+                assert_eq!(record.header("tracestate"), LIST, "{delivery}: {topic}");
+            }
+        }
     }
 }
 

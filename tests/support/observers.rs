@@ -122,6 +122,11 @@ impl Span {
         self.json["parentSpanId"].as_str().unwrap_or_default()
     }
 
+    /// Its `tracestate`.
+    pub fn state(&self) -> &str {
+        self.json["traceState"].as_str().unwrap_or_default()
+    }
+
     /// 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
     pub fn kind(&self) -> i64 {
         self.json["kind"].as_i64().expect("a kind")

@@ -12,12 +12,11 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tbd::config::{Compression, KafkaSettings};
 use tbd::deadline::Deadline;
 use tbd::kafka::producer::Record;
-use tbd::orders::adapters::kafka::{Breaker, ProducerMeter, TRACEPARENT, Topics, send_span};
+use tbd::orders::adapters::kafka::{Breaker, ProducerMeter, Topics, send_span, trace_headers};
 use tbd::orders::app::PUBLISH_BUDGET;
 use tbd::orders::ports::{Message, PublishError};
 use tbd::telemetry::metrics::KafkaMetrics;
 use tbd::telemetry::semconv;
-use tbd::telemetry::tracing;
 use tokio::time::timeout_at;
 
 /// Publishes events.
@@ -73,7 +72,7 @@ impl Bus {
     ) -> Vec<Result<(), PublishError>> {
         join_all(messages.iter().map(|message| {
             let record = self.topics.record(message);
-            self.send(record, message.traceparent.as_deref(), deadline)
+            self.send(record, message.trace_context.as_deref(), deadline)
         }))
         .await
     }
@@ -87,18 +86,17 @@ impl Bus {
     ) -> Result<(), PublishError> {
         let topic = record.topic.clone();
         let span = send_span(&record, cause);
-        let traceparent = tracing::inject(&span.context());
-        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 1);
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len() + 2);
         for (name, value) in &record.headers {
             headers = headers.insert(Header {
                 key: name,
                 value: value.as_deref(),
             });
         }
-        if let Some(traceparent) = &traceparent {
+        for (key, value) in trace_headers(&span.context()) {
             headers = headers.insert(Header {
-                key: TRACEPARENT,
-                value: Some(traceparent),
+                key,
+                value: Some(&value),
             });
         }
         let mut sent = FutureRecord::<[u8], [u8]>::to(&topic).headers(headers);
@@ -159,7 +157,7 @@ impl Bus {
                 "the circuit breaker is open".to_owned(),
             ));
         };
-        let cause = message.traceparent.as_deref();
+        let cause = message.trace_context.as_deref();
         let result = self
             .send(self.topics.record(message), cause, deadline)
             .await;

@@ -185,7 +185,10 @@ fn see(request: &Request) -> Seen {
     let parent = match text("traceparent") {
         // As in tbd: supervisors and scrapers come every few seconds.
         None if probe => tracing::unsampled(),
-        traceparent => tracing::extract(traceparent, text("tracestate")),
+        _ => {
+            let values = |name| values(request.headers(), name);
+            tracing::extract(values("traceparent"), values("tracestate"))
+        }
     };
     let span = tracing::detached_span_in(
         &parent,

@@ -350,7 +350,7 @@ impl Store {
                     &row.order.amount.get(),
                     &row.order.created_at,
                     &&row.message.payload[..],
-                    &row.message.traceparent,
+                    &row.message.trace_context,
                 ],
             )
             .await?;
@@ -388,7 +388,7 @@ impl Store {
                     &gather(rows, |row| row.order.amount.get()),
                     &gather(rows, |row| row.order.created_at),
                     &gather(rows, |row| &row.message.payload[..]),
-                    &gather(rows, |row| row.message.traceparent.as_deref()),
+                    &gather(rows, |row| row.message.trace_context.as_deref()),
                 ],
             )
             .await?;

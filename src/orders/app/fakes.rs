@@ -76,7 +76,7 @@ impl EventBus for Bus {
             kind: event.kind(),
             order_id: event.order().id,
             payload: Bytes::from(event.order().id.to_string()),
-            traceparent: Some("00-1-2-01".to_owned()),
+            trace_context: Some("00-1-2-01".to_owned()),
         }
     }
 

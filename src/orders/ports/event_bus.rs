@@ -14,8 +14,8 @@ pub struct Message {
     pub order_id: OrderId,
     /// The encoded event.
     pub payload: Bytes,
-    /// W3C `traceparent` of the work that caused the event.
-    pub traceparent: Option<String>,
+    /// The trace of the work that caused the event, as one text (W3C Trace Context).
+    pub trace_context: Option<String>,
 }
 
 /// Why a message is not known to have arrived.

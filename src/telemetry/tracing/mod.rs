@@ -4,7 +4,7 @@
 //! current while it lives, and spans begun meanwhile become its children. Work
 //! that moves to another thread takes [`SpanGuard::context`] along and begins
 //! its spans there with [`span_in`]; work that moves to another process takes
-//! [`inject`]'s text along.
+//! along what [`inject`] and [`inject_state`] give, or [`serialize`].
 //!
 //! Trace and span ids exist always, also when nothing is exported or a trace is
 //! not sampled: logs, error bodies and `X-Request-Id` use them. In those cases
@@ -23,6 +23,7 @@
 
 mod export;
 mod otlp;
+mod propagation;
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -30,18 +31,17 @@ use std::ops::Deref;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
     Link, Span as _, SpanBuilder, SpanId, Status, TraceFlags, TraceId, TraceState, Tracer as _,
     TracerProvider as _,
 };
 use opentelemetry::{ContextGuard, InstrumentationScope};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 pub use opentelemetry::trace::{SpanContext, SpanKind, TraceContextExt};
 pub use opentelemetry::{Context, Key, KeyValue, Value};
+pub use propagation::{deserialize, extract, inject, inject_state, serialize};
 
 use super::metrics::TracingMetrics;
 use super::semconv;
@@ -518,60 +518,6 @@ pub fn current_ids() -> Option<(String, String)> {
         let ids = span.span_context();
         ids.is_valid()
             .then(|| (ids.trace_id().to_string(), ids.span_id().to_string()))
-    })
-}
-
-/// The context a caller sent along (W3C Trace Context). Whatever is not
-/// well-formed counts as absent: then the context is empty and a span begun in
-/// it begins a trace.
-pub fn extract(traceparent: Option<&str>, tracestate: Option<&str>) -> Context {
-    struct Headers<'a>(&'a str, Option<&'a str>);
-
-    impl Extractor for Headers<'_> {
-        fn get(&self, key: &str) -> Option<&str> {
-            match key {
-                "traceparent" => Some(self.0),
-                "tracestate" => self.1,
-                _ => None,
-            }
-        }
-
-        fn keys(&self) -> Vec<&str> {
-            vec!["traceparent", "tracestate"]
-        }
-    }
-
-    match traceparent.map(str::trim) {
-        Some(traceparent) if is_traceparent(traceparent) => TraceContextPropagator::new()
-            .extract_with_context(&Context::new(), &Headers(traceparent, tracestate)),
-        _ => Context::new(),
-    }
-}
-
-/// `version-trace_id-parent_id-flags` with fields of 2, 32, 16 and 2 digits;
-/// versions after 00 may add more. The SDK alone would also take shorter ones.
-fn is_traceparent(text: &str) -> bool {
-    let fields: Vec<&str> = text.splitn(5, '-').collect();
-    let is_hex = |field: &str| {
-        field
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    fields.len() >= 4
-        && fields[..4]
-            .iter()
-            .zip([2, 32, 16, 2])
-            .all(|(field, length)| field.len() == length && is_hex(field))
-}
-
-/// The `traceparent` that carries `context` to another process; `None` if it
-/// holds no span.
-pub fn inject(context: &Context) -> Option<String> {
-    let span = context.span();
-    let span = span.span_context();
-    span.is_valid().then(|| {
-        let flags = u8::from(span.is_sampled());
-        format!("00-{}-{}-{flags:02x}", span.trace_id(), span.span_id())
     })
 }
 

@@ -359,7 +359,7 @@ fn the_callers_decision_not_to_sample_is_kept() {
     let unsampled = TRACEPARENT.replace("-01", "-00");
     let span = span_of(
         &tracing,
-        &extract(Some(&unsampled), None),
+        &extract(Some(&*unsampled), None),
         SpanKind::Server,
         [],
         vec![],
@@ -401,13 +401,6 @@ fn work_on_another_thread_joins_the_trace_it_was_given() {
 }
 
 #[test]
-fn a_context_survives_the_way_through_a_header() {
-    let context = extract(Some(TRACEPARENT), None);
-    assert_eq!(inject(&context).as_deref(), Some(TRACEPARENT));
-    assert_eq!(inject(&Context::new()), None);
-}
-
-#[test]
 fn work_that_nobody_asked_for_has_a_trace_of_its_own_that_is_not_recorded() {
     let metrics = Metrics::new();
     let url = Some("http://127.0.0.1:9".to_owned());
@@ -418,30 +411,6 @@ fn work_that_nobody_asked_for_has_a_trace_of_its_own_that_is_not_recorded() {
     assert_ne!(one.trace_id(), other.trace_id());
     assert!(one.span_context().is_valid());
     assert!(span(Context::new()).is_recording());
-}
-
-#[test]
-fn a_malformed_traceparent_counts_as_absent() {
-    for text in [
-        "",
-        "00",
-        "nonsense",
-        "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-        "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
-        "00-0AF7651916CD43DD8448EB211C80319C-B7AD6B7169203331-01",
-        "00-af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
-        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-é1",
-    ] {
-        assert_eq!(inject(&extract(Some(text), None)), None, "{text}");
-    }
-    let newer = TRACEPARENT.replacen("00", "01", 1) + "-more";
-    assert_eq!(
-        inject(&extract(Some(&newer), None)).as_deref(),
-        Some(TRACEPARENT)
-    );
 }
 
 #[test]

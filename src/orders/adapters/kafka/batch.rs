@@ -13,7 +13,7 @@ use crate::telemetry::metrics::OrdersMetrics;
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind, TraceContextExt};
 
-use super::bus::{TRACEPARENT, key_attribute};
+use super::bus::{key_attribute, trace_context};
 use super::dead_letter::{FAILED, Reason, UNDECODABLE, UNKNOWN_ORDER, dead_letter, replayed_at};
 use super::events::{Topics, created_order};
 
@@ -31,7 +31,7 @@ pub struct Announcement {
     pub index: usize,
     /// What to publish.
     pub record: Record,
-    /// The trace that it belongs to, as a `traceparent`.
+    /// The trace that it belongs to, as [`tracing::serialize`] writes it.
     pub cause: Option<String>,
 }
 
@@ -115,7 +115,7 @@ impl<'a> Batch<'a> {
                 announcements.push(Announcement {
                     index,
                     record,
-                    cause: tracing::inject(&span.context()),
+                    cause: tracing::serialize(&span.context()),
                 });
             }
         }
@@ -213,10 +213,7 @@ impl<'a> Batch<'a> {
 /// The span of one record's processing: a child of the span that sent it, and linked to it,
 /// as the conventions ask where both is wanted.
 fn process_span(record: &ConsumerRecord, order: Option<&OrderId>, group: &str) -> DetachedSpan {
-    let traceparent = record
-        .header(TRACEPARENT)
-        .and_then(|value| std::str::from_utf8(value).ok());
-    let parent = tracing::extract(traceparent, None);
+    let parent = trace_context(record);
     let sent = parent.span().span_context().clone();
     let links = sent.is_valid().then_some(sent).into_iter().collect();
     let name = format!("process {}", record.topic);

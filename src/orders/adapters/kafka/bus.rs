@@ -3,11 +3,12 @@
 use bytes::Bytes;
 
 use crate::deadline::Deadline;
+use crate::kafka::consumer::ConsumerRecord;
 use crate::kafka::producer::{Outcome, Pending, ProduceError, Producer, Record};
 use crate::orders::domain::OrderEvent;
 use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
 use crate::telemetry::semconv;
-use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
+use crate::telemetry::tracing::{self, Context, DetachedSpan, KeyValue, SpanKind};
 
 use super::events::Topics;
 
@@ -79,10 +80,11 @@ impl Acknowledgement for Begun {
 /// The span of sending `record`, in the trace of its `cause`, and the record, which carries it on.
 fn traced(mut record: Record, cause: Option<&str>) -> (Record, DetachedSpan) {
     let span = send_span(&record, cause);
-    if let Some(traceparent) = tracing::inject(&span.context()) {
-        let value = Some(Bytes::from(traceparent));
-        record.headers.push((TRACEPARENT.to_owned(), value));
-    }
+    let headers = trace_headers(&span.context());
+    record.headers.extend(headers.map(|(name, value)| {
+        let value = Some(Bytes::from(value));
+        (name.to_owned(), value)
+    }));
     (record, span)
 }
 
@@ -105,12 +107,36 @@ fn settled(outcome: Outcome, span: &DetachedSpan) -> Result<(), PublishError> {
     }
 }
 
-/// The header that carries the trace (W3C Trace Context).
-pub const TRACEPARENT: &str = "traceparent";
+const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
+
+/// Whether a record's header of this name carries its trace.
+pub(super) fn is_trace_header(name: &str) -> bool {
+    [TRACEPARENT, TRACESTATE].contains(&name)
+}
+
+/// The headers that carry `context` to a record's consumer (W3C Trace Context), as name and value.
+pub fn trace_headers(context: &Context) -> impl Iterator<Item = (&'static str, String)> + use<> {
+    let parent = tracing::inject(context).map(|value| (TRACEPARENT, value));
+    let state = tracing::inject_state(context).map(|value| (TRACESTATE, value));
+    parent.into_iter().chain(state)
+}
+
+/// The context that a record carries.
+pub(super) fn trace_context(record: &ConsumerRecord) -> Context {
+    let values = |wanted| {
+        let all = record
+            .headers
+            .iter()
+            .filter(move |(name, _)| name == wanted);
+        all.filter_map(|(_, value)| std::str::from_utf8(value.as_deref()?).ok())
+    };
+    tracing::extract(values(TRACEPARENT), values(TRACESTATE))
+}
 
 /// The span of sending `record`, in the trace of its `cause`.
 pub fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
-    let parent = tracing::extract(cause, None);
+    let parent = tracing::deserialize(cause);
     let name = format!("send {}", record.topic);
     let attributes = || {
         let mut attributes = vec![
@@ -152,7 +178,8 @@ impl EventBus for KafkaEventBus {
     }
 
     fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
-        let (record, span) = traced(self.topics.record(message), message.traceparent.as_deref());
+        let cause = message.trace_context.as_deref();
+        let (record, span) = traced(self.topics.record(message), cause);
         let Some(pending) = self.producer.try_send(record, deadline) else {
             span.fail("not_begun", "it could not leave at once");
             return None;
@@ -167,7 +194,7 @@ impl EventBus for KafkaEventBus {
     fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
         let records = messages
             .iter()
-            .map(|message| (self.topics.record(message), message.traceparent.clone()))
+            .map(|message| (self.topics.record(message), message.trace_context.clone()))
             .collect();
         self.send(records, deadline)
     }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::kafka::consumer::ConsumerRecord;
 use crate::kafka::producer::Record;
 
-use super::bus::TRACEPARENT;
+use super::bus::is_trace_header;
 
 /// Every header of ours begins so.
 const OURS: &str = "dlq-";
@@ -36,13 +36,13 @@ pub struct Reason {
 }
 
 /// The dead letter for `record`: key, value and headers as they were, with
-/// headers that say where it stood. `traceparent` is left out, since sending
-/// sets a new one in the same trace.
+/// headers that say where it stood. Those of the trace are left out, since sending
+/// sets new ones in the same trace.
 pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -> Record {
     let kept = record
         .headers
         .iter()
-        .filter(|(name, _)| name != TRACEPARENT)
+        .filter(|(name, _)| !is_trace_header(name))
         .cloned();
     let ours = [
         (TOPIC, record.topic.to_string()),
@@ -63,7 +63,7 @@ pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -
 }
 
 /// What `letter` was made of, for the topic it came from, marked as sent back at `now`;
-/// `traceparent` is left out as in [`dead_letter`]. `None` if it does not say where it
+/// the headers of the trace are left out as in [`dead_letter`]. `None` if it does not say where it
 /// came from: then it is no letter of ours.
 pub(super) fn replay(letter: &ConsumerRecord, now: Timestamp) -> Option<Record> {
     let topic = std::str::from_utf8(letter.header(TOPIC)?).ok()?;
@@ -71,7 +71,7 @@ pub(super) fn replay(letter: &ConsumerRecord, now: Timestamp) -> Option<Record> 
     let headers = letter
         .headers
         .iter()
-        .filter(|(name, _)| name != TRACEPARENT && !name.starts_with(OURS))
+        .filter(|(name, _)| !is_trace_header(name) && !name.starts_with(OURS))
         .cloned()
         .chain([(REPLAYED.to_owned(), mark)]);
     Some(Record {
@@ -107,7 +107,8 @@ mod tests {
             value: None,
             headers: vec![
                 header("mine", "1"),
-                header(TRACEPARENT, "00-a-b-01"),
+                header("traceparent", "00-a-b-01"),
+                header("tracestate", "a=1"),
                 header("mine", "2"),
             ],
         }
@@ -140,7 +141,7 @@ mod tests {
         assert_eq!((&sent.key, &sent.value), (&original.key, &original.value));
         let names: Vec<&str> = sent.headers.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["mine", "mine", REPLAYED]);
-        assert_eq!(sent.headers[1], original.headers[2]);
+        assert_eq!(sent.headers[1], original.headers[3]);
         assert_eq!(replayed_at(&arrived(sent)), Some(now));
         assert_eq!(replayed_at(&original), None);
     }

@@ -15,9 +15,10 @@ use crate::kafka::consumer::ConsumerRecord;
 use crate::kafka::{Cluster, Error, Reader};
 use crate::orders::app::PUBLISH_BUDGET;
 use crate::orders::ports::PublishError;
+use crate::telemetry::tracing;
 
 use super::KafkaEventBus;
-use super::bus::TRACEPARENT;
+use super::bus::trace_context;
 use super::dead_letter::{ATTEMPTS, OFFSET, PARTITION, REASON, TOPIC, replay};
 
 /// What one look at the topic may take: somebody waits for it.
@@ -113,7 +114,7 @@ pub fn replay_letters(
         .map(|letter| replay(&letter.0, now))
         .collect();
     let known = letters.iter().zip(&records).filter_map(|(letter, record)| {
-        let cause = letter.header(TRACEPARENT).map(str::to_owned);
+        let cause = tracing::serialize(&trace_context(&letter.0));
         Some((record.clone()?, cause))
     });
     let known = known.collect::<Vec<_>>();

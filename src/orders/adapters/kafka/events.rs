@@ -54,7 +54,7 @@ impl Topics {
             kind,
             order_id: event.order().id,
             payload: encode(event, self.of(kind)).into(),
-            traceparent: tracing::inject(&tracing::Context::current()),
+            trace_context: tracing::serialize(&tracing::Context::current()),
         }
     }
 

@@ -12,7 +12,7 @@ mod meter;
 
 pub use batch::{Announcement, Batch, committable};
 pub use breaker::{Breaker, BreakerState, GuardedBus, Permit};
-pub use bus::{KafkaEventBus, TRACEPARENT, send_span};
+pub use bus::{KafkaEventBus, send_span, trace_headers};
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use dead_letters::{DeadLetters, Letter, Letters, ReplayError, replay_letters};
 pub use events::{Topics, created_order};

@@ -23,6 +23,8 @@ pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, SUBMIT_MANY, KNOWN, SWEEP]
 // `KNOWN` reads the key in a statement of its own. An expired key counts as
 // none and is taken over.
 //
+// The column `traceparent` holds the whole trace context, `tracestate` included.
+//
 // `LATERAL` with a limit is one look-up in the index. A plain join of the outbox, which is
 // nearly empty whenever PostgreSQL counts its rows, is planned as reading it whole, with the
 // dead rows of thousands of events, or the backlog of an outage.
@@ -220,7 +222,7 @@ fn submit_one(connection: &mut Connection, row: &Row) -> Result<Option<Once>, Da
             &row.order.amount.get(),
             &row.order.created_at,
             &&row.message.payload[..],
-            &row.message.traceparent,
+            &row.message.trace_context,
         ],
     )?;
     if let Some(found) = &found
@@ -255,7 +257,7 @@ fn submit_many(
             &column(rows, |row| row.order.amount.get()),
             &column(rows, |row| row.order.created_at),
             &column(rows, |row| &row.message.payload[..]),
-            &column(rows, |row| row.message.traceparent.as_deref()),
+            &column(rows, |row| row.message.trace_context.as_deref()),
         ],
     )?;
     found

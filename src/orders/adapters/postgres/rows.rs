@@ -33,7 +33,7 @@ pub fn message(row: &Row) -> Result<Message, DatabaseError> {
         kind: EventKind::Created,
         order_id: OrderId(column(row, "order_id")?),
         payload: column::<Vec<u8>>(row, "payload")?.into(),
-        traceparent: column(row, "traceparent")?,
+        trace_context: column(row, "traceparent")?,
     })
 }
 

@@ -112,7 +112,7 @@ pub fn known(found: &postgres::Row, row: &Row) -> Result<Once, DatabaseError> {
     }
     let status: i16 = column(found, "response_status")?;
     let payload: Option<Vec<u8>> = column(found, "payload")?;
-    let traceparent = column(found, "traceparent")?;
+    let trace_context = column(found, "traceparent")?;
     Ok(Once::Again {
         response: StoredResponse {
             status: valid(u16::try_from(status))?,
@@ -123,7 +123,7 @@ pub fn known(found: &postgres::Row, row: &Row) -> Result<Once, DatabaseError> {
             kind: EventKind::Created,
             order_id,
             payload: payload.into(),
-            traceparent,
+            trace_context,
         }),
     })
 }
