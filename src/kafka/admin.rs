@@ -16,6 +16,7 @@ use super::cluster::Cluster;
 use super::config::Backoff;
 use super::connection::Connection;
 use super::error::Error;
+use super::topic_id::from_commit_metadata;
 use crate::deadline::Deadline;
 
 /// ListOffsets: the offset the next record will get.
@@ -168,7 +169,8 @@ impl Admin {
     }
 
     /// The offsets committed by `group` for `topics`: by topic and partition, the
-    /// next offset to be read. Partitions without a commit are left out.
+    /// next offset to be read. Partitions without a commit are left out, and those whose
+    /// commit names a topic that had the name before.
     ///
     /// # Errors
     /// When the group's coordinator did not answer in time.
@@ -197,9 +199,12 @@ impl Admin {
             Error::check(ApiKey::OffsetFetch, response.error_code)?;
             let mut offsets = BTreeMap::new();
             for topic in &response.topics {
+                let current = self.cluster.topic_id(&topic.name);
                 for partition in &topic.partitions {
                     Error::check(ApiKey::OffsetFetch, partition.error_code)?;
-                    if partition.committed_offset >= 0 {
+                    let committed_in = from_commit_metadata(partition.metadata.as_deref());
+                    let is_gone = committed_in.is_some_and(|id| current.is_some_and(|it| it != id));
+                    if partition.committed_offset >= 0 && !is_gone {
                         let key = (topic.name.to_string(), partition.partition_index);
                         offsets.insert(key, partition.committed_offset);
                     }

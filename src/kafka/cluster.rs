@@ -165,6 +165,15 @@ impl Cluster {
         found.map(|(name, _)| name.as_str().into())
     }
 
+    /// The id of the topic that has this name now, as far as is known: a topic that was
+    /// deleted and created again has another one. `None` when the topic is unknown or the
+    /// broker tells no ids. Does not wait.
+    pub fn topic_id(&self, topic: &str) -> Option<Uuid> {
+        let picture = self.picture();
+        let id = picture.topics.get(topic)?.id;
+        (!id.is_nil()).then_some(id)
+    }
+
     /// What the cluster said about `topic` when it was last asked, if that was an
     /// error. Does not wait.
     pub fn topic_error(&self, topic: &str) -> Option<ResponseError> {
@@ -456,6 +465,14 @@ mod tests {
     fn a_topic_made_anew_starts_its_epochs_again() {
         let cluster = cluster_after(&[answer(7, 0, &[(1, 5)]), answer(8, 0, &[(2, 0)])]);
         assert_eq!(cluster.leader("t", 0), Some((2, 0)));
+        assert_eq!(cluster.topic_id("t"), Some(Uuid::from_u128(8)));
+    }
+
+    #[test]
+    fn a_topic_has_an_id_only_where_the_broker_tells_one() {
+        let cluster = cluster_after(&[answer(0, 0, &[(1, 5)])]);
+        assert_eq!(cluster.topic_id("t"), None);
+        assert_eq!(cluster.topic_id("unknown"), None);
     }
 
     #[test]

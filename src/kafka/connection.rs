@@ -190,6 +190,20 @@ impl Connection {
     /// # Errors
     /// As [`Connection::call`]; [`Error::Authentication`].
     pub fn send<R: Request>(&mut self, request: &R, deadline: Deadline) -> Result<Sent<R>, Error> {
+        self.send_at_most(request, i16::MAX, deadline)
+    }
+
+    /// As [`Connection::send`], in no version newer than `newest`: for requests whose
+    /// fields the newer ones do not have.
+    ///
+    /// # Errors
+    /// As [`Connection::send`].
+    pub fn send_at_most<R: Request>(
+        &mut self,
+        request: &R,
+        newest: i16,
+        deadline: Deadline,
+    ) -> Result<Sent<R>, Error> {
         if self.must_log_in()
             && self.in_flight.is_empty()
             && let Some(sasl) = self.security.sasl.clone()
@@ -197,7 +211,7 @@ impl Connection {
             self.check_poison()?;
             self.log_in(&sasl, deadline)?;
         }
-        let version = self.version_of(R::API)?;
+        let version = self.version_of(R::API)?.min(newest);
         self.send_as(request, version, deadline)
     }
 

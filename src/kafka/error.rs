@@ -93,6 +93,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The topic was deleted and another one has its name now, so the offsets that were
+    /// asked for mean nothing any more.
+    #[error("topic {topic} was deleted and created again: its id was {old} and is {new} now")]
+    TopicReplaced {
+        /// The topic's name.
+        topic: String,
+        /// The id of the deleted topic, as Kafka's own tools write it.
+        old: String,
+        /// The id of the topic that has the name now.
+        new: String,
+    },
     /// The client was closed by its owner.
     #[error("the kafka client is closed")]
     Closed,
@@ -135,6 +146,7 @@ impl Error {
             | Self::UnsupportedVersion { .. }
             | Self::Encode { .. }
             | Self::InvalidRecord { .. }
+            | Self::TopicReplaced { .. }
             | Self::Closed
             | Self::Resource { .. } => false,
         }

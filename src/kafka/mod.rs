@@ -17,6 +17,7 @@
 //! | `connection` | one broker: version negotiation, login, answers in order |
 //! | `in_flight` | a connection's requests that wait for answers, and the hooks that hear of them |
 //! | `cluster` | who leads which partition, and how to reach them |
+//! | `topic_id` | topic ids in text, next to committed offsets |
 //! | `partitioner` | which partition a key belongs to, as the Java client decides it |
 //! | `admin` | make, list and delete topics, read offsets |
 //! | `batch` | the record batches of a fetch answer, walked safely on any bytes |
@@ -71,6 +72,7 @@ pub mod producer;
 pub mod reader;
 mod sasl;
 pub mod security;
+mod topic_id;
 mod transport;
 pub mod wire;
 

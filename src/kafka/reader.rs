@@ -9,13 +9,15 @@ use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::{ApiKey, BrokerId, FetchRequest};
+use uuid::Uuid;
 
 use super::admin::{Admin, topic_name};
 use super::batch::{BatchError, next_batch};
 use super::cluster::Cluster;
 use super::connection::Connection;
-use super::consumer::ConsumerRecord;
+use super::consumer::{ConsumerRecord, FETCH_BY_ID};
 use super::error::Error;
+use super::topic_id;
 use crate::deadline::Deadline;
 
 /// The most bytes of one answer; a single larger batch comes all the same.
@@ -29,6 +31,10 @@ pub struct Reader {
     cluster: Cluster,
     admin: Admin,
     topic: Arc<str>,
+    /// The topic whose offsets the ranges are; `None` when the cluster tells no ids.
+    topic_id: Option<Uuid>,
+    /// Whether the leader has said that it has no such topic.
+    is_id_refused: bool,
     left: VecDeque<(i32, Range<i64>)>,
     /// A line to this node.
     connection: Option<(i32, Connection)>,
@@ -36,16 +42,20 @@ pub struct Reader {
 
 impl Reader {
     /// A reader of `ranges` of `topic`: partitions and offsets, read in the order given.
-    /// No I/O.
+    /// They are offsets in the topic that `cluster` has last seen under this name, as
+    /// [`Reader::ranges`] has. No I/O.
     pub fn new(
         cluster: Cluster,
         topic: impl Into<Arc<str>>,
         ranges: impl IntoIterator<Item = (i32, Range<i64>)>,
     ) -> Self {
+        let topic = topic.into();
         Self {
             admin: Admin::new(cluster.clone()),
+            topic_id: cluster.topic_id(&topic),
+            is_id_refused: false,
             cluster,
-            topic: topic.into(),
+            topic,
             left: ranges.into_iter().collect(),
             connection: None,
         }
@@ -76,7 +86,8 @@ impl Reader {
     /// until `deadline` and repeats transient failures until then.
     ///
     /// # Errors
-    /// The last failure; reading again goes on where it stopped.
+    /// The last failure; reading again goes on where it stopped. [`Error::TopicReplaced`]
+    /// when the topic was deleted and created again: the ranges mean nothing then.
     pub fn read(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
         while let Some((partition, range)) = self.left.front().cloned() {
             if range.is_empty() {
@@ -106,15 +117,8 @@ impl Reader {
         range: &Range<i64>,
         deadline: Deadline,
     ) -> Result<(Vec<ConsumerRecord>, i64), Error> {
-        let (cluster, topic, connection) = (&self.cluster, &self.topic, &mut self.connection);
-        let fetched = self.admin.repeat(deadline, || {
-            let fetched = fetch_at(cluster, connection, topic, partition, range.start, deadline);
-            if fetched.is_err() {
-                // It may be broken, or lead to who is no leader any more.
-                *connection = None;
-            }
-            fetched
-        });
+        let admin = self.admin.clone();
+        let fetched = admin.repeat(deadline, || self.fetch_at(partition, range.start, deadline));
         let bytes = match fetched {
             Err(Error::Broker {
                 code: ResponseError::OffsetOutOfRange,
@@ -122,6 +126,7 @@ impl Reader {
             }) => return self.skip_removed(partition, range, deadline),
             other => other?,
         };
+        let topic = &self.topic;
         take_records(topic, partition, range, bytes).map_err(|error| Error::Protocol {
             address: "the log".to_owned(),
             reason: format!("{topic}-{partition} at offset {}: {error}", range.start),
@@ -143,61 +148,79 @@ impl Reader {
             .unwrap_or(range.end);
         Ok((Vec::new(), start))
     }
-}
 
-/// The bytes of one answer, from `offset` on.
-fn fetch_at(
-    cluster: &Cluster,
-    line: &mut Option<(i32, Connection)>,
-    topic: &Arc<str>,
-    partition: i32,
-    offset: i64,
-    deadline: Deadline,
-) -> Result<Bytes, Error> {
-    if line.is_none() {
-        cluster.refresh(&[topic], deadline)?;
-    }
-    let (node, _) = cluster.leader(topic, partition).ok_or(Error::Broker {
-        api: ApiKey::Metadata,
-        code: ResponseError::LeaderNotAvailable,
-    })?;
-    let connection = match line.take() {
-        Some((open, connection)) if open == node => connection,
-        _ => cluster.connect(node, deadline)?,
-    };
-    let (_, connection) = line.insert((node, connection));
-    let wanted = FetchPartition::default()
-        .with_partition(partition)
-        .with_current_leader_epoch(-1)
-        .with_fetch_offset(offset)
-        .with_partition_max_bytes(FETCH_BYTES);
-    let request = FetchRequest::default()
-        .with_replica_id(BrokerId(-1))
-        .with_max_wait_ms(FETCH_WAIT_MS)
-        .with_min_bytes(1)
-        .with_max_bytes(FETCH_BYTES)
-        // No fetch session, and none wanted (KIP-227).
-        .with_session_epoch(-1)
-        .with_topics(vec![
-            FetchTopic::default()
-                .with_topic(topic_name(topic))
-                .with_partitions(vec![wanted]),
-        ]);
-    let response = connection.call(&request, deadline)?;
-    Error::check(ApiKey::Fetch, response.error_code)?;
-    let mut answers = response.responses.into_iter();
-    let told = answers
-        .find(|answer| *answer.topic.0 == **topic)
-        .and_then(|answer| {
-            let mut partitions = answer.partitions.into_iter();
-            partitions.find(|told| told.partition_index == partition)
-        });
-    match told {
-        Some(told) => {
-            Error::check(ApiKey::Fetch, told.error_code)?;
-            Ok(told.records.unwrap_or_default())
+    /// The bytes of one answer, from `offset` on. A failure ends the connection: it may be
+    /// broken, or lead to a broker that is not the leader any more.
+    fn fetch_at(
+        &mut self,
+        partition: i32,
+        offset: i64,
+        deadline: Deadline,
+    ) -> Result<Bytes, Error> {
+        let open = self.connection.take();
+        if open.is_none() {
+            self.cluster.refresh(&[&self.topic], deadline)?;
+            self.topic_id = self.topic_id.or(self.cluster.topic_id(&self.topic));
         }
-        None => Ok(Bytes::new()),
+        let leader = self.cluster.leader(&self.topic, partition);
+        let (node, _) = leader.ok_or(Error::Broker {
+            api: ApiKey::Metadata,
+            code: ResponseError::LeaderNotAvailable,
+        })?;
+        let mut connection = match open {
+            Some((open, connection)) if open == node => connection,
+            _ => self.cluster.connect(node, deadline)?,
+        };
+        let newest = match self.topic_id {
+            Some(_) => i16::MAX,
+            None => FETCH_BY_ID - 1,
+        };
+        // Metadata may come from a broker that lags behind, so the leader is believed first.
+        if self.is_id_refused || connection.version_of(ApiKey::Fetch)? < FETCH_BY_ID {
+            self.check_topic()?;
+        }
+        let request = self.fetch_request(partition, offset);
+        let sent = connection.send_at_most(&request, newest, deadline)?;
+        let response = connection.receive(sent, deadline)?;
+        Error::check(ApiKey::Fetch, response.error_code)?;
+        // One topic was asked for. By id, its name is not in the answer.
+        let answers = response.responses.into_iter();
+        let mut partitions = answers.flat_map(|topic| topic.partitions);
+        let answer = partitions.find(|answer| answer.partition_index == partition);
+        let answer = answer.unwrap_or_default();
+        self.is_id_refused = topic_id::is_refusal(answer.error_code);
+        Error::check(ApiKey::Fetch, answer.error_code)?;
+        self.connection = Some((node, connection));
+        Ok(answer.records.unwrap_or_default())
+    }
+
+    /// Fails if another topic has the name now.
+    fn check_topic(&self) -> Result<(), Error> {
+        match (self.topic_id, self.cluster.topic_id(&self.topic)) {
+            (Some(old), Some(new)) if old != new => Err(topic_id::replaced(&self.topic, old, new)),
+            _ => Ok(()),
+        }
+    }
+
+    fn fetch_request(&self, partition: i32, offset: i64) -> FetchRequest {
+        let wanted = FetchPartition::default()
+            .with_partition(partition)
+            .with_current_leader_epoch(-1)
+            .with_fetch_offset(offset)
+            .with_partition_max_bytes(FETCH_BYTES);
+        FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_max_wait_ms(FETCH_WAIT_MS)
+            .with_min_bytes(1)
+            .with_max_bytes(FETCH_BYTES)
+            // No fetch session, and none wanted (KIP-227).
+            .with_session_epoch(-1)
+            .with_topics(vec![
+                FetchTopic::default()
+                    .with_topic(topic_name(&self.topic))
+                    .with_topic_id(self.topic_id.unwrap_or_default())
+                    .with_partitions(vec![wanted]),
+            ])
     }
 }
 

@@ -84,8 +84,8 @@ macro_rules! requests {
 requests! {
     // 13 addresses topics by id.
     Produce: ProduceRequest => ProduceResponse, 3 to 12;
-    // 13 addresses topics by id.
-    Fetch: FetchRequest => FetchResponse, 4 to 12;
+    // 13 addresses topics by id; where an id is not known, 12 serves.
+    Fetch: FetchRequest => FetchResponse, 4 to 13;
     ListOffsets: ListOffsetsRequest => ListOffsetsResponse, 1 to 7;
     // 4 can be told not to create topics; 13 adds re-bootstrapping.
     Metadata: MetadataRequest => MetadataResponse, 4 to 12;

@@ -117,6 +117,8 @@ pub struct KafkaMetrics {
     pub rebalances: IntCounterVec,
     /// `kafka_consumer_commit_failures_total{group}`.
     pub commit_failures: IntCounterVec,
+    /// `kafka_consumer_replaced_partitions_total{group}`.
+    pub replaced_partitions: IntCounterVec,
 }
 
 /// Statements and pool occupancy.
@@ -365,6 +367,11 @@ impl KafkaMetrics {
             commit_failures: register.counters(
                 "kafka_consumer_commit_failures_total",
                 "Offset commits that failed.",
+                &["group"],
+            ),
+            replaced_partitions: register.counters(
+                "kafka_consumer_replaced_partitions_total",
+                "Partitions read again from the start, their topic having been deleted and created again.",
                 &["group"],
             ),
         }

@@ -90,6 +90,7 @@ fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> V
             .with_topics(vec![
                 FetchTopic::default()
                     .with_topic(TopicName(StrBytes::from_string(topic.to_owned())))
+                    .with_topic_id(cluster.topic_id(topic).unwrap())
                     .with_partitions(vec![wanted]),
             ]);
         let response = connection.call(&request, soon()).unwrap();

@@ -11,9 +11,10 @@ use crate::deadline::Deadline;
 use crate::kafka::Error;
 use crate::kafka::group::TopicPartition;
 use crate::kafka::group::coordinator;
+use crate::kafka::group::coordinator::OffsetToCommit;
 use crate::kafka::group::machine::{CommitVerdict, Failure, Identity, PollStep};
 
-type Offsets = BTreeMap<TopicPartition, (i64, i32)>;
+type Offsets = BTreeMap<TopicPartition, OffsetToCommit>;
 
 impl Consumer {
     /// Commits everything handed out so far, for the partitions this member
@@ -30,7 +31,8 @@ impl Consumer {
             .partitions
             .iter()
             .filter_map(|(name, partition)| {
-                partition.to_commit().map(|offset| (name.clone(), offset))
+                let (offset, _) = partition.to_commit()?;
+                Some((name.clone(), partition.offset_to_commit(offset)))
             })
             .collect();
         self.commit_offsets(offsets, deadline)
@@ -40,7 +42,8 @@ impl Consumer {
     /// this member's, or nothing is committed at all. An offset below the last
     /// committed one is passed over. A partition that was taken away and has come
     /// back is this member's again once reading has begun anew: what it had read
-    /// before is not committed.
+    /// before is not committed. The same holds when the topic was deleted and created
+    /// again: an offset beyond what was handed out of the new one is refused.
     ///
     /// Waits as [`commit_polled`](Self::commit_polled).
     ///
@@ -56,10 +59,10 @@ impl Consumer {
             let partition = self
                 .partitions
                 .get(name)
-                .filter(|partition| !partition.is_unbegun())
+                .filter(|partition| !partition.is_foreign(*offset))
                 .ok_or(CommitError::Lost)?;
             if !partition.is_backwards(*offset) {
-                wanted.insert(name.clone(), (*offset, partition.epoch_at(*offset)));
+                wanted.insert(name.clone(), partition.offset_to_commit(*offset));
             }
         }
         self.commit_offsets(wanted, deadline)
@@ -73,7 +76,7 @@ impl Consumer {
             .iter()
             .filter_map(|(name, partition)| {
                 let offset = partition.owed?;
-                Some((name.clone(), (offset, partition.epoch_at(offset))))
+                Some((name.clone(), partition.offset_to_commit(offset)))
             })
             .collect();
         if owed.is_empty() || Instant::now() < self.commits_not_before {
@@ -92,9 +95,9 @@ impl Consumer {
     ) -> Result<(), CommitError> {
         let result = self.commit_until(&mut offsets, deadline);
         let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
-        for (name, (offset, _)) in offsets {
+        for (name, wanted) in offsets {
             if let Some(partition) = self.partitions.get_mut(&name) {
-                partition.owed = is_owed.then_some(offset);
+                partition.owed = is_owed.then_some(wanted.offset);
             }
         }
         result
@@ -167,10 +170,10 @@ impl Consumer {
                     }
                     Some(_) => {}
                     None => {
-                        if let (Some((offset, _)), Some(partition)) =
+                        if let (Some(wanted), Some(partition)) =
                             (offsets.remove(&name), self.partitions.get_mut(&name))
                         {
-                            partition.committed(offset);
+                            partition.committed(wanted.offset);
                         }
                     }
                 }

@@ -11,8 +11,8 @@ use crate::kafka::Error;
 use crate::kafka::group::TopicPartition;
 use crate::kafka::group::assignor::Assignor;
 
-/// Where to begin in a partition for which the group has committed nothing,
-/// or whose committed offset no longer exists.
+/// Where to begin in a partition for which the group has committed nothing, whose
+/// committed offset no longer exists, or whose topic was deleted and created again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OffsetReset {
     /// With the oldest record.
@@ -219,6 +219,12 @@ pub trait ConsumerHooks: Send {
 
     /// These may belong to others already: the member was out of the group.
     fn lost(&self, partitions: &[TopicPartition]) {
+        let _ = partitions;
+    }
+
+    /// These are read again from where [`ConsumerConfig::auto_offset_reset`] says: their
+    /// topic was deleted, and another one has its name now.
+    fn topic_replaced(&self, partitions: &[TopicPartition]) {
         let _ = partitions;
     }
 }

@@ -1,27 +1,21 @@
-//! Fetching: one request per leader on its way, positions looked up first.
+//! Requests to the leaders: one on its way to each, for positions first, then for records.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
-use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use kafka_protocol::messages::{
-    ApiKey, BrokerId, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse,
-    OffsetFetchResponse,
-};
+use kafka_protocol::messages::{ApiKey, BrokerId, FetchRequest, ListOffsetsRequest};
+use uuid::Uuid;
 
-use super::partitions::{AnswerBytes, Lookup, Partition, ResetTo};
-use super::{Consumer, ConsumerRecord, OffsetReset, RETRY_BACKOFF, RETRY_BACKOFF_MAX};
+use super::partitions::{Lookup, Partition, ResetTo};
+use super::positions::{earlier, list_offsets_request};
+use super::{Consumer, ConsumerRecord, RETRY_BACKOFF, RETRY_BACKOFF_MAX};
 use crate::deadline::Deadline;
 use crate::kafka::config::Backoff;
 use crate::kafka::connection::Sent;
 use crate::kafka::group::TopicPartition;
 use crate::kafka::group::coordinator::topic_name;
-use crate::kafka::group::ladder::Reaction;
-use crate::kafka::group::machine::{Failure, Identity};
 use crate::kafka::{Connection, Error};
 
 /// How often topics that are unknown or long not asked about are looked at.
@@ -30,7 +24,9 @@ const METADATA_CHECK: Duration = Duration::from_secs(1);
 /// here that were not handed out: those are asked for again next time.
 const SHORT_FETCH_WAIT: Duration = Duration::from_millis(20);
 /// Damaged or refused records are asked for again after this long.
-const DAMAGE_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const DAMAGE_PAUSE: Duration = Duration::from_secs(1);
+/// The version of Fetch from which on it addresses topics by id.
+pub(in crate::kafka) const FETCH_BY_ID: i16 = 13;
 
 /// The consumer's line to one leader.
 #[derive(Debug)]
@@ -43,15 +39,26 @@ pub(super) struct Leader {
 
 #[derive(Debug)]
 struct Pending {
+    /// With what was asked for which partitions: their positions, or where to reset to.
     request: PendingRequest,
-    /// What was asked for which partitions: their positions, or where to reset to.
     due: Deadline,
 }
 
 #[derive(Debug)]
 enum PendingRequest {
-    Fetch(Sent<FetchRequest>, BTreeMap<TopicPartition, i64>),
-    Offsets(Sent<ListOffsetsRequest>, BTreeMap<TopicPartition, ResetTo>),
+    Fetch(Sent<FetchRequest>, BTreeMap<TopicPartition, Asked<i64>>),
+    Offsets(
+        Sent<ListOffsetsRequest>,
+        BTreeMap<TopicPartition, Asked<ResetTo>>,
+    ),
+}
+
+/// What was asked for a partition, and of which topic. The answer is stale if the
+/// partition is of another one by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked<T> {
+    pub what: T,
+    pub topic_id: Option<Uuid>,
 }
 
 impl Leader {
@@ -85,99 +92,7 @@ impl Leader {
     }
 }
 
-/// The earlier of two moments, where `None` is never.
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    a.into_iter().chain(b).min()
-}
-
 impl Consumer {
-    /// Sees to it that positions become known: committed offsets are asked of
-    /// the coordinator, resets of the leaders. Returns when to look again.
-    pub(super) fn advance_positions(
-        &mut self,
-        deadline: Deadline,
-    ) -> Result<Option<Instant>, Error> {
-        self.refresh_metadata(deadline);
-        let now = Instant::now();
-        let mut look_again = None;
-        let mut unknown = Vec::new();
-        for (name, partition) in &self.partitions {
-            if partition.lookup == Some(Lookup::Committed) {
-                match partition.not_before.filter(|&until| until > now) {
-                    Some(until) => look_again = earlier(look_again, Some(until)),
-                    None => unknown.push(name.clone()),
-                }
-            }
-        }
-        if !unknown.is_empty() && !self.coordinator.is_busy() {
-            self.ask_committed(&unknown, deadline);
-        }
-        Ok(look_again)
-    }
-
-    /// The coordinator told what is committed.
-    pub(super) fn committed_answer(
-        &mut self,
-        answer: &OffsetFetchResponse,
-        identity: &Identity,
-    ) -> Result<(), Error> {
-        let refused = |code| Error::Broker {
-            api: ApiKey::OffsetFetch,
-            code,
-        };
-        if let Some(code) = ResponseError::try_from_code(answer.error_code) {
-            return self.committed_refused(code, identity);
-        }
-        for topic in &answer.topics {
-            for told in &topic.partitions {
-                if let Some(code) = ResponseError::try_from_code(told.error_code) {
-                    self.committed_refused(code, identity)?;
-                    continue;
-                }
-                let name = TopicPartition::new(&*topic.name.0, told.partition_index);
-                let Some(partition) = self.partitions.get_mut(&name) else {
-                    continue;
-                };
-                if partition.lookup != Some(Lookup::Committed) {
-                    continue;
-                }
-                if told.committed_offset >= 0 {
-                    partition.start_committed(told.committed_offset, told.committed_leader_epoch);
-                } else {
-                    // Nothing committed yet.
-                    let to = reset_to(self.config.auto_offset_reset)
-                        .ok_or_else(|| refused(ResponseError::OffsetOutOfRange))?;
-                    partition.reset(to);
-                }
-            }
-        }
-        // A partition the answer passed over is asked about again, but not at once.
-        let later = Instant::now() + RETRY_BACKOFF;
-        for partition in self.partitions.values_mut() {
-            if partition.lookup == Some(Lookup::Committed) {
-                partition.not_before = Some(later);
-            }
-        }
-        Ok(())
-    }
-
-    fn committed_refused(&mut self, code: ResponseError, identity: &Identity) -> Result<(), Error> {
-        let verdict = self.shared.machine().offset_fetch_failed(
-            identity,
-            Failure::Code(code),
-            Instant::now(),
-        );
-        let error = Error::Broker {
-            api: ApiKey::OffsetFetch,
-            code,
-        };
-        if verdict == Reaction::Report {
-            return Err(error);
-        }
-        self.trouble = Some(error);
-        Ok(())
-    }
-
     /// Metadata when somebody asked for it, or when it is getting old.
     pub(super) fn refresh_metadata(&mut self, deadline: Deadline) {
         let now = Instant::now();
@@ -351,92 +266,124 @@ impl Consumer {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let step = self.step_deadline(deadline);
-        let resets: BTreeMap<TopicPartition, ResetTo> = names
+        let resets: BTreeMap<TopicPartition, Asked<ResetTo>> = names
             .iter()
-            .filter_map(|name| match self.partitions.get(name)?.lookup {
-                Some(Lookup::Reset(to)) => Some((name.clone(), to)),
-                _ => None,
+            .filter_map(|name| {
+                let partition = self.partitions.get(name)?;
+                let Some(Lookup::Reset(what)) = partition.lookup else {
+                    return None;
+                };
+                let topic_id = partition.topic_id;
+                Some((name.clone(), Asked { what, topic_id }))
             })
             .collect();
-        let fetch = resets.is_empty().then(|| self.fetch_request(names, wait));
         let Some(leader) = self.leaders.get_mut(&node) else {
             return Ok(());
         };
-        if leader
-            .connection
-            .as_mut()
-            .is_some_and(|connection| !connection.is_usable())
-        {
+        let open = leader.connection.as_mut();
+        if open.is_some_and(|connection| !connection.is_usable()) {
             leader.connection = None;
         }
-        let connection = match leader.connection.take() {
-            Some(connection) => leader.connection.insert(connection),
-            None => leader.connection.insert(self.cluster.connect(node, step)?),
+        let mut connection = match leader.connection.take() {
+            Some(connection) => connection,
+            None => self.cluster.connect(node, step)?,
         };
-        let request = match fetch {
-            Some((mut request, positions)) => {
-                // Asking whether the log still has what was read came with version 12.
-                if connection.version_of(ApiKey::Fetch)? < 12 {
-                    let topics = request.topics.iter_mut();
-                    for partition in topics.flat_map(|topic| &mut topic.partitions) {
-                        partition.last_fetched_epoch = -1;
-                    }
-                }
-                PendingRequest::Fetch(connection.send(&request, step)?, positions)
-            }
+        let request = match resets.is_empty() {
+            true => self.send_fetch(&mut connection, names, wait, step)?,
             // Positions first; what is known waits one round trip.
-            None => PendingRequest::Offsets(
-                connection.send(&list_offsets_request(&resets), step)?,
-                resets,
-            ),
+            false => {
+                let request = list_offsets_request(&resets);
+                PendingRequest::Offsets(connection.send(&request, step)?, resets)
+            }
         };
         let due = self.cluster.config().request_timeout + self.config.fetch_max_wait;
-        leader.pending = Some(Pending {
-            request,
-            due: Deadline::after(due),
-        });
+        if let Some(leader) = self.leaders.get_mut(&node) {
+            leader.connection = Some(connection);
+            leader.pending = Some(Pending {
+                request,
+                due: Deadline::after(due),
+            });
+        }
         Ok(())
+    }
+
+    /// By id where leader and cluster know ids, so that no other topic of the same name
+    /// is read (KIP-516).
+    fn send_fetch(
+        &mut self,
+        connection: &mut Connection,
+        names: &[TopicPartition],
+        wait: Duration,
+        step: Deadline,
+    ) -> Result<PendingRequest, Error> {
+        let version = connection.version_of(ApiKey::Fetch)?;
+        let has_id = |name| {
+            let partition: Option<&Partition> = self.partitions.get(name);
+            partition.is_none_or(|partition| partition.topic_id.is_some())
+        };
+        let is_by_id = version >= FETCH_BY_ID && names.iter().all(has_id);
+        let version = match is_by_id {
+            true => version,
+            false => version.min(FETCH_BY_ID - 1),
+        };
+        let (request, asked) = self.fetch_request(names, wait, version);
+        for name in asked.keys() {
+            if let Some(partition) = self.partitions.get_mut(name) {
+                partition.id_verdict.asked(is_by_id);
+            }
+        }
+        let sent = connection.send_at_most(&request, version, step)?;
+        Ok(PendingRequest::Fetch(sent, asked))
     }
 
     fn fetch_request(
         &self,
         names: &[TopicPartition],
         wait: Duration,
-    ) -> (FetchRequest, BTreeMap<TopicPartition, i64>) {
-        let mut positions = BTreeMap::new();
+        version: i16,
+    ) -> (FetchRequest, BTreeMap<TopicPartition, Asked<i64>>) {
+        let mut asked = BTreeMap::new();
         let mut topics: Vec<FetchTopic> = Vec::new();
         for name in names {
-            let Some((position, last_epoch)) = self
-                .partitions
-                .get(name)
-                .and_then(|partition| Some((partition.fetch_position()?, partition.fetch_epoch())))
-            else {
+            let Some(partition) = self.partitions.get(name) else {
                 continue;
             };
-            positions.insert(name.clone(), position);
+            let Some(what) = partition.fetch_position() else {
+                continue;
+            };
+            let topic_id = partition.topic_id;
+            asked.insert(name.clone(), Asked { what, topic_id });
             // With the epoch we believe in, a deposed leader answers "fenced"
             // instead of serving records that may be gone (KIP-320).
             let epoch = self
                 .cluster
                 .leader(&name.topic, name.partition)
                 .map_or(-1, |(_, epoch)| epoch);
-            let partition = FetchPartition::default()
+            // The leader answers where its log parted from what we have read, if an
+            // unclean election has cut it short (KIP-595, version 12).
+            let last_epoch = if version < 12 {
+                -1
+            } else {
+                partition.fetch_epoch()
+            };
+            let wanted = FetchPartition::default()
                 .with_partition(name.partition)
                 .with_current_leader_epoch(epoch)
-                .with_fetch_offset(position)
-                // The leader answers where its log parted from what we have read, if
-                // an unclean election has cut it short (KIP-595).
+                .with_fetch_offset(what)
                 .with_last_fetched_epoch(last_epoch)
                 .with_partition_max_bytes(self.config.max_partition_fetch_bytes);
+            let id = topic_id.filter(|_| version >= FETCH_BY_ID);
+            let id = id.unwrap_or_default();
             match topics
                 .iter_mut()
-                .find(|topic| *topic.topic.0 == *name.topic)
+                .find(|topic| *topic.topic.0 == *name.topic && topic.topic_id == id)
             {
-                Some(topic) => topic.partitions.push(partition),
+                Some(topic) => topic.partitions.push(wanted),
                 None => topics.push(
                     FetchTopic::default()
                         .with_topic(topic_name(&name.topic))
-                        .with_partitions(vec![partition]),
+                        .with_topic_id(id)
+                        .with_partitions(vec![wanted]),
                 ),
             }
         }
@@ -452,7 +399,7 @@ impl Consumer {
             .with_session_id(0)
             .with_session_epoch(-1)
             .with_topics(topics);
-        (request, positions)
+        (request, asked)
     }
 
     /// Takes in a leader's answer if it has begun to arrive, and gives up on
@@ -479,9 +426,9 @@ impl Consumer {
             pending.due
         };
         let taken = match pending.request {
-            PendingRequest::Fetch(sent, positions) => connection
+            PendingRequest::Fetch(sent, asked) => connection
                 .receive(sent, read_by)
-                .map(|answer| self.fetched(answer, &positions)),
+                .map(|answer| self.fetched(answer, &asked)),
             PendingRequest::Offsets(sent, resets) => connection
                 .receive(sent, read_by)
                 .map(|answer| self.offsets_listed(&answer, &resets)),
@@ -512,203 +459,4 @@ impl Consumer {
         self.want_metadata();
         self.trouble = Some(error);
     }
-
-    fn fetched(
-        &mut self,
-        answer: FetchResponse,
-        positions: &BTreeMap<TopicPartition, i64>,
-    ) -> Result<(), Error> {
-        if let Err(error) = Error::check(ApiKey::Fetch, answer.error_code) {
-            let later = Some(Instant::now() + RETRY_BACKOFF);
-            for name in positions.keys() {
-                if let Some(partition) = self.partitions.get_mut(name) {
-                    partition.not_before = later;
-                }
-            }
-            self.trouble = Some(error);
-            return Ok(());
-        }
-        let told = answer.responses.iter().flat_map(|topic| &topic.partitions);
-        let bytes = told.map(|told| told.records.as_ref().map_or(0, Bytes::len));
-        let memory = AnswerBytes::new(bytes.sum());
-        self.answers.push(Arc::downgrade(&memory));
-        let mut result = Ok(());
-        let mut is_trouble = false;
-        for topic in answer.responses {
-            for told in topic.partitions {
-                let name = TopicPartition::new(&*topic.topic.0, told.partition_index);
-                // Only what was asked for, and only as long as it is ours.
-                let Some(&asked) = positions.get(&name) else {
-                    continue;
-                };
-                let Some(partition) = self.partitions.get_mut(&name) else {
-                    continue;
-                };
-                match ResponseError::try_from_code(told.error_code) {
-                    None if told.diverging_epoch.end_offset >= 0 => {
-                        let end = told.diverging_epoch.end_offset;
-                        if partition.fetch_position() == Some(asked)
-                            && let Some(position) = partition.position()
-                            && end < position
-                        {
-                            log::warn!(
-                                "consumer group {}: the log of {name} was cut short, {position} is beyond {end}",
-                                self.config.group_id
-                            );
-                            if self.config.auto_offset_reset == OffsetReset::Error {
-                                partition.not_before = Some(Instant::now() + DAMAGE_PAUSE);
-                                result = Error::check(
-                                    ApiKey::Fetch,
-                                    ResponseError::OffsetOutOfRange.code(),
-                                );
-                                continue;
-                            }
-                        }
-                        // From where the logs parted on, everything is new.
-                        partition.diverged(asked, end);
-                    }
-                    None => {
-                        partition.not_before = None;
-                        if told.high_watermark >= 0 {
-                            partition.high_watermark = Some(told.high_watermark);
-                        }
-                        let records = told.records.unwrap_or_default();
-                        partition.fetched(asked, records, &memory);
-                    }
-                    Some(ResponseError::OffsetOutOfRange) => {
-                        // Unless the position has moved since, which makes it stale news.
-                        if partition.position() == Some(asked) {
-                            match reset_to(self.config.auto_offset_reset) {
-                                Some(to) => {
-                                    log::warn!(
-                                        "consumer group {}: {name} has no offset {asked}, resetting",
-                                        self.config.group_id
-                                    );
-                                    partition.reset(to);
-                                }
-                                None => {
-                                    partition.not_before = Some(Instant::now() + DAMAGE_PAUSE);
-                                    result = Error::check(ApiKey::Fetch, told.error_code);
-                                }
-                            }
-                        } else if partition.fetch_position() == Some(asked) {
-                            // What was fetched before may still be handed out.
-                            partition.not_before = Some(Instant::now() + RETRY_BACKOFF);
-                        }
-                    }
-                    Some(code) => {
-                        is_trouble = true;
-                        let leader = &told.current_leader;
-                        self.cluster.observe_leader(
-                            &name.topic,
-                            name.partition,
-                            leader.leader_id.0,
-                            leader.leader_epoch,
-                        );
-                        if let Err(error) = self.partition_refused(&name, ApiKey::Fetch, code) {
-                            result = Err(error);
-                        }
-                    }
-                }
-            }
-        }
-        if !is_trouble && result.is_ok() {
-            self.trouble = None;
-        }
-        result
-    }
-
-    /// A leader refused one partition: most reasons pass.
-    fn partition_refused(
-        &mut self,
-        name: &TopicPartition,
-        api: ApiKey,
-        code: ResponseError,
-    ) -> Result<(), Error> {
-        let error = Error::Broker { api, code };
-        let is_passing = code.is_retriable() || code == ResponseError::UnknownServerError;
-        let pause = match code {
-            ResponseError::UnknownServerError | ResponseError::CorruptMessage => DAMAGE_PAUSE,
-            _ => RETRY_BACKOFF,
-        };
-        if let Some(partition) = self.partitions.get_mut(name) {
-            partition.not_before =
-                Some(Instant::now() + if is_passing { pause } else { DAMAGE_PAUSE });
-        }
-        log::debug!("consumer group {}: {name}: {error}", self.config.group_id);
-        if !is_passing {
-            return Err(error);
-        }
-        self.want_metadata();
-        self.trouble = Some(error);
-        Ok(())
-    }
-
-    fn offsets_listed(
-        &mut self,
-        answer: &ListOffsetsResponse,
-        resets: &BTreeMap<TopicPartition, ResetTo>,
-    ) -> Result<(), Error> {
-        let mut result = Ok(());
-        for topic in &answer.topics {
-            for told in &topic.partitions {
-                let name = TopicPartition::new(&*topic.name.0, told.partition_index);
-                let Some(&asked) = resets.get(&name) else {
-                    continue;
-                };
-                if let Some(code) = ResponseError::try_from_code(told.error_code) {
-                    if let Err(error) = self.partition_refused(&name, ApiKey::ListOffsets, code) {
-                        result = Err(error);
-                    }
-                    continue;
-                }
-                if let Some(partition) = self.partitions.get_mut(&name)
-                    && partition.lookup == Some(Lookup::Reset(asked))
-                {
-                    partition.start_at(told.offset.max(0));
-                }
-            }
-        }
-        // Partitions the answer passed over are asked about again, but not at once.
-        let later = Some(Instant::now() + RETRY_BACKOFF);
-        for (name, &asked) in resets {
-            if let Some(partition) = self.partitions.get_mut(name)
-                && partition.lookup == Some(Lookup::Reset(asked))
-            {
-                partition.not_before = partition.not_before.max(later);
-            }
-        }
-        result
-    }
-}
-
-fn reset_to(policy: OffsetReset) -> Option<ResetTo> {
-    match policy {
-        OffsetReset::Earliest => Some(ResetTo::Earliest),
-        OffsetReset::Latest => Some(ResetTo::Latest),
-        OffsetReset::Error => None,
-    }
-}
-
-fn list_offsets_request(resets: &BTreeMap<TopicPartition, ResetTo>) -> ListOffsetsRequest {
-    let mut topics: BTreeMap<&str, Vec<ListOffsetsPartition>> = BTreeMap::new();
-    for (name, to) in resets {
-        let timestamp = match to {
-            ResetTo::Earliest => -2,
-            ResetTo::Latest => -1,
-        };
-        topics.entry(&name.topic).or_default().push(
-            ListOffsetsPartition::default()
-                .with_partition_index(name.partition)
-                .with_timestamp(timestamp),
-        );
-    }
-    let topics = topics.into_iter().map(|(topic, partitions)| {
-        ListOffsetsTopic::default()
-            .with_name(topic_name(topic))
-            .with_partitions(partitions)
-    });
-    ListOffsetsRequest::default()
-        .with_replica_id(BrokerId(-1))
-        .with_topics(topics.collect())
 }

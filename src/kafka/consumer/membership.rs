@@ -1,7 +1,7 @@
 //! The polling thread's share of the membership: it does what the machine says
 //! next, and turns assignments into partitions.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use kafka_protocol::messages::{
     ApiKey, JoinGroupRequest, JoinGroupResponse, OffsetFetchRequest, SyncGroupRequest,
     SyncGroupResponse,
 };
+use uuid::Uuid;
 
 use super::partitions::Partition;
 use super::wait;
@@ -23,6 +24,9 @@ use crate::kafka::group::coordinator;
 use crate::kafka::group::machine::{Coordinator, Failure, Identity, Machine, PollStep};
 use crate::kafka::group::protocol::{Subscription, decode_assignment};
 use crate::kafka::{Connection, Error};
+
+/// Assigned partitions, each with its topic's id if the group tells it.
+type Assigned = BTreeMap<TopicPartition, Option<Uuid>>;
 
 /// How far the membership is.
 pub(super) enum Progress {
@@ -152,12 +156,14 @@ impl Consumer {
         true
     }
 
-    fn named(&self, target: &Target) -> Option<Vec<TopicPartition>> {
-        let mut named = Vec::new();
+    fn named(&self, target: &Target) -> Option<Assigned> {
+        let mut named = Assigned::new();
         for (id, partitions) in target {
             let topic = self.cluster.topic_of(*id)?;
-            let of_topic = partitions.iter();
-            named.extend(of_topic.map(|number| TopicPartition::new(topic.clone(), *number)));
+            named.extend(partitions.iter().map(|number| {
+                let name = TopicPartition::new(topic.clone(), *number);
+                (name, Some(*id))
+            }));
         }
         Some(named)
     }
@@ -454,29 +460,22 @@ impl Consumer {
         self.trouble = None;
         // While nothing is given away yet, so that its next owner need not do it again.
         self.make_up_commits();
-        self.take_assignment(assigned);
+        self.take_assignment(assigned.into_iter().map(|name| (name, None)).collect());
         self.shared.notify();
     }
 
     /// Revokes what went, takes in what came, keeps the rest running.
-    fn take_assignment(&mut self, assigned: Vec<TopicPartition>) {
-        let assigned: BTreeSet<TopicPartition> = assigned
-            .into_iter()
-            .filter(|partition| {
-                self.config
-                    .topics
-                    .iter()
-                    .any(|topic| **topic == *partition.topic)
-            })
-            .collect();
+    fn take_assignment(&mut self, mut assigned: Assigned) {
+        let topics = &self.config.topics;
+        assigned.retain(|partition, _| topics.iter().any(|topic| **topic == *partition.topic));
         let revoked: Vec<TopicPartition> = self
             .partitions
             .keys()
-            .filter(|partition| !assigned.contains(*partition))
+            .filter(|partition| !assigned.contains_key(*partition))
             .cloned()
             .collect();
         let added: Vec<TopicPartition> = assigned
-            .iter()
+            .keys()
             .filter(|partition| !self.partitions.contains_key(*partition))
             .cloned()
             .collect();
@@ -489,13 +488,16 @@ impl Consumer {
         );
         if !revoked.is_empty() {
             self.partitions
-                .retain(|partition, _| assigned.contains(partition));
+                .retain(|partition, _| assigned.contains_key(partition));
             self.hooks.revoked(&revoked);
             // Now that they are free, the next round gives them away.
             self.classic(Machine::want_rejoin);
         }
-        for partition in &added {
-            self.partitions.insert(partition.clone(), Partition::new());
+        for (partition, id) in assigned {
+            // Of the same name with another id, it is told apart when the leader refuses
+            // the one that was read so far.
+            let known = self.partitions.entry(partition);
+            known.or_insert_with(|| Partition::new(id)).assigned_id = id;
         }
         self.hooks.assigned(&added);
     }

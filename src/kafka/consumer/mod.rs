@@ -50,8 +50,10 @@
 mod commit;
 mod config;
 mod fetch;
+mod fetch_answer;
 mod membership;
 mod partitions;
+mod positions;
 pub(crate) mod wait;
 
 use std::collections::{BTreeMap, HashMap};
@@ -66,6 +68,7 @@ pub use config::{
 };
 pub use wait::Waker;
 
+pub(super) use self::fetch::FETCH_BY_ID;
 use self::fetch::Leader;
 use self::membership::{CoordinatorLink, Progress};
 use self::partitions::{Partition, Partitions, ResetTo};
@@ -320,6 +323,7 @@ impl Consumer {
     /// Reads on from `offset`; commits stay as they are. False when the
     /// partition is not assigned.
     pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> bool {
+        self.prepare_seek(partition);
         let found = self.partitions.get_mut(partition);
         if let Some(found) = found {
             found.seek(offset.max(0));
@@ -332,12 +336,14 @@ impl Consumer {
     /// but the offset is found out by the next polls. Those that are not assigned
     /// are passed over.
     pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
+        partitions.iter().for_each(|name| self.prepare_seek(name));
         self.each(partitions, |partition| partition.reset(ResetTo::Earliest));
     }
 
     /// Reads on with what comes next, once the next polls have found out where that
     /// is. Those that are not assigned are passed over.
     pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
+        partitions.iter().for_each(|name| self.prepare_seek(name));
         self.each(partitions, |partition| partition.reset(ResetTo::Latest));
     }
 

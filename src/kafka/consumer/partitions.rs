@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use super::config::ConsumerRecord;
+use super::fetch::Asked;
 use crate::kafka::batch::{self, BatchError, Record, whole_batches};
 use crate::kafka::group::TopicPartition;
+use crate::kafka::group::coordinator::OffsetToCommit;
 
 /// What has to be found out before fetching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,28 @@ pub(super) enum ResetTo {
     Latest,
 }
 
+/// What the leader said about the topic id that a partition's offsets belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IdVerdict {
+    /// The log has it.
+    Confirmed,
+    /// It has no such topic: deleted, or not known there yet.
+    Refused,
+    /// It cannot be asked by id, and serves whichever topic has the name.
+    NotAsked,
+}
+
+impl IdVerdict {
+    /// Records are asked for, by id or by name.
+    pub fn asked(&mut self, is_by_id: bool) {
+        if !is_by_id {
+            *self = Self::NotAsked;
+        } else if *self == Self::NotAsked {
+            *self = Self::Confirmed;
+        }
+    }
+}
+
 /// How many bytes of records an answer had. They lie in one piece of memory, which is free
 /// again once nobody keeps this any more.
 pub(super) type AnswerBytes = Arc<usize>;
@@ -41,6 +66,14 @@ struct Packed {
 /// One assigned partition.
 #[derive(Debug)]
 pub(super) struct Partition {
+    /// The topic whose offsets these are; `None` while the cluster tells no id.
+    pub topic_id: Option<Uuid>,
+    /// The topic that the group assigned; only the consumer protocol says.
+    pub assigned_id: Option<Uuid>,
+    /// What the leader last said about `topic_id`.
+    pub id_verdict: IdVerdict,
+    /// Whether another topic took the name since the partition was assigned.
+    has_restarted: bool,
     /// `Some` while the position is not known.
     pub lookup: Option<Lookup>,
     /// The next offset to hand out.
@@ -77,8 +110,13 @@ pub(super) struct Partition {
 }
 
 impl Partition {
-    pub fn new() -> Self {
+    /// A partition of the topic with this id, if the group says which one.
+    pub fn new(assigned_id: Option<Uuid>) -> Self {
         Self {
+            topic_id: assigned_id,
+            assigned_id,
+            id_verdict: IdVerdict::Confirmed,
+            has_restarted: false,
             lookup: Some(Lookup::Committed),
             position: 0,
             epoch: -1,
@@ -121,6 +159,19 @@ impl Partition {
         self.epoch = epoch;
         self.not_before = None;
         self.drop_fetched();
+    }
+
+    /// Another topic has the name now: what was committed and read before was the other
+    /// one's. Reading begins at the new topic's beginning.
+    pub fn restart(&mut self, id: Uuid) {
+        self.topic_id = Some(id);
+        self.id_verdict = IdVerdict::Confirmed;
+        self.has_restarted = true;
+        self.owed = None;
+        self.high_watermark = None;
+        // A new log begins at 0. A leader that lags behind could still answer a question
+        // for the beginning, which goes by name, for the old log.
+        self.start_at(0);
     }
 
     /// Reads on from elsewhere; what is committed stays.
@@ -174,6 +225,16 @@ impl Partition {
         }
     }
 
+    /// Whether its position has to be found out, and this was asked for it.
+    pub fn waits_for(&self, asked: &Asked<ResetTo>) -> bool {
+        self.lookup == Some(Lookup::Reset(asked.what)) && self.topic_id == asked.topic_id
+    }
+
+    /// Whether nothing is left to hand out.
+    pub fn is_drained(&self) -> bool {
+        self.raw.is_none() && self.ahead.is_none() && self.records.is_empty()
+    }
+
     /// Whether another answer may be fetched: one beyond that which is being handed
     /// out.
     pub fn has_room(&self) -> bool {
@@ -198,19 +259,22 @@ impl Partition {
         (self.lookup.is_none() && is_news).then_some((self.position, self.epoch))
     }
 
-    /// The leader epoch to store with a commit of `offset`.
-    pub fn epoch_at(&self, offset: i64) -> i32 {
-        if offset == self.position {
-            self.epoch
-        } else {
-            -1
+    /// What a commit of `offset` stores.
+    pub fn offset_to_commit(&self, offset: i64) -> OffsetToCommit {
+        let is_position = offset == self.position;
+        OffsetToCommit {
+            offset,
+            leader_epoch: if is_position { self.epoch } else { -1 },
+            topic_id: self.topic_id,
         }
     }
 
-    /// Whether nothing was handed out since the partition was assigned, not
-    /// even where to begin being known.
-    pub fn is_unbegun(&self) -> bool {
+    /// Whether an offset cannot be of what was handed out since the partition was
+    /// assigned: reading has not begun, or has not come so far in the topic that has the
+    /// name now.
+    pub fn is_foreign(&self, offset: i64) -> bool {
         self.lookup == Some(Lookup::Committed)
+            || self.has_restarted && self.position().is_none_or(|position| offset > position)
     }
 
     /// A commit within this generation that would go backwards is not one.

@@ -32,6 +32,8 @@ use crate::kafka::ClientConfig;
 use crate::kafka::fake_broker::{FakeBroker, Incoming, Reply, framed};
 use crate::kafka::lock;
 
+mod replaced_topic;
+
 /// A batch of one record at `offset`.
 fn batch(offset: i64) -> Bytes {
     let record = Record {
@@ -72,6 +74,7 @@ fn fetch_answer(incoming: &Incoming, tell: impl Fn(i32, i64) -> (i16, Option<Byt
         });
         FetchableTopicResponse::default()
             .with_topic(topic.topic)
+            .with_topic_id(topic.topic_id)
             .with_partitions(partitions.collect())
     });
     incoming.answer(&FetchResponse::default().with_responses(topics.collect()))
@@ -596,6 +599,10 @@ impl ConsumerHooks for Journal {
 
     fn lost(&self, partitions: &[TopicPartition]) {
         lock(&self.0).push(("lost", partitions.len()));
+    }
+
+    fn topic_replaced(&self, partitions: &[TopicPartition]) {
+        lock(&self.0).push(("replaced", partitions.len()));
     }
 }
 

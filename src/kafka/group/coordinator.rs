@@ -18,6 +18,7 @@ use kafka_protocol::messages::{
     OffsetFetchRequest, SyncGroupRequest, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
 
 use super::TopicPartition;
 use super::assignor::{Assignment, Assignor};
@@ -26,7 +27,7 @@ use super::machine::{Coordinator, Failure, Identity};
 use super::protocol::{Subscription, encode_assignment};
 use crate::deadline::Deadline;
 use crate::kafka::consumer::ConsumerConfig;
-use crate::kafka::{Cluster, Error};
+use crate::kafka::{Cluster, Error, topic_id};
 
 const PROTOCOL_TYPE: &str = "consumer";
 
@@ -186,20 +187,32 @@ pub fn leave_request(config: &ConsumerConfig, identity: &Identity) -> LeaveGroup
         .with_members(vec![member])
 }
 
-/// OffsetCommit of `(next offset, leader epoch)` per partition.
+/// What is committed for a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OffsetToCommit {
+    /// The next offset to read.
+    pub offset: i64,
+    /// Epoch of the leader that wrote what lies before it; -1 when unknown.
+    pub leader_epoch: i32,
+    /// The topic that the offset belongs to, if it has an id.
+    pub topic_id: Option<Uuid>,
+}
+
+/// OffsetCommit. Offsets are kept under the topic's name; the metadata tells the id.
 pub fn commit_request(
     config: &ConsumerConfig,
     identity: &Identity,
-    offsets: &BTreeMap<TopicPartition, (i64, i32)>,
+    offsets: &BTreeMap<TopicPartition, OffsetToCommit>,
 ) -> OffsetCommitRequest {
     let mut topics: BTreeMap<&str, Vec<OffsetCommitRequestPartition>> = BTreeMap::new();
-    for (partition, &(offset, leader_epoch)) in offsets {
+    for (partition, wanted) in offsets {
+        let metadata = topic_id::commit_metadata(wanted.topic_id);
         topics.entry(&partition.topic).or_default().push(
             OffsetCommitRequestPartition::default()
                 .with_partition_index(partition.partition)
-                .with_committed_offset(offset)
-                .with_committed_leader_epoch(leader_epoch)
-                .with_committed_metadata(Some(StrBytes::default())),
+                .with_committed_offset(wanted.offset)
+                .with_committed_leader_epoch(wanted.leader_epoch)
+                .with_committed_metadata(Some(StrBytes::from_string(metadata))),
         );
     }
     let topics = topics.into_iter().map(|(topic, partitions)| {

@@ -7,7 +7,7 @@ use super::*;
 
 #[test]
 fn a_log_cut_short_is_read_again_from_where_it_parts_and_committed_anew() {
-    let mut partition = Partition::new();
+    let mut partition = Partition::new(None);
     partition.start_committed(50, 3);
     partition.diverged(49, 40);
     assert_eq!(partition.position(), Some(50), "stale news");
@@ -68,14 +68,8 @@ fn fetched(partition: &mut Partition, offset: i64, records: Bytes) -> bool {
     partition.fetched(offset, records, &answer)
 }
 
-/// Whether nothing is left to hand out.
-fn is_drained(partition: &Partition) -> bool {
-    let is_empty = partition.raw.is_none() && partition.ahead.is_none();
-    is_empty && partition.records.is_empty() && partition.batch_answer.is_none()
-}
-
 fn at(offset: i64) -> Partition {
-    let mut partition = Partition::new();
+    let mut partition = Partition::new(None);
     partition.start_committed(offset, 1);
     partition
 }
@@ -86,7 +80,7 @@ fn records_below_the_position_are_dropped_and_gaps_are_passed_over() {
     // Fetching at 12 brings the batch from 10 on, whose end was compacted away.
     assert!(fetched(&mut partition, 12, batch(&[10, 12, 13], 19).into()));
     assert_eq!(hand_out(&mut partition, 9), [12, 13]);
-    assert!(is_drained(&partition));
+    assert!(partition.is_drained());
     assert_eq!(partition.position(), Some(20));
     assert_eq!(partition.to_commit(), Some((20, 4)));
 }
@@ -105,7 +99,7 @@ fn an_answer_for_an_earlier_position_is_stale() {
     let mut partition = at(0);
     partition.seek(5);
     assert!(!fetched(&mut partition, 0, batch(&[0, 1], 1).into()));
-    assert!(is_drained(&partition));
+    assert!(partition.is_drained());
     partition.reset(ResetTo::Earliest);
     assert!(!fetched(&mut partition, 5, batch(&[5], 5).into()));
     assert_eq!((partition.position(), partition.to_commit()), (None, None));
@@ -120,9 +114,9 @@ fn what_was_handed_out_in_part_goes_on_in_order() {
     assert_eq!(hand_out(&mut partition, 2), [0, 1]);
     assert_eq!(partition.to_commit(), Some((2, 4)));
     assert_eq!(hand_out(&mut partition, 2), [2, 3]);
-    assert!(!is_drained(&partition));
+    assert!(!partition.is_drained());
     assert_eq!(hand_out(&mut partition, 2), [4]);
-    assert!(is_drained(&partition));
+    assert!(partition.is_drained());
 }
 
 #[test]
@@ -164,7 +158,7 @@ fn commits_do_not_go_backwards_and_are_not_repeated() {
 
 #[test]
 fn where_a_new_group_began_is_worth_a_commit() {
-    let mut partition = Partition::new();
+    let mut partition = Partition::new(None);
     partition.start_at(7);
     assert_eq!(partition.to_commit(), Some((7, -1)));
     assert!(!partition.is_backwards(3));
@@ -192,7 +186,7 @@ fn half_a_batch_is_no_progress_and_damage_is_an_error_once() {
     assert!(fetched(&mut partition, 0, damaged.into()));
     partition.hand_out(&name(), 9, &mut Vec::new()).unwrap_err();
     assert_eq!(
-        (is_drained(&partition), partition.position()),
+        (partition.is_drained(), partition.position()),
         (true, Some(0))
     );
 }
@@ -213,7 +207,7 @@ fn one_answer_is_fetched_ahead_of_the_one_that_is_handed_out() {
     assert!(!partition.has_room());
     assert_eq!(hand_out(&mut partition, 1), [0]);
     assert_eq!(hand_out(&mut partition, 9), [1, 2]);
-    assert!(is_drained(&partition));
+    assert!(partition.is_drained());
     assert_eq!(partition.position(), partition.fetch_position());
 }
 
@@ -229,7 +223,7 @@ fn what_was_fetched_ahead_is_dropped_when_the_position_moves() {
             // The log parts behind what was handed out.
             false => partition.diverged(3, 2),
         }
-        assert!(is_drained(&partition));
+        assert!(partition.is_drained());
         assert_eq!(partition.position(), Some(if seek { 7 } else { 1 }));
         assert_eq!(partition.fetch_position(), partition.position());
         assert!(!fetched(&mut partition, 3, batch(&[3], 3).into()), "stale");

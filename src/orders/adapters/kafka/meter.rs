@@ -99,6 +99,7 @@ impl ConsumerMeter {
     pub(super) fn new(metrics: KafkaMetrics, group: String) -> Self {
         metrics.rebalances.with_label_values(&[&group]);
         metrics.commit_failures.with_label_values(&[&group]);
+        metrics.replaced_partitions.with_label_values(&[&group]);
         Self { metrics, group }
     }
 
@@ -144,5 +145,12 @@ impl ConsumerHooks for ConsumerMeter {
 
     fn lost(&self, partitions: &[TopicPartition]) {
         self.assignment_grew(-(partitions.len() as i64));
+    }
+
+    fn topic_replaced(&self, partitions: &[TopicPartition]) {
+        self.metrics
+            .replaced_partitions
+            .with_label_values(&[&self.group])
+            .inc_by(partitions.len() as u64);
     }
 }
