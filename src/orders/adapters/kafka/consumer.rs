@@ -123,8 +123,9 @@ impl OrderConsumers {
             match consumer.poll(Deadline::after(POLL_TIMEOUT)) {
                 Ok(records) => {
                     away = false;
-                    if !records.is_empty() {
-                        self.work(consumer, meter, &records);
+                    match records.is_empty() {
+                        true => pass_over(consumer),
+                        false => self.work(consumer, meter, &records),
                     }
                 }
                 Err(error) if error.is_transient() => {
@@ -144,10 +145,13 @@ impl OrderConsumers {
         self.worker.threads_busy.inc();
         let done = self.process_batch(records, meter.group());
         self.worker.threads_busy.dec();
-        let offsets = committable(records, &done);
-        if !offsets.is_empty()
-            && let Err(error) = consumer.commit(&offsets, Deadline::after(COMMIT_BUDGET))
-        {
+        let deadline = Deadline::after(COMMIT_BUDGET);
+        let committed = match done.contains(&false) {
+            true => consumer.commit(&committable(records, &done), deadline),
+            // Behind the last record there may be a transaction's marker.
+            false => consumer.commit_polled(deadline),
+        };
+        if let Err(error) = committed {
             // The records come again, to us or to the partition's new owner.
             log::warn!("offsets not committed: {error}");
             meter.commit_failed();
@@ -185,5 +189,13 @@ impl OrderConsumers {
             }
         }
         done
+    }
+}
+
+/// Commits where a poll without records has come to: behind the markers of transactions, which would count as lag for
+/// ever. Asks Kafka only if there is something to commit.
+fn pass_over(consumer: &mut Consumer) {
+    if let Err(error) = consumer.commit_polled(Deadline::after(COMMIT_BUDGET)) {
+        log::debug!("offsets not committed: {error}");
     }
 }
