@@ -27,6 +27,7 @@ mod outages;
 mod page;
 mod plans;
 mod ports;
+mod recreated_topic;
 mod rolling;
 mod schema;
 mod servers;

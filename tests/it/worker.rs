@@ -1,14 +1,16 @@
 //! From order.created to order.processed, with workers that come, go and die.
 
 use std::collections::{HashMap, HashSet};
+use std::io::Write;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::eventually;
 use crate::support::http::{get, post};
 use crate::support::program::{Program, Stack, id};
 use crate::support::topic::{self, Record, records, wait_for_records};
+use crate::support::{eventually, librdkafka};
 
 /// Enough for a group to notice a dead member and for its partitions to move, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -146,6 +148,33 @@ fn a_replayed_message_is_announced_again_and_changes_nothing() {
         ),
         (1.0, 1.0)
     );
+}
+
+#[test]
+fn a_partition_that_ends_with_a_transactions_marker_has_no_lag() {
+    let stack = Stack::new().set("KAFKA_TOPIC_PARTITIONS", "1");
+    let (api, _worker) = (stack.api(), stack.worker());
+    let mut child = librdkafka()
+        .args(["transact", &stack.kafka, &stack.topics.created])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("start librdkafka");
+    let mut input = child.stdin.take().expect("stdin is piped");
+    input
+        .write_all(b"committed\tno event\naborted\tno event\n")
+        .expect("feed librdkafka");
+    drop(input);
+    assert!(child.wait().expect("wait for librdkafka").success());
+    // Two records, each with a marker behind it.
+    eventually(SOON, "the position behind the last marker", || {
+        let committed = topic::committed(&stack.kafka, &stack.group, &stack.topics.created);
+        (committed == [(0, 4)]).then_some(())
+    });
+    let lag = format!(
+        r#"kafka_consumer_lag{{group="{}",partition="0",topic="{}"}}"#,
+        stack.group, stack.topics.created
+    );
+    api.metric_becomes(&lag, 0.0);
 }
 
 #[test]

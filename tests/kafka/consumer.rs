@@ -167,6 +167,10 @@ impl ConsumerHooks for Journal {
     fn lost(&self, partitions: &[TopicPartition]) {
         self.note("lost", partitions);
     }
+
+    fn topic_replaced(&self, partitions: &[TopicPartition]) {
+        self.note("replaced", partitions);
+    }
 }
 
 fn config(topic: &Topic, group: &str) -> ConsumerConfig {

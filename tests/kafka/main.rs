@@ -7,6 +7,7 @@ mod history;
 mod mixed;
 mod producer;
 mod rebalance;
+mod recreated_topic;
 mod replicas;
 #[path = "../support/mod.rs"]
 mod support;

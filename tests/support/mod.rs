@@ -13,6 +13,7 @@ pub mod memory;
 pub mod observers;
 pub mod program;
 pub mod proxy;
+pub mod recreate;
 pub mod token;
 pub mod topic;
 
