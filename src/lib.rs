@@ -40,6 +40,7 @@
 //! | `kafka-heartbeat-N` | 1 per consumer | the next heartbeat | `Consumer::close` |
 //! | `otel-export` | 1 if traces are exported | spans; the collector | `Tracing::shutdown` |
 //! | `second-signal`, `shutdown-watchdog` | while stopping | a second signal; 30 s | with the process |
+//! | `shutdown-NAME` | 1 at a time while stopping | what this part of the shutdown ends | with its part, or with the process once its share of the 30 s is spent |
 
 #![forbid(unsafe_code)]
 

@@ -17,7 +17,9 @@ use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::ports::EventBus;
-use tbd::service::{self, Checks, Kafka, SHUTDOWN_BUDGET, ShutdownSignal, Telemetry};
+use tbd::service::{
+    self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
+};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
 
@@ -122,17 +124,24 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     }
     let server = service::http_server(&config.http, router, &metrics)?;
 
-    signal.wait()?;
+    let mut shutdown = signal.wait(StopSignal::new())?;
 
     // Readiness fails first; then no new requests, the last answers, their events, the spans.
-    let deadline = Deadline::after(SHUTDOWN_BUDGET);
-    service::watchdog(StopSignal::new())?;
     stop.stop();
-    server.shutdown(deadline)?;
+    shutdown.drain(config.http.shutdown_drain);
+    shutdown.part("requests", shutdown.work(), move |end| {
+        service::stop_server(server, end);
+    });
     stop_housekeeping.stop();
-    service::join(threads);
-    bus.close(deadline);
-    telemetry.shutdown(deadline);
-    log::info!("stopped");
+    shutdown.part("threads", Deadline::after(THREADS_SHARE), move |_| {
+        service::join(threads);
+    });
+    shutdown.part("events", Deadline::after(EVENTS_SHARE), move |end| {
+        bus.close(end);
+    });
+    shutdown.part("spans", Deadline::after(SPANS_SHARE), move |end| {
+        telemetry.shutdown(end);
+    });
+    shutdown.end();
     Ok(())
 }

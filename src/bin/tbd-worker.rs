@@ -15,7 +15,9 @@ use tbd::orders::adapters::kafka::{ConsumerSettings, KafkaEventBus, OrderConsume
 use tbd::orders::adapters::postgres::PostgresStore;
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
 use tbd::orders::app::commands::ProcessOrders;
-use tbd::service::{self, Checks, Kafka, SHUTDOWN_BUDGET, ShutdownSignal, Telemetry};
+use tbd::service::{
+    self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
+};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
 
@@ -101,7 +103,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         WantedProtocol::Consumer => GroupProtocol::Consumer,
     };
     consumer.max_poll_records = batch_size(config.processing_time);
-    let mut threads = consumers.start(ConsumerSettings {
+    let consumer_threads = consumers.start(ConsumerSettings {
         cluster: kafka.cluster.clone(),
         consumer,
         metrics: metrics.kafka.clone(),
@@ -114,20 +116,29 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         metrics.kafka.clone(),
         stop.clone(),
     )?;
-    threads.extend([database_thread, kafka_thread, lag_thread]);
+    let threads = vec![database_thread, kafka_thread, lag_thread];
 
-    signal.wait()?;
+    let mut shutdown = signal.wait(abort)?;
 
     // Readiness fails first; then the orders in hand are finished, their offsets
     // committed, the group left; then the last events and spans.
-    let deadline = Deadline::after(SHUTDOWN_BUDGET);
-    service::watchdog(abort)?;
     stop.stop();
-    service::join(threads);
-    server.shutdown(deadline)?;
-    bus.close(deadline);
-    telemetry.shutdown(deadline);
-    log::info!("stopped");
+    shutdown.part("consumers", shutdown.work(), move |_| {
+        service::join(consumer_threads);
+    });
+    shutdown.drain(config.http.shutdown_drain);
+    let threads_end = Deadline::after(THREADS_SHARE);
+    shutdown.part("probes", threads_end, move |end| {
+        service::stop_server(server, end);
+    });
+    shutdown.part("threads", threads_end, move |_| service::join(threads));
+    shutdown.part("events", Deadline::after(EVENTS_SHARE), move |end| {
+        bus.close(end);
+    });
+    shutdown.part("spans", Deadline::after(SPANS_SHARE), move |end| {
+        telemetry.shutdown(end);
+    });
+    shutdown.end();
     Ok(())
 }
 

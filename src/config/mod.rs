@@ -36,6 +36,9 @@ use reader::{
     text, topic, untrimmed_text,
 };
 
+/// The longest SHUTDOWN_DRAIN: a third of the shutdown's 30 s.
+pub const SHUTDOWN_DRAIN_MAX: Duration = Duration::from_secs(10);
+
 const HOUR: Duration = Duration::from_secs(3600);
 const MIB: u64 = 1 << 20;
 
@@ -124,6 +127,8 @@ pub struct HttpConfig {
     pub queue: usize,
     /// Resident memory beyond which the process ends itself.
     pub memory_limit_bytes: u64,
+    /// How long the listener still accepts after the signal to stop.
+    pub shutdown_drain: Duration,
 }
 
 impl HttpConfig {
@@ -319,6 +324,7 @@ impl ApiConfig {
                 workers: reader.get("HTTP_WORKERS", number(1..=4096)),
                 queue: reader.get("HTTP_QUEUE", number(1..=65536)),
                 memory_limit_bytes: memory_limit(reader),
+                shutdown_drain: shutdown_drain(reader),
             },
             database: database_settings(reader, pool),
             kafka: kafka_settings(reader, GroupSettings::default()),
@@ -395,6 +401,7 @@ impl WorkerConfig {
                 workers,
                 queue,
                 memory_limit_bytes: memory_limit(reader),
+                shutdown_drain: shutdown_drain(reader),
             },
             database: database_settings(reader, pool),
             kafka: kafka_settings(reader, group),
@@ -452,6 +459,13 @@ fn log_config(reader: &mut Reader<'_>) -> LogConfig {
 
 fn memory_limit(reader: &mut Reader<'_>) -> u64 {
     reader.get("HTTP_MEMORY_LIMIT", size(64 * MIB..=MIB * MIB))
+}
+
+fn shutdown_drain(reader: &mut Reader<'_>) -> Duration {
+    reader.get(
+        "SHUTDOWN_DRAIN",
+        duration(Duration::ZERO..=SHUTDOWN_DRAIN_MAX),
+    )
 }
 
 fn database_settings(reader: &mut Reader<'_>, pool: PoolLimits) -> DatabaseSettings {

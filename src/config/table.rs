@@ -79,6 +79,7 @@ pub const VARIABLES: &[Variable] = &[
     row(API, "HTTP_WORKERS", "64", "Threads that answer requests", "a number from 1 to 4096"),
     row(API, "HTTP_QUEUE", "1024", "Requests that may wait for a thread; one more is answered 503", "a number from 1 to 65536"),
     row(BOTH, "HTTP_MEMORY_LIMIT", "512MiB", "Memory beyond which the process ends itself (exit code 70)", "a size from 64MiB to 1TiB, such as 512MiB"),
+    row(BOTH, "SHUTDOWN_DRAIN", "0s", "Time after SIGTERM in which new connections are still accepted while `/readyz` answers 503", "a duration from 0s to 10s, such as 5s"),
     row(BOTH, "LOG_LEVEL", "info", "Log level: `debug`, `info`, `warn`, `error`", "debug, info, warn or error"),
     row(BOTH, "LOG_FORMAT", "json", "Log lines: `json` for machines, `text` for people", "json or text"),
     row(BOTH, "DB_HOST", "localhost", "PostgreSQL host", "a host name or address"),

@@ -36,6 +36,7 @@ fn an_empty_environment_gives_the_documented_defaults() {
         (2, 64, 1024)
     );
     assert_eq!(api.http.memory_limit_bytes, 512 * MIB);
+    assert_eq!(api.http.shutdown_drain, Duration::ZERO);
     assert_eq!(api.log.level, LevelFilter::Info);
     assert_eq!(api.log.format, LogFormat::Json);
     assert_eq!(api.database.host, "localhost");
@@ -314,6 +315,12 @@ fn ranges_end_where_the_table_says() {
             "LOG_LEVEL",
             &["debug", "INFO", "warn", "error"],
             &["trace", "off"],
+        ),
+        (
+            Worker,
+            "SHUTDOWN_DRAIN",
+            &["0s", "5s", "10s", "250ms"],
+            &["10001ms", "11s", "5", "-1s"],
         ),
         (Api, "LOG_FORMAT", &["json", "text"], &["xml"]),
         (Api, "DB_PORT", &["5432"], &["0"]),

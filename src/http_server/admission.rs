@@ -39,6 +39,7 @@ const STANDING_TIME: Duration = Duration::from_millis(125);
 const COUNTED: Duration = Duration::from_millis(500);
 
 pub(super) struct Admission {
+    threads: usize,
     /// May stand whatever the rate.
     floor: usize,
     burst: Duration,
@@ -65,6 +66,7 @@ impl Admission {
     pub(super) fn new(threads: usize, burst: Duration, now: Instant) -> Self {
         let floor = threads * STANDING_PER_THREAD;
         Self {
+            threads,
             floor,
             burst,
             state: Mutex::new(State {
@@ -124,6 +126,11 @@ impl Admission {
             state.see(now, waiting, self);
         }
         waiting > 0 && state.stuck
+    }
+
+    /// Whether no request is in a thread's hands and none of the `waiting` waits for one.
+    pub(super) fn is_idle(&self, waiting: usize) -> bool {
+        waiting == 0 && self.lock().free >= self.threads
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -307,6 +314,20 @@ mod tests {
         admission.answered(start + ms(700));
         assert!(admission.may_wait(start + ms(701), 0));
         assert!(!admission.gives_up(start + ms(701), 1));
+    }
+
+    #[test]
+    fn idle_is_when_every_thread_is_free_and_nobody_waits() {
+        let start = Instant::now();
+        let admission = busy(start);
+        for _ in 0..THREADS {
+            assert!(!admission.is_idle(0));
+            admission.free();
+        }
+        assert!(admission.is_idle(0));
+        assert!(!admission.is_idle(1));
+        admission.take(start, 0);
+        assert!(!admission.is_idle(0));
     }
 
     #[test]

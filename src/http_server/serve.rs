@@ -309,7 +309,9 @@ impl Shared {
         });
 
         let unclear = fault.is_some() || request.body_outstanding();
-        let stopping = self.stopping.load(Ordering::Relaxed);
+        // A probe may come again on its connection until the last request is answered.
+        let stopping = self.stopping.load(Ordering::Relaxed)
+            && (!probe || self.admission.is_idle(self.queue.len()));
         let persistence = if unclear || stopping || framing.last || last {
             Persistence::Close
         } else if framing.http_1_0 {

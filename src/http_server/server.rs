@@ -268,8 +268,8 @@ impl Server {
     }
 
     /// Stops accepting, answers what is here and what connections already open
-    /// still ask (each response is its connection's last), and joins all
-    /// threads. Idle connections are not waited for.
+    /// still ask (each response is its connection's last, but for probes while other
+    /// requests are in flight), and joins all threads. Idle connections are not waited for.
     ///
     /// # Errors
     /// [`StillBusy`] when `deadline` came first; what still runs is left alone.

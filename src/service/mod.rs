@@ -9,6 +9,7 @@ mod http;
 mod kafka;
 mod lifecycle;
 mod probes;
+mod shutdown;
 
 pub use auth::{AuthError, token_check};
 pub use database::{database_config, pool, start_migrations};
@@ -16,7 +17,9 @@ pub use dead_letters::dead_letters;
 pub use healthcheck::healthcheck_command;
 pub use http::http_server;
 pub use kafka::Kafka;
-pub use lifecycle::{
-    ABORT_BEFORE_END, SHUTDOWN_BUDGET, ShutdownSignal, Telemetry, join, load, watchdog,
-};
+pub use lifecycle::{Telemetry, load};
 pub use probes::{Checks, instance, probes};
+pub use shutdown::{
+    ABORT_AFTER, EVENTS_SHARE, SHUTDOWN_BUDGET, SPANS_SHARE, Shutdown, ShutdownSignal,
+    THREADS_SHARE, WORK_SHARE, join, stop_server,
+};

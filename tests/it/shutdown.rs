@@ -1,11 +1,12 @@
 //! SIGTERM: readiness fails first, what was begun is ended, exit 0.
 
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::http::{Connection, get};
-use crate::support::program::{Stack, new_order};
-use crate::support::{eventually, unique};
+use crate::support::program::{Program, Stack, new_order};
+use crate::support::{Database, OwnServer, eventually, kafka, postgres, unique};
 
 const SHUTDOWN: Duration = Duration::from_secs(30);
 
@@ -109,4 +110,115 @@ fn an_order_in_process_does_not_outlast_the_shutdown() {
     let stack = stack.set("PROCESSING_TIME", "0ms");
     let _heir = stack.worker();
     stack.all_become("completed", 1, Duration::from_secs(30));
+}
+
+#[test]
+fn while_a_program_drains_new_connections_are_served_and_hear_that_it_is_not_ready() {
+    let drain = Duration::from_secs(3);
+    let stack = Stack::new().set("SHUTDOWN_DRAIN", "3s");
+    let (mut api, mut worker) = (stack.api(), stack.worker());
+    let mut open = Connection::open(&api.address());
+    let signalled = Instant::now();
+    worker.terminate();
+    api.terminate();
+    for program in [&api, &worker] {
+        let answer = program.become_unready(drain);
+        assert_eq!(answer.json()["status"], "stopping");
+    }
+    assert_eq!(api.order(&unique("key"), 1).status, 202);
+
+    let mut holder = stack.database.holding_orders();
+    let mut slow = Connection::open(&api.address());
+    slow.write(&new_order(&unique("key"), 1).to_bytes());
+    wait_until_blocked(&stack);
+    eventually(SHUTDOWN, "new connections to be refused", || {
+        TcpStream::connect(api.address()).err()
+    });
+    assert!(signalled.elapsed() >= drain, "{:?}", signalled.elapsed());
+    // A connection that was open before hears it for as long as a request is in flight.
+    for _ in 0..3 {
+        open.write(&get("/readyz").to_bytes());
+        assert_eq!(open.read().status, 503);
+    }
+    holder.batch_execute("ROLLBACK").expect("unlock the table");
+    let answer = slow.read();
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    assert_eq!(api.wait(SHUTDOWN).code(), Some(0));
+    assert_eq!(worker.wait(SHUTDOWN).code(), Some(0));
+    assert_eq!(stack.count("orders"), 2);
+}
+
+/// Ends programs whose neighbour never answers: each within the time, and with exit code 0.
+fn end_all(programs: impl IntoIterator<Item = Program>) {
+    let mut programs: Vec<Program> = programs.into_iter().collect();
+    let start = Instant::now();
+    programs.iter().for_each(Program::terminate);
+    for program in &mut programs {
+        let status = program.wait(SHUTDOWN + Duration::from_secs(5));
+        let log = program.log();
+        assert_eq!(status.code(), Some(0), "{}", log.join("\n"));
+        assert!(start.elapsed() < SHUTDOWN, "{:?}", start.elapsed());
+    }
+}
+
+/// More spans than a collector that never answers can be offered within the shutdown, a batch every 5 s.
+fn a_silent_collector() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let endpoint = format!("http://{}", silent.local_addr().expect("its address"));
+    let stack = Stack::new()
+        .set("OTEL_SDK_DISABLED", "false")
+        .set("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint);
+    let (api, worker) = (stack.api(), stack.worker());
+    api.accepted_order();
+    stack.all_become("completed", 1, SHUTDOWN);
+    let mut client = Connection::open(&api.address());
+    for _ in 0..2500 {
+        client.write(&get("/v1/orders").to_bytes());
+        assert_eq!(client.read().status, 200);
+    }
+    end_all([api, worker]);
+}
+
+/// Ends programs that have a request in flight and an order in hand when `silence` begins.
+fn end_in(stack: &Stack, silence: impl FnOnce()) {
+    let (api, worker) = (stack.api(), stack.worker());
+    api.accepted_order();
+    stack.all_become("processing", 1, SHUTDOWN);
+    silence();
+    let mut in_flight = Connection::open(&api.address());
+    in_flight.write(&new_order(&unique("key"), 1).to_bytes());
+    end_all([api, worker]);
+}
+
+fn a_silent_broker() {
+    let broker = OwnServer::kafka();
+    let stack = Stack::on(postgres(), broker.address()).set("PROCESSING_TIME", "1s");
+    end_in(&stack, || broker.pause());
+}
+
+fn a_silent_database() {
+    let server = OwnServer::postgres();
+    let stack = Stack::on(Database::on(&server.address()), kafka()).set("PROCESSING_TIME", "1s");
+    // Before the stack's database is dropped, whatever happens.
+    let _thawed = Thawed(&server);
+    end_in(&stack, || server.freeze());
+}
+
+struct Thawed<'a>(&'a OwnServer);
+
+impl Drop for Thawed<'_> {
+    fn drop(&mut self) {
+        self.0.thaw();
+    }
+}
+
+#[test]
+fn a_collector_a_broker_or_a_database_that_never_answers_costs_its_share_and_not_the_exit_code() {
+    thread::scope(|scope| {
+        let silences = [a_silent_collector, a_silent_broker, a_silent_database];
+        let ended = silences.map(|silence| scope.spawn(silence));
+        for silence in ended {
+            silence.join().expect("see above");
+        }
+    });
 }

@@ -183,9 +183,9 @@ pub async fn shutdown_signal(abort: watch::Sender<bool>) -> io::Result<()> {
         std::process::exit(1);
     });
     tokio::spawn(async move {
-        sleep(service::SHUTDOWN_BUDGET - service::ABORT_BEFORE_END).await;
+        sleep(service::ABORT_AFTER).await;
         abort.send_replace(true);
-        sleep(service::ABORT_BEFORE_END).await;
+        sleep(service::SHUTDOWN_BUDGET - service::ABORT_AFTER).await;
         log::error!("not everything ended in time, ending anyway");
         std::process::exit(1);
     });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tbd::config::{ApiConfig, CommandLine, Program};
 use tbd::deadline::Deadline;
-use tbd::service::{self as house, SHUTDOWN_BUDGET, Telemetry};
+use tbd::service::{self as house, EVENTS_SHARE, SPANS_SHARE, Telemetry};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
 use tbd_async_twin::bus::Bus;
@@ -91,8 +91,8 @@ async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
     let server = tokio::spawn(service::serve(listener, router, requests, stopped));
 
     service::shutdown_signal(watch::Sender::new(false)).await?;
-    let deadline = Deadline::after(SHUTDOWN_BUDGET);
     stop.stop();
+    tokio::time::sleep(config.http.shutdown_drain).await;
     stopping.send_replace(true);
     server.await??;
     housekeeping.send_replace(true);
@@ -101,8 +101,8 @@ async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
     }
     tokio::task::spawn_blocking(move || {
         house::join(threads);
-        bus.close(deadline);
-        telemetry.shutdown(deadline);
+        bus.close(Deadline::after(EVENTS_SHARE));
+        telemetry.shutdown(Deadline::after(SPANS_SHARE));
     })
     .await?;
     log::info!("stopped");

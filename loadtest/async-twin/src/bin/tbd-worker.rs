@@ -5,7 +5,7 @@ use std::error::Error;
 use tbd::config::{CommandLine, Program, WorkerConfig};
 use tbd::deadline::Deadline;
 use tbd::orders::adapters::PrometheusMeter;
-use tbd::service::{self as house, SHUTDOWN_BUDGET, Telemetry};
+use tbd::service::{self as house, SPANS_SHARE, Telemetry};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
 use tbd_async_twin::bus::Bus;
@@ -74,7 +74,6 @@ async fn run(config: WorkerConfig) -> Result<(), Box<dyn Error>> {
     .start()?;
 
     service::shutdown_signal(abort).await?;
-    let deadline = Deadline::after(SHUTDOWN_BUDGET);
     stop.stop();
     stopping.send_replace(true);
     for task in tasks {
@@ -83,7 +82,7 @@ async fn run(config: WorkerConfig) -> Result<(), Box<dyn Error>> {
     server.await??;
     tokio::task::spawn_blocking(move || {
         house::join(threads);
-        telemetry.shutdown(deadline);
+        telemetry.shutdown(Deadline::after(SPANS_SHARE));
     })
     .await?;
     log::info!("stopped");
