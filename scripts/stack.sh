@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034
 # What up, down, status, logs and demo know of a stack. Source it after lib.sh.
 #
-# A stack is a folder: STATE_DIR, with each server's data, run/NAME.pid of each process, run/NAME.spec (what it was started
-# with, so that a change is noticed), and logs/.
+# A stack is a folder: STATE_DIR, with each server's data, run/NAME.pid of each process, run/NAME.spec (its address and a
+# fingerprint of what it was started with, so that a change is noticed), and logs/.
 
 STATE=$(realpath --canonicalize-missing "${STATE_DIR:-$ROOT/.local}")
 
@@ -23,6 +23,37 @@ pid_file() {
     *) printf '%s\n' "$STATE/run/$1.pid" ;;
   esac
 }
+
+# instance_environment api|worker PORT : exports what an instance of this stack finds in its environment; the servers'
+# ports are the caller's db_port and kafka_port.
+# shellcheck disable=SC2154
+instance_environment() {
+  unset API WORKERS
+  export DB_HOST=127.0.0.1 DB_PORT=$db_port DB_USER=tbd DB_PASSWORD=secret DB_NAME=tbd
+  export KAFKA_BROKERS=127.0.0.1:$kafka_port
+  # There is no collector here unless the caller names one.
+  export OTEL_EXPORTER_OTLP_ENDPOINT=${OTEL_EXPORTER_OTLP_ENDPOINT-}
+  if [[ $1 == api ]]; then export API_HOST=${API_HOST:-127.0.0.1} API_PORT=$2; else export WORKER_PORT=$2; fi
+}
+
+# settings api|worker PORT : a fingerprint of the program, of every variable in its --help, and of the files that these
+# name: what differs from it needs a restart. No value can be read from it, as some are secrets.
+settings() (
+  instance_environment "$1" "$2"
+  cd "$ROOT" || return # where the instances run, too
+  variables=$("$TBD_BIN/tbd-$1" --help | sed -n 's/^\([A-Z][A-Z0-9_]*\)  .*/\1/p')
+  [[ $variables == *_PORT* ]] || die "tbd-$1 --help prints no table of variables"
+  {
+    for name in $variables RUST_BACKTRACE; do
+      value=${!name-unset}
+      printf '%s=%s\n' "$name" "$value"
+      case $name in
+        *_FILE | *_DIR) [[ ! -e $value ]] || find -L "$value" -type f -exec sha256sum {} + | sort ;;
+      esac
+    done
+    sha256sum <"$TBD_BIN/tbd-$1"
+  } | sha256sum
+)
 
 # nginx's workers, which for root are another user, must reach this folder.
 nginx_folder() {

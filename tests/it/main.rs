@@ -21,6 +21,7 @@ mod idempotency;
 mod instances;
 mod kafka_security;
 mod list;
+mod make_up;
 mod migrations;
 mod openapi;
 mod outages;

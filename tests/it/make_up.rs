@@ -1,0 +1,214 @@
+//! `make up` and `make down`: what a running stack becomes when they are run again.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tbd::config::{Program, variables};
+
+use crate::support::http::{Response, get};
+use crate::support::program::{API, READY, WORKER, free_port, new_order};
+use crate::support::token::{claims, hs256};
+use crate::support::{eventually, own_folder, repository, unique};
+
+/// Two ports of which the second follows the first; the first.
+fn two_ports() -> u16 {
+    loop {
+        let first = free_port();
+        if free_port() == first + 1 {
+            return first;
+        }
+    }
+}
+
+/// A stack of two api instances and one worker. Stopped when dropped.
+struct MakeUp {
+    folder: PathBuf,
+    ports: HashMap<&'static str, u16>,
+}
+
+impl MakeUp {
+    fn new() -> MakeUp {
+        let ports = [
+            ("HTTP_PORT", free_port()),
+            ("API_PORT", two_ports()),
+            ("WORKER_PORT", free_port()),
+            ("DB_PORT", free_port()),
+            ("KAFKA_PORT", two_ports()),
+        ];
+        MakeUp {
+            folder: own_folder("stack"),
+            ports: ports.into(),
+        }
+    }
+
+    /// Runs one of the scripts with these variables; what it said.
+    fn run(&self, script: &str, variables: &[(&str, &str)]) -> String {
+        let output = Command::new(repository().join("scripts").join(script))
+            .env("STATE_DIR", &self.folder)
+            .env("TBD_BIN", Path::new(API).parent().expect("a folder"))
+            .envs([("API", "2"), ("WORKERS", "1")])
+            .envs(
+                self.ports
+                    .iter()
+                    .map(|(name, port)| (name, port.to_string())),
+            )
+            .envs(variables.iter().copied())
+            .output()
+            .expect("run the script");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(output.status.success(), "{script}: {said}");
+        said
+    }
+
+    /// What each of `count` instances, on the ports from the one of this name on, answers.
+    fn ask(&self, port: &str, count: u16, ask: impl Fn(&str) -> Response) -> Vec<Response> {
+        let ports = (0..count).map(|number| self.ports[port] + number);
+        ports
+            .map(|port| ask(&format!("127.0.0.1:{port}")))
+            .collect()
+    }
+}
+
+impl Drop for MakeUp {
+    fn drop(&mut self) {
+        self.run("down", &[]);
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[test]
+fn a_secret_given_to_a_running_stack_reaches_every_instance_and_no_terminal_or_file() {
+    const SECRET: &str = "a-secret-of-more-than-32-bytes-for-this-test";
+    let stack = MakeUp::new();
+    stack.run("up", &[]);
+    // A Kafka that has just started, on a busy machine, may take longer than a publish.
+    let order = |token: Option<&str>, address: &str| {
+        let key = unique("key");
+        eventually(READY, "an answer that is not about Kafka", || {
+            let order = new_order(&key, 1);
+            let order = match token {
+                Some(token) => order.header("Authorization", format!("Bearer {token}")),
+                None => order,
+            };
+            Some(order.send(address)).filter(|answer| answer.status != 503)
+        })
+    };
+    for answer in stack.ask("API_PORT", 2, |address| order(None, address)) {
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+
+    let said = stack.run("up", &[("AUTH_JWT_HS256_SECRET", SECRET)]);
+    assert!(said.contains("restarting api-1"), "{said}");
+    assert!(!said.contains("restarting worker-1"), "{said}");
+    assert!(!said.contains(SECRET), "{said}");
+    for answer in stack.ask("API_PORT", 2, |address| order(None, address)) {
+        assert_eq!(answer.status, 401, "{}", answer.text());
+    }
+    let header = serde_json::json!({ "alg": "HS256", "typ": "JWT" });
+    let token = hs256(&header, &claims(), SECRET.as_bytes());
+    for answer in stack.ask("API_PORT", 2, |address| order(Some(&token), address)) {
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    for kept in fs::read_dir(stack.folder.join("run")).expect("run") {
+        let text = fs::read_to_string(kept.expect("a file").path()).expect("text");
+        assert!(!text.contains(SECRET), "{text}");
+    }
+
+    let said = stack.run("up", &[("AUTH_JWT_HS256_SECRET", SECRET)]);
+    assert!(!said.contains("restarting"), "{said}");
+    for ready in stack.ask("WORKER_PORT", 1, |address| get("/readyz").send(address)) {
+        assert_eq!(ready.status, 200);
+    }
+}
+
+/// Prints `NAME FINGERPRINT` for each variable of `changed`, with that one alone set to `value`.
+const FINGERPRINTS: &str = r#"
+set -euo pipefail
+source scripts/lib.sh; source scripts/stack.sh
+db_port=1 kafka_port=2
+printf 'unchanged %s\n' "$(settings "$program" 3)"
+for name in $changed; do printf '%s %s\n' "$name" "$(export "$name=$value"; settings "$program" 3)"; done
+"#;
+
+/// A folder of programs that are small to read and do what ours do.
+fn programs() -> PathBuf {
+    let folder = own_folder("programs");
+    fs::create_dir_all(&folder).expect("a folder");
+    for program in [API, WORKER] {
+        let path = folder.join(Path::new(program).file_name().expect("a name"));
+        fs::write(&path, format!("#!/bin/sh\nexec {program} \"$@\"\n")).expect("a script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+    }
+    folder
+}
+
+/// The fingerprint of a stack's settings as they are, and with each of `changed` set to `value`.
+fn fingerprints(
+    programs: &Path,
+    program: &str,
+    changed: &[&str],
+    value: &str,
+) -> HashMap<String, String> {
+    let output = Command::new("bash")
+        .args(["-c", FINGERPRINTS])
+        .current_dir(repository())
+        .env("TBD_BIN", programs)
+        .env("program", program)
+        .env("changed", changed.join(" "))
+        .env("value", value)
+        .output()
+        .expect("run bash");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines
+        .map(|(name, print)| (name.to_owned(), print.to_owned()))
+        .collect()
+}
+
+#[test]
+fn no_variable_of_a_program_can_change_without_its_instances_being_restarted() {
+    // Where the stack has its servers is its own affair.
+    const THE_STACKS: [&str; 8] = [
+        "API_PORT",
+        "WORKER_PORT",
+        "DB_HOST",
+        "DB_PORT",
+        "DB_USER",
+        "DB_PASSWORD",
+        "DB_NAME",
+        "KAFKA_BROKERS",
+    ];
+    let programs = programs();
+    for (program, name) in [(Program::Api, "api"), (Program::Worker, "worker")] {
+        let names: Vec<&str> = variables(program).map(|variable| variable.name).collect();
+        let prints = fingerprints(&programs, name, &names, "changed");
+        assert_eq!(prints.len(), names.len() + 1);
+        for changed in names {
+            let is_the_same = prints[changed] == prints["unchanged"];
+            assert_eq!(is_the_same, THE_STACKS.contains(&changed), "{changed}");
+        }
+    }
+    let _ = fs::remove_dir_all(programs);
+}
+
+#[test]
+fn a_file_with_other_keys_under_the_same_name_counts_as_a_change() {
+    let programs = programs();
+    let keys = programs.join("keys.json");
+    let keys = keys.to_str().expect("the folder's name is UTF-8");
+    let print = |text: &str| {
+        fs::write(keys, text).expect("write the keys");
+        let name = "AUTH_JWT_JWKS_FILE";
+        fingerprints(&programs, "api", &[name], keys)[name].clone()
+    };
+    let prints = [print("old"), print("new"), print("new")];
+    let _ = fs::remove_dir_all(&programs);
+    assert_ne!(prints[0], prints[1]);
+    assert_eq!(prints[1], prints[2]);
+}
