@@ -22,16 +22,17 @@ RUN find src -name '*.rs' -exec touch {} + \
 
 FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
 # SIGTERM goes to the program itself, which is process 1; it takes 30 s at most to stop.
-# Health: `/tbd-api healthcheck`, `/tbd-worker healthcheck` (docker-compose.yml uses them).
+# The program is on the PATH, for `docker compose exec api tbd-api healthcheck` and `... worker tbd-worker dlq list`.
+ENV PATH=/usr/local/bin:/usr/bin:/bin
 STOPSIGNAL SIGTERM
 USER 65532:65532
 
 FROM runtime AS worker
-COPY --from=build /out/tbd-worker /tbd-worker
+COPY --from=build /out/tbd-worker /usr/local/bin/tbd-worker
 EXPOSE 9091
-ENTRYPOINT ["/tbd-worker"]
+ENTRYPOINT ["/usr/local/bin/tbd-worker"]
 
 FROM runtime AS api
-COPY --from=build /out/tbd-api /tbd-api
+COPY --from=build /out/tbd-api /usr/local/bin/tbd-api
 EXPOSE 8080
-ENTRYPOINT ["/tbd-api"]
+ENTRYPOINT ["/usr/local/bin/tbd-api"]

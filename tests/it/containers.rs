@@ -5,7 +5,8 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
-use tbd::config::VARIABLES;
+use tbd::config::{Program, VARIABLES, variables};
+use tbd::service::SHUTDOWN_BUDGET;
 
 use crate::support::{dashboards, own_folder, read, repository};
 
@@ -102,7 +103,13 @@ fn passed_on(compose: &str) -> Vec<(String, String)> {
 #[test]
 fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
     // In containers the neighbours have other names.
-    const ELSEWHERE: [&str; 3] = ["DB_HOST", "KAFKA_BROKERS", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+    const ELSEWHERE: [&str; 5] = [
+        "DB_HOST",
+        "KAFKA_BROKERS",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "JAEGER_UI_URL",  // on the port that Compose publishes
+        "SHUTDOWN_DRAIN", // nginx is told of a container's end late
+    ];
     let passed = passed_on(&read("docker-compose.yml"));
     assert!(passed.len() > 30, "{passed:?}");
     for (name, default) in passed {
@@ -112,6 +119,116 @@ fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
             assert_eq!(default, variable.default, "{name}");
         }
     }
+}
+
+/// The lines below the line `head`, as long as they are indented further.
+fn below<'a>(text: &'a str, head: &str) -> Vec<&'a str> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut lines = text.lines().skip_while(|line| *line != head);
+    let head = lines.next().unwrap_or_else(|| panic!("no {head}"));
+    lines
+        .take_while(|line| line.trim().is_empty() || indent(line) > indent(head))
+        .collect()
+}
+
+/// Whether the lines set this variable or key.
+fn names(lines: &[&str], name: &str) -> bool {
+    let sets = |line: &&str| {
+        line.trim()
+            .split_once(": ")
+            .is_some_and(|(key, _)| key == name)
+    };
+    lines.iter().any(sets)
+}
+
+#[test]
+fn compose_passes_on_every_variable_that_a_program_knows() {
+    let compose = read("docker-compose.yml");
+    let settings = below(&compose, "x-settings: &settings");
+    for (program, service) in [(Program::Api, "  api:"), (Program::Worker, "  worker:")] {
+        let service = below(&compose, service);
+        for variable in variables(program) {
+            let is_passed = names(&settings, variable.name) || names(&service, variable.name);
+            assert!(is_passed, "{} of {}", variable.name, program.name());
+        }
+    }
+}
+
+#[test]
+fn every_port_that_compose_publishes_can_be_moved() {
+    let compose = read("docker-compose.yml");
+    let example = read(".env.example");
+    let ports = compose.lines().filter_map(|line| {
+        let ports = line.trim().strip_prefix("ports: ")?;
+        let (_, published) = ports.split_once("127.0.0.1}:").expect("on BIND_ADDRESS");
+        Some(published)
+    });
+    let mut count = 0;
+    for published in ports {
+        let variable = published.strip_prefix("${").expect("a variable");
+        let (name, _) = variable.split_once(":-").expect("with a default");
+        assert!(example.contains(&format!("#{name}=")), "{name}");
+        count += 1;
+    }
+    assert_eq!(count, 6);
+}
+
+#[test]
+fn the_images_find_their_program_by_its_name() {
+    let dockerfile = read("Dockerfile");
+    let path = dockerfile
+        .lines()
+        .find_map(|line| line.strip_prefix("ENV PATH="))
+        .expect("a PATH");
+    let compose = read("docker-compose.yml");
+    for program in [Program::Api, Program::Worker].map(Program::name) {
+        let copied = format!("COPY --from=build /out/{program} ");
+        let to = dockerfile
+            .lines()
+            .find_map(|line| line.strip_prefix(&copied))
+            .expect("the program in the image");
+        let folder = to.strip_suffix(&format!("/{program}")).expect("its name");
+        assert!(path.split(':').any(|part| part == folder), "{folder}");
+        assert!(dockerfile.contains(&format!("ENTRYPOINT [\"{to}\"]")));
+        assert!(compose.contains(&format!("test: [CMD, {program}, healthcheck]")));
+    }
+}
+
+/// The number before `unit` after `key` in a line of `text`.
+fn quantity(text: &str, key: &str, unit: char) -> u64 {
+    let (_, rest) = text.split_once(key).unwrap_or_else(|| panic!("no {key}"));
+    let (number, _) = rest.split_once(unit).expect("its unit");
+    number.trim().parse().expect("a number")
+}
+
+#[test]
+fn containers_get_the_time_that_a_shutdown_may_take() {
+    let needed = SHUTDOWN_BUDGET.as_secs();
+    let compose = read("docker-compose.yml");
+    for (service, manifest) in [("  api:", "api.yaml"), ("  worker:", "worker.yaml")] {
+        let service = below(&compose, service).join("\n");
+        assert!(quantity(&service, "stop_grace_period: ", 's') > needed);
+        let manifest = read(format!("docker/k8s/base/{manifest}"));
+        assert!(quantity(&manifest, "terminationGracePeriodSeconds: ", '#') > needed);
+        assert!(!manifest.contains("preStop"), "it would take of that time");
+    }
+}
+
+/// A node of two CPUs that also runs the cluster's own control plane has about this much left.
+#[test]
+fn kubernetes_runs_on_one_small_node_and_has_room_for_a_rollout() {
+    const LEFT: u64 = 1000;
+    let requests = ["api", "worker", "edge", "kafka", "postgres"].map(|name| {
+        let manifest = read(format!("docker/k8s/base/{name}.yaml"));
+        let each = quantity(&manifest, "requests: {cpu: ", 'm');
+        let (instances, surge) = match name {
+            "api" | "edge" => (2, 1),
+            "worker" => (2, 0),
+            _ => (1, 0),
+        };
+        each * (instances + surge)
+    });
+    assert!(requests.iter().sum::<u64>() <= LEFT, "{requests:?}");
 }
 
 #[test]
