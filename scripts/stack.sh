@@ -68,7 +68,7 @@ stop_service() {
   case $1 in
     postgres) postgres_stop "$STATE/postgres" fast ;;
     kafka) kafka_stop "$STATE/kafka" ;;
-    nginx) stop_pid "$(pid_file nginx)" TERM 10 ;;
+    nginx) stop_pid "$(pid_file nginx)" QUIT 40 ;; # answers what it has begun, which takes an api 30 s at most
     *) stop_pid "$STATE/run/$1.pid" TERM 45 ;;
   esac
   rm -f "$STATE/run/$1.spec" "$STATE/run/$1.pid"

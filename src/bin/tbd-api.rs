@@ -96,8 +96,9 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         metrics.kafka.clone(),
         stop.clone(),
     )?);
+    let mut migrations = Vec::new();
     if config.auto_migrate {
-        threads.push(service::start_migrations(migrator, database, stop.clone())?);
+        migrations.push(service::start_migrations(migrator, database, stop.clone())?);
     }
 
     let api = Api {
@@ -141,6 +142,9 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     });
     shutdown.part("spans", Deadline::after(SPANS_SHARE), move |end| {
         telemetry.shutdown(end);
+    });
+    shutdown.part("migrations", shutdown.rest(), move |_| {
+        service::join(migrations);
     });
     shutdown.end();
     Ok(())

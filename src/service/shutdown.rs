@@ -6,6 +6,7 @@
 //! | threads | [`THREADS_SHARE`], 3 s | housekeeping and health checks, which another instance takes over |
 //! | events | [`EVENTS_SHARE`], 3 s | the producer, with the records that are not acknowledged yet |
 //! | spans | [`SPANS_SHARE`], 2 s | the export of traces |
+//! | migrations | what is left of the 30 s | a migration under way: a person must mend a schema that is left half-way |
 //!
 //! A part ends as soon as it has nothing left to do. A part that waits for a server that never
 //! answers ends with its share: a warning names it, the next part begins, and the exit code
@@ -44,7 +45,8 @@ pub const SPANS_SHARE: Duration = Duration::from_secs(2);
 
 /// How much longer a part may take to notice that its share is spent.
 const GRACE: Duration = Duration::from_millis(300);
-/// The worker's: consumers, server, threads, events, spans.
+/// The worker's: consumers, server, threads, events, spans. The api's migrations come last and
+/// have no share of their own.
 const PARTS_MAX: u64 = 5;
 
 const _: () = {
@@ -123,6 +125,11 @@ impl Shutdown {
     /// The end of [`WORK_SHARE`], which begins with the signal.
     pub fn work(&self) -> Deadline {
         Deadline::after_instant(self.began, WORK_SHARE)
+    }
+
+    /// The end of the whole shutdown, for its last part.
+    pub fn rest(&self) -> Deadline {
+        Deadline::after_instant(self.began, SHUTDOWN_BUDGET - 2 * GRACE)
     }
 
     /// Runs `part` on the thread `shutdown-NAME`, gives it its deadline and waits for it until

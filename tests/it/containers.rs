@@ -212,6 +212,14 @@ fn containers_get_the_time_that_a_shutdown_may_take() {
         assert!(quantity(&manifest, "terminationGracePeriodSeconds: ", '#') > needed);
         assert!(!manifest.contains("preStop"), "it would take of that time");
     }
+    // nginx ends with its last answer.
+    let template = read("docker/nginx/nginx.conf.template");
+    let answer = quantity(&template, "proxy_read_timeout ", 's');
+    let nginx = below(&compose, "  nginx:").join("\n");
+    assert!(quantity(&nginx, "stop_grace_period: ", 's') > answer);
+    let edge = read("docker/k8s/base/edge.yaml");
+    let sleeps = quantity(&edge, "sleep: {seconds: ", '}');
+    assert!(quantity(&edge, "terminationGracePeriodSeconds: ", '#') > sleeps + answer);
 }
 
 /// A node of two CPUs that also runs the cluster's own control plane has about this much left.

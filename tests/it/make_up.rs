@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
+use postgres::{Client, NoTls};
 use tbd::config::{Program, variables};
 
 use crate::support::http::{Response, get};
 use crate::support::program::{API, READY, WORKER, free_port, new_order};
 use crate::support::token::{claims, hs256};
-use crate::support::{eventually, own_folder, repository, unique};
+use crate::support::{PASSWORD, USER, eventually, own_folder, repository, unique};
 
 /// Two ports of which the second follows the first; the first.
 fn two_ports() -> u16 {
@@ -123,6 +126,41 @@ fn a_secret_given_to_a_running_stack_reaches_every_instance_and_no_terminal_or_f
     for ready in stack.ask("WORKER_PORT", 1, |address| get("/readyz").send(address)) {
         assert_eq!(ready.status, 200);
     }
+    down_answers_what_has_begun(&stack, &token);
+}
+
+/// From the edge inwards: nginx takes nothing new, and its last request still gets its answer.
+fn down_answers_what_has_begun(stack: &MakeUp, token: &str) {
+    let database = format!(
+        "host=127.0.0.1 port={} user={USER} password={PASSWORD} dbname=tbd",
+        stack.ports["DB_PORT"]
+    );
+    let mut holder = Client::connect(&database, NoTls).expect("the stack's database");
+    let edge = format!("127.0.0.1:{}", stack.ports["HTTP_PORT"]);
+    let lock = "BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE";
+    holder.batch_execute(lock).expect("lock the table");
+    thread::scope(|scope| {
+        let begun = scope.spawn(|| {
+            let order = new_order(&unique("key"), 1);
+            order
+                .header("Authorization", format!("Bearer {token}"))
+                .send(&edge)
+        });
+        let blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        eventually(READY, "a statement to be blocked", || {
+            let count: i64 = holder.query_one(blocked, &[]).expect("count").get(0);
+            (count > 0).then_some(())
+        });
+        let down = scope.spawn(|| stack.run("down", &[]));
+        eventually(READY, "nginx to take nothing new", || {
+            TcpStream::connect(&edge).err()
+        });
+        holder.batch_execute("ROLLBACK").expect("unlock the table");
+        let answer = begun.join().expect("an answer");
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        drop(holder);
+        down.join().expect("down");
+    });
 }
 
 /// Prints `NAME FINGERPRINT` for each variable of `changed`, with that one alone set to `value`.

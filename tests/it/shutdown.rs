@@ -1,12 +1,13 @@
 //! SIGTERM: readiness fails first, what was begun is ended, exit 0.
 
+use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::http::{Connection, get};
 use crate::support::program::{Program, Stack, new_order};
-use crate::support::{Database, OwnServer, eventually, kafka, postgres, unique};
+use crate::support::{Database, OwnServer, eventually, kafka, own_folder, postgres, unique};
 
 const SHUTDOWN: Duration = Duration::from_secs(30);
 
@@ -110,6 +111,26 @@ fn an_order_in_process_does_not_outlast_the_shutdown() {
     let stack = stack.set("PROCESSING_TIME", "0ms");
     let _heir = stack.worker();
     stack.all_become("completed", 1, Duration::from_secs(30));
+}
+
+#[test]
+fn a_migration_under_way_is_ended_and_leaves_a_clean_schema() {
+    let folder = own_folder("migrations");
+    fs::create_dir_all(&folder).expect("a folder");
+    let slow = "SELECT pg_sleep(6); CREATE TABLE slow ()";
+    fs::write(folder.join("1_slow.up.sql"), slow).expect("a migration");
+    fs::write(folder.join("1_slow.down.sql"), "DROP TABLE slow").expect("its way back");
+    let stack = Stack::new().set("MIGRATIONS_DIR", folder.to_str().expect("UTF-8"));
+    let mut api = stack.start_api();
+    let under_way = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    eventually(SHUTDOWN, "the migration to be under way", || {
+        (stack.number(under_way) > 0).then_some(())
+    });
+    api.terminate();
+    assert_eq!(api.wait(SHUTDOWN).code(), Some(0));
+    let clean = "SELECT version FROM schema_migrations WHERE NOT dirty";
+    assert_eq!(stack.number(clean), 1);
+    let _ = fs::remove_dir_all(folder);
 }
 
 #[test]
