@@ -6,7 +6,7 @@
 //! | threads | [`THREADS_SHARE`], 3 s | housekeeping and health checks, which another instance takes over |
 //! | events | [`EVENTS_SHARE`], 3 s | the producer, with the records that are not acknowledged yet |
 //! | spans | [`SPANS_SHARE`], 2 s | the export of traces |
-//! | migrations | what is left of the 30 s | a migration under way: a person must mend a schema that is left half-way |
+//! | migrations | what is left of the 30 s | a migration under way: half of one needs a person to mend it |
 //!
 //! A part ends as soon as it has nothing left to do. A part that waits for a server that never
 //! answers ends with its share: a warning names it, the next part begins, and the exit code
@@ -36,9 +36,9 @@ pub const WORK_SHARE: Duration = Duration::from_secs(20);
 /// When a processing step is cut short. Its consumer has the rest of [`WORK_SHARE`] to write
 /// what is done, announce it, commit its offsets and leave the group.
 pub const ABORT_AFTER: Duration = Duration::from_secs(15);
-/// A health check takes 3 s at most. The others are between two statements.
+/// A server that answers takes no longer for what these threads are waiting for.
 pub const THREADS_SHARE: Duration = Duration::from_secs(3);
-/// Every publish has ended with its request by now; what is left is given up by its caller.
+/// Every publish has ended with its request by now. What is left has no caller any more.
 pub const EVENTS_SHARE: Duration = Duration::from_secs(3);
 /// A collector takes a batch in milliseconds. Traces are worth no longer wait.
 pub const SPANS_SHARE: Duration = Duration::from_secs(2);
@@ -116,8 +116,8 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Blocks until `drain` is over, counted from the signal. The caller has made readiness
-    /// fail before, and the listener still accepts: whoever balances load learns of it meanwhile.
+    /// Blocks until `drain` is over, counted from the signal. Readiness fails already and the
+    /// listener still accepts, so that a load balancer learns of the end before a client does.
     pub fn drain(&self, drain: Duration) {
         sleep_until(Deadline::after_instant(self.began, drain));
     }
@@ -166,7 +166,7 @@ impl Shutdown {
     }
 
     /// The end of the program: returns if every part has ended. If not, ends the process with
-    /// code 0, as what was left may hold what the caller would wait for.
+    /// code 0, since the caller could wait for what an unfinished part still holds.
     pub fn end(self) {
         log::info!("stopped");
         if !self.is_complete {

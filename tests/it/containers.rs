@@ -108,7 +108,7 @@ fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
         "KAFKA_BROKERS",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "JAEGER_UI_URL",  // on the port that Compose publishes
-        "SHUTDOWN_DRAIN", // nginx is told of a container's end late
+        "SHUTDOWN_DRAIN", // nginx hears late that a container ends
     ];
     let passed = passed_on(&read("docker-compose.yml"));
     assert!(passed.len() > 30, "{passed:?}");

@@ -211,7 +211,7 @@ fn fingerprints(
 
 #[test]
 fn no_variable_of_a_program_can_change_without_its_instances_being_restarted() {
-    // Where the stack has its servers is its own affair.
+    // The stack itself decides where its servers are.
     const THE_STACKS: [&str; 8] = [
         "API_PORT",
         "WORKER_PORT",
