@@ -40,7 +40,7 @@
 //!
 //! Client certificates, SASL mechanisms other than PLAIN and SCRAM; transactions (reading is always `read_uncommitted`); fetch sessions
 //! (only partitions with room for another answer are asked for, others each time); fetching from followers;
-//! commits of its own accord; requests that address topics by id only, besides the
+//! automatic commits; requests that address topics by id, except Fetch and the
 //! consumer protocol's.
 //!
 //! # Who comes from the Java client

@@ -78,7 +78,7 @@ macro_rules! requests {
     };
 }
 
-// Upper ends: the newest version that addresses topics by name, or whose newer
+// Upper ends: mostly the newest version that addresses topics by name, or whose newer
 // ones bring nothing we use. Lower ends: the oldest with the fields we need; all
 // are offered by Kafka 2.8 to 4.1 and by Redpanda.
 requests! {

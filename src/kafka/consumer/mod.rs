@@ -24,6 +24,8 @@
 //! - A record of a partition that is no longer assigned is never handed out,
 //!   and its offset never committed.
 //! - Nothing is committed but what the application commits.
+//! - An offset belongs to a topic's id, not to its name: of a topic that was deleted and
+//!   created again, no record is passed over because of offsets in the old one.
 //! - A cooperative rebalance stops only the partitions that move: the others go on
 //!   being handed out while it is under way. Commits asked for meanwhile are made up
 //!   for when it ends, before anything is given away.

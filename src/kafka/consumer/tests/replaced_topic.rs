@@ -214,6 +214,24 @@ fn a_leader_that_cannot_be_asked_by_id_is_believed_as_far_as_metadata_agrees() {
 }
 
 #[test]
+fn with_the_policy_latest_a_new_topic_is_read_from_its_end() {
+    let site = Site::new(OLD);
+    let (broker, journal) = (site.broker(), Journal::default());
+    let mut consumer = site.consumer(&broker, journal.clone(), OffsetReset::Latest);
+    assert_eq!(read(&mut consumer, 1), [(0, 50)]);
+    site.replace(NEW);
+    let give_up = Deadline::after(Duration::from_secs(10));
+    // Where the log ends, as the usual broker says.
+    while consumer.position(&partition()) != Some(7) {
+        assert!(!give_up.is_past(), "{:?}", consumer.position(&partition()));
+        let polled = consumer.poll(Deadline::after(Duration::from_millis(100)));
+        assert_eq!(polled.unwrap_or_default(), []);
+    }
+    assert_eq!(*lock(&journal.0), [("assigned", 1), ("replaced", 1)]);
+    consumer.close(soon()).unwrap();
+}
+
+#[test]
 fn without_a_reset_policy_a_poll_fails_until_the_application_seeks() {
     let site = Site::new(OLD);
     let (broker, journal) = (site.broker(), Journal::default());
