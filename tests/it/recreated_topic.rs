@@ -38,7 +38,8 @@ fn recreations(protocol: &str, delivery: &str) {
     accept_at_once(&api, ORDERS);
     stack.all_become("completed", ORDERS, SOON);
     for round in 1..=ROUNDS {
-        recreate_topic(&stack.kafka, &stack.topics.created, PARTITIONS);
+        let brokers = std::slice::from_ref(&stack.kafka);
+        recreate_topic(brokers, &stack.topics.created, PARTITIONS);
         accept_at_once(&api, ORDERS);
         stack.all_become("completed", (round + 1) * ORDERS, SOON);
     }

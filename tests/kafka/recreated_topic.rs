@@ -1,5 +1,6 @@
 //! A topic that is deleted and created again under its readers, on a real Kafka.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tbd::deadline::Deadline;
@@ -7,10 +8,10 @@ use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol}
 use tbd::kafka::group::TopicPartition;
 use tbd::kafka::{Admin, Cluster, Error, ProducerConfig, Reader};
 
-use crate::client::{cluster, record, soon, start, topic};
+use crate::client::{cluster, cluster_at, record, replicated_topic, soon, start, topic};
 use crate::consumer::{Journal, poll_until, values};
 use crate::support::recreate::recreate_topic;
-use crate::support::{eventually, kafka, unique};
+use crate::support::{OwnServer, eventually, kafka, unique};
 
 /// A topic of one partition, and a group.
 struct Stage {
@@ -42,7 +43,7 @@ impl Stage {
 
     /// Another topic of the same name, with these records.
     fn recreate(&self, values: impl IntoIterator<Item = i32>) {
-        recreate_topic(&kafka(), &self.topic, 1);
+        recreate_topic(&[kafka()], &self.topic, 1);
         self.write(values);
     }
 
@@ -125,6 +126,40 @@ fn a_commit_made_for_the_old_topic_is_no_commit_of_the_new_one() {
         assert!(matches!(beyond, Err(CommitError::Lost)), "{beyond:?}");
         consumer.commit(&[(stage.partition(), 3)], soon()).unwrap();
         assert_eq!(stage.lag(), [17]);
+        consumer.close(soon()).unwrap();
+    }
+}
+
+/// Metadata reaches three brokers at different times: an old id may be told, and an old log be served, for a moment.
+#[test]
+fn nothing_written_to_the_new_topic_is_passed_over_on_three_brokers() {
+    const PARTITIONS: i32 = 6;
+    let nodes = OwnServer::kafka_cluster();
+    let addresses = nodes.each_ref().map(OwnServer::address);
+    let cluster = cluster_at(addresses.to_vec());
+    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+        let topic = replicated_topic(&cluster, PARTITIONS, 3);
+        let mut config = ConsumerConfig::new(unique("group"), [&topic]);
+        config.group_protocol = protocol;
+        let mut consumer = Consumer::start(cluster.clone(), config, Box::new(())).unwrap();
+        for round in 0..5 {
+            if round > 0 {
+                recreate_topic(&addresses, &topic, PARTITIONS);
+            }
+            let written: BTreeSet<String> = (0..100).map(|n| format!("{round}-{n}")).collect();
+            let producer = start(&cluster, ProducerConfig::default());
+            let records = written
+                .iter()
+                .map(|value| record(&topic, value.clone(), value.clone()));
+            let outcomes = producer.publish(records.collect(), soon());
+            assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+            producer.close(soon()).unwrap();
+            poll_until(&mut consumer, |_, records| {
+                let read: BTreeSet<String> = values(records).into_iter().collect();
+                read.is_superset(&written)
+            });
+            consumer.commit_polled(soon()).unwrap();
+        }
         consumer.close(soon()).unwrap();
     }
 }

@@ -5,38 +5,48 @@ use std::time::Duration;
 use tbd::deadline::Deadline;
 use tbd::kafka::admin::TopicSpec;
 use tbd::kafka::{Admin, ClientConfig, Cluster};
+use uuid::Uuid;
 
 use super::eventually;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Deletes a topic of one broker and creates it again. Returns once the broker has heard of it: until then it
-/// acknowledges records into the old topic, which go with that.
-pub fn recreate_topic(broker: &str, name: &str, partitions: i32) {
-    let cluster = Cluster::new(ClientConfig {
-        brokers: vec![broker.to_owned()],
-        ..ClientConfig::default()
-    });
-    let known_id = || {
-        let asked = cluster.refresh(&[name], Deadline::after(SOON));
-        asked.expect("ask for the topic");
-        let is_there = cluster.topic_error(name).is_none();
-        cluster.topic_id(name).filter(|_| is_there)
-    };
-    let old = known_id();
-    let admin = Admin::new(cluster.clone());
+/// Deletes a topic and creates it again, with a copy on each of `brokers`. Returns once each of them has heard of it:
+/// until then they acknowledge records into the old topic, which go with that.
+pub fn recreate_topic(brokers: &[String], name: &str, partitions: i32) {
+    let old = known_id(&brokers[0], name);
+    let admin = Admin::new(cluster(&brokers[0]));
     admin
         .delete_topics(&[name], Deadline::after(SOON))
         .expect("delete the topic");
     let spec = TopicSpec {
         name: name.to_owned(),
         partitions,
-        replication: 1,
+        replication: brokers.len().try_into().expect("few brokers"),
     };
     admin
         .create_topics(&[spec], Deadline::after(SOON))
         .expect("create the topic");
-    eventually(SOON, "the new topic to be known", || {
-        known_id().filter(|id| Some(*id) != old)
-    });
+    for broker in brokers {
+        eventually(SOON, "the new topic to be known", || {
+            known_id(broker, name).filter(|id| Some(*id) != old)
+        });
+    }
+}
+
+/// The id of the topic as one broker knows it.
+fn known_id(broker: &str, name: &str) -> Option<Uuid> {
+    // It knows no other broker yet, so it asks this one.
+    let cluster = cluster(broker);
+    let asked = cluster.refresh(&[name], Deadline::after(SOON));
+    asked.expect("ask for the topic");
+    let is_there = cluster.topic_error(name).is_none();
+    cluster.topic_id(name).filter(|_| is_there)
+}
+
+fn cluster(broker: &str) -> Cluster {
+    Cluster::new(ClientConfig {
+        brokers: vec![broker.to_owned()],
+        ..ClientConfig::default()
+    })
 }
