@@ -143,10 +143,13 @@ impl DatabaseConfig {
     /// `enable_seqscan`: every statement of ours finds its rows by an index. Without this, one that is planned while a
     /// table is small reads all of it, and goes on reading all of it while the table grows, since the plan of a
     /// prepared statement is kept until autovacuum has looked at the table (a minute, or many).
+    ///
+    /// `jit`: `enable_seqscan=off` prices the few scans that no index serves (the version table, the outbox's count)
+    /// at 10^10, far above `jit_above_cost`. A server with LLVM would then compile our smallest statements.
     pub fn session_options(&self) -> String {
         format!(
             "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={} -c timezone=UTC \
-             -c enable_seqscan=off",
+             -c enable_seqscan=off -c jit=off",
             self.statement_timeout.as_millis(),
             self.lock_timeout.as_millis(),
             IDLE_IN_TRANSACTION_TIMEOUT.as_millis(),

@@ -140,6 +140,24 @@ fn every_session_has_its_settings_from_the_start() {
     assert_eq!(settings, ["5s", "3s", "UTC", "tbd"]);
 }
 
+/// Without LLVM a server compiles nothing, so its plans would not show the fault; the setting is the same on every server.
+#[test]
+fn no_server_compiles_our_statements() {
+    let database = support::postgres();
+    let on_by_default: String = database
+        .connect()
+        .query_one("SHOW jit", &[])
+        .expect("the default")
+        .get(0);
+    assert_eq!(on_by_default, "on");
+    let pool = pool(config(&database));
+    let ours = pool
+        .get(soon())
+        .and_then(|mut it| it.query("SHOW jit", &[]))
+        .expect("our setting");
+    assert_eq!(ours[0].get::<_, String>(0), "off");
+}
+
 #[test]
 fn a_slow_statement_is_canceled_and_its_connection_goes_on() {
     let database = support::postgres();
