@@ -355,6 +355,6 @@ impl<'a> Transaction<'a> {
 /// Types `error`, and notes when the session did not survive it.
 fn noted(lost: &mut bool, limit: &TimeLimit, error: postgres::Error) -> DatabaseError {
     let error = limit.explain(error.into());
-    *lost |= matches!(error, DatabaseError::ConnectionLost(_));
+    *lost |= error.ends_session();
     error
 }

@@ -50,6 +50,19 @@ pub enum DatabaseError {
         /// The five-character code.
         sqlstate: String,
     },
+    /// The server writes nothing (25006): a standby, or a primary that was demoted. Nothing took effect, and this
+    /// session is given up: the next one may reach a server that writes.
+    #[error("the database server is read-only (SQLSTATE 25006)")]
+    ReadOnly,
+    /// The server lacks what the work needs: disk, memory, connections (class 53), or its system fails it (class 58).
+    /// Nothing took effect; the session survives.
+    #[error("the database server is out of resources: {message} (SQLSTATE {sqlstate})")]
+    OutOfResources {
+        /// The five-character code.
+        sqlstate: String,
+        /// The server's primary message.
+        message: String,
+    },
     /// The schema changed under a prepared statement inside a transaction, which was rolled back. The next
     /// attempt prepares the statement anew.
     #[error("the schema changed under a prepared statement")]
@@ -73,24 +86,34 @@ impl DatabaseError {
     /// The reason given when waiting has ended at a limit of ours.
     pub(super) const NO_ANSWER: &str = "no answer in time";
 
-    /// Whether the same work may well succeed when repeated in a moment: connection loss, deadlock, serialization
-    /// failure. Whether repeating is *safe* is another question, answered at [`retry`](super::retry()).
+    /// Whether the same work may well succeed when repeated in a moment: connection loss, a demoted server, deadlock,
+    /// serialization failure. Whether repeating is *safe* is another question, answered at [`retry`](super::retry()).
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
             Self::Unavailable { .. }
                 | Self::ConnectionLost(_)
+                | Self::ReadOnly
                 | Self::Conflict { .. }
                 | Self::StaleStatement
         )
     }
 
-    /// Whether the database as such is out of reach, as opposed to busy or displeased.
+    /// Whether the server as such cannot serve, so that no other statement would fare better now.
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self,
-            Self::Unavailable { .. } | Self::Rejected { .. } | Self::ConnectionLost(_)
+            Self::Unavailable { .. }
+                | Self::Rejected { .. }
+                | Self::ConnectionLost(_)
+                | Self::ReadOnly
+                | Self::OutOfResources { .. }
         )
+    }
+
+    /// Whether the session ended with this error, or is of no use after it.
+    pub(super) fn ends_session(&self) -> bool {
+        matches!(self, Self::ConnectionLost(_) | Self::ReadOnly)
     }
 
     /// The name of the violated constraint, if any.
@@ -106,7 +129,10 @@ impl DatabaseError {
         match self {
             Self::StatementTimeout => Some("57014"),
             Self::LockTimeout => Some("55P03"),
-            Self::Conflict { sqlstate } | Self::Other { sqlstate, .. } => Some(sqlstate),
+            Self::ReadOnly => Some("25006"),
+            Self::Conflict { sqlstate }
+            | Self::OutOfResources { sqlstate, .. }
+            | Self::Other { sqlstate, .. } => Some(sqlstate),
             _ => None,
         }
     }
@@ -121,6 +147,8 @@ impl DatabaseError {
             Self::StatementTimeout => "statement_timeout",
             Self::LockTimeout => "lock_timeout",
             Self::Conflict { .. } => "conflict",
+            Self::ReadOnly => "read_only",
+            Self::OutOfResources { .. } => "out_of_resources",
             Self::StaleStatement => "stale_statement",
             Self::Other { .. } => "database_error",
             Self::Driver(_) => "driver_error",
@@ -205,12 +233,19 @@ fn from_answer(answer: &DbError) -> DatabaseError {
         "57014" => DatabaseError::StatementTimeout,
         "55P03" => DatabaseError::LockTimeout,
         "40001" | "40P01" => DatabaseError::Conflict { sqlstate },
+        "25006" => DatabaseError::ReadOnly,
         // Shut down, crashed, recovering, dropped, idle for too long: this session has ended.
-        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" => {
+        "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" | "25P04" => {
             DatabaseError::ConnectionLost(answer.message().to_owned())
         }
         _ if sqlstate.starts_with("08") => {
             DatabaseError::ConnectionLost(answer.message().to_owned())
+        }
+        _ if sqlstate.starts_with("53") || sqlstate.starts_with("58") => {
+            DatabaseError::OutOfResources {
+                message: answer.message().to_owned(),
+                sqlstate,
+            }
         }
         _ => DatabaseError::Other {
             constraint: answer.constraint().map(str::to_owned),

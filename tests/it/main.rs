@@ -31,6 +31,7 @@ mod ports;
 mod recreated_topic;
 mod rolling;
 mod schema;
+mod server_errors;
 mod servers;
 mod shutdown;
 #[path = "../support/mod.rs"]
