@@ -12,7 +12,7 @@ use tbd::http_server::Router;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, page, routes};
 use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus, watch_lag};
-use tbd::orders::adapters::postgres::PostgresStore;
+use tbd::orders::adapters::postgres::{self, PostgresStore};
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
@@ -79,7 +79,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         EventDelivery::Outbox => DeliveryMode::Outbox,
     })?;
 
-    let mut check = HealthCheck::new(pool, migrator.clone());
+    let mut check = HealthCheck::new(pool, migrator.clone(), postgres::TABLES);
     let (database_health, thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     threads.push(thread);

@@ -12,7 +12,7 @@ use tbd::health::Monitor;
 use tbd::http_server::Router;
 use tbd::kafka::consumer::{ConsumerConfig, GroupProtocol};
 use tbd::orders::adapters::kafka::{ConsumerSettings, KafkaEventBus, OrderConsumers, watch_lag};
-use tbd::orders::adapters::postgres::PostgresStore;
+use tbd::orders::adapters::postgres::{self, PostgresStore};
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
 use tbd::orders::app::commands::ProcessOrders;
 use tbd::service::{
@@ -58,7 +58,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let producer = kafka.producer(&metrics)?;
     let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
 
-    let mut check = HealthCheck::new(pool, Migrator::new(Source::Embedded)?);
+    let mut check = HealthCheck::new(pool, Migrator::new(Source::Embedded)?, postgres::TABLES);
     let (database_health, database_thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     let warm = Arc::clone(&bus);

@@ -197,8 +197,13 @@ impl DatabaseError {
             return Self::Rejected { location, reason };
         }
         let reason = answer.message().to_owned();
-        // Class 28 is about who we are, 42501 about what we may; the rest (starting up, shutting down, too many
-        // connections) passes.
+        if code.code().starts_with("53") {
+            return Self::OutOfResources {
+                sqlstate: code.code().to_owned(),
+                message: reason,
+            };
+        }
+        // Class 28 is about who we are, 42501 about what we may; the rest (starting up, shutting down) passes.
         if code.code().starts_with("28") || *code == SqlState::INSUFFICIENT_PRIVILEGE {
             Self::Rejected { location, reason }
         } else {

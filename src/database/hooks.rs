@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::migrations::SchemaState;
+
 /// Called on the thread that uses the connection, between two pieces of work: must be quick and must not block.
 pub trait Hooks: Send + Sync {
     /// A statement ended after `duration` (round trip included). `ok` is false when it failed.
@@ -9,6 +11,9 @@ pub trait Hooks: Send + Sync {
 
     /// A check-out ended, well or not, after `duration`.
     fn connection_waited(&self, _duration: Duration) {}
+
+    /// A health check found the schema in this state.
+    fn schema_checked(&self, _state: SchemaState) {}
 }
 
 /// Listens to nothing.

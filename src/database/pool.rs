@@ -147,7 +147,7 @@ impl Pool {
     /// Checks out a connection. It goes back when dropped.
     ///
     /// **Blocks** until one is free, at most until `deadline`; at once or nearly so (250 ms) it fails with the reason
-    /// of the last attempt to connect when the database is known to be away. After a loss, the ping of a suspect may
+    /// of the last attempt to connect when the database is known to be away (not for want of connections at a server that serves). After a loss, the ping of a suspect may
     /// add up to 1 s, even past the deadline: cutting it short would condemn a good connection.
     pub fn get(&self, deadline: Deadline) -> Result<PooledConnection, DatabaseError> {
         let started = Instant::now();
@@ -159,11 +159,6 @@ impl Pool {
         outcome
     }
 
-    /// Why the latest attempt to connect failed; none once one has succeeded. Does not wait.
-    pub(super) fn away(&self) -> Option<DatabaseError> {
-        self.shared.away()
-    }
-
     /// How the pool is used right now.
     pub fn status(&self) -> PoolStatus {
         let state = self.pool.state();
@@ -173,6 +168,10 @@ impl Pool {
             waiting: self.shared.waiting.load(Ordering::Relaxed),
             max: self.pool.max_size(),
         }
+    }
+
+    pub(super) fn hooks(&self) -> &dyn Hooks {
+        &*self.shared.hooks
     }
 
     /// The configuration it was made with.
@@ -201,10 +200,13 @@ impl Pool {
     ) -> Result<PooledConnection, DatabaseError> {
         let _waiting = Waiting::new(&self.shared.waiting);
         loop {
-            if let Some(reason) = self.shared.away()
-                && (self.pool.state().connections == 0 || started.elapsed() >= PATIENCE_WHILE_AWAY)
-            {
-                return Err(reason);
+            if let Some(reason) = self.shared.away() {
+                // A server without a connection to spare still serves those that there are: one comes back.
+                let serves = matches!(reason, DatabaseError::OutOfResources { .. });
+                let is_patient = serves || started.elapsed() < PATIENCE_WHILE_AWAY;
+                if self.pool.state().connections == 0 || !is_patient {
+                    return Err(reason);
+                }
             }
             let slice = deadline.remaining().min(WAIT_SLICE);
             if slice.is_zero() {

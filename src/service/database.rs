@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::config::DatabaseSettings;
-use crate::database::migrations::{MigrationError, Migrator};
+use crate::database::migrations::{MigrationError, Migrator, SchemaState};
 use crate::database::{DatabaseConfig, DatabaseError, Hooks, Pool};
 use crate::deadline::Deadline;
 use crate::stop::StopSignal;
@@ -74,6 +74,12 @@ impl Hooks for DatabaseMeter {
 
     fn connection_waited(&self, duration: Duration) {
         self.0.wait.observe(duration.as_secs_f64());
+    }
+
+    fn schema_checked(&self, state: SchemaState) {
+        let is = |other| i64::from(state == other);
+        self.0.schema_migrating.set(is(SchemaState::Migrating));
+        self.0.schema_dirty.set(is(SchemaState::Dirty));
     }
 }
 

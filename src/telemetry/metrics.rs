@@ -138,6 +138,10 @@ pub struct DatabaseMetrics {
     pub max: IntGauge,
     /// `db_connection_wait_seconds`: time spent waiting for a connection.
     pub wait: Histogram,
+    /// `db_schema_migrating`: 1 while a migration is running.
+    pub schema_migrating: IntGauge,
+    /// `db_schema_dirty`: 1 while the schema is as a failed migration left it.
+    pub schema_dirty: IntGauge,
 }
 
 /// What orders go through.
@@ -403,6 +407,14 @@ impl DatabaseMetrics {
                 "db_connection_wait_seconds",
                 "Time spent waiting for a connection.",
                 SECONDS,
+            ),
+            schema_migrating: register.int_gauge(
+                "db_schema_migrating",
+                "1 while a migration of the schema is running.",
+            ),
+            schema_dirty: register.int_gauge(
+                "db_schema_dirty",
+                "1 while the schema is as a failed migration left it.",
             ),
         }
     }

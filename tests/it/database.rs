@@ -12,6 +12,7 @@ use tbd::database::{
 };
 use tbd::deadline::Deadline;
 use tbd::health::Monitor;
+use tbd::orders::adapters::postgres::TABLES;
 use tbd::stop::StopSignal;
 
 use crate::support::proxy::Proxy;
@@ -792,7 +793,7 @@ fn the_monitor_follows_the_database_and_its_schema() {
     };
     let migrator = Migrator::new(Source::Embedded).expect("migrations");
     let stop = StopSignal::new();
-    let mut check = HealthCheck::new(pool(config.clone()), migrator.clone());
+    let mut check = HealthCheck::new(pool(config.clone()), migrator.clone(), TABLES);
     let (monitor, thread) =
         Monitor::start("database-health", stop.clone(), move || check.run()).expect("a monitor");
 
@@ -825,4 +826,63 @@ fn the_monitor_follows_the_database_and_its_schema() {
         .expect("the thread ends while the server is frozen");
     assert!(started.elapsed() < Duration::from_secs(8));
     proxy.thaw();
+}
+
+/// Takes connections until `server` has none left.
+fn take_every_connection(database: &Database) -> Vec<postgres::Client> {
+    let mut taken = Vec::new();
+    loop {
+        match database.try_connect() {
+            Ok(client) => taken.push(client),
+            Err(error) => {
+                let full = postgres::error::SqlState::TOO_MANY_CONNECTIONS;
+                assert_eq!(error.code(), Some(&full), "{error}");
+                return taken;
+            }
+        }
+    }
+}
+
+#[test]
+fn at_the_servers_connection_limit_a_pool_that_serves_is_healthy() {
+    let server = OwnServer::postgres_with(&["max_connections=12"]);
+    let database = Database::on(&server.address());
+    let config = DatabaseConfig {
+        max_conns: 8,
+        max_idle_conns: 2,
+        ..config(&database)
+    };
+    let migrator = Migrator::new(Source::Embedded).expect("migrations");
+    migrator.run(&config, soon()).expect("migrate");
+    let pool = pool(config);
+    eventually(Duration::from_secs(10), "two idle connections", || {
+        pool.status().idle == 2
+    });
+    let others = take_every_connection(&database);
+    let mut check = HealthCheck::new(pool.clone(), migrator, TABLES);
+    assert_eq!(check.run(), Ok(()));
+
+    // Both at work, and there is no third: a caller waits for one of them, and the check is not alarmed.
+    let mut held = [pool.get(soon()), pool.get(soon())].map(|it| it.expect("a connection"));
+    assert_eq!(check.run(), Ok(()));
+    let refused = pool.get(Deadline::after(Duration::from_secs(1))).err();
+    assert!(
+        matches!(refused, Some(DatabaseError::PoolTimeout { .. })),
+        "{refused:?}"
+    );
+    for connection in &mut held {
+        connection.execute("SELECT 1", &[]).expect("it serves");
+    }
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| pool.get(soon()).map(drop));
+        eventually(Duration::from_secs(5), "somebody waits", || {
+            pool.status().waiting == 1
+        });
+        drop(held);
+        waiter.join().expect("the waiter").expect("one comes back");
+    });
+
+    server.kill();
+    assert!(check.run().is_err());
+    drop(others);
 }

@@ -7,9 +7,10 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tbd::database::migrations::{MigrationError, Migrator, Outcome, Source};
+use tbd::database::migrations::{MigrationError, Migrator, Outcome, SchemaState, Source};
 use tbd::database::{DatabaseConfig, Pool};
 use tbd::deadline::Deadline;
+use tbd::orders::adapters::postgres::TABLES;
 
 use crate::support::{self, Database};
 
@@ -484,13 +485,13 @@ fn empty_files_and_files_for_one_way_only_are_steps_like_any_other() {
 }
 
 #[test]
-fn the_status_tells_none_behind_current_and_dirty_apart() {
+fn the_status_tells_none_behind_current_running_and_failed_apart() {
     let database = support::postgres();
     let pool = Pool::new(config(&database)).expect("a pool");
     let migrator = embedded();
     let status = || {
         migrator
-            .status(&mut pool.get(soon()).expect("a connection"))
+            .status(&mut pool.get(soon()).expect("a connection"), TABLES)
             .expect("the status")
     };
     assert_eq!((status().version, status().latest), (None, Some(LATEST)));
@@ -498,12 +499,64 @@ fn the_status_tells_none_behind_current_and_dirty_apart() {
     cli(&database, &["goto", "1"]);
     assert_eq!(status().version, Some(1));
     run(&migrator, &database).expect("migrate");
-    assert_eq!(status().problem(), None);
-    database
-        .connect()
+    assert_eq!(
+        (status().state, status().problem()),
+        (SchemaState::Clean, None)
+    );
+
+    let mut other = database.connect();
+    let lock = |other: &mut postgres::Client, verb: &str, path: &str| {
+        let id = advisory_lock_id(&["public", "schema_migrations", path]);
+        let statement = format!("SELECT pg_advisory_{verb}({id})");
+        other.batch_execute(&statement).expect("the lock");
+    };
+    other
         .batch_execute("UPDATE schema_migrations SET dirty = true")
         .expect("make it dirty");
-    assert!(status().dirty && status().problem().is_some());
+    for path in [format!("/{}", database.name), database.name.clone()] {
+        assert_eq!(
+            (status().state, status().problem()),
+            (SchemaState::Dirty, None)
+        );
+        lock(&mut other, "lock", &path);
+        assert_eq!(
+            (status().state, status().problem()),
+            (SchemaState::Migrating, None)
+        );
+        lock(&mut other, "unlock", &path);
+    }
+    lock(&mut other, "lock", "another_database");
+    assert_eq!(status().state, SchemaState::Dirty);
+    other
+        .batch_execute("ALTER TABLE orders DROP COLUMN failure_reason")
+        .expect("take away what the program needs");
+    let problem = status().problem().expect("a column is missing");
+    assert!(problem.contains("orders.failure_reason"), "{problem}");
+}
+
+#[test]
+fn the_columns_that_the_program_needs_are_those_that_the_migrations_make() {
+    let database = support::postgres();
+    run(&embedded(), &database).expect("migrate");
+    let columns = "SELECT table_name || '.' || column_name FROM information_schema.columns
+                    WHERE table_schema = 'public' AND table_name <> 'schema_migrations' ORDER BY 1";
+    let made: Vec<String> = database
+        .connect()
+        .query(columns, &[])
+        .expect("the columns")
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let mut needed: Vec<String> = TABLES
+        .iter()
+        .flat_map(|(table, columns)| {
+            columns
+                .iter()
+                .map(move |column| format!("{table}.{column}"))
+        })
+        .collect();
+    needed.sort();
+    assert_eq!(needed, made);
 }
 
 #[test]

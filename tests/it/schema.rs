@@ -113,6 +113,72 @@ fn a_dirty_database_stops_the_start_with_the_version_and_the_way_out() {
     assert_eq!(version(&stack), (newest, true));
 }
 
+/// Marks the schema dirty as a migration to `version` does, and holds golang-migrate's lock if it is to be running.
+fn mark_dirty(stack: &Stack, version: i64, running: bool) -> postgres::Client {
+    let mut client = stack.database.connect();
+    let mark = format!("UPDATE schema_migrations SET version = {version}, dirty = true");
+    if running {
+        let names = ["public", "schema_migrations", &stack.database.name].join("\0");
+        let id = crc32fast::hash(names.as_bytes()).wrapping_mul(1_486_364_155);
+        client
+            .batch_execute(&format!("SELECT pg_advisory_lock({id})"))
+            .expect("take the lock");
+    }
+    client.batch_execute(&mark).expect("mark it dirty");
+    client
+}
+
+#[test]
+fn a_running_migration_takes_no_instance_out_of_service() {
+    let stack = Stack::new();
+    let (mut api, mut worker) = (stack.api(), stack.worker());
+    let newest = version(&stack).0;
+    for version in [newest, newest + 1] {
+        let migrating = mark_dirty(&stack, version, true);
+        for program in [&mut api, &mut worker] {
+            program.metric_becomes("db_schema_migrating", 1.0);
+            program.become_ready(Duration::ZERO);
+        }
+        api.accepted_order();
+        drop(migrating);
+        stack.execute("UPDATE schema_migrations SET dirty = false");
+        for program in [&api, &worker] {
+            program.metric_becomes("db_schema_migrating", 0.0);
+            assert_eq!(program.metric("db_schema_dirty"), Some(0.0));
+        }
+    }
+    // One that is started meanwhile and has nothing to migrate serves as well.
+    let _migrating = mark_dirty(&stack, newest + 1, true);
+    stack.api().accepted_order();
+}
+
+#[test]
+fn after_a_migration_that_failed_instances_serve_while_all_they_need_is_there() {
+    let stack = Stack::new();
+    let (mut api, worker) = (stack.api(), stack.worker());
+    let newest = version(&stack).0;
+    mark_dirty(&stack, newest + 1, false);
+    for program in [&api, &worker] {
+        program.metric_becomes("db_schema_dirty", 1.0);
+        assert_eq!(program.metric("db_schema_migrating"), Some(0.0));
+    }
+    api.become_ready(Duration::ZERO);
+    api.accepted_order();
+    let warnings = api.log().into_iter().filter(|line| {
+        line.contains("\"warn\"") && line.contains("dirty") && line.contains("schema_migrations")
+    });
+    assert_eq!(warnings.count(), 1);
+    // Another one that has nothing to migrate starts.
+    stack.api().accepted_order();
+
+    stack.execute("ALTER TABLE orders RENAME COLUMN failure_reason TO reason");
+    let unready = api.become_unready(READY);
+    let reason = unready.json()["checks"]["database"].to_string();
+    assert!(reason.contains("orders.failure_reason"), "{reason}");
+    stack.execute("ALTER TABLE orders RENAME COLUMN reason TO failure_reason");
+    api.become_ready(READY);
+}
+
 #[test]
 fn a_migration_that_fails_stops_the_start_and_leaves_the_database_dirty() {
     let folder = std::env::temp_dir().join(unique("tbd-migrations"));

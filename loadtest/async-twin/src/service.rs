@@ -14,6 +14,7 @@ use tbd::database::HealthCheck;
 use tbd::database::migrations::{Migrator, Source};
 use tbd::health::Monitor;
 use tbd::orders::adapters::kafka::watch_lag;
+use tbd::orders::adapters::postgres::TABLES;
 use tbd::service::{self, Checks, Kafka};
 use tbd::stop::StopSignal;
 use tbd::telemetry::metrics::Metrics;
@@ -45,7 +46,7 @@ pub fn checks(
     (config.max_conns, config.max_idle_conns) = (1, 1);
     let unseen = Metrics::new();
     let pool = service::pool(config, &unseen)?;
-    let mut check = HealthCheck::new(pool, migrator);
+    let mut check = HealthCheck::new(pool, migrator, TABLES);
     let (database, first) = Monitor::start("database-health", stop.clone(), move || check.run())?;
     let secured = kafka.security.tls.is_some() || kafka.security.sasl.is_some();
     refuse(secured, "KAFKA_SECURITY_PROTOCOL")?;

@@ -7,12 +7,27 @@ use std::time::Duration;
 use postgres::Client;
 
 use super::error::MigrationError;
+use crate::database::connection::{Connection, Statement};
+use crate::database::error::DatabaseError;
 use crate::deadline::Deadline;
 
 /// `advisoryLockIDSalt` of golang-migrate.
 const SALT: u32 = 1_486_364_155;
 /// The table that records the version.
 const TABLE: &str = "schema_migrations";
+const PLACE: Statement = Statement::new(
+    "schema_place",
+    "SELECT current_schema()::text, current_database()::text",
+);
+/// A lock on one bigint appears as its two halves.
+const HELD: Statement = Statement::new(
+    "schema_lock",
+    "SELECT EXISTS (
+         SELECT FROM pg_locks
+          WHERE locktype = 'advisory' AND granted AND objsubid = 1
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND (classid::bigint << 32) | objid::bigint = ANY($1))",
+);
 /// How often a lock that somebody holds is asked for. Asking beats waiting in `pg_advisory_lock`: a session that
 /// waits there holds a snapshot, and another one's `CREATE INDEX CONCURRENTLY` would wait for that, which the
 /// server reports as a deadlock; nor does that wait heed our deadline.
@@ -29,10 +44,7 @@ pub(super) fn acquire(
     database: &str,
     deadline: Deadline,
 ) -> Result<[i64; 2], MigrationError> {
-    let ids = [
-        lock_id(schema, &format!("/{database}")),
-        lock_id(schema, database),
-    ];
+    let ids = lock_ids(schema, database);
     let mut waiting = false;
     for id in ids {
         while !client
@@ -58,6 +70,25 @@ pub(super) fn release(client: &mut Client, ids: [i64; 2]) {
             log::debug!("the migration lock goes with its session: {error}");
         }
     }
+}
+
+/// Whether somebody migrates this database right now. Two round trips.
+pub(super) fn is_held(connection: &mut Connection) -> Result<bool, DatabaseError> {
+    let Some(place) = connection.query_opt(PLACE, &[])? else {
+        return Ok(false);
+    };
+    let schema: Option<&str> = place.try_get(0)?;
+    let ids = lock_ids(schema.unwrap_or_default(), place.try_get(1)?);
+    let held = connection.query_opt(HELD, &[&&ids[..]])?;
+    Ok(held.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
+}
+
+/// The CLI's lock and the library's.
+fn lock_ids(schema: &str, database: &str) -> [i64; 2] {
+    [
+        lock_id(schema, &format!("/{database}")),
+        lock_id(schema, database),
+    ]
 }
 
 fn lock_id(schema: &str, database: &str) -> i64 {

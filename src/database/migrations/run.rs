@@ -155,7 +155,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The recorded version, provided it is clean.
+    /// The recorded version. It must be clean, unless it is newer than ours: then its migration is not ours to finish.
     fn version(&mut self, migrations: &[Migration]) -> Result<Option<i64>, MigrationError> {
         let select = format!("SELECT version, dirty FROM {} LIMIT 1", self.table.quoted);
         let Some(row) = self.link.client.query_opt(&select, &[])? else {
@@ -163,7 +163,10 @@ impl Session<'_> {
         };
         let version = recorded(row.try_get(0)?);
         if row.try_get(1)? {
-            return Err(MigrationError::dirty(version, migrations));
+            let latest = migrations.last().map(|migration| migration.version);
+            if version <= latest {
+                return Err(MigrationError::dirty(version, migrations));
+            }
         }
         Ok(version)
     }

@@ -10,6 +10,7 @@ mod together;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::database::migrations::Tables;
 use crate::database::{Connection, DatabaseConfig, DatabaseError, Pool, Statement, retry};
 use crate::deadline::Deadline;
 use crate::orders::ports::StoreError;
@@ -28,6 +29,38 @@ pub fn statements() -> Vec<Statement> {
     ]
     .concat()
 }
+
+/// The tables and columns that these statements name.
+pub const TABLES: Tables = &[
+    (
+        "orders",
+        &[
+            "id",
+            "customer_email",
+            "amount_cents",
+            "status",
+            "failure_reason",
+            "created_at",
+            "updated_at",
+        ],
+    ),
+    (
+        "idempotency_keys",
+        &[
+            "key",
+            "request_hash",
+            "response_status",
+            "response_body",
+            "order_id",
+            "created_at",
+            "expires_at",
+        ],
+    ),
+    (
+        "outbox",
+        &["order_id", "payload", "traceparent", "created_at"],
+    ),
+];
 
 /// Implements every storage port on one pool. Clones share the pool.
 #[derive(Clone)]
