@@ -291,7 +291,7 @@ nginx_start() {
   if running "$folder/nginx.pid"; then "${nginx[@]}" -s reload; else "${nginx[@]}" 9>&-; fi
 }
 
-# ------------------------------------------------------------------------------------- Prometheus, OpenTelemetry collector
+# -------------------------------------------------------------------------- PgBouncer, Prometheus, OpenTelemetry collector
 
 # daemon FOLDER NAME PORT COMMAND... : starts it, logging to FOLDER/NAME.log; returns once it listens on PORT. FOLDER must
 # occur in the command.
@@ -306,6 +306,19 @@ daemon() {
   port_in_use "$port" || { tail -n 20 "$folder/$name.log" >&2 && return 1; }
 }
 daemon_settled() { port_in_use "$2" || ! running "$1"; }
+
+# pgbouncer_start FOLDER PORT POSTGRES-PORT SETTING=VALUE... : in front of a PostgreSQL on this machine, as the role tbd.
+pgbouncer_start() {
+  local folder=$1 port=$2 postgres=$3 user=()
+  mkdir -p "$folder"
+  {
+    printf '%s\n' '[databases]' "* = host=127.0.0.1 port=$postgres user=tbd password=secret" '[pgbouncer]' \
+      listen_addr=127.0.0.1 "listen_port=$port" unix_socket_dir= auth_type=any
+    printf '%s\n' "${@:4}"
+  } >"$folder/pgbouncer.ini"
+  ((EUID != 0)) || user=(-u "$POSTGRES_USER") # it refuses to run as root
+  daemon "$folder" pgbouncer "$port" pgbouncer "${user[@]}" "$folder/pgbouncer.ini"
+}
 
 # prometheus_start FOLDER PORT : with FOLDER/prometheus.yml, which is the caller's.
 prometheus_start() {
@@ -333,6 +346,7 @@ stop_servers_below() {
     stop_pid "${own}data/postmaster.pid" QUIT 10
     stop_pid "${own}kafka.pid" KILL 10
     stop_pid "${own}nginx.pid" TERM 10
+    stop_pid "${own}pgbouncer.pid" KILL 10
     stop_pid "${own}prometheus.pid" KILL 10
     stop_pid "${own}collector.pid" KILL 10
   done

@@ -3,6 +3,9 @@
 set -eu
 umask 077
 
+# Of several servers, the first.
+DB_HOST=${DB_HOST%%,*} DB_PORT=${DB_PORT%%,*}
+
 # A colon or backslash is escaped in a password file.
 escaped=$(printf '%s' "$DB_PASSWORD" | sed 's/[\\:]/\\&/g')
 echo "$DB_HOST:$DB_PORT:*:$DB_USER:$escaped" >/tmp/pgpass

@@ -10,6 +10,7 @@
 //! The module knows nothing else of the crate; `main` hands the values on.
 
 mod cli;
+mod database;
 mod dlq;
 mod endpoint;
 mod reader;
@@ -25,15 +26,17 @@ use std::time::Duration;
 use log::LevelFilter;
 
 pub use cli::{CommandLine, command_line};
+pub use database::{DatabaseSettings, SessionTarget};
 pub use dlq::{DlqCommand, Position, Which};
 pub use reader::{ConfigError, ConfigErrors};
 pub use security::{KafkaSasl, KafkaSecurity, KafkaTls, SaslMechanism};
 pub use table::{Program, SAMPLERS, VARIABLES, Variable, markdown_table, variables};
 
+use database::{PoolLimits, database_settings};
 use endpoint::{endpoint, web_address};
 use reader::{
-    Reader, address, boolean, brokers, choice, duration, host, key_values, number, optional, size,
-    text, topic, untrimmed_text,
+    Reader, address, boolean, brokers, choice, duration, key_values, number, optional, size, text,
+    topic, untrimmed_text,
 };
 
 /// The longest SHUTDOWN_DRAIN: a third of the shutdown's 30 s.
@@ -136,27 +139,6 @@ impl HttpConfig {
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.host, self.port)
     }
-}
-
-/// PostgreSQL.
-#[derive(Clone, Debug)]
-pub struct DatabaseSettings {
-    /// Host name, address or folder of a Unix socket.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// User.
-    pub user: String,
-    /// Password.
-    pub password: Secret,
-    /// Database.
-    pub name: String,
-    /// Connections at most.
-    pub max_conns: u32,
-    /// Connections kept while unused, at most; never more than `max_conns`.
-    pub max_idle_conns: u32,
-    /// Age at which a connection is replaced.
-    pub conn_max_lifetime: Duration,
 }
 
 /// Kafka.
@@ -417,13 +399,6 @@ impl WorkerConfig {
     }
 }
 
-/// What a program's connection pool may grow to.
-struct PoolLimits {
-    max_conns: u32,
-    max_idle_conns: u32,
-    conn_max_lifetime: Duration,
-}
-
 /// Membership of the consumer group, which the API has none of.
 struct GroupSettings {
     session_timeout: Duration,
@@ -466,19 +441,6 @@ fn shutdown_drain(reader: &mut Reader<'_>) -> Duration {
         "SHUTDOWN_DRAIN",
         duration(Duration::ZERO..=SHUTDOWN_DRAIN_MAX),
     )
-}
-
-fn database_settings(reader: &mut Reader<'_>, pool: PoolLimits) -> DatabaseSettings {
-    DatabaseSettings {
-        host: reader.get("DB_HOST", host),
-        port: reader.get("DB_PORT", number(1..=u16::MAX)),
-        user: reader.get("DB_USER", text(63)),
-        password: Secret(reader.get("DB_PASSWORD", untrimmed_text(usize::MAX))),
-        name: reader.get("DB_NAME", text(63)),
-        max_conns: pool.max_conns,
-        max_idle_conns: pool.max_idle_conns,
-        conn_max_lifetime: pool.conn_max_lifetime,
-    }
 }
 
 fn kafka_settings(reader: &mut Reader<'_>, group: GroupSettings) -> KafkaSettings {

@@ -259,6 +259,11 @@ pub fn host(text: &str) -> Option<String> {
     is_host.then(|| text.to_owned())
 }
 
+/// One or several values, separated by commas.
+pub fn list<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Vec<T>> {
+    move |text| text.split(',').map(&parse).collect()
+}
+
 /// `host:port`, or several separated by commas.
 pub fn brokers(text: &str) -> Option<Vec<String>> {
     text.split(',')

@@ -39,7 +39,8 @@ fn an_empty_environment_gives_the_documented_defaults() {
     assert_eq!(api.http.shutdown_drain, Duration::ZERO);
     assert_eq!(api.log.level, LevelFilter::Info);
     assert_eq!(api.log.format, LogFormat::Json);
-    assert_eq!(api.database.host, "localhost");
+    assert_eq!(api.database.servers, [("localhost".to_owned(), 5432)]);
+    assert_eq!(api.database.target, SessionTarget::ReadWrite);
     assert_eq!(api.database.password.expose(), "secret");
     assert_eq!(
         (api.database.max_conns, api.database.max_idle_conns),
@@ -88,6 +89,23 @@ fn traces_are_looked_at_where_a_browser_can_go_and_only_if_they_are_exported() {
     ] {
         assert!(!takes(Program::Api, "JAEGER_UI_URL", bad), "{bad}");
     }
+}
+
+#[test]
+fn several_database_hosts_have_one_port_or_one_each() {
+    let servers = |port: &str| {
+        let pairs = [("DB_HOST", "a, b"), ("DB_PORT", port)];
+        api(&pairs).map(|api| api.database.servers)
+    };
+    let expected =
+        |ports: [u16; 2]| Ok(vec![("a".to_owned(), ports[0]), ("b".to_owned(), ports[1])]);
+    assert_eq!(servers("5433"), expected([5433, 5433]));
+    assert_eq!(servers("5433,5434"), expected([5433, 5434]));
+    let refused = servers("1,2,3").expect_err("three for two").to_string();
+    assert!(
+        refused.contains("as many as DB_HOST has hosts (2)"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -323,13 +341,19 @@ fn ranges_end_where_the_table_says() {
             &["10001ms", "11s", "5", "-1s"],
         ),
         (Api, "LOG_FORMAT", &["json", "text"], &["xml"]),
-        (Api, "DB_PORT", &["5432"], &["0"]),
+        (Api, "DB_PORT", &["5432"], &["0", "5432,", "5432,5433"]),
+        (
+            Worker,
+            "DB_TARGET_SESSION_ATTRS",
+            &["any", "read-write", "primary"],
+            &["standby", "read-only", "prefer-standby"],
+        ),
         (Api, "DB_NAME", &["tbd"], &["a\nb"]),
         (
             Api,
             "DB_HOST",
-            &["db", "10.0.0.1", "::1", "/var/run/postgresql"],
-            &["a b"],
+            &["db", "10.0.0.1", "::1", "/var/run/postgresql", "a, b"],
+            &["a b", "a,,b", "a,"],
         ),
         (Api, "DB_MAX_CONNS", &["1", "1000"], &["0", "1001"]),
         (Api, "DB_MAX_IDLE_CONNS", &["1", "25"], &["0", "26"]),

@@ -7,8 +7,6 @@ use std::time::Duration;
 use postgres::Config;
 use postgres::config::SslMode;
 
-use super::error::DatabaseError;
-
 /// How long an idle connection may be silent before the kernel asks the peer whether it is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 /// The pause between such questions.
@@ -21,6 +19,25 @@ pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 /// transaction of ours waits for anything.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What a server must be to be used; the names are libpq's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetSessionAttrs {
+    /// Any server.
+    Any,
+    /// One whose transactions may write: neither a standby nor read-only by default.
+    ReadWrite,
+    /// One that is not in recovery.
+    Primary,
+}
+
+/// One address of a server.
+pub(super) struct Candidate<'a> {
+    pub host: &'a str,
+    pub port: u16,
+    /// None for a Unix socket.
+    pub address: Option<IpAddr>,
+}
+
 /// How to reach the database and how to behave there. `Debug` shows everything but the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DatabaseConfig {
@@ -29,6 +46,10 @@ pub struct DatabaseConfig {
     pub host: String,
     /// The TCP port; for a Unix socket, the number in the socket's name.
     pub port: u16,
+    /// Further servers (host, port), to be tried in this order when the ones before cannot be used.
+    pub other_servers: Vec<(String, u16)>,
+    /// What a server must be to be used.
+    pub target: TargetSessionAttrs,
     /// The role to log in as.
     pub user: String,
     /// Its password. Sent to the server only as the authentication method asks for it, and never printed.
@@ -45,7 +66,8 @@ pub struct DatabaseConfig {
     pub statement_timeout: Duration,
     /// The server gives up waiting for a row, table or index lock after this long (SQLSTATE 55P03). Zero: never.
     pub lock_timeout: Duration,
-    /// How long a TCP connection may take to be established, per address.
+    /// How long a TCP connection may take to be established, per address. Several addresses share this and the time
+    /// that a server has to authenticate us.
     pub connect_timeout: Duration,
     /// What `pg_stat_activity` calls us.
     pub application_name: String,
@@ -58,6 +80,8 @@ impl DatabaseConfig {
         Self {
             host: host.to_owned(),
             port,
+            other_servers: Vec::new(),
+            target: TargetSessionAttrs::ReadWrite,
             user: user.to_owned(),
             password: password.to_owned(),
             name: name.to_owned(),
@@ -71,63 +95,59 @@ impl DatabaseConfig {
         }
     }
 
-    /// `host:port/database`, for messages.
+    /// `host:port/database`, for messages; several servers are separated by commas.
     pub fn location(&self) -> String {
-        format!("{}:{}/{}", self.host, self.port, self.name)
+        let servers: Vec<String> = self
+            .servers()
+            .map(|(host, port)| format!("{host}:{port}"))
+            .collect();
+        format!("{}/{}", servers.join(","), self.name)
     }
 
-    /// The driver's view of this configuration, with the host's addresses looked up.
+    fn servers(&self) -> impl Iterator<Item = (&str, u16)> {
+        let others = self.other_servers.iter();
+        std::iter::once((&*self.host, self.port)).chain(others.map(|(host, port)| (&**host, *port)))
+    }
+
+    /// Every address of every server, in the order in which they are to be tried; and why some have none.
     ///
     /// Looking up here, afresh for every connection, follows a database that moved, and keeps the driver from
     /// starting a thread of its own for it. Blocks for as long as the system's resolver takes; an address needs
     /// no look-up.
-    pub(super) fn resolve(&self) -> Result<Config, DatabaseError> {
-        let mut config = self.driver_config();
-        if self.is_unix_socket() {
-            config.host(&self.host);
-            return Ok(config);
+    pub(super) fn candidates(&self) -> (Vec<Candidate<'_>>, Vec<String>) {
+        let mut candidates = Vec::new();
+        let mut unknown = Vec::new();
+        for (host, port) in self.servers() {
+            match addresses(host, port) {
+                Ok(addresses) => {
+                    let candidate = |address| Candidate {
+                        host,
+                        port,
+                        address,
+                    };
+                    candidates.extend(addresses.into_iter().map(candidate));
+                }
+                Err(reason) => unknown.push(reason),
+            }
         }
-        for address in self.addresses()? {
-            config.host(&self.host).hostaddr(address);
-        }
-        Ok(config)
+        (candidates, unknown)
     }
 
-    /// Whether the host is the folder of a Unix socket.
-    pub(super) fn is_unix_socket(&self) -> bool {
-        self.host.starts_with('/')
-    }
-
-    fn addresses(&self) -> Result<Vec<IpAddr>, DatabaseError> {
-        if let Ok(address) = self.host.parse() {
-            return Ok(vec![address]);
-        }
-        let unknown = |reason: String| DatabaseError::Unavailable {
-            location: self.location(),
-            reason: format!("the host name cannot be resolved ({reason})"),
-        };
-        let mut addresses: Vec<IpAddr> = (self.host.as_str(), self.port)
-            .to_socket_addrs()
-            .map_err(|error| unknown(error.to_string()))?
-            .map(|address| address.ip())
-            .collect();
-        addresses.dedup();
-        if addresses.is_empty() {
-            return Err(unknown("it has no address".to_owned()));
-        }
-        Ok(addresses)
-    }
-
-    fn driver_config(&self) -> Config {
+    /// The driver's view of this configuration, for one server. The session can be told from every other by `mark`,
+    /// the value of a setting of ours: only a server that took our start-up message has it.
+    pub(super) fn driver_config(&self, candidate: &Candidate<'_>, mark: &str) -> Config {
         let mut config = Config::new();
+        config.host(candidate.host);
+        if let Some(address) = candidate.address {
+            config.hostaddr(address);
+        }
         config
-            .port(self.port)
+            .port(candidate.port)
             .user(&self.user)
             .password(&self.password)
             .dbname(&self.name)
             .application_name(&self.application_name)
-            .options(&self.session_options())
-            .connect_timeout(self.connect_timeout)
+            .options(&format!("{} -c tbd.session={mark}", self.session_options()))
             .ssl_mode(SslMode::Disable)
             .keepalives(true)
             .keepalives_idle(KEEPALIVE_IDLE)
@@ -157,12 +177,33 @@ impl DatabaseConfig {
     }
 }
 
+fn addresses(host: &str, port: u16) -> Result<Vec<Option<IpAddr>>, String> {
+    if host.starts_with('/') {
+        return Ok(vec![None]);
+    }
+    if let Ok(address) = host.parse() {
+        return Ok(vec![Some(address)]);
+    }
+    let mut addresses: Vec<Option<IpAddr>> = (host, port)
+        .to_socket_addrs()
+        .map_err(|error| format!("the host name {host} cannot be resolved ({error})"))?
+        .map(|address| Some(address.ip()))
+        .collect();
+    addresses.dedup();
+    match addresses.is_empty() {
+        true => Err(format!("the host name {host} has no address")),
+        false => Ok(addresses),
+    }
+}
+
 impl fmt::Debug for DatabaseConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("DatabaseConfig")
             .field("host", &self.host)
             .field("port", &self.port)
+            .field("other_servers", &self.other_servers)
+            .field("target", &self.target)
             .field("user", &self.user)
             .field("password", &"***")
             .field("name", &self.name)
@@ -186,15 +227,31 @@ mod tests {
         let config = DatabaseConfig::new("localhost", 5432, "tbd", "hunter2", "tbd");
         assert!(!format!("{config:?}").contains("hunter2"));
         assert!(!config.location().contains("hunter2"));
-        let driver = config.driver_config();
+        let (candidates, _) = config.candidates();
+        let driver = config.driver_config(&candidates[0], "mark");
         assert!(!format!("{driver:?}").contains("hunter2"));
     }
 
     #[test]
-    fn a_host_name_that_does_not_exist_is_a_database_that_is_away() {
-        let config = DatabaseConfig::new("no-such-host.invalid", 5432, "tbd", "secret", "tbd");
-        let error = config.resolve().expect_err("an invalid name");
-        assert!(matches!(error, DatabaseError::Unavailable { .. }));
-        assert!(error.to_string().contains("no-such-host.invalid:5432/tbd"));
+    fn servers_are_tried_in_their_order_and_an_unknown_one_is_passed_over() {
+        let config = DatabaseConfig {
+            other_servers: vec![
+                ("no-such-host.invalid".to_owned(), 2),
+                ("127.0.0.2".to_owned(), 3),
+                ("/run/postgresql".to_owned(), 4),
+            ],
+            ..DatabaseConfig::new("127.0.0.1", 1, "tbd", "secret", "tbd")
+        };
+        let (candidates, unknown) = config.candidates();
+        let ports: Vec<u16> = candidates.iter().map(|it| it.port).collect();
+        assert_eq!(ports, [1, 3, 4]);
+        assert_eq!(candidates[2].address, None);
+        assert_eq!(unknown.len(), 1);
+        assert!(unknown[0].contains("no-such-host.invalid"), "{unknown:?}");
+        assert!(
+            config
+                .location()
+                .starts_with("127.0.0.1:1,no-such-host.invalid:2,")
+        );
     }
 }

@@ -72,8 +72,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects. Waits for the resolver, then for each of the host's addresses at most `connect_timeout`, and 5 s for
-    /// the server to authenticate us.
+    /// Connects. Waits for the resolver, then for all servers together `connect_timeout`, and 5 s for authentication.
     pub(super) fn open(
         config: &DatabaseConfig,
         watchdog: &Watchdog,
@@ -130,7 +129,7 @@ impl Connection {
     ) -> Result<T, E> {
         let allowance = self.allowance();
         let Self {
-            link: Link { client, limit },
+            link: Link { client, limit, .. },
             prepared,
             hooks,
             lost,
@@ -196,13 +195,19 @@ impl Connection {
         Ok(())
     }
 
-    /// Asks the server for a sign of life: one round trip, at most `timeout` long. Without an answer the connection
-    /// is lost.
+    /// Host and port of the server: one of those that the configuration names.
+    pub fn server(&self) -> (&str, u16) {
+        let (host, port) = &self.link.server;
+        (host, *port)
+    }
+
+    /// Asks the server for a sign of life, and whether it is still what [`DatabaseConfig::target`] asks for: one round
+    /// trip, at most `timeout` long. Without a good answer the connection is lost.
     pub fn ping(&mut self, timeout: Duration) -> Result<(), DatabaseError> {
         let _limited = self.link.limit.hold(timeout);
-        self.link.client.check_connection().map_err(|error| {
+        self.link.verify().map_err(|error| {
             self.lost = true;
-            noted(&mut self.lost, &self.link.limit, error)
+            self.link.limit.explain(error)
         })
     }
 

@@ -13,13 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres::tls::{MakeTlsConnect, NoTlsStream};
-use postgres::{Client, NoTls, Socket};
+use postgres::{Client, NoTls, SimpleQueryMessage, Socket};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
+use uuid::Uuid;
 
-use super::config::{DatabaseConfig, TCP_USER_TIMEOUT};
+use super::config::{Candidate, DatabaseConfig, TCP_USER_TIMEOUT, TargetSessionAttrs};
 use super::error::DatabaseError;
 use super::watchdog::{TimeLimit, Watchdog};
+use crate::deadline::Deadline;
 use crate::sockets;
 
 /// How long the server may take to authenticate us once the TCP connection stands.
@@ -27,17 +29,50 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long closing a session may take.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What a session is asked: whether it is ours, and what its server may do.
+const SESSION: &str = "SELECT current_setting('tbd.session', true), pg_is_in_recovery(), \
+                       current_setting('transaction_read_only')";
+
 /// The driver's session, and the limit to waiting for it.
 pub(super) struct Link {
     // Dropped in this order: saying goodbye is watched, too.
     pub client: Client,
     pub limit: TimeLimit,
+    /// Its host and port.
+    pub server: (String, u16),
+    mark: String,
+    location: String,
+    target: TargetSessionAttrs,
 }
 
 impl Link {
     /// Whether the session has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.limit.is_cut() || self.client.is_closed()
+    }
+
+    /// Asks whether the server still serves this session, and is what the configuration asks for. One round trip, and
+    /// no statement is prepared for it.
+    ///
+    /// # Errors
+    /// [`DatabaseError::ReadOnly`] from a server that will not do, [`DatabaseError::Rejected`] if a pooler gave us
+    /// another session, or what failed.
+    pub(super) fn verify(&mut self) -> Result<(), DatabaseError> {
+        let answer = self.client.simple_query(SESSION)?;
+        let row = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let column = |number: usize| row.and_then(|row| row.try_get(number).ok().flatten());
+        if column(0) != Some(&self.mark) {
+            return Err(DatabaseError::pooler(self.location.clone()));
+        }
+        let will_do = match self.target {
+            TargetSessionAttrs::Any => true,
+            TargetSessionAttrs::ReadWrite => column(2) == Some("off"),
+            TargetSessionAttrs::Primary => column(1) == Some("f"),
+        };
+        will_do.then_some(()).ok_or(DatabaseError::ReadOnly)
     }
 }
 
@@ -53,8 +88,9 @@ impl Drop for Link {
     }
 }
 
-/// Connects. Waits for the resolver, then for each of the host's addresses at most `connect_timeout` and 5 s for the
-/// server to authenticate us. No limit is in force on the result.
+/// Connects to the first server that will do. Waits for the resolver, then `connect_timeout` and 5 s in all: each
+/// address has an equal share of what is left for connecting, authentication and a round trip. No limit is in force
+/// on the result.
 pub(super) fn connect(config: &DatabaseConfig, watchdog: &Watchdog) -> Result<Link, DatabaseError> {
     connect_within(config, watchdog, HANDSHAKE_TIMEOUT)
 }
@@ -64,13 +100,45 @@ fn connect_within(
     watchdog: &Watchdog,
     handshake_timeout: Duration,
 ) -> Result<Link, DatabaseError> {
-    let finder = (!config.is_unix_socket()).then(|| Finder {
-        port: config.port,
+    let budget = Deadline::after(config.connect_timeout + handshake_timeout);
+    let (candidates, mut reasons) = config.candidates();
+    let last = candidates.len();
+    for (number, candidate) in candidates.iter().enumerate() {
+        let addresses_left = u32::try_from(last - number).unwrap_or(u32::MAX);
+        let share = budget.remaining() / addresses_left;
+        match attempt(config, candidate, watchdog, share, handshake_timeout) {
+            Err(DatabaseError::Unavailable { reason, .. }) if last == 1 => reasons.push(reason),
+            Err(DatabaseError::Unavailable { reason, .. }) => {
+                reasons.push(format!("{}:{}: {reason}", candidate.host, candidate.port));
+            }
+            // As with libpq, a server that refuses us speaks for all.
+            outcome => return outcome,
+        }
+    }
+    reasons.dedup();
+    Err(DatabaseError::Unavailable {
+        location: config.location(),
+        reason: reasons.join("; "),
+    })
+}
+
+fn attempt(
+    config: &DatabaseConfig,
+    candidate: &Candidate<'_>,
+    watchdog: &Watchdog,
+    share: Duration,
+    handshake_timeout: Duration,
+) -> Result<Link, DatabaseError> {
+    let finder = candidate.address.is_some().then(|| Finder {
+        port: candidate.port,
         mark: next_mark(),
         watchdog: watchdog.clone(),
+        handshake_end: Deadline::after(share),
         handshake_timeout,
     });
-    let mut driver = config.resolve()?;
+    let mark = Uuid::now_v7().simple().to_string();
+    let mut driver = config.driver_config(candidate, &mark);
+    driver.connect_timeout(config.connect_timeout.min(share));
     if let Some(finder) = &finder {
         driver.tcp_user_timeout(finder.mark);
     }
@@ -87,19 +155,41 @@ fn connect_within(
         &mut *found.lock().unwrap_or_else(PoisonError::into_inner),
         TimeLimit::never(),
     );
-    limit.clear();
     let unavailable = |reason: &str| DatabaseError::Unavailable {
         location: config.location(),
         reason: reason.to_owned(),
     };
-    match outcome {
+    let client = match outcome {
         // The last word came at the moment of the cut.
-        Ok(Ok(_) | Err(_)) if limit.is_cut() => Err(unavailable(DatabaseError::NO_ANSWER)),
-        Ok(Ok(client)) => Ok(Link { client, limit }),
-        Ok(Err(error)) => Err(DatabaseError::connecting(config, &error)),
-        Err(_) => Err(unavailable(
-            "the driver could not start (out of file descriptors?)",
+        Ok(Ok(_) | Err(_)) if limit.is_cut() => return Err(unavailable(DatabaseError::NO_ANSWER)),
+        Ok(Ok(client)) => client,
+        Ok(Err(error)) => return Err(DatabaseError::connecting(config, &error)),
+        Err(_) => {
+            return Err(unavailable(
+                "the driver could not start (out of file descriptors?)",
+            ));
+        }
+    };
+    let mut link = Link {
+        client,
+        limit,
+        server: (candidate.host.to_owned(), candidate.port),
+        mark,
+        location: config.location(),
+        target: config.target,
+    };
+    let verified = link.verify();
+    link.limit.clear();
+    match verified {
+        Ok(()) if !link.limit.is_cut() => Ok(link),
+        Err(DatabaseError::ReadOnly) => Err(unavailable(
+            "the server is read-only, and DB_TARGET_SESSION_ATTRS asks for another one",
         )),
+        Err(error @ (DatabaseError::Rejected { .. } | DatabaseError::OutOfResources { .. })) => {
+            Err(error)
+        }
+        Err(error) if !link.limit.is_cut() => Err(unavailable(&error.to_string())),
+        _ => Err(unavailable(DatabaseError::NO_ANSWER)),
     }
 }
 
@@ -117,6 +207,7 @@ struct Finder {
     port: u16,
     mark: Duration,
     watchdog: Watchdog,
+    handshake_end: Deadline,
     handshake_timeout: Duration,
 }
 
@@ -158,7 +249,11 @@ impl MakeTlsConnect<Socket> for AfterConnect {
     fn make_tls_connect(&mut self, _domain: &str) -> io::Result<NoTls> {
         if let Some(finder) = &self.finder {
             let limit = finder.watchdog.watch(finder.find()?)?;
-            limit.set(finder.handshake_timeout);
+            limit.set(
+                finder
+                    .handshake_timeout
+                    .min(finder.handshake_end.remaining()),
+            );
             *self.found.lock().unwrap_or_else(PoisonError::into_inner) = limit;
         }
         Ok(NoTls)
@@ -204,6 +299,38 @@ mod tests {
             }
         });
         assert_eq!(open_to(port), 0);
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_leaves_the_next_one_its_share_of_the_time() {
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [first, second] = listeners
+            .each_ref()
+            .map(|it| it.local_addr().unwrap().port());
+        let config = DatabaseConfig {
+            other_servers: vec![("127.0.0.1".to_owned(), second)],
+            connect_timeout: Duration::from_millis(500),
+            ..DatabaseConfig::new("127.0.0.1", first, "tbd", "secret", "tbd")
+        };
+        let started = Instant::now();
+        let handshake = Duration::from_millis(500);
+        let error = connect_within(&config, &Watchdog::default(), handshake)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(started.elapsed() < Duration::from_secs(3));
+        for port in [first, second] {
+            let reason = format!("127.0.0.1:{port}: no answer in time");
+            assert!(error.contains(&reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_host_name_that_does_not_exist_is_a_database_that_is_away() {
+        let config = DatabaseConfig::new("no-such-host.invalid", 5432, "tbd", "secret", "tbd");
+        let error = connect(&config, &Watchdog::default()).err().unwrap();
+        assert!(matches!(error, DatabaseError::Unavailable { .. }));
+        assert!(error.to_string().contains("no-such-host.invalid:5432/tbd"));
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub enum DatabaseError {
     },
     /// The server writes nothing (25006): a standby, or a primary that was demoted. Nothing took effect, and this
     /// session is given up: the next one may reach a server that writes.
-    #[error("the database server is read-only (SQLSTATE 25006)")]
+    #[error("the database server is read-only")]
     ReadOnly,
     /// The server lacks what the work needs: disk, memory, connections (class 53), or its system fails it (class 58).
     /// Nothing took effect; the session survives.
@@ -155,6 +155,15 @@ impl DatabaseError {
         }
     }
 
+    /// A pooler answers that gives each transaction another session. A statement prepared in one session would meet
+    /// another program's of the same name in the next, and run with the wrong parameters.
+    pub(super) fn pooler(location: String) -> Self {
+        let reason = "a connection pooler such as PgBouncer stands in between and keeps no session: let DB_HOST and \
+                      DB_PORT name PostgreSQL itself, since tbd pools its connections"
+            .to_owned();
+        Self::Rejected { location, reason }
+    }
+
     /// What a failed attempt to connect means.
     pub(super) fn connecting(config: &DatabaseConfig, error: &postgres::Error) -> Self {
         let location = config.location();
@@ -197,6 +206,10 @@ impl DatabaseError {
             return Self::Rejected { location, reason };
         }
         let reason = answer.message().to_owned();
+        // PgBouncer's answer; a server knows every start-up parameter of ours.
+        if *code == SqlState::PROTOCOL_VIOLATION && reason.contains("startup parameter") {
+            return Self::pooler(location);
+        }
         if code.code().starts_with("53") {
             return Self::OutOfResources {
                 sqlstate: code.code().to_owned(),

@@ -29,7 +29,7 @@ mod retry;
 mod watchdog;
 
 pub use coalesce::{Coalescer, Job, NotDone};
-pub use config::DatabaseConfig;
+pub use config::{DatabaseConfig, TargetSessionAttrs};
 pub use connection::{Connection, Params, Statement, Transaction};
 pub use error::DatabaseError;
 pub use health::HealthCheck;

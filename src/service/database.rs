@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::config::DatabaseSettings;
+use crate::config::{DatabaseSettings, SessionTarget};
 use crate::database::migrations::{MigrationError, Migrator, SchemaState};
-use crate::database::{DatabaseConfig, DatabaseError, Hooks, Pool};
+use crate::database::{DatabaseConfig, DatabaseError, Hooks, Pool, TargetSessionAttrs};
 use crate::deadline::Deadline;
 use crate::stop::StopSignal;
 use crate::telemetry::metrics::{DatabaseMetrics, Metrics};
@@ -22,14 +22,23 @@ const EXIT_MIGRATION: i32 = 1;
 
 /// The configuration for `settings`, under the name `application` in `pg_stat_activity`.
 pub fn database_config(settings: &DatabaseSettings, application: &str) -> DatabaseConfig {
+    let mut servers = settings.servers.iter().cloned();
+    // The settings hold at least one.
+    let (host, port) = servers.next().unwrap_or_default();
     DatabaseConfig {
+        other_servers: servers.collect(),
+        target: match settings.target {
+            SessionTarget::Any => TargetSessionAttrs::Any,
+            SessionTarget::ReadWrite => TargetSessionAttrs::ReadWrite,
+            SessionTarget::Primary => TargetSessionAttrs::Primary,
+        },
         max_conns: settings.max_conns,
         max_idle_conns: settings.max_idle_conns,
         conn_max_lifetime: settings.conn_max_lifetime,
         application_name: application.to_owned(),
         ..DatabaseConfig::new(
-            &settings.host,
-            settings.port,
+            &host,
+            port,
             &settings.user,
             settings.password.expose(),
             &settings.name,

@@ -223,7 +223,7 @@ pub fn dashboards() -> Vec<PathBuf> {
     files
 }
 
-/// A PostgreSQL or Kafka of the test's own, which it may stop, kill, pause and start again on the same port with the
+/// A PostgreSQL, Kafka or PgBouncer of the test's own, which it may stop, kill, pause and start again on the same port with the
 /// same data. Killed when dropped.
 pub struct OwnServer {
     kind: &'static str,
@@ -242,6 +242,30 @@ impl OwnServer {
     pub fn postgres_with(settings: &[&str]) -> OwnServer {
         let settings = settings.iter().map(|setting| (*setting).to_owned());
         OwnServer::start_new("postgres", |_| settings.collect())
+    }
+
+    /// A standby with this PostgreSQL's data as it is now. This one is stopped for it and started again.
+    pub fn standby(&self) -> OwnServer {
+        let standby = OwnServer {
+            kind: "postgres",
+            folder: own_folder("postgres"),
+            port: free_port(),
+            settings: self.settings.clone(),
+        };
+        self.stop();
+        let folders = [&standby, self].map(|it| it.folder.to_str().expect("UTF-8"));
+        script(&["postgres", "standby", folders[0], folders[1]]);
+        self.start();
+        standby.start();
+        standby
+    }
+
+    /// A running PgBouncer before the PostgreSQL on `port` of this machine, with these settings: `name=value`. It can
+    /// be killed, not stopped.
+    pub fn pgbouncer(port: u16, settings: &[&str]) -> OwnServer {
+        let settings = settings.iter().map(|setting| (*setting).to_owned());
+        let settings = std::iter::once(port.to_string()).chain(settings).collect();
+        OwnServer::start_new("pgbouncer", |_| settings)
     }
 
     /// A running Kafka of one node. Takes about five seconds.
@@ -286,6 +310,11 @@ impl OwnServer {
     /// `host:port`, the same over its whole life.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The port of [`address`](Self::address).
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill); returns when it is ready.

@@ -16,7 +16,7 @@ pub struct Proxy {
 }
 
 struct State {
-    upstream: String,
+    upstream: Mutex<String>,
     frozen: Mutex<bool>,
     thawed: Condvar,
     cut: AtomicBool,
@@ -49,7 +49,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind the proxy");
         let port = listener.local_addr().expect("the proxy's address").port();
         let state = Arc::new(State {
-            upstream: upstream.to_owned(),
+            upstream: Mutex::new(upstream.to_owned()),
             frozen: Mutex::new(false),
             thawed: Condvar::new(),
             cut: AtomicBool::new(false),
@@ -74,6 +74,11 @@ impl Proxy {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// From now on new connections go to `upstream`; those that are open stay where they are.
+    pub fn lead_to(&self, upstream: &str) {
+        *self.state.upstream.lock().expect("upstream") = upstream.to_owned();
     }
 
     /// How often a client spoke after its server had spoken (or first), since the start.
@@ -157,7 +162,8 @@ impl State {
         if self.cut.load(Ordering::SeqCst) {
             return;
         }
-        let Ok(server) = TcpStream::connect(&self.upstream) else {
+        let upstream = self.upstream.lock().expect("upstream").clone();
+        let Ok(server) = TcpStream::connect(upstream) else {
             return;
         };
         self.connections.fetch_add(1, Ordering::SeqCst);

@@ -141,8 +141,8 @@ impl Store {
         let server = database_config(settings, application);
         let mut config = Config::new();
         config
-            .host(&settings.host)
-            .port(settings.port)
+            .host(&server.host)
+            .port(server.port)
             .user(&settings.user)
             .password(settings.password.expose())
             .dbname(&settings.name)

@@ -119,6 +119,11 @@ impl PostgresStore {
             }
             drop(wait);
             let mut connection = connection?;
+            if !self.pool.config().other_servers.is_empty() {
+                let (host, port) = connection.server();
+                span.set(semconv::SERVER_ADDRESS, host.to_owned());
+                span.set(semconv::SERVER_PORT, i64::from(port));
+            }
             connection.limit_to(deadline)?;
             work(&mut connection)
         });

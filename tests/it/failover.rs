@@ -1,0 +1,147 @@
+//! A primary is demoted, a standby is promoted, and the name, or the list of hosts, leads to both.
+
+use std::time::Duration;
+
+use postgres::{Client, NoTls};
+
+use crate::support::http::get;
+use crate::support::program::{Program, READY, Stack, id};
+use crate::support::proxy::Proxy;
+use crate::support::{Database, OwnServer, PASSWORD, USER, eventually, kafka, unique};
+
+const SOON: Duration = Duration::from_secs(15);
+
+/// A migrated database on a primary, and a standby that has it, too.
+fn primary_and_standby() -> (Stack, OwnServer, OwnServer) {
+    let primary = OwnServer::postgres();
+    let stack = Stack::on(Database::on(&primary.address()), kafka());
+    drop(stack.api());
+    let standby = primary.standby();
+    (stack, primary, standby)
+}
+
+/// A connection to the stack's database on one of the two.
+fn on(server: &OwnServer, stack: &Stack) -> Client {
+    postgres::Config::new()
+        .host("127.0.0.1")
+        .port(server.port())
+        .user(USER)
+        .password(PASSWORD)
+        .dbname(&stack.database.name)
+        .connect(NoTls)
+        .expect("connect")
+}
+
+/// The server refuses writes from now on, while all of its sessions stay.
+fn demote(server: &OwnServer, stack: &Stack) {
+    let mut admin = on(server, stack);
+    for statement in [
+        "ALTER SYSTEM SET default_transaction_read_only = on",
+        "SELECT pg_reload_conf()",
+    ] {
+        admin.batch_execute(statement).expect("demote the server");
+    }
+    let read_only = "SELECT current_setting('default_transaction_read_only') = 'on'";
+    eventually(SOON, "the server to be read-only", || {
+        let row = admin.query_one(read_only, &[]).expect("ask");
+        row.get::<_, bool>(0).then_some(())
+    });
+}
+
+fn promote(server: &OwnServer, stack: &Stack) {
+    let promoted = on(server, stack).query_one("SELECT pg_promote()", &[]);
+    assert!(promoted.expect("promote").get::<_, bool>(0));
+}
+
+/// What an api says while it cannot write: that the order may be repeated.
+fn assert_order_refused(api: &Program, key: &str) {
+    let refused = api.order(key, 1299);
+    refused.problem(503, "dependency-unavailable");
+    assert!(refused.header("Retry-After").is_some());
+}
+
+#[test]
+fn a_server_that_turned_read_only_is_left_for_its_successor_behind_the_same_name() {
+    for coalesce in ["on", "off"] {
+        let (stack, primary, standby) = primary_and_standby();
+        let proxy = Proxy::before(&primary.address());
+        let stack = stack
+            .set("DB_PORT", &proxy.port().to_string())
+            .set("DB_COALESCE", coalesce);
+        let mut api = stack.api();
+        api.accepted_order();
+        let key = unique("key");
+
+        demote(&primary, &stack);
+        assert_order_refused(&api, &key);
+        let unready = api.become_unready(SOON);
+        let reason = unready.json()["checks"]["database"].to_string();
+        assert!(reason.contains("read-only"), "{reason}");
+        assert_order_refused(&api, &key);
+
+        // The old one lives on; no connection to it breaks.
+        promote(&standby, &stack);
+        proxy.lead_to(&standby.address());
+        api.become_ready(READY);
+        let accepted = api.order(&key, 1299);
+        assert_eq!(accepted.status, 202, "{}", accepted.text());
+        let stored = format!("SELECT FROM orders WHERE id = '{}'", id(&accepted.json()));
+        let rows = on(&standby, &stack).query(&stored, &[]);
+        assert_eq!(rows.expect("look for the order").len(), 1);
+    }
+}
+
+#[test]
+fn without_an_order_to_write_a_demoted_server_is_noticed_as_well() {
+    let (stack, primary, standby) = primary_and_standby();
+    let proxy = Proxy::before(&primary.address());
+    let stack = stack.set("DB_PORT", &proxy.port().to_string());
+    let (mut api, mut worker) = (stack.api(), stack.worker());
+    demote(&primary, &stack);
+    for program in [&api, &worker] {
+        program.become_unready(SOON);
+    }
+    promote(&standby, &stack);
+    proxy.lead_to(&standby.address());
+    for program in [&mut api, &mut worker] {
+        program.become_ready(READY);
+    }
+    api.accepted_order();
+}
+
+#[test]
+fn of_several_hosts_the_first_that_will_do_is_used() {
+    let (stack, primary, standby) = primary_and_standby();
+    let (nobody, standbys) = (crate::support::free_port(), standby.port());
+    let ports = format!("{nobody},{standbys},{}", primary.port());
+    let mut stack = stack
+        .set("DB_HOST", "127.0.0.1,127.0.0.1,127.0.0.1")
+        .set("DB_PORT", &ports);
+    for target in ["read-write", "primary"] {
+        stack = stack.set("DB_TARGET_SESSION_ATTRS", target);
+        stack.api().accepted_order();
+    }
+    assert_eq!(stack.count("orders"), 2);
+
+    // Where any server will do, the standby answers reads; an order that it cannot write may be repeated.
+    let stack = stack
+        .set("DB_TARGET_SESSION_ATTRS", "any")
+        .set("AUTO_MIGRATE", "false");
+    let api = stack.api();
+    let list = get("/v1/orders").send(&api.address()).json();
+    assert_eq!(list["orders"], serde_json::json!([]));
+    assert_order_refused(&api, &unique("key"));
+
+    // If none will do, the reason names each.
+    let stack = stack
+        .set("DB_TARGET_SESSION_ATTRS", "read-write")
+        .set("DB_PORT", &format!("{nobody},{standbys},{standbys}"));
+    let api = stack.start_api();
+    eventually(READY, "the reason", || {
+        let ready = get("/readyz").try_send(&api.address()).ok()?;
+        let names = |reason: &str| ready.text().contains(reason);
+        let names_all = names(&format!("127.0.0.1:{nobody}: connection refused"))
+            && names(&format!("127.0.0.1:{standbys}: the server is read-only"));
+        (ready.status == 503 && names_all).then_some(())
+    });
+}
