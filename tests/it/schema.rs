@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::http::get;
 use crate::support::program::{API, READY, Stack, free_port, run};
-use crate::support::{eventually, migrate, unique};
+use crate::support::{eventually, migrate, repository, unique};
 
 fn version(stack: &Stack) -> (i64, bool) {
     let row = stack
@@ -150,6 +150,45 @@ fn a_running_migration_takes_no_instance_out_of_service() {
     // One that is started meanwhile and has nothing to migrate serves as well.
     let _migrating = mark_dirty(&stack, newest + 1, true);
     stack.api().accepted_order();
+}
+
+#[test]
+fn while_the_real_migrate_program_works_instances_stay_ready() {
+    let folder = std::env::temp_dir().join(unique("tbd-migrations"));
+    fs::create_dir(&folder).expect("make a folder");
+    for file in fs::read_dir(repository().join("migrations")).expect("the migrations") {
+        let file = file.expect("a file");
+        fs::copy(file.path(), folder.join(file.file_name())).expect("copy a migration");
+    }
+    let stack = Stack::new();
+    let mut api = stack.api();
+    let newest = version(&stack).0;
+    let waits = "SELECT pg_advisory_xact_lock(1)";
+    fs::write(folder.join(format!("{:06}_next.up.sql", newest + 1)), waits)
+        .expect("write a migration");
+    let mut gate = stack.database.connect();
+    gate.batch_execute("SELECT pg_advisory_lock(1)")
+        .expect("close the gate");
+
+    let mut command = migrate(&stack.database);
+    // A repeated flag counts the last time.
+    let mut cli = command
+        .arg("-path")
+        .arg(&folder)
+        .arg("up")
+        .spawn()
+        .expect("run migrate");
+    api.metric_becomes("db_schema_migrating", 1.0);
+    assert_eq!(version(&stack), (newest + 1, true));
+    api.become_ready(Duration::ZERO);
+    api.accepted_order();
+    gate.batch_execute("SELECT pg_advisory_unlock(1)")
+        .expect("open the gate");
+    assert!(cli.wait().expect("wait for migrate").success());
+    let _ = fs::remove_dir_all(&folder);
+    api.metric_becomes("db_schema_migrating", 0.0);
+    assert_eq!(api.metric("db_schema_dirty"), Some(0.0));
+    api.become_ready(Duration::ZERO);
 }
 
 #[test]
