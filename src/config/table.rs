@@ -84,7 +84,7 @@ pub const VARIABLES: &[Variable] = &[
     row(BOTH, "LOG_FORMAT", "json", "Log lines: `json` for machines, `text` for people", "json or text"),
     row(BOTH, "DB_HOST", "localhost", "PostgreSQL host, or several separated by commas, tried in this order", "a host name or address, or several separated by commas"),
     row(BOTH, "DB_PORT", "5432", "PostgreSQL port: one for all hosts, or one for each", "a port from 1 to 65535, or one for each host, separated by commas"),
-    row(BOTH, "DB_TARGET_SESSION_ATTRS", "read-write", "Which server will do, in libpq's words: `read-write` (it takes writes), `primary` (no standby), `any`", "read-write, primary or any, since every program writes"),
+    row(BOTH, "DB_TARGET_SESSION_ATTRS", "read-write", "Acceptable servers, in libpq's words: `read-write` (takes writes), `primary` (no standby), `any`", "read-write, primary or any, since every program writes"),
     row(BOTH, "DB_USER", "tbd", "Database user", NAME),
     row(BOTH, "DB_PASSWORD", "secret", "Database password", "text without control characters"),
     row(BOTH, "DB_NAME", "tbd", "Database name", NAME),

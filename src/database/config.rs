@@ -111,7 +111,7 @@ impl DatabaseConfig {
 
     /// Every address of every server, in the order in which they are to be tried; and why some have none.
     ///
-    /// Looking up here, afresh for every connection, follows a database that moved, and keeps the driver from
+    /// Looking up here, for every connection, follows a database that moved, and keeps the driver from
     /// starting a thread of its own for it. Blocks for as long as the system's resolver takes; an address needs
     /// no look-up.
     pub(super) fn candidates(&self) -> (Vec<Candidate<'_>>, Vec<String>) {
@@ -133,8 +133,8 @@ impl DatabaseConfig {
         (candidates, unknown)
     }
 
-    /// The driver's view of this configuration, for one server. The session can be told from every other by `mark`,
-    /// the value of a setting of ours: only a server that took our start-up message has it.
+    /// The driver's view of this configuration, for one server. `mark` identifies the session: it is the value of a
+    /// setting of ours, which only the start-up message carries.
     pub(super) fn driver_config(&self, candidate: &Candidate<'_>, mark: &str) -> Config {
         let mut config = Config::new();
         config.host(candidate.host);

@@ -51,12 +51,11 @@ impl Link {
         self.limit.is_cut() || self.client.is_closed()
     }
 
-    /// Asks whether the server still serves this session, and is what the configuration asks for. One round trip, and
-    /// no statement is prepared for it.
+    /// Asks whether the session is ours and its server acceptable. One round trip; prepares no statement.
     ///
     /// # Errors
-    /// [`DatabaseError::ReadOnly`] from a server that will not do, [`DatabaseError::Rejected`] if a pooler gave us
-    /// another session, or what failed.
+    /// [`DatabaseError::ReadOnly`]: the server is not acceptable. [`DatabaseError::Rejected`]: the session is a pooler's.
+    /// Otherwise what failed.
     pub(super) fn verify(&mut self) -> Result<(), DatabaseError> {
         let answer = self.client.simple_query(SESSION)?;
         let row = answer.iter().find_map(|message| match message {
@@ -67,12 +66,12 @@ impl Link {
         if column(0) != Some(&self.mark) {
             return Err(DatabaseError::pooler(self.location.clone()));
         }
-        let will_do = match self.target {
+        let is_acceptable = match self.target {
             TargetSessionAttrs::Any => true,
             TargetSessionAttrs::ReadWrite => column(2) == Some("off"),
             TargetSessionAttrs::Primary => column(1) == Some("f"),
         };
-        will_do.then_some(()).ok_or(DatabaseError::ReadOnly)
+        is_acceptable.then_some(()).ok_or(DatabaseError::ReadOnly)
     }
 }
 
@@ -88,7 +87,7 @@ impl Drop for Link {
     }
 }
 
-/// Connects to the first server that will do. Waits for the resolver, then `connect_timeout` and 5 s in all: each
+/// Connects to the first acceptable server. Waits for the resolver, then `connect_timeout` and 5 s in all: each
 /// address has an equal share of what is left for connecting, authentication and a round trip. No limit is in force
 /// on the result.
 pub(super) fn connect(config: &DatabaseConfig, watchdog: &Watchdog) -> Result<Link, DatabaseError> {
@@ -120,7 +119,7 @@ fn connect_within(
     Err(unavailable(config, &reasons.join("; ")))
 }
 
-/// A session with the server at `candidate`, if it will do.
+/// A session with the server at `candidate`, if that is acceptable.
 fn attempt(
     config: &DatabaseConfig,
     candidate: &Candidate<'_>,

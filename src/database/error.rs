@@ -158,8 +158,8 @@ impl DatabaseError {
     /// A pooler answers that gives each transaction another session. A statement prepared in one session would meet
     /// another program's of the same name in the next, and run with the wrong parameters.
     pub(super) fn pooler(location: String) -> Self {
-        let reason = "a connection pooler such as PgBouncer stands in between and keeps no session: let DB_HOST and \
-                      DB_PORT name PostgreSQL itself, since tbd pools its connections"
+        let reason = "a connection pooler such as PgBouncer answers, and it keeps no session: set DB_HOST and DB_PORT to \
+                      PostgreSQL itself, since tbd has its own pool"
             .to_owned();
         Self::Rejected { location, reason }
     }

@@ -5,7 +5,7 @@
 //! - [`DatabaseError`] says what the caller can do about a failure, [`retry()`] is the one place that repeats work;
 //! - [`Coalescer`] carries together what many threads want written at the same time;
 //! - [`migrations`] brings the schema up to date, in turn with golang-migrate's CLI if need be;
-//! - every session is asked first whether it is ours, not a pooler's, and whether its server will do
+//! - each new session is asked whether it is ours, not a pooler's, and whether its server is acceptable
 //!   ([`TargetSessionAttrs`]);
 //! - [`HealthCheck`] asks whether the database can be used, for a [monitor](crate::health::Monitor).
 //!

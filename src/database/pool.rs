@@ -147,8 +147,9 @@ impl Pool {
     /// Checks out a connection. It goes back when dropped.
     ///
     /// **Blocks** until one is free, at most until `deadline`; at once or nearly so (250 ms) it fails with the reason
-    /// of the last attempt to connect when the database is known to be away (not for want of connections at a server that serves). After a loss, the ping of a suspect may
-    /// add up to 1 s, even past the deadline: cutting it short would condemn a good connection.
+    /// of the last attempt to connect when the database is known to be away. A server at its connection limit is not
+    /// away while it serves the pool's connections. After a loss, the ping of a suspect may add up to 1 s, even past
+    /// the deadline: cutting it short would condemn a good connection.
     pub fn get(&self, deadline: Deadline) -> Result<PooledConnection, DatabaseError> {
         let started = Instant::now();
         let outcome = match self.idle() {
@@ -201,7 +202,7 @@ impl Pool {
         let _waiting = Waiting::new(&self.shared.waiting);
         loop {
             if let Some(reason) = self.shared.away() {
-                // A server without a connection to spare still serves those that there are: one comes back.
+                // A server out of connections still serves the pool's: one of them comes back.
                 let serves = matches!(reason, DatabaseError::OutOfResources { .. });
                 let is_patient = serves || started.elapsed() < PATIENCE_WHILE_AWAY;
                 if self.pool.state().connections == 0 || !is_patient {

@@ -1,4 +1,4 @@
-//! A primary is demoted, a standby is promoted, and the name, or the list of hosts, leads to both.
+//! A primary is demoted, a standby is promoted, behind one name or in a list of hosts.
 
 use std::time::Duration;
 
@@ -110,7 +110,7 @@ fn without_an_order_to_write_a_demoted_server_is_noticed_as_well() {
 }
 
 #[test]
-fn of_several_hosts_the_first_that_will_do_is_used() {
+fn of_several_hosts_the_first_acceptable_one_is_used() {
     let (stack, primary, standby) = primary_and_standby();
     let (nobody, standbys) = (crate::support::free_port(), standby.port());
     let ports = format!("{nobody},{standbys},{}", primary.port());
@@ -123,7 +123,7 @@ fn of_several_hosts_the_first_that_will_do_is_used() {
     }
     assert_eq!(stack.count("orders"), 2);
 
-    // Where any server will do, the standby answers reads; an order that it cannot write may be repeated.
+    // Where any server is acceptable, the standby answers reads; an order that it cannot write may be repeated.
     let stack = stack
         .set("DB_TARGET_SESSION_ATTRS", "any")
         .set("AUTO_MIGRATE", "false");
@@ -132,7 +132,7 @@ fn of_several_hosts_the_first_that_will_do_is_used() {
     assert_eq!(list["orders"], serde_json::json!([]));
     assert_order_refused(&api, &unique("key"));
 
-    // If none will do, the reason names each.
+    // If none is acceptable, the reason names each.
     let stack = stack
         .set("DB_TARGET_SESSION_ATTRS", "read-write")
         .set("DB_PORT", &format!("{nobody},{standbys},{standbys}"));

@@ -4,7 +4,7 @@ use crate::support::http::get;
 use crate::support::program::{READY, Stack};
 use crate::support::{OwnServer, eventually, unique};
 
-/// Whatever it is told to ignore, each transaction may get another session, and with it another program's statements.
+/// Whatever it ignores, each transaction may get another session, and with it another program's statements.
 #[test]
 fn behind_a_pooler_no_statement_is_run_and_readiness_says_why() {
     let mut stack = Stack::new();

@@ -147,7 +147,7 @@ fn a_running_migration_takes_no_instance_out_of_service() {
             assert_eq!(program.metric("db_schema_dirty"), Some(0.0));
         }
     }
-    // One that is started meanwhile and has nothing to migrate serves as well.
+    // One that starts now and has nothing to migrate serves as well.
     let _migrating = mark_dirty(&stack, newest + 1, true);
     stack.api().accepted_order();
 }
