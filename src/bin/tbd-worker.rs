@@ -11,7 +11,9 @@ use tbd::deadline::Deadline;
 use tbd::health::Monitor;
 use tbd::http_server::Router;
 use tbd::kafka::consumer::{ConsumerConfig, GroupProtocol};
-use tbd::orders::adapters::kafka::{ConsumerSettings, KafkaEventBus, OrderConsumers, watch_lag};
+use tbd::orders::adapters::kafka::{
+    AnnouncementHealth, ConsumerSettings, KafkaEventBus, OrderConsumers, watch_lag,
+};
 use tbd::orders::adapters::postgres::{self, PostgresStore};
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
 use tbd::orders::app::commands::ProcessOrders;
@@ -62,10 +64,14 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let (database_health, database_thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     let warm = Arc::clone(&bus);
-    let check = kafka
+    let mut check = kafka
         .clone()
         .health_check(move |deadline| warm.warm_up(deadline));
-    let (kafka_health, kafka_thread) = Monitor::start("kafka-health", stop.clone(), check)?;
+    let announcement_health = AnnouncementHealth::default();
+    let reported = announcement_health.clone();
+    let (kafka_health, kafka_thread) = Monitor::start("kafka-health", stop.clone(), move || {
+        check().and_then(|()| reported.health())
+    })?;
 
     let checks = Checks {
         database: database_health,
@@ -91,6 +97,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         bus: bus.clone(),
         orders: metrics.orders.clone(),
         worker: metrics.worker.clone(),
+        announcement_health,
         stop: stop.clone(),
     };
     let mut consumer = ConsumerConfig::new(

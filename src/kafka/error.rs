@@ -104,6 +104,14 @@ pub enum Error {
         /// The id of the topic that has the name now.
         new: String,
     },
+    /// The record is larger than the client's own limit. Nothing was sent.
+    #[error("a record of {bytes} bytes is larger than the limit of {limit}")]
+    RecordTooLarge {
+        /// The record's size in a batch, before compression.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The client was closed by its owner.
     #[error("the kafka client is closed")]
     Closed,
@@ -147,6 +155,7 @@ impl Error {
             | Self::Encode { .. }
             | Self::InvalidRecord { .. }
             | Self::TopicReplaced { .. }
+            | Self::RecordTooLarge { .. }
             | Self::Closed
             | Self::Resource { .. } => false,
         }

@@ -10,7 +10,9 @@ use serde_json::value::RawValue;
 
 use crate::config::{DlqCommand, LogConfig, LogFormat, Position, Which, WorkerConfig};
 use crate::deadline::Deadline;
-use crate::orders::adapters::kafka::{DeadLetters, KafkaEventBus, Letter, Letters, replay_letters};
+use crate::orders::adapters::kafka::{
+    DeadLetters, KafkaEventBus, Letter, Letters, ReplayError, replay_letters,
+};
 use crate::telemetry::metrics::Metrics;
 
 use super::{Kafka, Telemetry};
@@ -133,15 +135,26 @@ impl Tool {
 
     fn show(&self, wanted: Position, out: &mut impl Write) -> Result<bool, Failure> {
         let mut letters = self.at(&[wanted])?;
-        let mut found = false;
+        let (mut found, mut complete) = (false, true);
         self.each(&mut letters, |some| {
-            found |= !some.is_empty();
-            some.iter().try_for_each(|letter| show(out, letter))
+            for letter in some {
+                found = true;
+                match self.letters.complete(letter) {
+                    Ok(letter) => show(out, &letter)?,
+                    Err(error) => {
+                        complete = false;
+                        show(out, letter)?;
+                        out.flush()?;
+                        eprintln!("tbd-worker: {wanted} is shown without its value: {error}");
+                    }
+                }
+            }
+            Ok(())
         })?;
         if !found {
             self.say_missing(wanted);
         }
-        Ok(found)
+        Ok(found && complete)
     }
 
     fn replay(&self, which: &Which, dry_run: bool, out: &mut impl Write) -> Result<bool, Failure> {
@@ -163,11 +176,7 @@ impl Tool {
         };
         let (mut replayed, mut failed) = (0, 0);
         let outcome = self.each(&mut letters, |some| {
-            let now = Timestamp::now();
-            let results = match &bus {
-                Some(bus) => replay_letters(bus, some, now),
-                None => some.iter().map(|_| Ok(())).collect(),
-            };
+            let results = self.send_back(bus.as_ref(), some);
             for (letter, result) in some.iter().zip(results) {
                 missing.remove(&position(letter));
                 let origin = letter.origin_topic().map(|topic| shown(topic.as_bytes()));
@@ -208,6 +217,30 @@ impl Tool {
         };
         writeln!(out, "{replayed} {done}, {failed} failed")?;
         Ok(failed == 0)
+    }
+
+    /// Sends letters back, or without a bus only says whether that could be done: an outcome for each.
+    fn send_back(
+        &self,
+        bus: Option<&KafkaEventBus>,
+        letters: &[Letter],
+    ) -> Vec<Result<(), ReplayError>> {
+        let now = Timestamp::now();
+        let send = |letters: &[Letter]| match bus {
+            Some(bus) => replay_letters(bus, letters, now),
+            None => letters.iter().map(|_| Ok(())).collect(),
+        };
+        // Those whose value has to be fetched are large: one after another.
+        letters
+            .chunk_by(|one, next| !one.is_incomplete() && !next.is_incomplete())
+            .flat_map(|letters| match letters {
+                [letter] if letter.is_incomplete() => match self.letters.complete(letter) {
+                    Ok(letter) => send(&[letter]),
+                    Err(error) => vec![Err(error.into())],
+                },
+                letters => send(letters),
+            })
+            .collect()
     }
 
     fn at(&self, positions: &[Position]) -> Result<Letters, Failure> {

@@ -178,6 +178,8 @@ pub struct WorkerMetrics {
     pub threads: IntGauge,
     /// `worker_threads_busy`: threads that are processing orders.
     pub threads_busy: IntGauge,
+    /// `worker_announcements_waiting{topic}`: events and dead letters that Kafka did not take yet.
+    pub announcements_waiting: IntGaugeVec,
 }
 
 /// The export of spans.
@@ -477,6 +479,11 @@ impl WorkerMetrics {
             threads_busy: register.int_gauge(
                 "worker_threads_busy",
                 "Threads that are processing orders right now.",
+            ),
+            announcements_waiting: register.int_gauges(
+                "worker_announcements_waiting",
+                "Events and dead letters that Kafka did not take and that are tried again.",
+                &["topic"],
             ),
         }
     }

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::support::eventually;
 use crate::support::program::{Stack, id};
-use crate::support::topic::{Record, records, wait_for_records, write};
+use crate::support::topic::{
+    Record, committed, records, wait_for_records, write, write_compressed,
+};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -131,4 +135,55 @@ fn the_number_of_attempts_can_be_set() {
     api.accepted_order();
     let dead = wait_for_records(&stack.kafka, &stack.topics.dlq, 1, SOON);
     assert_eq!(dead[0].header("dlq-attempts"), "1");
+}
+
+/// Bytes that nothing compresses.
+fn noise(length: usize) -> Vec<u8> {
+    let bytes = std::iter::repeat_with(|| fastrand::u8(..));
+    bytes.take(length).collect()
+}
+
+/// Kafka takes batches of 1,048,588 bytes, and a letter has more headers than its record.
+#[test]
+fn what_only_just_fitted_its_topic_becomes_a_letter_too() {
+    let stack = Stack::new().set("KAFKA_TOPIC_PARTITIONS", "1");
+    let (api, worker) = (stack.api(), stack.worker());
+    let created = &stack.topics.created;
+    let (limit, packed) = (noise(1_048_460), vec![b'x'; 8 << 20]);
+    write(
+        &stack.kafka,
+        created,
+        &[Record::of_bytes("limit", limit.clone())],
+    );
+    let large = Record::of_bytes("packed", packed.clone());
+    write_compressed(&stack.kafka, created, &[large]);
+    let long = Record::new("headers", None).with("long", &"x".repeat(1_048_400));
+    write(&stack.kafka, created, &[long]);
+    let order = api.accepted_order();
+    stack.all_become("completed", 1, SOON);
+    assert_eq!(stack.status(id(&order)), "completed");
+
+    let dead = wait_for_records(&stack.kafka, &stack.topics.dlq, 3, SOON);
+    let letter = |key: &str| {
+        let letter = dead.iter().find(|letter| letter.key() == key);
+        letter.unwrap_or_else(|| panic!("no letter {key}"))
+    };
+    assert_eq!(letter("packed").value.as_deref(), Some(&packed[..]));
+    assert_eq!(letter("headers").header("long").len(), 1_048_400);
+    let short = letter("limit");
+    assert_eq!(short.value, None);
+    assert_eq!(short.header("dlq-value-omitted"), "true");
+    assert_eq!(short.header("dlq-value-length"), "1048460");
+    let digits = Sha256::digest(&limit).into_iter();
+    let digits: String = digits.map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(short.header("dlq-value-sha256"), digits);
+    assert_eq!(short.header("dlq-topic"), created);
+    assert_eq!(short.header("dlq-offset"), "0");
+    assert_eq!(
+        worker.metric(r#"orders_dead_lettered_total{reason="undecodable"}"#),
+        Some(3.0)
+    );
+    eventually(SOON, "the offsets to be committed", || {
+        (committed(&stack.kafka, &stack.group, created) == [(0, 4)]).then_some(())
+    });
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::program::{Program, Stack, WORKER, id, run};
-use crate::support::topic::{self, Record, records, wait_for_records, write};
+use crate::support::topic::{self, Record, configure, records, wait_for_records, write};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -191,6 +191,67 @@ fn many_letters_are_listed_and_replayed_each_with_its_own_outcome() {
         shown.contains("key-3") && !shown.contains('\u{1b}'),
         "{shown}"
     );
+}
+
+#[test]
+fn what_a_letter_had_to_omit_is_fetched_from_where_the_original_lies() {
+    let stack = Stack::new().set("KAFKA_TOPIC_PARTITIONS", "1");
+    drop(stack.api());
+    let (created, dlq_topic) = (&stack.topics.created, &stack.topics.dlq);
+    // What a worker's producer cannot compress into the letter's limit.
+    configure(&stack.kafka, dlq_topic, "max.message.bytes", "20000");
+    let noise = std::iter::repeat_with(fastrand::alphanumeric);
+    let value: String = noise.take(50_000).collect();
+    let original = Record::new("k", Some(&value)).with("mine", "kept");
+    write(&stack.kafka, created, &[original]);
+    let mut worker = stack.worker();
+    let letter = wait_for_records(&stack.kafka, dlq_topic, 1, SOON).remove(0);
+    worker.terminate();
+    assert_eq!(worker.wait(SOON).code(), Some(0));
+    assert_eq!(letter.header("dlq-value-length"), "50000");
+
+    let shown = dlq_ok(&stack, &["show", "0:0"]);
+    assert!(shown.contains("header dlq-value-omitted: true"), "{shown}");
+    assert!(shown.ends_with(&format!("\n\n{value}\n")), "{shown}");
+    let would = dlq_ok(&stack, &["replay", "--all", "--dry-run"]);
+    assert!(would.contains("1 would be replayed, 0 failed"), "{would}");
+    dlq_ok(&stack, &["replay", "--all"]);
+    let replayed = records(&stack.kafka, created).remove(1);
+    assert_eq!(replayed.value.as_deref(), Some(value.as_bytes()));
+    assert_eq!((replayed.key(), replayed.header("mine")), ("k", "kept"));
+    let ours = |(name, _): &&(String, _)| name.starts_with("dlq-");
+    assert_eq!(replayed.headers.iter().filter(ours).count(), 1);
+
+    // As after retention, and as after the topic was made again.
+    let headers = letter.headers.iter().cloned();
+    let elsewhere = |offset: &str| {
+        let mut letter = letter.clone();
+        letter.headers = headers
+            .clone()
+            .map(|(name, value)| match &*name {
+                "dlq-offset" => (name, Some(offset.to_owned().into())),
+                "dlq-value-length" if offset == "1" => (name, Some("7".into())),
+                _ => (name, value),
+            })
+            .collect();
+        letter
+    };
+    let letters = [elsewhere("1"), elsewhere("99")];
+    write(&stack.kafka, dlq_topic, &letters);
+    for (at, why) in [
+        ("0:1", "holds another record"),
+        ("0:2", "is gone: retention"),
+    ] {
+        let (out, err, code) = dlq(&stack, &["show", at]);
+        assert_eq!((code, err.lines().count()), (1, 1), "{err}");
+        assert!(err.contains(why) && err.contains(created), "{err}");
+        assert!(out.ends_with("(no value)\n"), "{out}");
+        let (out, _, code) = dlq(&stack, &["replay", at]);
+        assert_eq!(code, 1);
+        assert!(out.contains("NOT replayed") && out.contains(why), "{out}");
+    }
+    let (out, _, _) = dlq(&stack, &["replay", "--all", "--dry-run"]);
+    assert!(out.ends_with("1 would be replayed, 2 failed\n"), "{out}");
 }
 
 #[test]

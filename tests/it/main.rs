@@ -31,6 +31,7 @@ mod plans;
 mod pooler;
 mod ports;
 mod recreated_topic;
+mod refusals;
 mod rolling;
 mod schema;
 mod server_errors;

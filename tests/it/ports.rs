@@ -18,8 +18,8 @@ use tbd::deadline::Deadline;
 use tbd::orders::adapters::postgres::PostgresStore;
 use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Status};
 use tbd::orders::ports::{
-    IdempotencyKey, IdempotencyStore, Message, Once, OrderRepository, Outbox, SecondChance,
-    Started, StoredResponse, Submission,
+    Failure, IdempotencyKey, IdempotencyStore, Message, Once, OrderRepository, Outbox,
+    SecondChance, Started, StoredResponse, Submission,
 };
 
 use crate::support::memory::Memory;
@@ -334,9 +334,13 @@ fn complete(store: &dyn Store, ids: &[OrderId]) -> Vec<Order> {
 }
 
 fn fail(store: &dyn Store, id: OrderId) -> Option<Order> {
-    store
-        .fail(id, "because", Timestamp::now(), soon())
-        .expect("fail")
+    let failed = store.fail(&[failure(id, "because")], Timestamp::now(), soon());
+    failed.expect("fail").pop()
+}
+
+fn failure(id: OrderId, reason: &str) -> Failure {
+    let reason = reason.to_owned();
+    Failure { id, reason }
 }
 
 fn taking_up_tells_how_each_order_stands(store: &dyn Store) {
@@ -414,7 +418,7 @@ fn a_failed_order_is_retried_once_for_each_replay(store: &dyn Store) {
     };
     assert_eq!(started.failure_reason, None);
     store
-        .fail(failed, "again", Timestamp::now() + hour, soon())
+        .fail(&[failure(failed, "again")], Timestamp::now() + hour, soon())
         .expect("fail");
     assert_eq!(retry(replayed_at), Status::Failed, "its chance is spent");
     assert_eq!(retry(replayed_at + 2 * hour), Status::Processing);
@@ -576,9 +580,10 @@ fn obey(stores: &[&dyn Store], commands: &[Command]) {
                 completed.collect()
             }
             Command::Fail(number) => {
+                let failures = [failure(id(*number), "why")];
                 let failed = stores
                     .iter()
-                    .map(|s| s.fail(id(*number), "why", now, soon()).expect("fail"));
+                    .map(|s| s.fail(&failures, now, soon()).expect("fail"));
                 failed.map(|failed| format!("{failed:?}")).collect()
             }
             Command::Retry(number, micros) => {

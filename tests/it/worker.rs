@@ -5,7 +5,8 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::support::http::{get, post};
 use crate::support::program::{Program, Stack, id};
@@ -94,6 +95,71 @@ fn orders_that_came_before_the_first_worker_are_processed() {
     }
     let _worker = stack.worker();
     stack.all_become("completed", 20, SOON);
+}
+
+/// Orders that wait in one partition, written in one go. The topics and the tables are there.
+fn backlog(stack: &Stack, count: usize) {
+    let ids: Vec<String> = (0..count).map(|_| Uuid::now_v7().to_string()).collect();
+    stack.execute(&format!(
+        "INSERT INTO orders (id, customer_email, amount_cents, status, created_at, updated_at)
+         SELECT id, 'user@example.com', 1299, 'pending', now(), now() FROM unnest('{{{}}}'::uuid[]) AS id",
+        ids.join(",")
+    ));
+    let created = &stack.topics.created;
+    let event = |id: &String| {
+        let event = json!({
+            "specversion": "1.0", "id": id, "source": "/tests", "type": created, "subject": id, "data": { "id": id },
+        });
+        Record::new(id, Some(&event.to_string()))
+    };
+    let events: Vec<Record> = ids.iter().map(event).collect();
+    topic::write(&stack.kafka, created, &events);
+}
+
+/// One after another, the pauses between the attempts at these would take four minutes.
+#[test]
+fn orders_that_fail_wait_for_their_next_attempt_together() {
+    let stack = Stack::new()
+        .set("WORKER_CONCURRENCY", "1")
+        .set("PROCESSING_FAILURE_RATE", "0.8");
+    drop(stack.api());
+    backlog(&stack, 600);
+    let worker = stack.worker();
+    let done = "SELECT count(*) FROM orders WHERE status IN ('completed', 'failed')";
+    eventually(SOON, "every order to end", || {
+        (stack.number(done) == 600).then_some(())
+    });
+    wait_until_all_is_committed(&stack);
+    let failed = stack.count("orders WHERE status = 'failed'");
+    assert_eq!(processed(&worker, "failed"), failed as f64);
+    assert_eq!(processed(&worker, "completed"), 600.0 - failed as f64);
+    let letters = records(&stack.kafka, &stack.topics.dlq);
+    assert_eq!(letters.len() as i64, failed);
+    assert!(
+        letters
+            .iter()
+            .all(|letter| letter.header("dlq-attempts") == "3")
+    );
+}
+
+/// The first failures are known after 0.6 s of pauses, however many orders wait behind them.
+#[test]
+fn what_is_done_is_stored_and_announced_while_other_orders_wait() {
+    let stack = Stack::new()
+        .set("WORKER_CONCURRENCY", "1")
+        .set("PROCESSING_FAILURE_RATE", "0.5")
+        .set("WORKER_MAX_ATTEMPTS", "100");
+    drop(stack.api());
+    backlog(&stack, 600);
+    let _worker = stack.worker();
+    let processing = "SELECT count(*) FROM orders WHERE status = 'processing'";
+    eventually(SOON, "announcements while others wait", || {
+        let announced = records(&stack.kafka, &stack.topics.processed).len();
+        (announced > 0 && stack.number(processing) > 0).then_some(())
+    });
+    stack.all_become("completed", 600, SOON);
+    wait_until_all_is_committed(&stack);
+    assert_eq!(records(&stack.kafka, &stack.topics.processed).len(), 600);
 }
 
 #[test]
@@ -223,17 +289,24 @@ fn assert_each_order_has_one_event(announced: &[Record]) {
 
 #[test]
 fn workers_that_come_and_go_lose_nothing() {
-    workers_come_and_go("classic");
+    workers_come_and_go(Stack::new());
 }
 
 #[test]
 fn workers_of_the_consumer_protocol_that_come_and_go_lose_nothing() {
-    workers_come_and_go("consumer");
+    workers_come_and_go(Stack::new().set("KAFKA_GROUP_PROTOCOL", "consumer"));
 }
 
-fn workers_come_and_go(protocol: &str) {
+#[test]
+fn workers_that_come_and_go_lose_no_order_that_waits_for_its_next_attempt() {
     let stack = Stack::new()
-        .set("KAFKA_GROUP_PROTOCOL", protocol)
+        .set("PROCESSING_FAILURE_RATE", "0.5")
+        .set("WORKER_MAX_ATTEMPTS", "100");
+    workers_come_and_go(stack);
+}
+
+fn workers_come_and_go(stack: Stack) {
+    let stack = stack
         .set("PROCESSING_TIME", "10ms")
         .set("WORKER_CONCURRENCY", "2");
     let api = stack.api();

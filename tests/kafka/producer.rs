@@ -190,7 +190,11 @@ fn a_record_too_large_for_the_broker_fails_alone() {
     let mut records: Vec<Record> = (0..20)
         .map(|number| record(&topic, "k".to_owned(), format!("small-{number}")))
         .collect();
-    let huge = record(&topic, "k".to_owned(), "x".repeat(2_000_000));
+    // Nothing that compression could help.
+    let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
+        .take(2_000_000)
+        .collect();
+    let huge = Record::new(&*topic, Some("k".into()), Some(noise.into()));
     records.insert(7, huge);
     let outcomes = producer.publish(records, soon());
     for (position, outcome) in outcomes.iter().enumerate() {
@@ -206,6 +210,21 @@ fn a_record_too_large_for_the_broker_fails_alone() {
     let values: Vec<_> = read.iter().map(|one| text(&one.value)).collect();
     let expected: Vec<_> = (0..20).map(|number| format!("small-{number}")).collect();
     assert_eq!(values, expected);
+}
+
+#[test]
+fn a_record_too_large_for_the_broker_arrives_if_compression_helps() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 1);
+    let producer = start(&cluster, ProducerConfig::default());
+    let large = "x".repeat(8 << 20);
+    let records = ["a", &large, "b"].map(|value| record(&topic, "k".into(), value.into()));
+    for outcome in producer.publish(records.to_vec(), soon()) {
+        outcome.unwrap();
+    }
+    let read = &read_topic(&cluster, &topic)[&0];
+    let values: Vec<_> = read.iter().map(|one| text(&one.value)).collect();
+    assert_eq!(values, ["a", &large, "b"]);
 }
 
 #[test]

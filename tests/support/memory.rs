@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use tbd::deadline::Deadline;
 use tbd::orders::domain::{Order, OrderId, Status};
 use tbd::orders::ports::{
-    Backlog, IdempotencyStore, Message, Once, OrderRepository, Outbox, Page, SecondChance, Started,
-    StoreError, StoredResponse, Submission,
+    Backlog, Failure, IdempotencyStore, Message, Once, OrderRepository, Outbox, Page, SecondChance,
+    Started, StoreError, StoredResponse, Submission,
 };
 
 /// Orders, keys and outbox.
@@ -249,15 +249,19 @@ impl OrderRepository for Memory {
 
     fn fail(
         &self,
-        id: OrderId,
-        reason: &str,
+        failures: &[Failure],
         now: Timestamp,
         _: Deadline,
-    ) -> Result<Option<Order>, StoreError> {
+    ) -> Result<Vec<Order>, StoreError> {
         self.call(|tables| {
-            let moved = tables.step(id, Status::Processing, Status::Failed, now)?;
-            moved.1 = Some(reason.to_owned());
-            Some(moved.0.clone())
+            let mut failed = Vec::new();
+            for Failure { id, reason } in failures {
+                if let Some(moved) = tables.step(*id, Status::Processing, Status::Failed, now) {
+                    moved.1 = Some(reason.clone());
+                    failed.push(moved.0.clone());
+                }
+            }
+            failed
         })
     }
 }

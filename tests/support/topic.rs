@@ -6,17 +6,21 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use jiff::Timestamp;
 use kafka_protocol::indexmap::IndexMap;
 use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::incremental_alter_configs_request::{
+    AlterConfigsResource, AlterableConfig,
+};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
     ApiKey, CreatePartitionsRequest, CreatePartitionsResponse, FetchRequest, FetchResponse,
-    FindCoordinatorRequest, FindCoordinatorResponse, GroupId, MetadataRequest, MetadataResponse,
-    OffsetFetchRequest, OffsetFetchResponse, ProduceRequest, ProduceResponse, RequestHeader,
-    ResponseHeader, TopicName,
+    FindCoordinatorRequest, FindCoordinatorResponse, GroupId, IncrementalAlterConfigsRequest,
+    IncrementalAlterConfigsResponse, MetadataRequest, MetadataResponse, OffsetFetchRequest,
+    OffsetFetchResponse, ProduceRequest, ProduceResponse, RequestHeader, ResponseHeader, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 use kafka_protocol::records::{
@@ -46,6 +50,14 @@ impl Record {
             key: Some(Bytes::copy_from_slice(key.as_bytes())),
             value: value.map(|value| Bytes::copy_from_slice(value.as_bytes())),
             headers: Vec::new(),
+        }
+    }
+
+    /// A record whose value is no text.
+    pub fn of_bytes(key: &str, value: Vec<u8>) -> Record {
+        Record {
+            value: Some(value.into()),
+            ..Record::new(key, None)
         }
     }
 
@@ -122,8 +134,20 @@ pub fn partitions(broker: &str, topic: &str) -> i32 {
 
 /// Writes records to partition 0 of a topic.
 pub fn write(broker: &str, topic: &str, records: &[Record]) {
+    write_as(broker, topic, records, Compression::None);
+}
+
+/// As [`write`], compressed with zstd.
+pub fn write_compressed(broker: &str, topic: &str, records: &[Record]) {
+    write_as(broker, topic, records, Compression::Zstd);
+}
+
+fn write_as(broker: &str, topic: &str, records: &[Record], compression: Compression) {
     let mut broker = Broker::open(broker).expect("connect to Kafka");
-    broker.produce(topic, records).expect("write to a topic");
+    eventually(Duration::from_secs(20), "a topic to be led", || {
+        let written = broker.produce(topic, records, compression);
+        written.expect("write to a topic").then_some(())
+    });
 }
 
 /// The offsets that a group has committed in a topic: (partition, next offset).
@@ -165,6 +189,24 @@ pub fn grow(broker: &str, topic: &str, count: i32) {
         .and_then(|mut broker| broker.call(ApiKey::CreatePartitions, 2, &request));
     let response = response.expect("ask for more partitions");
     assert_eq!(response.results[0].error_code, 0, "grow {topic}");
+}
+
+/// Sets one of a topic's settings, as `kafka-configs.sh` does.
+pub fn configure(broker: &str, topic: &str, setting: &str, value: &str) {
+    let text = |text: &str| StrBytes::from_string(text.to_owned());
+    let setting = AlterableConfig::default()
+        .with_name(text(setting))
+        .with_config_operation(0)
+        .with_value(Some(text(value)));
+    let resource = AlterConfigsResource::default()
+        .with_resource_type(2)
+        .with_resource_name(text(topic))
+        .with_configs(vec![setting]);
+    let request = IncrementalAlterConfigsRequest::default().with_resources(vec![resource]);
+    let response: Result<IncrementalAlterConfigsResponse> = Broker::open(broker)
+        .and_then(|mut broker| broker.call(ApiKey::IncrementalAlterConfigs, 1, &request));
+    let response = response.expect("ask for another setting");
+    assert_eq!(response.responses[0].error_code, 0, "configure {topic}");
 }
 
 struct Broker {
@@ -243,7 +285,13 @@ impl Broker {
         Ok((records, answer.high_watermark))
     }
 
-    fn produce(&mut self, topic: &str, records: &[Record]) -> Result<()> {
+    /// False if nobody leads the topic yet, which was made a moment ago.
+    fn produce(
+        &mut self,
+        topic: &str,
+        records: &[Record],
+        compression: Compression,
+    ) -> Result<bool> {
         let records: Vec<WireRecord> = records
             .iter()
             .zip(0..)
@@ -258,7 +306,7 @@ impl Broker {
                 offset: index,
                 // None, as without a producer id; but counted on, for the encoder splits batches where it is not.
                 sequence: index as i32 - 1,
-                timestamp: 1_760_000_000_000,
+                timestamp: Timestamp::now().as_millisecond(),
                 key: record.key.clone(),
                 value: record.value.clone(),
                 headers: record
@@ -270,7 +318,7 @@ impl Broker {
             .collect();
         let options = RecordEncodeOptions {
             version: 2,
-            compression: Compression::None,
+            compression,
         };
         let mut batch = BytesMut::new();
         RecordBatchEncoder::encode(&mut batch, &records, &options).expect("encode records");
@@ -287,8 +335,11 @@ impl Broker {
             ]);
         let response: ProduceResponse = self.call(ApiKey::Produce, 7, &request)?;
         let error = response.responses[0].partition_responses[0].error_code;
+        if matches!(error, 3 | 5 | 6) {
+            return Ok(false);
+        }
         assert_eq!(error, 0, "produce to {topic}");
-        Ok(())
+        Ok(true)
     }
 
     fn committed(&mut self, group: &str, topic: &str, partitions: i32) -> Result<Vec<(i32, i64)>> {

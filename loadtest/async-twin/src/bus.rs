@@ -125,8 +125,13 @@ impl Bus {
             Ok(Err((
                 KafkaError::MessageProduction(
                     code @ (RDKafkaErrorCode::MessageSizeTooLarge
-                    | RDKafkaErrorCode::InvalidMessageSize
-                    | RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::InvalidMessageSize),
+                ),
+                _,
+            ))) => PublishError::TooLarge(code.to_string()),
+            Ok(Err((
+                KafkaError::MessageProduction(
+                    code @ (RDKafkaErrorCode::TopicAuthorizationFailed
                     | RDKafkaErrorCode::InvalidRecord),
                 ),
                 _,

@@ -29,7 +29,7 @@ use tbd::orders::adapters::postgres::submission::{
 use tbd::orders::adapters::postgres::{attributes, statements};
 use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{
-    Backlog, Message, Once, Page, SecondChance, Started, StoreError, Submission,
+    Backlog, Failure, Message, Once, Page, SecondChance, Started, StoreError, Submission,
 };
 use tbd::service::database_config;
 use tbd::telemetry::metrics::{DatabaseMetrics, Metrics};
@@ -121,7 +121,7 @@ impl Named {
             look: named("SELECT orders by id"),
             retry: named("UPDATE orders retried"),
             complete: named("UPDATE orders completed"),
-            fail: named("UPDATE order failed"),
+            fail: named("UPDATE orders failed"),
             take: named("SELECT outbox"),
             remove: named("DELETE outbox"),
             backlog: named("SELECT outbox backlog"),
@@ -543,20 +543,21 @@ impl Store {
         Ok(self.run(statement, deadline, work).await?)
     }
 
-    /// Moves the order, if it is `processing`, to `failed`; the order, if it was.
+    /// Moves those of `failures` that are `processing` to `failed`; the orders moved.
     pub async fn fail(
         &self,
-        id: OrderId,
-        reason: &str,
+        failures: &[Failure],
         deadline: Deadline,
-    ) -> Result<Option<Order>, StoreError> {
+    ) -> Result<Vec<Order>, StoreError> {
+        let ids: &Vec<Uuid> = &failures.iter().map(|failure| failure.id.0).collect();
+        let reasons: &Vec<&str> = &failures.iter().map(|failure| &*failure.reason).collect();
         let (statement, now) = (self.statements.fail, &Timestamp::now());
         let work = |client: Client| async move {
-            self.query(&*client, statement, &[&id.0, &reason, now])
+            self.query(&*client, statement, &[ids, reasons, now])
                 .await?
-                .first()
+                .iter()
                 .map(order)
-                .transpose()
+                .collect()
         };
         Ok(self.run(statement, deadline, work).await?)
     }

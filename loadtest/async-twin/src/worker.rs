@@ -2,7 +2,7 @@
 //! it works on as one batch, by tbd's rules (`tbd::orders::app::commands::ProcessOrders`): orders taken up by one
 //! statement, completed by one, announced together, then the offsets committed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,21 +21,20 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tbd::config::WorkerConfig;
 use tbd::deadline::Deadline;
 use tbd::kafka::consumer::ConsumerRecord;
+use tbd::kafka::group::TopicPartition;
 use tbd::orders::adapters::PrometheusMeter;
+use tbd::orders::adapters::kafka::Batch;
 use tbd::orders::adapters::kafka::dead_letter::REASONS;
-use tbd::orders::adapters::kafka::{Batch, committable};
 use tbd::orders::app::PUBLISH_BUDGET;
-use tbd::orders::app::commands::Processed;
-use tbd::orders::app::commands::process_orders::{
-    PROCESSING_LIMIT, STORE_BUDGET, ended, pause_after,
-};
-use tbd::orders::domain::{Order, OrderId, Status};
-use tbd::orders::ports::{Meter, Outcome, SecondChance, Started, StepError, StoreError};
+use tbd::orders::app::commands::process_orders::{PROCESSING_LIMIT, STORE_BUDGET, ended};
+use tbd::orders::app::commands::{Processed, Task};
+use tbd::orders::domain::{Order, OrderId};
+use tbd::orders::ports::{Failure, Meter, Outcome, SecondChance, Started, StepError, StoreError};
 use tbd::telemetry::metrics::{KafkaMetrics, Metrics};
 use tbd::telemetry::tracing::{Context, DetachedSpan};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use crate::bus::Bus;
@@ -162,40 +161,38 @@ impl Worker {
         let _ = tokio::task::spawn_blocking(move || drop(consumer)).await;
     }
 
+    /// tbd's rounds, except that a task takes nothing more up while it has messages in hand.
     async fn work(&self, consumer: &StreamConsumer<Counted>, messages: &[BorrowedMessage<'_>]) {
-        let records: Vec<ConsumerRecord> = messages.iter().map(record).collect();
         let topic = self.config.kafka.topic_order_created.as_str();
-        let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
+        let count = u64::try_from(messages.len()).unwrap_or(u64::MAX);
         self.metrics
             .kafka
             .consumer_records
             .with_label_values(&[topic])
             .inc_by(count);
-        self.metrics.worker.threads_busy.inc();
-        let done = self.process_batch(&records).await;
-        self.metrics.worker.threads_busy.dec();
-        let offsets = committable(&records, &done);
-        let offsets = positions(
-            offsets
-                .iter()
-                .map(|(at, next)| (&*at.topic, at.partition, *next)),
-        );
-        let undone = undone(&records, &done);
-        if offsets.count() > 0 {
-            let committed =
-                tokio::task::block_in_place(|| consumer.commit(&offsets, CommitMode::Sync));
-            if let Err(error) = committed {
-                log::warn!("offsets not committed: {error}");
-                let group = self.config.kafka.consumer_group.as_str();
-                self.metrics
-                    .kafka
-                    .commit_failures
-                    .with_label_values(&[group])
-                    .inc();
+        let group = self.config.kafka.consumer_group.as_str();
+        let (orders, worker) = (self.metrics.orders.clone(), self.metrics.worker.clone());
+        let mut batch = Batch::new(self.bus.topics.clone(), group, orders, worker);
+        batch.add(messages.iter().map(record).collect());
+        while !batch.is_empty() && batch.is_flowing() && !*self.stop.borrow() {
+            if let Some(due) = batch.next_due(Instant::now()) {
+                sleep_until(due.into()).await;
             }
+            self.metrics.worker.threads_busy.inc();
+            self.process(&mut batch).await;
+            self.announce(&mut batch).await;
+            self.metrics.worker.threads_busy.dec();
+            self.commit(consumer, &batch.take_finished());
         }
-        if undone.count() > 0 && !*self.stop.borrow() {
-            let rewound = tokio::task::block_in_place(|| consumer.seek_partitions(undone, PAUSE));
+        if !batch.is_empty() && !*self.stop.borrow() {
+            let unfinished = batch.unfinished();
+            let unfinished = positions(
+                unfinished
+                    .iter()
+                    .map(|((topic, at), next)| (&**topic, *at, *next)),
+            );
+            let rewound =
+                tokio::task::block_in_place(|| consumer.seek_partitions(unfinished, PAUSE));
             if let Err(error) = rewound {
                 log::debug!("rewinding: {error}");
             }
@@ -203,38 +200,62 @@ impl Worker {
         }
     }
 
-    /// Works on the records together; for each, whether it is done with.
-    async fn process_batch(&self, records: &[ConsumerRecord]) -> Vec<bool> {
-        let topics = &self.bus.topics;
-        let batch = Batch::read(records, topics, &self.config.kafka.consumer_group);
-        let parent = batch
-            .span()
-            .map_or_else(Context::new, DetachedSpan::context);
-        let (ids, chances) = (batch.ids(), batch.chances());
-        let handled = self.handle(&ids, &chances).with_context(parent).await;
-        let results = match handled {
-            Ok(results) => results,
-            Err(error) => return batch.not_processed(&error),
-        };
-        let (mut done, announcements) = batch.conclude(&results, topics, &self.metrics.orders);
-        let published = announcements.into_iter().map(async |it| {
-            let deadline = Deadline::after(PUBLISH_BUDGET);
-            let sent = self
-                .bus
-                .send(it.record, it.cause.as_deref(), deadline)
-                .await;
-            (it.index, sent)
-        });
-        for (index, result) in join_all(published).await {
-            done[index] &= batch.is_announced(index, result);
+    fn commit(&self, consumer: &StreamConsumer<Counted>, offsets: &[(TopicPartition, i64)]) {
+        let offsets = positions(
+            offsets
+                .iter()
+                .map(|(at, next)| (&*at.topic, at.partition, *next)),
+        );
+        if offsets.count() == 0 {
+            return;
         }
-        done
+        let committed = tokio::task::block_in_place(|| consumer.commit(&offsets, CommitMode::Sync));
+        if let Err(error) = committed {
+            log::warn!("offsets not committed: {error}");
+            let group = self.config.kafka.consumer_group.as_str();
+            self.metrics
+                .kafka
+                .commit_failures
+                .with_label_values(&[group])
+                .inc();
+        }
+    }
+
+    async fn process(&self, batch: &mut Batch) {
+        let now = Instant::now();
+        let (tasks, chances, parent) = {
+            let due = batch.due(now);
+            let parent = due.span.map_or_else(Context::new, DetachedSpan::context);
+            (due.tasks, due.chances, parent)
+        };
+        if tasks.is_empty() {
+            return;
+        }
+        match self.handle(&tasks, &chances).with_context(parent).await {
+            Ok(results) => batch.conclude(&results, Instant::now()),
+            Err(error) => batch.postpone(&error, now),
+        }
+    }
+
+    async fn announce(&self, batch: &mut Batch) {
+        let published = batch
+            .announcements(Instant::now())
+            .into_iter()
+            .map(async |it| {
+                let deadline = Deadline::after(PUBLISH_BUDGET);
+                let sent = self
+                    .bus
+                    .send(it.record, it.cause.as_deref(), deadline)
+                    .await;
+                (it.place, sent)
+            });
+        batch.announced(join_all(published).await, Instant::now());
     }
 
     /// tbd's `ProcessOrders::handle`.
     async fn handle(
         &self,
-        ids: &[OrderId],
+        tasks: &[Task],
         chances: &[SecondChance],
     ) -> Result<HashMap<OrderId, Processed>, StoreError> {
         if !chances.is_empty() {
@@ -242,97 +263,106 @@ impl Worker {
                 .retry_failed(chances, Deadline::after(STORE_BUDGET))
                 .await?;
         }
+        let ids: Vec<OrderId> = tasks.iter().map(|task| task.id).collect();
         let started = self
             .store
-            .start_processing(ids, Deadline::after(STORE_BUDGET))
+            .start_processing(&ids, Deadline::after(STORE_BUDGET))
             .await?;
         let mut started: HashMap<OrderId, Started> = started
             .into_iter()
             .map(|started| (started.order.id, started))
             .collect();
-        let mut results = HashMap::with_capacity(ids.len());
-        let (mut done, mut failed, mut stopped) = (Vec::new(), Vec::new(), false);
-        for &id in ids {
-            let result = match started.remove(&id) {
-                _ if stopped => Processed::Interrupted,
-                None => Processed::Unknown,
-                Some(started) => match self.attempt(&started.order).await {
-                    None => {
-                        let (outcome, processed) = ended(started, self.config.max_attempts);
-                        self.meter.order_processed(outcome);
-                        processed
-                    }
-                    Some(attempted) => {
-                        match attempted {
-                            Ok(()) => done.push(id),
-                            Err((StepError::Stopped, _)) => stopped = true,
-                            Err((error, attempts)) => {
-                                failed.push((id, error.to_string(), attempts))
-                            }
-                        }
-                        Processed::Interrupted
-                    }
-                },
+        let mut results = HashMap::with_capacity(tasks.len());
+        let (mut done, mut failed) = (Vec::new(), Vec::new());
+        let until = Deadline::after(BATCH_TIME);
+        for (number, task) in tasks.iter().enumerate() {
+            if *self.stop.borrow() || (number > 0 && until.is_past()) {
+                break;
+            }
+            let Some(started) = started.remove(&task.id) else {
+                results.insert(task.id, Processed::Unknown);
+                continue;
             };
-            results.insert(id, result);
-        }
-        if !done.is_empty() {
-            for order in self
-                .store
-                .complete(&done, Deadline::after(STORE_BUDGET))
-                .await?
-            {
-                self.meter.order_processed(Outcome::Completed);
-                let delay = order.updated_at.duration_since(order.created_at);
-                self.meter.order_completed_after(delay.unsigned_abs());
-                results.insert(order.id, Processed::Completed(order));
+            if let Some((outcome, processed)) = ended(&started, self.config.max_attempts) {
+                self.meter.order_processed(outcome);
+                results.insert(task.id, processed);
+                continue;
+            }
+            let attempts = task.failed_attempts + 1;
+            match self.attempt().await {
+                Ok(()) => done.push(task.id),
+                Err(StepError::Stopped) => break,
+                Err(error) if attempts < self.config.max_attempts => {
+                    log::info!(order_id:% = task.id, attempt = attempts; "processing failed, trying again: {error}");
+                    let failed_attempts = attempts;
+                    results.insert(task.id, Processed::Retry { failed_attempts });
+                }
+                Err(error) => failed.push((task.id, error.to_string(), attempts)),
             }
         }
-        for (id, reason, attempts) in failed {
-            if let Some(order) = self
-                .store
-                .fail(id, &reason, Deadline::after(STORE_BUDGET))
-                .await?
-            {
-                self.meter.order_processed(Outcome::Failed);
-                results.insert(
-                    id,
-                    Processed::Failed {
-                        order,
-                        reason,
-                        attempts,
-                    },
-                );
-            }
-        }
+        self.complete(&done, &mut results).await?;
+        self.fail(failed, &mut results).await?;
         Ok(results)
     }
 
-    async fn attempt(&self, order: &Order) -> Option<Result<(), (StepError, u32)>> {
-        if !matches!(order.status, Status::Pending | Status::Processing) {
-            return None;
+    async fn complete(
+        &self,
+        done: &[OrderId],
+        results: &mut HashMap<OrderId, Processed>,
+    ) -> Result<(), StoreError> {
+        if done.is_empty() {
+            return Ok(());
         }
-        let mut attempt = 1;
-        loop {
-            if *self.stop.borrow() {
-                return Some(Err((StepError::Stopped, attempt - 1)));
-            }
-            let began = Instant::now();
-            let step = timeout(PROCESSING_LIMIT, self.step())
-                .await
-                .unwrap_or(Err(StepError::TimedOut));
-            self.meter.step_ended(began.elapsed());
-            let error = match step {
-                Ok(()) => return Some(Ok(())),
-                Err(error) => error,
-            };
-            if error == StepError::Stopped || attempt >= self.config.max_attempts {
-                return Some(Err((error, attempt)));
-            }
-            log::info!(order_id:% = order.id, attempt = attempt; "processing failed, trying again: {error}");
-            sleep(pause_after(attempt)).await;
-            attempt += 1;
+        let deadline = Deadline::after(STORE_BUDGET);
+        for order in self.store.complete(done, deadline).await? {
+            self.meter.order_processed(Outcome::Completed);
+            let delay = order.updated_at.duration_since(order.created_at);
+            self.meter.order_completed_after(delay.unsigned_abs());
+            results.insert(order.id, Processed::Completed(order));
         }
+        Ok(())
+    }
+
+    async fn fail(
+        &self,
+        failed: Vec<(OrderId, String, u32)>,
+        results: &mut HashMap<OrderId, Processed>,
+    ) -> Result<(), StoreError> {
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let failures: Vec<Failure> = failed
+            .iter()
+            .map(|(id, reason, _)| Failure {
+                id: *id,
+                reason: reason.clone(),
+            })
+            .collect();
+        let deadline = Deadline::after(STORE_BUDGET);
+        let moved = self.store.fail(&failures, deadline).await?;
+        let mut moved: HashMap<OrderId, Order> =
+            moved.into_iter().map(|order| (order.id, order)).collect();
+        for (id, reason, attempts) in failed {
+            if let Some(order) = moved.remove(&id) {
+                self.meter.order_processed(Outcome::Failed);
+                let failed = Processed::Failed {
+                    order,
+                    reason,
+                    attempts,
+                };
+                results.insert(id, failed);
+            }
+        }
+        Ok(())
+    }
+
+    async fn attempt(&self) -> Result<(), StepError> {
+        let began = Instant::now();
+        let step = timeout(PROCESSING_LIMIT, self.step())
+            .await
+            .unwrap_or(Err(StepError::TimedOut));
+        self.meter.step_ended(began.elapsed());
+        step
     }
 
     /// tbd's `SimulatedStep`.
@@ -386,16 +416,4 @@ fn positions<'a>(offsets: impl Iterator<Item = (&'a str, i32, i64)>) -> TopicPar
         let _ = list.add_partition_offset(topic, partition, Offset::Offset(offset));
     }
     list
-}
-
-/// Of each partition the first record that is not done with: where to read on.
-fn undone(records: &[ConsumerRecord], done: &[bool]) -> TopicPartitionList {
-    let mut seen = HashSet::new();
-    positions(
-        records
-            .iter()
-            .zip(done)
-            .filter(|(record, done)| !**done && seen.insert((&*record.topic, record.partition)))
-            .map(|(record, _)| (&*record.topic, record.partition, record.offset)),
-    )
 }

@@ -38,7 +38,7 @@ use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
-use super::batch::Identity;
+use super::batch::{Compression, Identity};
 use super::record::{Outcome, ProduceError, Record, RecordMetadata, Slot};
 use crate::deadline::Deadline;
 use crate::kafka::cluster::Cluster;
@@ -56,6 +56,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(800);
 pub(super) struct Limits {
     pub(super) buffer_bytes: usize,
     pub(super) batch_bytes: usize,
+    pub(super) compression: Compression,
     pub(super) request_bytes: usize,
     pub(super) linger: Duration,
     pub(super) delivery_timeout: Duration,
@@ -92,6 +93,8 @@ pub(super) struct Queued {
     refusals: usize,
     /// Whether it was in a batch that came back.
     is_returned: bool,
+    /// Whether a broker found it too large, alone and not compressed.
+    is_too_large: bool,
 }
 
 impl Queued {
@@ -112,6 +115,7 @@ impl Queued {
             queued_at: now,
             refusals: 0,
             is_returned: false,
+            is_too_large: false,
         }
     }
 }
@@ -124,6 +128,7 @@ pub(super) struct Batch {
     pub(super) records: Vec<Queued>,
     pub(super) identity: Identity,
     pub(super) base_sequence: i32,
+    pub(super) compression: Compression,
     /// Set once encoded; then sent again as it is.
     pub(super) encoded: Option<Bytes>,
     index: usize,
@@ -506,7 +511,10 @@ impl Accumulator {
         let mut records = Vec::new();
         let mut bytes = 0;
         while let Some(next) = partition.queue.front() {
-            let fits = records.is_empty() || bytes + next.size <= self.limits.batch_bytes;
+            let fits = records.last().is_none_or(|last: &Queued| {
+                let is_alone = last.is_too_large || next.is_too_large;
+                !is_alone && bytes + next.size <= self.limits.batch_bytes
+            });
             if !fits || records.len() >= partition.records_max {
                 break;
             }
@@ -532,12 +540,18 @@ impl Accumulator {
         let base_sequence = partition.next_sequence;
         partition.next_sequence = sequence_after(base_sequence, records.len());
         partition.batch_number += 1;
+        let is_too_large = bytes > self.limits.batch_bytes || records[0].is_too_large;
+        let compression = match self.limits.compression {
+            Compression::None if is_too_large => Compression::Zstd,
+            compression => compression,
+        };
         let batch = Batch {
             topic: Arc::clone(&partition.topic),
             partition: partition.number,
             records,
             identity,
             base_sequence,
+            compression,
             encoded: None,
             index,
             cut_at: now,
@@ -569,7 +583,7 @@ impl Accumulator {
         completions
     }
 
-    fn refused(&mut self, batch: Batch, code: ResponseError, now: Instant) -> Vec<Completion> {
+    fn refused(&mut self, mut batch: Batch, code: ResponseError, now: Instant) -> Vec<Completion> {
         use ResponseError::*;
         let error = Error::Broker {
             api: ApiKey::Produce,
@@ -602,6 +616,14 @@ impl Accumulator {
             // others: halve it until the culprit is alone.
             MessageTooLarge | InvalidRecord if batch.records.len() > 1 && !batch.unknown => {
                 partition.records_max = batch.records.len() / 2;
+                self.give_back(batch)
+            }
+            // Compressed it may fit.
+            MessageTooLarge | RecordListTooLarge
+                if batch.compression == Compression::None && !batch.unknown =>
+            {
+                let records = batch.records.iter_mut();
+                records.for_each(|queued| queued.is_too_large = true);
                 self.give_back(batch)
             }
             // Checked before anything is written.
@@ -733,7 +755,6 @@ impl Accumulator {
     /// Ends a batch without success.
     fn fail(&mut self, batch: Batch, error: Error) -> Vec<Completion> {
         let partition = &mut self.partitions[batch.index];
-        partition.records_max = usize::MAX;
         let is_last = partition.in_flight == 0 && partition.returned.is_empty();
         let error = if batch.unknown {
             // Its sequence numbers may or may not be taken.

@@ -67,11 +67,18 @@ pub struct ProducerConfig {
     pub linger: Duration,
     /// About the largest batch, in bytes before compression. Brokers refuse more
     /// than 1 MiB unless told otherwise. Kafka's `batch.size`.
+    ///
+    /// A larger record is a batch of its own. That batch is compressed with zstd if
+    /// [`compression`](Self::compression) is none, and so is one record that a broker
+    /// has found too large.
     #[doc(alias = "batch.size")]
     pub batch_bytes: usize,
-    /// About the largest request, in bytes before compression; Kafka's
-    /// `max.request.size`.
+    /// The largest record, in bytes before compression; Kafka's `max.request.size`.
+    /// Far below the 100 MB of a request at which brokers close the connection.
     #[doc(alias = "max.request.size")]
+    pub record_bytes: usize,
+    /// About the largest request, in bytes before compression, unless one record has
+    /// more.
     pub request_bytes: usize,
     /// About the memory that unacknowledged records may take, in bytes; Kafka's
     /// `buffer.memory`. Who wants more waits, until the record's deadline.
@@ -104,6 +111,7 @@ impl Default for ProducerConfig {
             compression: Compression::None,
             linger: Duration::ZERO,
             batch_bytes: 900_000,
+            record_bytes: 16 * 1024 * 1024,
             request_bytes: 4 * 1024 * 1024,
             buffer_bytes: 32 * 1024 * 1024,
             max_in_flight: 5,
@@ -235,6 +243,7 @@ impl Producer {
         let limits = Limits {
             buffer_bytes: config.buffer_bytes,
             batch_bytes: config.batch_bytes,
+            compression: config.compression,
             request_bytes: config.request_bytes,
             linger: config.linger,
             delivery_timeout: config.delivery_timeout,
@@ -322,11 +331,10 @@ impl Producer {
     pub fn send(&self, record: Record, deadline: Deadline) -> Result<Pending, ProduceError> {
         let shared = &self.shared;
         let weight = record.weight();
-        let size = record.size();
-        if size > shared.config.batch_bytes {
-            return Err(ProduceError::not_sent(Error::InvalidRecord {
-                reason: format!("{size} bytes are more than a batch may have"),
-            }));
+        let (bytes, limit) = (record.size(), shared.config.record_bytes);
+        if bytes > limit {
+            let too_large = Error::RecordTooLarge { bytes, limit };
+            return Err(ProduceError::not_sent(too_large));
         }
         let started = Instant::now();
         let mut state = shared.state();
@@ -372,7 +380,7 @@ impl Producer {
     pub fn try_send(&self, record: Record, deadline: Deadline) -> Option<Pending> {
         let mut state = self.shared.state();
         let fits = !state.closing
-            && record.size() <= self.shared.config.batch_bytes
+            && record.size() <= self.shared.config.record_bytes
             && state.records.has_room(record.weight());
         let index = state.records.place(&record).ok().flatten()?;
         fits.then(|| self.queue(&mut state, index, record, deadline, Instant::now()))

@@ -127,19 +127,49 @@ impl ProduceError {
         self.cause.is_transient()
     }
 
-    /// Whether the record itself is to blame: no other password, right or broker would
-    /// help it.
-    pub fn is_fault_of_record(&self) -> bool {
-        use ResponseError::{InvalidRecord, InvalidTimestamp, MessageTooLarge, RecordListTooLarge};
+    /// What somebody can do about the refusal, where Kafka's code alone does not say.
+    pub fn way_out(&self) -> Option<&'static str> {
+        use ResponseError::{
+            InvalidRecord, InvalidTimestamp, MessageTooLarge, TopicAuthorizationFailed,
+        };
+        match self.cause.code()? {
+            MessageTooLarge => Some("raise the topic's max.message.bytes"),
+            InvalidTimestamp => {
+                Some("set the clock of this machine, or the topic's message.timestamp limits")
+            }
+            InvalidRecord => Some("a compacted topic takes no record without a key"),
+            TopicAuthorizationFailed => Some("allow this program to write to the topic"),
+            _ => None,
+        }
+    }
+
+    /// Whether the record is too large for the client or for the broker, as it is set up.
+    pub fn is_too_large(&self) -> bool {
+        use ResponseError::{MessageTooLarge, RecordListTooLarge};
         matches!(
+            self.cause,
+            Error::RecordTooLarge { .. }
+                | Error::Broker {
+                    code: MessageTooLarge | RecordListTooLarge,
+                    ..
+                }
+        )
+    }
+
+    /// Whether Kafka refuses this record as it is, and may take others: no other password,
+    /// right or broker would help it.
+    pub fn is_fault_of_record(&self) -> bool {
+        use ResponseError::{InvalidRecord, InvalidTimestamp};
+        let is_invalid = matches!(
             self.cause,
             Error::InvalidRecord { .. }
                 | Error::Encode { .. }
                 | Error::Broker {
-                    code: MessageTooLarge | RecordListTooLarge | InvalidRecord | InvalidTimestamp,
+                    code: InvalidRecord | InvalidTimestamp,
                     ..
                 }
-        )
+        );
+        is_invalid || self.is_too_large()
     }
 }
 

@@ -288,7 +288,7 @@ impl Sender<'_> {
                     .map(|queued| (&queued.record, queued.timestamp_ms));
                 let encoded = encode(
                     records,
-                    self.shared.config.compression,
+                    batch.compression,
                     batch.identity,
                     batch.base_sequence,
                 );

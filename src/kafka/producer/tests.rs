@@ -346,7 +346,7 @@ fn what_would_wait_or_fail_is_not_tried() {
     let broker = broker(|incoming| incoming.answer(&written(incoming, 0, 5)));
     let config = ProducerConfig {
         buffer_bytes: 1000,
-        batch_bytes: 900,
+        record_bytes: 900,
         ..ProducerConfig::default()
     };
     let producer = start_at(vec![broker.address()], config, Arc::new(()));
@@ -366,13 +366,14 @@ fn what_would_wait_or_fail_is_not_tried() {
 }
 
 #[test]
-fn a_record_larger_than_a_batch_is_refused_at_once() {
+fn a_record_larger_than_the_limit_is_refused_at_once() {
     let broker = broker(|_| Reply::Silence);
     let producer = start(&broker);
     let error = producer
-        .send(record(&"x".repeat(1_000_000)), in_ms(1000))
+        .send(record(&"x".repeat(16 << 20)), in_ms(1000))
         .err()
         .unwrap();
+    assert!(error.is_too_large() && error.is_fault_of_record());
     assert_eq!(error.certainty, Certainty::NotSent);
     assert!(!error.is_transient());
 }

@@ -25,9 +25,13 @@ pub enum PublishError {
     /// Publishing it again is harmless.
     #[error("event bus unavailable: {0}")]
     Unavailable(String),
-    /// The bus refuses this message for good.
+    /// The bus refuses this message as it is. Publishing it again helps only once a
+    /// setting, a right or a clock has been mended.
     #[error("event refused: {0}")]
     Refused(String),
+    /// The bus refuses this message because of its size: a smaller one may do.
+    #[error("event too large: {0}")]
+    TooLarge(String),
 }
 
 /// Publishes events to whoever listens, at least once.

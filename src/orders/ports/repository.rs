@@ -38,6 +38,15 @@ pub struct SecondChance {
     pub replayed_at: Timestamp,
 }
 
+/// An order whose last attempt has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The order.
+    pub id: OrderId,
+    /// Why the attempt failed. It must not hold secrets.
+    pub reason: String,
+}
+
 /// Keeps orders. Every call waits for the store until its deadline at most.
 pub trait OrderRepository: Send + Sync {
     /// The order, if there is one.
@@ -93,15 +102,14 @@ pub trait OrderRepository: Send + Sync {
         deadline: Deadline,
     ) -> Result<Vec<Order>, StoreError>;
 
-    /// Moves the order, if it is `processing`, to `failed`; the order, if it was.
+    /// Moves those of `failures` that are `processing` to `failed`; the orders moved.
     ///
     /// # Errors
     /// [`StoreError`].
     fn fail(
         &self,
-        id: OrderId,
-        reason: &str,
+        failures: &[Failure],
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Option<Order>, StoreError>;
+    ) -> Result<Vec<Order>, StoreError>;
 }

@@ -32,6 +32,7 @@ fn limits() -> Limits {
     Limits {
         buffer_bytes: 1_000_000,
         batch_bytes: 100_000,
+        compression: Compression::None,
         request_bytes: 1_000_000,
         linger: Duration::ZERO,
         delivery_timeout: Duration::from_secs(120),
@@ -269,6 +270,82 @@ fn a_batch_too_large_is_halved_until_the_culprit_is_alone() {
     }
     assert_eq!(written, ["a", "b", "d"]);
     assert_eq!(failed, 1);
+}
+
+#[test]
+fn a_record_larger_than_a_batch_travels_alone_and_compressed() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    let large = "x".repeat(200_000);
+    for value in ["a", &large, "b"] {
+        push(&mut records, value, now);
+    }
+    let mut sent = Vec::new();
+    while records.outstanding() > 0 {
+        let batch = cut_one(&mut records, now);
+        sent.push((values(&batch), batch.compression));
+        records.settle(batch, Answer::Written(None), now);
+    }
+    let (plain, packed) = (Compression::None, Compression::Zstd);
+    let expected = [("a", plain), (&large, packed), ("b", plain)];
+    let expected = expected.map(|(value, how)| (vec![value.to_owned()], how));
+    assert_eq!(sent, expected);
+}
+
+#[test]
+fn a_record_that_a_broker_finds_too_large_is_sent_once_more_compressed() {
+    for fits in [true, false] {
+        let mut records = accumulator(1);
+        let now = Instant::now();
+        for value in ["large", "b"] {
+            push(&mut records, value, now);
+        }
+        let (mut sent, mut outcomes) = (Vec::new(), Vec::new());
+        while records.outstanding() > 0 {
+            let batch = cut_one(&mut records, now);
+            let values = values(&batch);
+            let is_small = !values.contains(&"large".to_owned());
+            let answer = match is_small || (fits && batch.compression == Compression::Zstd) {
+                true => Answer::Written(None),
+                false => Answer::Refused(ResponseError::MessageTooLarge),
+            };
+            sent.push((values.join(" "), batch.compression == Compression::Zstd));
+            outcomes.extend(tell(records.settle(batch, answer, now)));
+        }
+        let expected = [
+            ("large b", false),
+            ("large", false),
+            ("large", true),
+            ("b", false),
+        ];
+        assert_eq!(sent, expected.map(|(value, how)| (value.to_owned(), how)));
+        let [large, small] = &outcomes[..] else {
+            panic!("{outcomes:?}");
+        };
+        assert!(small.is_ok());
+        let is_too_large = |error: &ProduceError| error.is_too_large();
+        assert_eq!(
+            large.as_ref().err().map(is_too_large),
+            (!fits).then_some(true)
+        );
+    }
+}
+
+#[test]
+fn after_a_culprit_was_found_the_rest_is_not_halved_again() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    for _ in 0..64 {
+        push(&mut records, "refused", now);
+    }
+    let mut requests = 0;
+    while records.outstanding() > 0 {
+        let batch = cut_one(&mut records, now);
+        requests += 1;
+        let answer = Answer::Refused(ResponseError::InvalidRecord);
+        records.settle(batch, answer, now);
+    }
+    assert_eq!(requests, 64 + 6, "one each, after six halvings");
 }
 
 #[test]

@@ -1,15 +1,21 @@
-//! What a batch of records asks for, and what follows from how its orders stand afterwards. No I/O here: the async twin
-//! (`loadtest/async-twin`) works by the same rules.
+//! The records that a consumer thread has in hand: what each asks for, and what follows from its outcome. No I/O here:
+//! the async twin (`loadtest/async-twin`) works by the same rules.
+//!
+//! A record stays in hand until its order is at its end and each of its announcements is acknowledged. Only then may
+//! the offset move over it, and only if that is so for every record before it in its partition.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::kafka::consumer::ConsumerRecord;
 use crate::kafka::group::TopicPartition;
 use crate::kafka::producer::Record;
-use crate::orders::app::commands::Processed;
+use crate::orders::app::commands::process_orders::pause_after;
+use crate::orders::app::commands::{Processed, Task};
 use crate::orders::domain::{OrderEvent, OrderId};
-use crate::orders::ports::{PublishError, SecondChance, StoreError};
-use crate::telemetry::metrics::OrdersMetrics;
+use crate::orders::ports::{SecondChance, StoreError};
+use crate::telemetry::metrics::{OrdersMetrics, WorkerMetrics};
 use crate::telemetry::semconv;
 use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind, TraceContextExt};
 
@@ -17,139 +23,267 @@ use super::bus::{key_attribute, trace_context};
 use super::dead_letter::{FAILED, Reason, UNDECODABLE, UNKNOWN_ORDER, dead_letter, replayed_at};
 use super::events::{Topics, created_order};
 
-/// Records that are worked on together.
-pub struct Batch<'a> {
-    records: &'a [ConsumerRecord],
-    /// Of each record the order, or why none can be read from it.
-    orders: Vec<Result<OrderId, String>>,
-    spans: Vec<DetachedSpan>,
+mod announcements;
+
+pub use announcements::{Announcement, Place};
+
+use announcements::Outgoing;
+
+/// No more records are taken in hand while so many are.
+const IN_HAND_MAX: usize = 500;
+/// The pause after the store or Kafka could not be used.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Records in hand, in the order they were handed out.
+pub struct Batch {
+    topics: Topics,
+    group: String,
+    orders: OrdersMetrics,
+    worker: WorkerMetrics,
+    entries: Vec<Entry>,
+    is_store_away: bool,
+    /// Topics that do not take our announcements at present, and why.
+    troubled: BTreeMap<Arc<str>, String>,
+    /// When these are tried again.
+    probe_at: Instant,
+    probes: usize,
 }
 
-/// A record to publish on behalf of one that was consumed.
-pub struct Announcement {
-    /// Which record of the batch it is for.
-    pub index: usize,
-    /// What to publish.
-    pub record: Record,
-    /// The trace that it belongs to, as [`tracing::serialize`] writes it.
-    pub cause: Option<String>,
+struct Entry {
+    record: ConsumerRecord,
+    /// The order that the record is about, or why none can be read from it.
+    order: Result<OrderId, String>,
+    span: DetachedSpan,
+    state: State,
 }
 
-impl<'a> Batch<'a> {
-    /// Reads the records that a member of `group` was given, and begins their spans.
-    pub fn read(records: &'a [ConsumerRecord], topics: &Topics, group: &str) -> Self {
-        let orders: Vec<Result<OrderId, String>> = records
-            .iter()
-            .map(|record| created_order(record.value.as_deref(), &topics.created))
-            .collect();
-        let spans: Vec<DetachedSpan> = records
-            .iter()
-            .zip(&orders)
-            .map(|(record, order)| process_span(record, order.as_ref().ok(), group))
-            .collect();
-        // Statements that serve the whole batch appear in the trace of its first order; the
-        // others point there.
-        if let Some((first, rest)) = spans.split_first() {
-            rest.iter().for_each(|span| span.link(first.span_context()));
-        }
-        Self {
-            records,
-            orders,
-            spans,
-        }
-    }
+enum State {
+    /// The order is to be attempted, not before `due`.
+    ToProcess {
+        failed_attempts: u32,
+        due: Instant,
+    },
+    /// The order is at its end; what is not acknowledged yet.
+    ToAnnounce(Vec<Outgoing>),
+    Done,
+}
 
-    /// The span in which the batch's statements run.
-    pub fn span(&self) -> Option<&DetachedSpan> {
-        self.spans.first()
-    }
-
+/// What is to be done now.
+pub struct Due<'a> {
     /// Each order once, in the order of the records: on a stop those that are done come first.
-    pub fn ids(&self) -> Vec<OrderId> {
-        let mut seen = HashSet::new();
-        self.orders
-            .iter()
-            .filter_map(|order| order.as_ref().ok().copied())
-            .filter(|id| seen.insert(*id))
-            .collect()
-    }
-
+    pub tasks: Vec<Task>,
     /// The orders whose message was replayed from the dead letters.
-    pub fn chances(&self) -> Vec<SecondChance> {
-        self.records
-            .iter()
-            .zip(&self.orders)
-            .filter_map(|(record, order)| {
-                Some(SecondChance {
-                    id: *order.as_ref().ok()?,
-                    replayed_at: replayed_at(record)?,
-                })
+    pub chances: Vec<SecondChance>,
+    /// The span in which the statements run.
+    pub span: Option<&'a DetachedSpan>,
+}
+
+impl Batch {
+    /// Nothing in hand, for a member of `group`.
+    pub fn new(topics: Topics, group: &str, orders: OrdersMetrics, worker: WorkerMetrics) -> Self {
+        Self {
+            topics,
+            group: group.to_owned(),
+            orders,
+            worker,
+            entries: Vec::new(),
+            is_store_away: false,
+            troubled: BTreeMap::new(),
+            probe_at: Instant::now(),
+            probes: 0,
+        }
+    }
+
+    /// Whether no record is in hand.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether the store and Kafka took the last that they were given. More records have to wait otherwise.
+    pub fn is_flowing(&self) -> bool {
+        !self.is_store_away && self.troubled.is_empty()
+    }
+
+    /// Whether there is room for more records: what is in hand only waits for its next attempt.
+    pub fn has_room(&self, now: Instant) -> bool {
+        let is_idle = self.next_due(now).is_none_or(|due| due > now);
+        self.is_flowing() && is_idle && self.entries.len() < IN_HAND_MAX
+    }
+
+    /// Takes records that were handed out just now in hand, and begins their spans.
+    pub fn add(&mut self, records: Vec<ConsumerRecord>) {
+        let now = Instant::now();
+        self.forget_what_came_again(&records);
+        let attempted = self.attempted();
+        let first = self.entries.len();
+        for record in records {
+            let order = created_order(record.value.as_deref(), &self.topics.created);
+            let span = process_span(&record, order.as_ref().ok(), &self.group);
+            let known = order.as_ref().ok().and_then(|id| attempted.get(id));
+            let (failed_attempts, due) = known.copied().unwrap_or((0, now));
+            let state = State::ToProcess {
+                failed_attempts,
+                due,
+            };
+            let mut entry = Entry {
+                record,
+                order,
+                span,
+                state,
+            };
+            if let Err(why) = entry.order.clone() {
+                let letter = self.give_up(&entry, UNDECODABLE, &why, 0);
+                entry.state = State::ToAnnounce(vec![letter]);
+            }
+            self.entries.push(entry);
+        }
+        // Statements that serve many records appear in the trace of the first; the others point there.
+        if let Some((first, rest)) = self.entries[first..].split_first() {
+            let first = first.span.span_context();
+            rest.iter().for_each(|entry| entry.span.link(first.clone()));
+        }
+    }
+
+    /// A log that was cut short or read again from before holds other records at these offsets.
+    fn forget_what_came_again(&mut self, records: &[ConsumerRecord]) {
+        let mut starts: HashMap<(&str, i32), i64> = HashMap::new();
+        for record in records {
+            let partition = (&*record.topic, record.partition);
+            starts.entry(partition).or_insert(record.offset);
+        }
+        self.entries.retain(|Entry { record, .. }| {
+            let start = starts.get(&(&*record.topic, record.partition));
+            start.is_none_or(|start| record.offset < *start)
+        });
+    }
+
+    /// Orders that are in hand with an attempt behind them: another message about one does not begin at the first.
+    fn attempted(&self) -> HashMap<OrderId, (u32, Instant)> {
+        let attempted = |entry: &Entry| match (&entry.order, &entry.state) {
+            (
+                Ok(id),
+                State::ToProcess {
+                    failed_attempts,
+                    due,
+                },
+            ) => Some((*id, (*failed_attempts, *due))),
+            _ => None,
+        };
+        self.entries.iter().filter_map(attempted).collect()
+    }
+
+    /// Forgets the records of partitions that are no longer among those `assigned`.
+    pub fn keep(&mut self, assigned: &[TopicPartition]) {
+        let is_ours = |record: &ConsumerRecord| {
+            assigned.iter().any(|partition| {
+                partition.partition == record.partition && partition.topic == record.topic
             })
-            .collect()
+        };
+        self.entries.retain(|entry| is_ours(&entry.record));
+        self.settle();
     }
 
-    /// For each record that it is not done with: the store was not there.
-    pub fn not_processed(&self, error: &StoreError) -> Vec<bool> {
-        let count = self.ids().len();
-        log::warn!("{count} orders not processed, trying again: {error}");
-        self.spans
-            .iter()
-            .for_each(|span| span.fail("store", &error.to_string()));
-        vec![false; self.records.len()]
+    /// When there is something to do again.
+    pub fn next_due(&self, now: Instant) -> Option<Instant> {
+        let due = |entry: &Entry| match &entry.state {
+            State::ToProcess { due, .. } => Some(*due),
+            State::ToAnnounce(outgoing) => {
+                let waits = |it: &Outgoing| self.troubled.contains_key(&it.record.topic);
+                Some(if outgoing.iter().all(waits) {
+                    self.probe_at
+                } else {
+                    now
+                })
+            }
+            State::Done => None,
+        };
+        self.entries.iter().filter_map(due).min()
     }
 
-    /// For each record whether it is done with as soon as what is to be announced about it is.
-    pub fn conclude(
-        &self,
-        results: &HashMap<OrderId, Processed>,
-        topics: &Topics,
-        metrics: &OrdersMetrics,
-    ) -> (Vec<bool>, Vec<Announcement>) {
-        let mut announcements = Vec::new();
-        let mut done = Vec::with_capacity(self.records.len());
-        for (index, span) in self.spans.iter().enumerate() {
-            let _entered = span.enter();
-            let conclusion = self.conclude_one(index, results, topics, metrics);
-            done.push(conclusion.is_some());
-            for record in conclusion.into_iter().flatten() {
-                announcements.push(Announcement {
-                    index,
-                    record,
-                    cause: tracing::serialize(&span.context()),
+    /// The orders that are to be attempted at `now`.
+    pub fn due(&self, now: Instant) -> Due<'_> {
+        let mut seen = HashSet::new();
+        let mut due = Due {
+            tasks: Vec::new(),
+            chances: Vec::new(),
+            span: None,
+        };
+        for entry in &self.entries {
+            let (Ok(id), Some(failed_attempts)) = (&entry.order, entry.attempts_due(now)) else {
+                continue;
+            };
+            due.span = due.span.or(Some(&entry.span));
+            // A first attempt that follows an earlier failure; later ones find it moved.
+            let replayed_at = replayed_at(&entry.record).filter(|_| failed_attempts == 0);
+            due.chances
+                .extend(replayed_at.map(|replayed_at| SecondChance {
+                    id: *id,
+                    replayed_at,
+                }));
+            if seen.insert(*id) {
+                due.tasks.push(Task {
+                    id: *id,
+                    failed_attempts,
                 });
             }
         }
-        (done, announcements)
+        due
     }
 
-    /// What is to be announced about a record that is done with; `None` if it is not.
-    fn conclude_one(
-        &self,
-        index: usize,
-        results: &HashMap<OrderId, Processed>,
-        topics: &Topics,
-        metrics: &OrdersMetrics,
-    ) -> Option<Vec<Record>> {
-        let announcement = |event: OrderEvent| topics.record(&topics.message(&event));
-        let give_up = |kind: &'static str, why: &str, attempts| {
-            metrics.dead_lettered.with_label_values(&[kind]).inc();
-            self.give_up(index, kind, why, attempts, topics)
-        };
-        let id = match &self.orders[index] {
-            Ok(id) => id,
-            Err(why) => return Some(vec![give_up(UNDECODABLE, why, 0)]),
-        };
-        match results.get(id)? {
-            Processed::Interrupted => None,
+    /// The store could not be used for what was due at `now`: all of it is due again after a pause.
+    pub fn postpone(&mut self, error: &StoreError, now: Instant) {
+        self.is_store_away = true;
+        let mut count = 0;
+        for entry in &mut self.entries {
+            if let Some(failed_attempts) = entry.attempts_due(now) {
+                count += 1;
+                entry.span.fail("store", &error.to_string());
+                entry.state = State::ToProcess {
+                    failed_attempts,
+                    due: now + PAUSE,
+                };
+            }
+        }
+        log::warn!("{count} orders not processed, trying again: {error}");
+    }
+
+    /// Takes over the outcomes of what was due. An order without one stays due.
+    pub fn conclude(&mut self, results: &HashMap<OrderId, Processed>, now: Instant) {
+        self.is_store_away = false;
+        for index in 0..self.entries.len() {
+            let entry = &self.entries[index];
+            if let (Ok(id), State::ToProcess { .. }) = (&entry.order, &entry.state)
+                && let Some(processed) = results.get(id)
+            {
+                let state = {
+                    let _entered = entry.span.enter();
+                    self.follow_up(entry, *id, processed, now)
+                };
+                self.entries[index].enter(state);
+            }
+        }
+    }
+
+    /// What is left to do for a record whose order has this outcome.
+    fn follow_up(&self, entry: &Entry, id: OrderId, processed: &Processed, now: Instant) -> State {
+        let outgoing = match processed {
+            Processed::Retry { failed_attempts } => {
+                return State::ToProcess {
+                    failed_attempts: *failed_attempts,
+                    due: now + pause_after(*failed_attempts),
+                };
+            }
             Processed::Completed(order) => {
                 log::info!(order_id:% = id; "order completed");
-                Some(vec![announcement(OrderEvent::Processed(order.clone()))])
+                vec![self.announce(entry, OrderEvent::Processed(order.clone()))]
             }
             Processed::Canceled => {
                 log::info!(order_id:% = id; "order was canceled, skipped");
-                Some(Vec::new())
+                return State::Done;
             }
-            Processed::Unknown => Some(vec![give_up(UNKNOWN_ORDER, "there is no such order", 0)]),
+            Processed::Unknown => {
+                vec![self.give_up(entry, UNKNOWN_ORDER, "there is no such order", 0)]
+            }
             Processed::Failed {
                 order,
                 reason,
@@ -160,22 +294,22 @@ impl<'a> Batch<'a> {
                     order: order.clone(),
                     reason: reason.clone(),
                 };
-                let letter = give_up(FAILED, reason, *attempts);
-                Some(vec![announcement(failed), letter])
+                vec![
+                    self.announce(entry, failed),
+                    self.give_up(entry, FAILED, reason, *attempts),
+                ]
             }
-        }
+        };
+        State::ToAnnounce(outgoing)
     }
 
-    fn give_up(
-        &self,
-        index: usize,
-        kind: &str,
-        why: &str,
-        attempts: u32,
-        topics: &Topics,
-    ) -> Record {
-        let record = &self.records[index];
-        self.spans[index].fail(kind, why);
+    fn announce(&self, entry: &Entry, event: OrderEvent) -> Outgoing {
+        entry.outgoing(self.topics.record(&self.topics.message(&event)), None)
+    }
+
+    fn give_up(&self, entry: &Entry, kind: &'static str, why: &str, attempts: u32) -> Outgoing {
+        let record = &entry.record;
+        entry.span.fail(kind, why);
         log::warn!(
             topic = &*record.topic, partition = record.partition, offset = record.offset;
             "record goes to the dead-letter topic: {why}"
@@ -184,28 +318,74 @@ impl<'a> Batch<'a> {
             text: why.to_owned(),
             attempts,
         };
-        dead_letter(&topics.dlq, record, &reason)
+        let letter = dead_letter(&self.topics.dlq, record, &reason);
+        entry.outgoing(letter, Some(kind))
     }
 
-    /// Whether the record is done with as far as this announcement of it goes.
-    pub fn is_announced(&self, index: usize, published: Result<(), PublishError>) -> bool {
-        let (record, span) = (&self.records[index], &self.spans[index]);
-        match published {
-            Ok(()) => true,
-            Err(PublishError::Unavailable(reason)) => {
-                log::warn!("not announced, trying again: {reason}");
-                span.fail("publish", &reason);
-                false
+    /// Takes the finished records at the front of each partition out of hand: for each of these partitions the offset
+    /// up to which everything is done, which is the next one to read.
+    pub fn take_finished(&mut self) -> Vec<(TopicPartition, i64)> {
+        let mut blocked: HashSet<(Arc<str>, i32)> = HashSet::new();
+        let mut finished: BTreeMap<(Arc<str>, i32), i64> = BTreeMap::new();
+        self.entries.retain(|entry| {
+            let record = &entry.record;
+            let partition = (record.topic.clone(), record.partition);
+            if !matches!(entry.state, State::Done) {
+                blocked.insert(partition);
+                return true;
             }
-            // Trying again would stop the partition for good; the order itself is safe.
-            Err(PublishError::Refused(reason)) => {
-                log::error!(
-                    topic = &*record.topic, partition = record.partition, offset = record.offset;
-                    "kafka refuses the announcement, passing over it: {reason}"
-                );
-                span.fail("publish", &reason);
-                true
+            if blocked.contains(&partition) {
+                return true;
             }
+            finished.insert(partition, record.offset + 1);
+            false
+        });
+        self.settle();
+        finished
+            .into_iter()
+            .map(|((topic, partition), next)| (TopicPartition::new(topic, partition), next))
+            .collect()
+    }
+
+    /// Of each partition with records in hand the first offset that is not done.
+    pub fn unfinished(&self) -> BTreeMap<(Arc<str>, i32), i64> {
+        let mut first = BTreeMap::new();
+        for Entry { record, .. } in &self.entries {
+            let partition = (record.topic.clone(), record.partition);
+            first.entry(partition).or_insert(record.offset);
+        }
+        first
+    }
+}
+
+impl Entry {
+    fn enter(&mut self, state: State) {
+        if matches!(state, State::Done) {
+            // What is done may wait long for what lies before it, so it keeps its place only.
+            (self.record.key, self.record.value) = (None, None);
+            self.record.headers = Vec::new();
+        }
+        self.state = state;
+    }
+
+    /// The failed attempts of an order that is to be attempted at `now`.
+    fn attempts_due(&self, now: Instant) -> Option<u32> {
+        match self.state {
+            State::ToProcess {
+                failed_attempts,
+                due,
+            } if due <= now => Some(failed_attempts),
+            _ => None,
+        }
+    }
+
+    fn outgoing(&self, record: Record, dead: Option<&'static str>) -> Outgoing {
+        Outgoing {
+            record,
+            cause: tracing::serialize(&self.span.context()),
+            dead,
+            is_short: false,
+            waiting: None,
         }
     }
 }
@@ -240,64 +420,5 @@ fn process_span(record: &ConsumerRecord, order: Option<&OrderId>, group: &str) -
     tracing::detached_span_in(&parent, name, SpanKind::Consumer, attributes, links)
 }
 
-/// For each partition the offset up to which everything is done: the next one to read.
-pub fn committable(records: &[ConsumerRecord], done: &[bool]) -> Vec<(TopicPartition, i64)> {
-    let mut partitions: BTreeMap<(&str, i32), (Option<i64>, bool)> = BTreeMap::new();
-    for (record, done) in records.iter().zip(done) {
-        let (next, blocked) = partitions
-            .entry((&record.topic, record.partition))
-            .or_default();
-        *blocked |= !done;
-        if !*blocked {
-            *next = Some(record.offset + 1);
-        }
-    }
-    partitions
-        .into_iter()
-        .filter_map(|((topic, partition), (next, _))| {
-            Some((TopicPartition::new(topic, partition), next?))
-        })
-        .collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(partition: i32, offset: i64) -> ConsumerRecord {
-        ConsumerRecord {
-            topic: "t".into(),
-            partition,
-            offset,
-            leader_epoch: -1,
-            timestamp_ms: -1,
-            key: None,
-            value: None,
-            headers: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn offsets_move_only_up_to_the_first_record_that_is_not_done() {
-        let records = [
-            record(0, 7),
-            record(1, 3),
-            record(0, 8),
-            record(0, 9),
-            record(1, 4),
-        ];
-        let offsets = committable(&records, &[true, false, false, true, true]);
-        assert_eq!(offsets, [(TopicPartition::new("t", 0), 8)]);
-    }
-
-    #[test]
-    fn a_batch_that_is_done_is_committed_in_every_partition() {
-        let records = [record(0, 7), record(1, 3), record(0, 9)];
-        let offsets = committable(&records, &[true, true, true]);
-        let expected = [
-            (TopicPartition::new("t", 0), 10),
-            (TopicPartition::new("t", 1), 4),
-        ];
-        assert_eq!(offsets, expected);
-    }
-}
+mod tests;

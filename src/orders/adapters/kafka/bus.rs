@@ -163,12 +163,17 @@ pub(super) fn key_attribute(key: Option<&[u8]>) -> Option<KeyValue> {
     ))
 }
 
-/// Only the record's own fault is for good. A wrong password or a missing right is mended
-/// one day, and the event must not be lost until then.
+/// Unavailable says something about Kafka's health, Refused about this one event. Both are
+/// mended one day, and the event must not be lost until then.
 fn publish_error(error: ProduceError) -> PublishError {
+    let reason = match error.way_out() {
+        Some(way_out) => format!("{error}; {way_out}"),
+        None => error.to_string(),
+    };
     match error.is_fault_of_record() {
-        false => PublishError::Unavailable(error.to_string()),
-        true => PublishError::Refused(error.to_string()),
+        _ if error.is_too_large() => PublishError::TooLarge(reason),
+        true => PublishError::Refused(reason),
+        false => PublishError::Unavailable(reason),
     }
 }
 

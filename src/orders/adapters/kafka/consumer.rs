@@ -1,15 +1,20 @@
-//! The worker's consumer threads: poll, process the batch, announce, commit.
+//! The worker's consumer threads: poll, process, announce, commit.
+//!
+//! A thread works in rounds: it polls, makes one attempt at each order that is due,
+//! announces what is done and commits. An order that failed stays in hand until its
+//! next attempt, and the thread goes on with others. So the thread polls every few
+//! seconds, however long the work in hand takes.
 //!
 //! Nothing is committed that was not done: an offset moves only over records
 //! whose order has reached its end in the database and whose announcement is
-//! acknowledged. When the database or Kafka is away, the batch is given back
-//! ([`Consumer::rewind`]), and polled again after a pause.
+//! acknowledged. When the database or Kafka cannot be used, what is in hand waits
+//! and no more is taken up; the membership goes on.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::deadline::Deadline;
 use crate::kafka::Cluster;
@@ -20,12 +25,15 @@ use crate::stop::StopSignal;
 use crate::telemetry::metrics::{KafkaMetrics, OrdersMetrics, WorkerMetrics};
 use crate::telemetry::tracing::DetachedSpan;
 
-use super::batch::{Batch, committable};
+use super::announcement_health::AnnouncementHealth;
+use super::batch::Batch;
 use super::meter::ConsumerMeter;
 use super::{KafkaEventBus, dead_letter};
 
 /// How long a poll waits for records; also how late a stop may be noticed.
 const POLL_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the attempts of one round may take together; one that has begun is finished.
+const ROUND: Duration = Duration::from_secs(1);
 /// The pause after something was away.
 const PAUSE: Duration = Duration::from_secs(1);
 /// What committing offsets may take.
@@ -53,8 +61,10 @@ pub struct OrderConsumers {
     pub bus: Arc<KafkaEventBus>,
     /// Where dead letters are counted.
     pub orders: OrdersMetrics,
-    /// Where busy threads are counted.
+    /// Where busy threads and waiting announcements are counted.
     pub worker: WorkerMetrics,
+    /// Where a thread reports that its announcements have to wait.
+    pub announcement_health: AnnouncementHealth,
     /// Ends the threads.
     pub stop: StopSignal,
 }
@@ -62,7 +72,7 @@ pub struct OrderConsumers {
 impl OrderConsumers {
     /// Starts the threads `order-consumer-N`; the caller joins them after giving the
     /// stop signal. Each then finishes the order it works on, commits what is done and
-    /// leaves the group.
+    /// leaves the group. An order that waits for its next attempt comes again elsewhere.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -70,6 +80,10 @@ impl OrderConsumers {
         let (this, settings) = (Arc::new(self), Arc::new(settings));
         for reason in dead_letter::REASONS {
             this.orders.dead_lettered.with_label_values(&[reason]);
+        }
+        for topic in this.bus.topics().all() {
+            let waiting = &this.worker.announcements_waiting;
+            waiting.with_label_values(&[topic]);
         }
         this.worker
             .threads
@@ -79,16 +93,16 @@ impl OrderConsumers {
                 let (this, settings) = (Arc::clone(&this), Arc::clone(&settings));
                 thread::Builder::new()
                     .name(format!("order-consumer-{number}"))
-                    .spawn(move || this.run(&settings))
+                    .spawn(move || this.run(number, &settings))
             })
             .collect()
     }
 
-    fn run(&self, settings: &Settings) {
+    fn run(&self, number: usize, settings: &Settings) {
         while !self.stop.is_stopped() {
             // A panic is a mistake of ours; it must not cost the group a member for good.
             // The consumer it leaves behind is dropped, and its records come again.
-            let ended = catch_unwind(AssertUnwindSafe(|| self.run_member(settings)));
+            let ended = catch_unwind(AssertUnwindSafe(|| self.run_member(number, settings)));
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::error!("consumer: {error}"),
@@ -100,13 +114,13 @@ impl OrderConsumers {
 
     /// One membership in the group, until the stop signal or an error that only a
     /// new membership mends.
-    fn run_member(&self, settings: &Settings) -> Result<(), crate::kafka::Error> {
+    fn run_member(&self, number: usize, settings: &Settings) -> Result<(), crate::kafka::Error> {
         let group = settings.consumer.group_id.clone();
         let meter = ConsumerMeter::new(settings.metrics.clone(), group);
         let hooks = Box::new(meter.clone());
         let mut consumer =
             Consumer::start(settings.cluster.clone(), settings.consumer.clone(), hooks)?;
-        let ended = self.consume(&mut consumer, &meter);
+        let ended = self.consume(number, &mut consumer, &meter);
         if let Err(error) = consumer.close(Deadline::after(CLOSE_BUDGET)) {
             log::warn!("left the group without telling it: {error}");
         }
@@ -115,17 +129,22 @@ impl OrderConsumers {
 
     fn consume(
         &self,
+        number: usize,
         consumer: &mut Consumer,
         meter: &ConsumerMeter,
     ) -> Result<(), crate::kafka::Error> {
+        let (orders, worker) = (self.orders.clone(), self.worker.clone());
+        let mut batch = Batch::new(self.bus.topics().clone(), meter.group(), orders, worker);
         let mut away = false;
         while !self.stop.is_stopped() {
-            match consumer.poll(Deadline::after(POLL_TIMEOUT)) {
+            let polled = poll(consumer, &batch);
+            batch.keep(&consumer.assignment());
+            match polled {
                 Ok(records) => {
                     away = false;
-                    match records.is_empty() {
-                        true => pass_over(consumer),
-                        false => self.work(consumer, meter, &records),
+                    if !records.is_empty() {
+                        meter.polled(&self.bus.topics().created, records.len());
+                        batch.add(records);
                     }
                 }
                 Err(error) if error.is_transient() => {
@@ -136,59 +155,83 @@ impl OrderConsumers {
                 }
                 Err(error) => return Err(error),
             }
+            if batch.is_empty() {
+                pass_over(consumer);
+            } else {
+                self.work(consumer, meter, &mut batch);
+            }
+            self.announcement_health.report(number, batch.trouble());
         }
         Ok(())
     }
 
-    fn work(&self, consumer: &mut Consumer, meter: &ConsumerMeter, records: &[ConsumerRecord]) {
-        meter.polled(&self.bus.topics().created, records.len());
+    /// One round: an attempt at what is due, announcements of what is done, the commit. Short, so that the member
+    /// polls again long before the group takes it for stuck.
+    fn work(&self, consumer: &mut Consumer, meter: &ConsumerMeter, batch: &mut Batch) {
         self.worker.threads_busy.inc();
-        let done = self.process_batch(records, meter.group());
+        self.process(batch);
+        self.announce(batch);
         self.worker.threads_busy.dec();
+        let offsets = batch.take_finished();
         let deadline = Deadline::after(COMMIT_BUDGET);
-        let committed = match done.contains(&false) {
-            true => consumer.commit(&committable(records, &done), deadline),
+        let committed = match batch.is_empty() {
             // Behind the last record there may be a transaction's marker.
-            false => consumer.commit_polled(deadline),
+            true => consumer.commit_polled(deadline),
+            false => consumer.commit(&offsets, deadline),
         };
         if let Err(error) = committed {
-            // The records come again, to us or to the partition's new owner.
+            // A later commit makes up for it, or the records come again, to us or to their new owner.
             log::warn!("offsets not committed: {error}");
             meter.commit_failed();
         }
-        if done.contains(&false) && !self.stop.is_stopped() {
-            consumer.rewind();
-            // Stays a member, lets others rebalance, and takes nothing up meanwhile.
-            if let Err(error) = consumer.idle(Deadline::after(PAUSE)) {
-                log::debug!("consumer: {error}");
-            }
+    }
+
+    fn process(&self, batch: &mut Batch) {
+        let now = Instant::now();
+        let due = batch.due(now);
+        if due.tasks.is_empty() {
+            return;
+        }
+        let handled = {
+            let _entered = due.span.map(DetachedSpan::enter);
+            let until = Deadline::after_instant(now, ROUND);
+            self.process.handle(&due.tasks, &due.chances, until)
+        };
+        match handled {
+            Ok(results) => batch.conclude(&results, Instant::now()),
+            Err(error) => batch.postpone(&error, now),
         }
     }
 
-    /// Works on the records together; for each, whether it is done with.
-    fn process_batch(&self, records: &[ConsumerRecord], group: &str) -> Vec<bool> {
-        let topics = self.bus.topics();
-        let batch = Batch::read(records, topics, group);
-        let handled = {
-            let _entered = batch.span().map(DetachedSpan::enter);
-            self.process.handle(&batch.ids(), &batch.chances())
-        };
-        let results = match handled {
-            Ok(results) => results,
-            Err(error) => return batch.not_processed(&error),
-        };
-        let (mut done, announcements) = batch.conclude(&results, topics, &self.orders);
-        if !announcements.is_empty() {
-            let (indices, records): (Vec<usize>, Vec<_>) = announcements
-                .into_iter()
-                .map(|it| (it.index, (it.record, it.cause)))
-                .unzip();
-            let results = self.bus.send(records, Deadline::after(PUBLISH_BUDGET));
-            for (index, result) in indices.into_iter().zip(results) {
-                done[index] &= batch.is_announced(index, result);
-            }
+    fn announce(&self, batch: &mut Batch) {
+        let announcements = batch.announcements(Instant::now());
+        if announcements.is_empty() {
+            return;
         }
-        done
+        let (places, records): (Vec<_>, Vec<_>) = announcements
+            .into_iter()
+            .map(|it| (it.place, (it.record, it.cause)))
+            .unzip();
+        let results = self.bus.send(records, Deadline::after(PUBLISH_BUDGET));
+        batch.announced(places.into_iter().zip(results).collect(), Instant::now());
+    }
+}
+
+/// The next records, if there is room for more; waits for them until something in hand is due. Otherwise stays a member
+/// and lets others rebalance.
+fn poll(
+    consumer: &mut Consumer,
+    batch: &Batch,
+) -> Result<Vec<ConsumerRecord>, crate::kafka::Error> {
+    let now = Instant::now();
+    let mut until = Deadline::after_instant(now, POLL_TIMEOUT);
+    if let Some(due) = batch.next_due(now) {
+        until = until.earlier_of(Deadline::at(due));
+    }
+    if batch.has_room(now) {
+        consumer.poll(until)
+    } else {
+        consumer.idle(until).map(|()| Vec::new())
     }
 }
 

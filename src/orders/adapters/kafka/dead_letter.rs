@@ -1,10 +1,14 @@
 //! What goes to order.dlq: the original record, and where it came from and why. And
 //! what comes back from there: the original record, and when it was sent back.
+//!
+//! A record may be too large to go there: a letter has more headers, and the topic may have
+//! a lower limit. Then its letter goes without the value, and says where the original lies.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
 use crate::kafka::consumer::ConsumerRecord;
 use crate::kafka::producer::Record;
@@ -20,6 +24,19 @@ pub(super) const REASON: &str = "dlq-reason";
 pub(super) const ATTEMPTS: &str = "dlq-attempts";
 /// On a record that was sent back: when (RFC 3339).
 const REPLAYED: &str = "dlq-replayed";
+
+/// On a letter without its value, which lies in the original only.
+pub(super) const OMITTED: &str = "dlq-value-omitted";
+/// The omitted value's length in bytes and its SHA-256 in hexadecimal digits.
+const LENGTH: &str = "dlq-value-length";
+const HASH: &str = "dlq-value-sha256";
+/// On a letter whose key or original headers had to be omitted with the value.
+const KEY_OMITTED: &str = "dlq-key-omitted";
+const HEADERS_OMITTED: &str = "dlq-headers-omitted";
+/// Headers of ours on every letter: from the topic to the attempts.
+const PLACE_HEADERS: usize = 5;
+/// Values, keys and original headers up to this size are not worth omitting.
+const KEPT_BYTES_MAX: usize = 8 * 1024;
 
 /// Why a message becomes a dead letter, as label values.
 pub const REASONS: [&str; 3] = [UNDECODABLE, UNKNOWN_ORDER, FAILED];
@@ -42,9 +59,9 @@ pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -
     let kept = record
         .headers
         .iter()
-        .filter(|(name, _)| !is_trace_header(name))
+        .filter(|(name, _)| !is_trace_header(name) && name != OMITTED)
         .cloned();
-    let ours = [
+    let ours: [_; PLACE_HEADERS] = [
         (TOPIC, record.topic.to_string()),
         (PARTITION, record.partition.to_string()),
         (OFFSET, record.offset.to_string()),
@@ -62,11 +79,101 @@ pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -
     }
 }
 
+/// `letter` without its value, for a topic that does not take it whole: where the original lies, and how to
+/// recognize it. `None` if the letter is small: then a limit has to be raised.
+pub(super) fn without_value(letter: &Record) -> Option<Record> {
+    let value = letter.value.clone().unwrap_or_default();
+    let theirs = letter.headers.len().saturating_sub(PLACE_HEADERS);
+    let (theirs, ours) = letter.headers.split_at(theirs);
+    let bytes =
+        |(name, value): &(String, Option<Bytes>)| name.len() + value.as_ref().map_or(0, Bytes::len);
+    let is_long_key = letter
+        .key
+        .as_ref()
+        .is_some_and(|key| key.len() > KEPT_BYTES_MAX);
+    let are_long_headers = theirs.iter().map(bytes).sum::<usize>() > KEPT_BYTES_MAX;
+    if value.len() <= KEPT_BYTES_MAX && !is_long_key && !are_long_headers {
+        return None;
+    }
+    let yes = || "true".to_owned();
+    let omitted = [
+        (OMITTED, Some(yes())),
+        (LENGTH, Some(value.len().to_string())),
+        (HASH, Some(sha256(&value))),
+        (KEY_OMITTED, is_long_key.then(yes)),
+        (HEADERS_OMITTED, are_long_headers.then(yes)),
+    ];
+    let omitted = omitted.into_iter().filter_map(|(name, value)| {
+        let value = Some(Bytes::from(value?));
+        Some((name.to_owned(), value))
+    });
+    let theirs = theirs.iter().filter(|_| !are_long_headers);
+    Some(Record {
+        key: letter.key.clone().filter(|_| !is_long_key),
+        value: None,
+        headers: theirs.chain(ours).cloned().chain(omitted).collect(),
+        ..letter.clone()
+    })
+}
+
+fn sha256(value: &[u8]) -> String {
+    let digits = Sha256::digest(value);
+    digits.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The original of a letter without its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Original {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    length: usize,
+    sha256: String,
+}
+
+impl Original {
+    /// Where the original of `letter` lies; `None` if the letter does not say.
+    pub(super) fn of(letter: &ConsumerRecord) -> Option<Self> {
+        Some(Self {
+            topic: text(letter, TOPIC)?.to_owned(),
+            partition: text(letter, PARTITION)?.parse().ok()?,
+            offset: text(letter, OFFSET)?.parse().ok()?,
+            length: text(letter, LENGTH)?.parse().ok()?,
+            sha256: text(letter, HASH)?.to_owned(),
+        })
+    }
+
+    /// Whether `record` has the value that was omitted.
+    pub(super) fn is(&self, record: &ConsumerRecord) -> bool {
+        let value = record.value.as_deref().unwrap_or_default();
+        value.len() == self.length && sha256(value) == self.sha256
+    }
+}
+
+/// `letter` with the key, value and headers of its `original`.
+pub(super) fn with_original(letter: &ConsumerRecord, original: ConsumerRecord) -> ConsumerRecord {
+    let is_ours = |name: &str| is_trace_header(name) || name.starts_with(OURS);
+    let mut headers = original.headers;
+    headers.retain(|(name, _)| !is_ours(name));
+    let ours = letter.headers.iter().filter(|(name, _)| is_ours(name));
+    headers.extend(ours.cloned());
+    ConsumerRecord {
+        key: original.key,
+        value: original.value,
+        headers,
+        ..letter.clone()
+    }
+}
+
+fn text<'a>(record: &'a ConsumerRecord, name: &str) -> Option<&'a str> {
+    std::str::from_utf8(record.header(name)?).ok()
+}
+
 /// What `letter` was made of, for the topic it came from, marked as sent back at `now`;
 /// the headers of the trace are left out as in [`dead_letter`]. `None` if it does not say where it
 /// came from: then it is no letter of ours.
 pub(super) fn replay(letter: &ConsumerRecord, now: Timestamp) -> Option<Record> {
-    let topic = std::str::from_utf8(letter.header(TOPIC)?).ok()?;
+    let topic = text(letter, TOPIC)?;
     let mark = Some(Bytes::from(format!("{now:.6}")));
     let headers = letter
         .headers
@@ -86,8 +193,7 @@ pub(super) fn replay(letter: &ConsumerRecord, now: Timestamp) -> Option<Record> 
 
 /// When `record` was sent back from the dead letters; `None` if it never was.
 pub fn replayed_at(record: &ConsumerRecord) -> Option<Timestamp> {
-    let mark = std::str::from_utf8(record.header(REPLAYED)?).ok()?;
-    mark.parse().ok()
+    text(record, REPLAYED)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -154,6 +260,59 @@ mod tests {
         let sent = arrived(replay(&letter(&again), later).unwrap());
         assert_eq!(replayed_at(&sent), Some(later));
         assert_eq!(sent.headers.len(), 3);
+    }
+
+    #[test]
+    fn a_letter_without_its_value_says_where_it_lies_and_how_to_recognize_it() {
+        let original = ConsumerRecord {
+            value: Some(Bytes::from(vec![b'x'; 10_000])),
+            ..record()
+        };
+        let reason = Reason {
+            text: "because".into(),
+            attempts: 3,
+        };
+        let whole = dead_letter(&"order.dlq".into(), &original, &reason);
+        let short = without_value(&whole).unwrap();
+        assert_eq!((&short.key, &short.value), (&original.key, &None));
+        let names: Vec<&str> = short
+            .headers
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let place = [TOPIC, PARTITION, OFFSET, REASON, ATTEMPTS];
+        let expected = [&["mine", "mine"], &place[..], &[OMITTED, LENGTH, HASH]].concat();
+        assert_eq!(names, expected);
+
+        let short = arrived(short);
+        let place = Original::of(&short).unwrap();
+        assert_eq!((&*place.topic, place.partition), ("order.created", 3));
+        assert_eq!((place.offset, place.length), (17, 10_000));
+        assert!(place.is(&original) && !place.is(&record()));
+        let now = Timestamp::UNIX_EPOCH;
+        let replayed = |letter| replay(letter, now).unwrap();
+        let completed = with_original(&short, original);
+        assert_eq!(replayed(&completed), replayed(&arrived(whole)));
+    }
+
+    #[test]
+    fn a_letter_is_small_without_its_value_however_large_key_and_headers_are() {
+        let large = Bytes::from(vec![0; 1 << 20]);
+        let original = ConsumerRecord {
+            key: Some(large.clone()),
+            headers: vec![("mine".to_owned(), Some(large))],
+            ..record()
+        };
+        let reason = Reason {
+            text: "because".into(),
+            attempts: 0,
+        };
+        let letter = dead_letter(&"order.dlq".into(), &original, &reason);
+        let short = without_value(&letter).unwrap();
+        assert_eq!(short.key, None);
+        let header = |name: &str| short.headers.iter().any(|(it, _)| it == name);
+        assert!(header(KEY_OMITTED) && header(HEADERS_OMITTED) && !header("mine"));
+        assert!(Original::of(&arrived(short)).unwrap().is(&original));
     }
 
     #[test]

@@ -19,7 +19,9 @@ use crate::telemetry::tracing;
 
 use super::KafkaEventBus;
 use super::bus::trace_context;
-use super::dead_letter::{ATTEMPTS, OFFSET, PARTITION, REASON, TOPIC, replay};
+use super::dead_letter::{
+    ATTEMPTS, OFFSET, OMITTED, Original, PARTITION, REASON, TOPIC, replay, with_original,
+};
 
 /// What one look at the topic may take: somebody waits for it.
 const READ_BUDGET: Duration = Duration::from_secs(10);
@@ -66,6 +68,30 @@ impl DeadLetters {
         Ok(self.letters(wanted.into_iter().map(single)))
     }
 
+    /// `letter` with the key, value and headers of its original, if it
+    /// [had to go without](Letter::is_incomplete). Waits 10 seconds at most.
+    ///
+    /// # Errors
+    /// When the original cannot be had any more.
+    pub fn complete(&self, letter: &Letter) -> Result<Letter, IncompleteError> {
+        if !letter.is_incomplete() {
+            return Ok(Letter(letter.0.clone()));
+        }
+        let original = Original::of(&letter.0).ok_or(IncompleteError::NoPlace)?;
+        let range = (original.partition, original.offset..original.offset + 1);
+        let mut reader = Reader::new(self.cluster.clone(), &*original.topic, [range]);
+        let found = reader.read(Deadline::after(READ_BUDGET));
+        let place = letter.origin();
+        match found {
+            Err(error) => Err(IncompleteError::Unreadable { place, error }),
+            Ok(mut records) => match records.pop() {
+                None => Err(IncompleteError::Gone { place }),
+                Some(found) if !original.is(&found) => Err(IncompleteError::Replaced { place }),
+                Some(found) => Ok(Letter(with_original(&letter.0, found))),
+            },
+        }
+    }
+
     fn ranges(&self) -> Result<Vec<Range<i64>>, Error> {
         Reader::ranges(&self.cluster, &self.topic, Deadline::after(READ_BUDGET))
     }
@@ -90,12 +116,43 @@ impl Letters {
     }
 }
 
+/// Why a letter that went without its value cannot be completed.
+#[derive(Debug, thiserror::Error)]
+pub enum IncompleteError {
+    /// Its headers are not ours.
+    #[error("its value was omitted, and it does not say where the original lies")]
+    NoPlace,
+    /// The original cannot be read at present.
+    #[error("its value was omitted, and the original at {place} cannot be read: {error}")]
+    Unreadable {
+        /// Topic, partition and offset.
+        place: String,
+        /// Why.
+        error: Error,
+    },
+    /// Retention has removed the original.
+    #[error("its value was omitted, and the original at {place} is gone: retention has removed it")]
+    Gone {
+        /// Topic, partition and offset.
+        place: String,
+    },
+    /// The topic was deleted and made again.
+    #[error("its value was omitted, and {place} holds another record than the original")]
+    Replaced {
+        /// Topic, partition and offset.
+        place: String,
+    },
+}
+
 /// Why a letter was not sent back.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// It is no letter of ours.
     #[error("it has no dlq-topic header, so nobody knows where it belongs")]
     NoOrigin,
+    /// What was omitted from it cannot be had any more.
+    #[error(transparent)]
+    Incomplete(#[from] IncompleteError),
     /// It is not known to have arrived.
     #[error(transparent)]
     NotPublished(#[from] PublishError),
@@ -148,6 +205,12 @@ impl Letter {
     /// The original record's key.
     pub fn key(&self) -> Option<&[u8]> {
         self.0.key.as_deref()
+    }
+
+    /// Whether the value, and perhaps key and headers, are only in the original: the record was too large for a
+    /// letter. [`DeadLetters::complete`] fetches them.
+    pub fn is_incomplete(&self) -> bool {
+        self.0.header(OMITTED).is_some()
     }
 
     /// The original record's value. It is personal.

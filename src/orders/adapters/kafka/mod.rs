@@ -1,5 +1,6 @@
 //! Events on Kafka: how they look, how they are published, how they are consumed.
 
+mod announcement_health;
 mod batch;
 mod breaker;
 mod bus;
@@ -10,11 +11,14 @@ pub mod events;
 mod lag;
 mod meter;
 
-pub use batch::{Announcement, Batch, committable};
+pub use announcement_health::AnnouncementHealth;
+pub use batch::{Announcement, Batch, Due, Place};
 pub use breaker::{Breaker, BreakerState, GuardedBus, Permit};
 pub use bus::{KafkaEventBus, send_span, trace_headers};
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
-pub use dead_letters::{DeadLetters, Letter, Letters, ReplayError, replay_letters};
+pub use dead_letters::{
+    DeadLetters, IncompleteError, Letter, Letters, ReplayError, replay_letters,
+};
 pub use events::{Topics, created_order};
 pub use lag::watch_lag;
 pub use meter::{ClientMeter, ProducerMeter};

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::database::{Coalescer, DatabaseError, Job, Statement};
 use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId};
-use crate::orders::ports::{OrderRepository, Page, SecondChance, Started, StoreError};
+use crate::orders::ports::{Failure, OrderRepository, Page, SecondChance, Started, StoreError};
 
 use super::rows::{column, order, started_order, uuids};
 use super::together::{self, Carried, carried, shared_by};
@@ -90,9 +90,10 @@ const COMPLETE: Statement = Statement::new(
 );
 
 const FAIL: Statement = Statement::new(
-    "UPDATE order failed",
-    "UPDATE orders SET status = 'failed', failure_reason = $2, updated_at = greatest($3, created_at)
-      WHERE id = $1 AND status = 'processing'
+    "UPDATE orders failed",
+    "UPDATE orders SET status = 'failed', failure_reason = reason, updated_at = greatest($3, created_at)
+       FROM unnest($1::uuid[], $2::text[]) AS failure (order_id, reason)
+      WHERE id = order_id AND status = 'processing'
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
@@ -208,17 +209,15 @@ impl OrderRepository for PostgresStore {
 
     fn fail(
         &self,
-        id: OrderId,
-        reason: &str,
+        failures: &[Failure],
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Option<Order>, StoreError> {
+    ) -> Result<Vec<Order>, StoreError> {
+        let ids: Vec<Uuid> = failures.iter().map(|failure| failure.id.0).collect();
+        let reasons: Vec<&str> = failures.iter().map(|failure| &*failure.reason).collect();
         let failed = self.run(FAIL, deadline, |connection| {
-            connection
-                .query_opt(FAIL, &[&id.0, &reason, &now])?
-                .as_ref()
-                .map(order)
-                .transpose()
+            let rows = connection.query(FAIL, &[&ids, &reasons, &now])?;
+            rows.iter().map(order).collect()
         })?;
         Ok(failed)
     }

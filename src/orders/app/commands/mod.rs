@@ -6,4 +6,4 @@ pub mod process_orders;
 
 pub use cancel_order::{CancelError, CancelOrder};
 pub use create_order::{Accepted, CreateError, CreateOrder, NewOrder, accepted, meaning};
-pub use process_orders::{ProcessOrders, Processed};
+pub use process_orders::{ProcessOrders, Processed, Task};

@@ -1,4 +1,8 @@
-//! A worker processes accepted orders, a batch at a time.
+//! A worker processes accepted orders, a batch at a time: one attempt at each.
+//!
+//! An attempt that fails is not repeated here. The caller keeps the order, tries again
+//! after [`pause_after`] together with whatever else is due, and works on other orders
+//! until then.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,24 +13,34 @@ use jiff::Timestamp;
 use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId, Status};
 use crate::orders::ports::{
-    Meter, OrderRepository, Outcome, ProcessingStep, SecondChance, Started, StepError, StoreError,
+    Failure, Meter, OrderRepository, Outcome, ProcessingStep, SecondChance, Started, StepError,
+    StoreError,
 };
 use crate::stop::StopSignal;
 
-/// What one order's processing may take, all attempts apart (the seed's table of time-outs).
+/// What one attempt at an order's processing may take.
 pub const PROCESSING_LIMIT: Duration = Duration::from_secs(60);
 
 /// What one call to the store may take here, repetitions included.
 pub const STORE_BUDGET: Duration = Duration::from_secs(10);
 
-/// Waits between attempts: the seed's backoff for whatever may say no.
+/// Pauses between attempts, the last of them before every further one.
 const BACKOFF: [Duration; 3] = [
     Duration::from_millis(100),
     Duration::from_millis(500),
     Duration::from_secs(2),
 ];
 
-/// How an order stands after its message was worked on.
+/// An order that is to be attempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The order.
+    pub id: OrderId,
+    /// Attempts at it that have failed so far.
+    pub failed_attempts: u32,
+}
+
+/// The outcome of working on an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Processed {
     /// Completed, now or before: to be announced (again).
@@ -40,12 +54,15 @@ pub enum Processed {
         /// Attempts made.
         attempts: u32,
     },
+    /// The attempt failed and is not the last one: to be tried again after [`pause_after`].
+    Retry {
+        /// Attempts that have failed so far.
+        failed_attempts: u32,
+    },
     /// Canceled by the customer; nothing to announce.
     Canceled,
     /// There is no such order.
     Unknown,
-    /// The program stops before this one's turn; its message must come again.
-    Interrupted,
 }
 
 /// Processes orders.
@@ -58,88 +75,89 @@ pub struct ProcessOrders {
     pub meter: Arc<dyn Meter>,
     /// Attempts before an order fails; at least 1.
     pub max_attempts: u32,
-    /// Cuts waits short.
+    /// Ends the work before the next order.
     pub stop: StopSignal,
 }
 
 impl ProcessOrders {
-    /// Works on the orders `ids`, each of them once, in the order given, taking each from
-    /// wherever an earlier, broken run left it, and says how each one stands. A failed one
-    /// stays failed, unless `chances` gives it another chance. One store call takes all up, one completes all; the steps run one after another in between,
-    /// each attempt for 60 seconds at most. When the program stops, the orders that are
-    /// done are the first ones.
+    /// Makes one attempt at each of `tasks`, in the order given, wherever an earlier,
+    /// broken run left it. A failed order stays failed, unless `chances` gives it another
+    /// chance. One store call claims all, one completes and one fails what has ended.
+    ///
+    /// The first task is always attempted, for 60 seconds at most; no further attempt
+    /// begins after `until` or after the stop signal. An order without an outcome in the
+    /// answer is not done: pass it again.
     ///
     /// # Errors
-    /// [`StoreError`]: some orders may have moved on; working on the same ids again resumes.
+    /// [`StoreError`]: some orders may have moved on; working on the same tasks again resumes.
     pub fn handle(
         &self,
-        ids: &[OrderId],
+        tasks: &[Task],
         chances: &[SecondChance],
+        until: Deadline,
     ) -> Result<HashMap<OrderId, Processed>, StoreError> {
-        if !chances.is_empty() {
-            let deadline = Deadline::after(STORE_BUDGET);
-            self.repository
-                .retry_failed(chances, Timestamp::now(), deadline)?;
-        }
-        let mut started: HashMap<OrderId, Started> = self
-            .take_up(ids)?
-            .into_iter()
-            .map(|started| (started.order.id, started))
-            .collect();
-        let mut results = HashMap::with_capacity(ids.len());
-        let mut done = Vec::new();
-        let mut failed = Vec::new();
-        let mut stopped = false;
-        for &id in ids {
-            let result = match started.remove(&id) {
-                // What comes after an interrupted one comes again with it: announcing it
-                // now would announce it twice.
-                _ if stopped => Processed::Interrupted,
-                None => Processed::Unknown,
-                Some(started) => match self.attempt(&started.order) {
-                    None => {
-                        let (outcome, processed) = ended(started, self.max_attempts);
-                        self.meter.order_processed(outcome);
-                        processed
-                    }
-                    // Until the store says otherwise.
-                    Some(attempted) => {
-                        match attempted {
-                            Ok(()) => done.push(id),
-                            Err((StepError::Stopped, _)) => stopped = true,
-                            Err((error, attempts)) => {
-                                failed.push((id, error.to_string(), attempts));
-                            }
-                        }
-                        Processed::Interrupted
-                    }
-                },
+        let mut claimed = self.claim(tasks, chances)?;
+        let mut results = HashMap::with_capacity(tasks.len());
+        let (mut completed, mut failures) = (Vec::new(), Vec::new());
+        let mut is_first = true;
+        for &Task {
+            id,
+            failed_attempts,
+        } in tasks
+        {
+            // What follows comes again together with the rest, so it is not announced now.
+            if self.stop.is_stopped() || (!is_first && until.is_past()) {
+                break;
+            }
+            is_first = false;
+            let Some(started) = claimed.remove(&id) else {
+                results.insert(id, Processed::Unknown);
+                continue;
             };
-            results.insert(id, result);
-        }
-        self.complete(&done, &mut results)?;
-        for (id, reason, attempts) in failed {
-            let deadline = Deadline::after(STORE_BUDGET);
-            if let Some(order) = self
-                .repository
-                .fail(id, &reason, Timestamp::now(), deadline)?
-            {
-                self.meter.order_processed(Outcome::Failed);
-                let failed = Processed::Failed {
-                    order,
-                    reason,
-                    attempts,
-                };
-                results.insert(id, failed);
+            if let Some((outcome, processed)) = ended(&started, self.max_attempts) {
+                self.meter.order_processed(outcome);
+                results.insert(id, processed);
+                continue;
+            }
+            let attempts = failed_attempts + 1;
+            match self.attempt(&started.order) {
+                Ok(()) => completed.push(id),
+                Err(StepError::Stopped) => break,
+                Err(error) if attempts < self.max_attempts => {
+                    log::info!(order_id:% = id, attempt = attempts; "processing failed, trying again: {error}");
+                    let failed_attempts = attempts;
+                    results.insert(id, Processed::Retry { failed_attempts });
+                }
+                Err(error) => failures.push((id, error.to_string(), attempts)),
             }
         }
+        self.complete(&completed, &mut results)?;
+        self.fail(failures, &mut results)?;
         Ok(results)
     }
 
-    fn take_up(&self, ids: &[OrderId]) -> Result<Vec<Started>, StoreError> {
+    fn claim(
+        &self,
+        tasks: &[Task],
+        chances: &[SecondChance],
+    ) -> Result<HashMap<OrderId, Started>, StoreError> {
+        let now = Timestamp::now();
+        if !chances.is_empty() {
+            let deadline = Deadline::after(STORE_BUDGET);
+            self.repository.retry_failed(chances, now, deadline)?;
+        }
+        let ids: Vec<OrderId> = tasks.iter().map(|task| task.id).collect();
         let deadline = Deadline::after(STORE_BUDGET);
-        self.repository
-            .start_processing(ids, Timestamp::now(), deadline)
+        let started = self.repository.start_processing(&ids, now, deadline)?;
+        let by_id = started.into_iter().map(|it| (it.order.id, it));
+        Ok(by_id.collect())
+    }
+
+    fn attempt(&self, order: &Order) -> Result<(), StepError> {
+        let began = Instant::now();
+        let outcome = self.step.process(order, Deadline::after(PROCESSING_LIMIT));
+        self.meter.step_ended(began.elapsed());
+        outcome
     }
 
     fn complete(
@@ -157,64 +175,68 @@ impl ProcessOrders {
             self.meter.order_completed_after(delay.unsigned_abs());
             results.insert(order.id, Processed::Completed(order));
         }
-        // An order that another worker finished meanwhile (we had lost the
-        // partition without knowing) stays `Interrupted`: its message comes
-        // again, to us or to its new owner, and finds it finished.
+        // Another worker may have finished an order meanwhile (we had lost the partition
+        // without knowing). It gets no outcome here, comes again, and is found finished.
         Ok(())
     }
 
-    /// Tries the step; `None` if there is nothing to do any more. After a failure also
-    /// how many attempts were made.
-    fn attempt(&self, order: &Order) -> Option<Result<(), (StepError, u32)>> {
-        match order.status {
-            Status::Completed | Status::Failed | Status::Canceled => return None,
-            Status::Pending | Status::Processing => {}
+    fn fail(
+        &self,
+        failed: Vec<(OrderId, String, u32)>,
+        results: &mut HashMap<OrderId, Processed>,
+    ) -> Result<(), StoreError> {
+        if failed.is_empty() {
+            return Ok(());
         }
-        let mut attempt = 1;
-        loop {
-            if self.stop.is_stopped() {
-                return Some(Err((StepError::Stopped, attempt - 1)));
+        let failures: Vec<Failure> = failed
+            .iter()
+            .map(|(id, reason, _)| Failure {
+                id: *id,
+                reason: reason.clone(),
+            })
+            .collect();
+        let deadline = Deadline::after(STORE_BUDGET);
+        let moved = self
+            .repository
+            .fail(&failures, Timestamp::now(), deadline)?;
+        let mut moved: HashMap<OrderId, Order> = moved.into_iter().map(|it| (it.id, it)).collect();
+        for (id, reason, attempts) in failed {
+            if let Some(order) = moved.remove(&id) {
+                self.meter.order_processed(Outcome::Failed);
+                let failed = Processed::Failed {
+                    order,
+                    reason,
+                    attempts,
+                };
+                results.insert(id, failed);
             }
-            let limit = Deadline::after(PROCESSING_LIMIT);
-            let began = Instant::now();
-            let outcome = self.step.process(order, limit);
-            self.meter.step_ended(began.elapsed());
-            let error = match outcome {
-                Ok(()) => return Some(Ok(())),
-                Err(error) => error,
-            };
-            if error == StepError::Stopped || attempt >= self.max_attempts {
-                return Some(Err((error, attempt)));
-            }
-            log::info!(order_id:% = order.id, attempt = attempt; "processing failed, trying again: {error}");
-            self.stop.wait_for(pause_after(attempt));
-            attempt += 1;
         }
+        Ok(())
     }
 }
 
-/// The wait after the attempt of this number (from 1) has failed.
-pub fn pause_after(attempt: u32) -> Duration {
-    BACKOFF[(attempt as usize - 1).min(BACKOFF.len() - 1)]
+/// The pause after so many attempts (at least one) have failed.
+pub fn pause_after(failed_attempts: u32) -> Duration {
+    BACKOFF[(failed_attempts as usize).clamp(1, BACKOFF.len()) - 1]
 }
 
-/// What to count and to say of an order that had ended before: a replay, or canceled.
-pub fn ended(started: Started, max_attempts: u32) -> (Outcome, Processed) {
-    let Started {
-        order,
-        failure_reason,
-    } = started;
+/// The outcome of an order that had ended before: it is a replay, or it was canceled.
+/// `None` if there is work to do.
+pub fn ended(started: &Started, max_attempts: u32) -> Option<(Outcome, Processed)> {
+    let order = started.order.clone();
     match order.status {
-        Status::Canceled => (Outcome::Canceled, Processed::Canceled),
+        Status::Pending | Status::Processing => None,
+        Status::Canceled => Some((Outcome::Canceled, Processed::Canceled)),
+        Status::Completed => Some((Outcome::Duplicate, Processed::Completed(order))),
         Status::Failed => {
+            let reason = started.failure_reason.clone();
             let failed = Processed::Failed {
                 order,
-                reason: failure_reason.unwrap_or_else(|| "unknown".into()),
+                reason: reason.unwrap_or_else(|| "unknown".into()),
                 attempts: max_attempts,
             };
-            (Outcome::Duplicate, failed)
+            Some((Outcome::Duplicate, failed))
         }
-        _ => (Outcome::Duplicate, Processed::Completed(order)),
     }
 }
 

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::*;
 use crate::orders::app::fakes::{Step, Told, lock, order, soon};
@@ -51,6 +50,24 @@ impl<F> Bench<F> {
     }
 }
 
+/// First attempts.
+fn tasks(ids: &[OrderId]) -> Vec<Task> {
+    tasks_after(ids, 0)
+}
+
+fn tasks_after(ids: &[OrderId], failed_attempts: u32) -> Vec<Task> {
+    let task = |&id| Task {
+        id,
+        failed_attempts,
+    };
+    ids.iter().map(task).collect()
+}
+
+fn failure(id: OrderId) -> [Failure; 1] {
+    let reason = "because".to_owned();
+    [Failure { id, reason }]
+}
+
 fn fine(_: OrderId, _: usize) -> Result<(), StepError> {
     Ok(())
 }
@@ -71,13 +88,11 @@ fn every_message_is_told_how_its_order_stands() {
     memory.replace(&old, &new, soon()).unwrap();
     memory.start_processing(&ids[2..], now, soon()).unwrap();
     memory.complete(&[completed], now, soon()).unwrap();
-    memory.fail(failed, "because", now, soon()).unwrap();
+    memory.fail(&failure(failed), now, soon()).unwrap();
     let unknown = order().id;
 
-    let results = bench
-        .process
-        .handle(&[pending, canceled, completed, failed, unknown], &[])
-        .unwrap();
+    let all = tasks(&[pending, canceled, completed, failed, unknown]);
+    let results = bench.process.handle(&all, &[], soon()).unwrap();
     let look = |id| memory.look(id).0;
     assert_eq!(results[&pending], Processed::Completed(look(pending)));
     assert_eq!(results[&canceled], Processed::Canceled);
@@ -105,43 +120,77 @@ fn every_message_is_told_how_its_order_stands() {
 }
 
 #[test]
-fn a_step_that_fails_at_first_is_tried_again_after_a_pause() {
-    let twice_no = |id, before| if before < 2 { no(id, before) } else { Ok(()) };
-    let bench = bench(StopSignal::new(), twice_no);
-    let ids = bench.pending(1);
-    let start = Instant::now();
-    let results = bench.process.handle(&ids, &[]).unwrap();
-    assert!(start.elapsed() >= BACKOFF[0] + BACKOFF[1]);
-    assert!(matches!(results[&ids[0]], Processed::Completed(_)));
-    assert_eq!(lock(&bench.step.tried).len(), 3);
+fn each_order_is_attempted_once_and_one_that_failed_is_to_be_tried_again() {
+    let bench = bench(StopSignal::new(), |id, before| match before {
+        0 | 2 => no(id, before),
+        _ => Ok(()),
+    });
+    let ids = bench.pending(3);
+    let results = bench.process.handle(&tasks(&ids), &[], soon()).unwrap();
+    let retry = Processed::Retry { failed_attempts: 1 };
+    assert_eq!((&results[&ids[0]], &results[&ids[2]]), (&retry, &retry));
+    let statuses = [Status::Processing, Status::Completed, Status::Processing];
+    assert_eq!(bench.statuses(&ids), statuses);
+
+    let again = tasks_after(&[ids[0], ids[2]], 1);
+    let results = bench.process.handle(&again, &[], soon()).unwrap();
+    assert!(
+        results
+            .values()
+            .all(|r| matches!(r, Processed::Completed(_)))
+    );
+    let tried = [ids[0], ids[1], ids[2], ids[0], ids[2]];
+    assert_eq!(*lock(&bench.step.tried), tried);
 }
 
 #[test]
-fn an_order_fails_after_its_last_attempt_and_holds_up_no_other() {
-    let mut bench = bench(StopSignal::new(), |id: OrderId, before| match before {
+fn orders_fail_after_their_last_attempt_all_at_once_and_hold_up_no_other() {
+    let mut bench = bench(StopSignal::new(), |id, before| match before {
         0 | 1 => no(id, before),
         _ => Ok(()),
     });
     bench.process.max_attempts = 2;
-    let ids = bench.pending(2);
-    let results = bench.process.handle(&ids, &[]).unwrap();
-    let Processed::Failed {
-        order,
-        reason,
-        attempts,
-    } = &results[&ids[0]]
-    else {
-        panic!("{results:?}");
-    };
+    let ids = bench.pending(3);
+    let calls = bench.memory.calls();
+    let last = tasks_after(&ids, 1);
+    let results = bench.process.handle(&last, &[], soon()).unwrap();
+    let calls = bench.memory.calls() - calls;
     assert_eq!(
-        (order.status, &**reason, *attempts),
-        (Status::Failed, "no", 2)
+        calls, 3,
+        "one to claim, one to complete, one to fail them all"
     );
-    assert_eq!(
-        bench.memory.look(ids[0]),
-        (order.clone(), Some("no".into()))
-    );
-    assert_eq!(bench.statuses(&ids), [Status::Failed, Status::Completed]);
+    for id in &ids[..2] {
+        let failed = Processed::Failed {
+            order: bench.memory.look(*id).0,
+            reason: "no".into(),
+            attempts: 2,
+        };
+        assert_eq!(results[id], failed);
+        assert_eq!(bench.memory.look(*id).1, Some("no".into()));
+    }
+    let statuses = [Status::Failed, Status::Failed, Status::Completed];
+    assert_eq!(bench.statuses(&ids), statuses);
+}
+
+#[test]
+fn pauses_grow_and_the_last_one_stays() {
+    let pauses: Vec<Duration> = (0..=4).map(pause_after).collect();
+    let [first, second, third] = BACKOFF;
+    assert_eq!(pauses, [first, first, second, third, third]);
+}
+
+#[test]
+fn when_the_time_is_over_no_further_attempt_begins_and_what_is_done_is_kept() {
+    let bench = bench(StopSignal::new(), fine);
+    let ids = bench.pending(3);
+    let over = Deadline::after(Duration::ZERO);
+    for (round, id) in ids.iter().enumerate() {
+        let left = tasks(&ids[round..]);
+        let results = bench.process.handle(&left, &[], over).unwrap();
+        assert_eq!(results.len(), 1, "one at least, and no more");
+        assert!(matches!(results[id], Processed::Completed(_)));
+    }
+    assert_eq!(*lock(&bench.step.tried), ids);
 }
 
 #[test]
@@ -165,15 +214,10 @@ fn on_a_stop_the_orders_that_are_done_are_the_first_ones() {
         memory.complete(&[ended], now, soon()).unwrap();
         ids.extend([ended, order().id]);
 
-        let results = bench.process.handle(&ids, &[]).unwrap();
+        let results = bench.process.handle(&tasks(&ids), &[], soon()).unwrap();
         for (index, id) in ids.iter().enumerate() {
-            let is_done = results[id] != Processed::Interrupted;
-            assert_eq!(
-                is_done,
-                index < done,
-                "{index} of {done}: {:?}",
-                results[id]
-            );
+            let is_done = results.contains_key(id);
+            assert_eq!(is_done, index < done, "{index} of {done}: {results:?}");
         }
         // The next one to get the messages finishes the rest.
         let next = ProcessOrders {
@@ -181,14 +225,14 @@ fn on_a_stop_the_orders_that_are_done_are_the_first_ones() {
             step: Arc::new(Step::new(fine)),
             ..bench.process
         };
-        let results = next.handle(&ids, &[]).unwrap();
-        assert!(!results.values().any(|r| *r == Processed::Interrupted));
+        let results = next.handle(&tasks(&ids), &[], soon()).unwrap();
+        assert_eq!(results.len(), ids.len());
         assert_eq!(bench.step.tried.lock().unwrap().len(), done + 1);
     }
 }
 
 #[test]
-fn a_stop_cuts_the_pause_between_attempts_short_and_fails_nothing() {
+fn a_stop_fails_no_order_and_begins_no_further_one() {
     let stop = StopSignal::new();
     let given = stop.clone();
     let bench = bench(stop, move |id, before| {
@@ -196,8 +240,9 @@ fn a_stop_cuts_the_pause_between_attempts_short_and_fails_nothing() {
         no(id, before)
     });
     let ids = bench.pending(2);
-    let results = bench.process.handle(&ids, &[]).unwrap();
-    assert!(results.values().all(|r| *r == Processed::Interrupted));
+    let results = bench.process.handle(&tasks(&ids), &[], soon()).unwrap();
+    assert_eq!(results.len(), 1);
+    assert_eq!(results[&ids[0]], Processed::Retry { failed_attempts: 1 });
     assert_eq!(bench.statuses(&ids), [Status::Processing; 2]);
     assert_eq!(lock(&bench.step.tried).len(), 1);
 }
@@ -219,7 +264,7 @@ fn wherever_the_store_fails_working_on_the_same_orders_again_resumes() {
             let ids = bench.pending(3);
             unlucky.set(ids[1]).unwrap();
             bench.memory.fail_at(call, fault);
-            let first = bench.process.handle(&ids, &[]);
+            let first = bench.process.handle(&tasks(&ids), &[], soon());
             if bench.memory.mend() {
                 assert!(call >= 3, "taking up, completing and failing are calls");
                 break;
@@ -227,7 +272,7 @@ fn wherever_the_store_fails_working_on_the_same_orders_again_resumes() {
             if let Err(error) = first {
                 assert!(error.is_transient());
             }
-            let results = bench.process.handle(&ids, &[]).unwrap();
+            let results = bench.process.handle(&tasks(&ids), &[], soon()).unwrap();
             let ends = [Status::Completed, Status::Failed, Status::Completed];
             assert_eq!(bench.statuses(&ids), ends, "{fault:?} {call}");
             for (id, end) in ids.iter().zip(ends) {
@@ -250,16 +295,22 @@ fn a_failed_order_gets_another_chance_when_it_is_replayed() {
     let id = ids[0];
     let now = Timestamp::now();
     bench.memory.start_processing(&ids, now, soon()).unwrap();
-    bench.memory.fail(id, "because", now, soon()).unwrap();
+    bench.memory.fail(&failure(id), now, soon()).unwrap();
     let chance = |replayed_at| [SecondChance { id, replayed_at }];
 
-    let results = bench.process.handle(&ids, &chance(now)).unwrap();
+    let results = bench
+        .process
+        .handle(&tasks(&ids), &chance(now), soon())
+        .unwrap();
     assert!(
         matches!(results[&id], Processed::Failed { .. }),
         "not later"
     );
     let later = now + jiff::SignedDuration::from_micros(1);
-    let results = bench.process.handle(&ids, &chance(later)).unwrap();
+    let results = bench
+        .process
+        .handle(&tasks(&ids), &chance(later), soon())
+        .unwrap();
     assert!(matches!(results[&id], Processed::Completed(_)));
     assert_eq!(bench.memory.look(id).1, None, "the reason is forgotten");
 }
