@@ -154,9 +154,9 @@ pub struct KafkaSettings {
     pub topic_order_failed: String,
     /// Dead-letter topic.
     pub topic_order_dlq: String,
-    /// Partitions of a topic made at start.
+    /// Partitions of a topic that is created.
     pub topic_partitions: i32,
-    /// Replicas of a topic made at start.
+    /// Replicas of a topic that is created.
     pub topic_replication: i16,
     /// Consumer group of the workers.
     pub consumer_group: String,

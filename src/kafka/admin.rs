@@ -67,14 +67,53 @@ impl Admin {
             let request = request.clone().with_timeout_ms(millis(deadline));
             let response = connection.call(&request, deadline)?;
             for topic in &response.topics {
-                if ResponseError::try_from_code(topic.error_code)
-                    != Some(ResponseError::TopicAlreadyExists)
-                {
-                    Error::check(ApiKey::CreateTopics, topic.error_code)?;
+                match ResponseError::try_from_code(topic.error_code) {
+                    None | Some(ResponseError::TopicAlreadyExists) => {}
+                    Some(code) => {
+                        return Err(Error::Topic {
+                            topic: topic.name.as_str().into(),
+                            api: ApiKey::CreateTopics,
+                            code,
+                        });
+                    }
                 }
             }
             Ok(())
         })
+    }
+
+    /// Those of `topics` that the cluster does not have, asked once.
+    ///
+    /// # Errors
+    /// When no broker answered, or the one that did sees no controller; the first topic's
+    /// about which it refused to say anything.
+    pub fn missing_topics<T: AsRef<str>>(
+        &self,
+        topics: &[T],
+        deadline: Deadline,
+    ) -> Result<Vec<String>, Error> {
+        self.cluster.refresh(topics, deadline)?;
+        if self.cluster.controller().is_none() {
+            return Err(Error::Broker {
+                api: ApiKey::Metadata,
+                code: ResponseError::BrokerNotAvailable,
+            });
+        }
+        let mut missing = Vec::new();
+        for topic in topics.iter().map(AsRef::as_ref) {
+            match self.cluster.topic_error(topic) {
+                None => {}
+                Some(ResponseError::UnknownTopicOrPartition) => missing.push(topic.to_owned()),
+                Some(code) => {
+                    return Err(Error::Topic {
+                        topic: topic.into(),
+                        api: ApiKey::Metadata,
+                        code,
+                    });
+                }
+            }
+        }
+        Ok(missing)
     }
 
     /// Makes sure that none of these topics exists.

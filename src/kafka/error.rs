@@ -1,5 +1,7 @@
 //! What can go wrong between us and a Kafka cluster.
 
+use std::sync::Arc;
+
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
@@ -42,6 +44,16 @@ pub enum Error {
     /// The broker answered with an error code.
     #[error("kafka refused {api:?}: {code} (code {})", .code.code())]
     Broker {
+        /// The request that was refused.
+        api: ApiKey,
+        /// Kafka's code.
+        code: ResponseError,
+    },
+    /// The broker answered with an error code that concerns one topic.
+    #[error("kafka refused {api:?} for topic {topic}: {code} (code {})", .code.code())]
+    Topic {
+        /// The topic's name.
+        topic: Arc<str>,
         /// The request that was refused.
         api: ApiKey,
         /// Kafka's code.
@@ -147,7 +159,9 @@ impl Error {
             // Half a cluster may be of another make or being upgraded, and a
             // garbled answer may have been a proxy's: a new connection decides.
             | Self::Protocol { .. } => true,
-            Self::Broker { code, .. } => code.is_retriable() || is_membership_over(*code),
+            Self::Broker { code, .. } | Self::Topic { code, .. } => {
+                code.is_retriable() || is_membership_over(*code)
+            }
             // A certificate or a password has to be changed first.
             Self::Tls { .. }
             | Self::Authentication { .. }
@@ -161,10 +175,27 @@ impl Error {
         }
     }
 
+    /// The operation on the topic that the user we log in as would have to be allowed, when
+    /// that is the trouble.
+    pub fn missing_right(&self) -> Option<&'static str> {
+        use ResponseError::{ClusterAuthorizationFailed, TopicAuthorizationFailed};
+        let Self::Topic { api, code, .. } = self else {
+            return None;
+        };
+        match (code, api) {
+            (ClusterAuthorizationFailed | TopicAuthorizationFailed, ApiKey::CreateTopics) => {
+                Some("Create")
+            }
+            (TopicAuthorizationFailed, ApiKey::Metadata) => Some("Describe"),
+            (TopicAuthorizationFailed, ApiKey::Produce) => Some("Write"),
+            _ => None,
+        }
+    }
+
     /// The code, when a broker answered with one.
     pub fn code(&self) -> Option<ResponseError> {
         match self {
-            Self::Broker { code, .. } => Some(*code),
+            Self::Broker { code, .. } | Self::Topic { code, .. } => Some(*code),
             _ => None,
         }
     }

@@ -78,12 +78,12 @@ macro_rules! requests {
     };
 }
 
-// Upper ends: mostly the newest version that addresses topics by name, or whose newer
-// ones bring nothing we use. Lower ends: the oldest with the fields we need; all
+// Upper ends: the newest version whose fields we use; beyond Produce and Fetch, the newest
+// that addresses topics by name. Lower ends: the oldest with the fields we need; all
 // are offered by Kafka 2.8 to 4.1 and by Redpanda.
 requests! {
-    // 13 addresses topics by id.
-    Produce: ProduceRequest => ProduceResponse, 3 to 12;
+    // 13 addresses topics by id, and is sent only for topics whose ids are known.
+    Produce: ProduceRequest => ProduceResponse, 3 to 13;
     // 13 addresses topics by id; where an id is not known, 12 serves.
     Fetch: FetchRequest => FetchResponse, 4 to 13;
     ListOffsets: ListOffsetsRequest => ListOffsetsResponse, 1 to 7;
@@ -289,9 +289,9 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_chosen() {
         let broker = |min, max| VersionRange { min, max };
-        assert_eq!(common_version(ApiKey::Produce, broker(0, 13)), Some(12));
+        assert_eq!(common_version(ApiKey::Produce, broker(0, 14)), Some(13));
         assert_eq!(common_version(ApiKey::Produce, broker(0, 7)), Some(7));
-        assert_eq!(common_version(ApiKey::Produce, broker(13, 15)), None);
+        assert_eq!(common_version(ApiKey::Produce, broker(14, 15)), None);
         assert_eq!(common_version(ApiKey::Vote, broker(0, 1)), None);
     }
 

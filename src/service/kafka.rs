@@ -1,8 +1,8 @@
 //! Kafka as both programs use it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::topics::TopicCheck;
 use crate::config::{self, KafkaSecurity, KafkaSettings};
 use crate::deadline::Deadline;
 use crate::kafka::admin::{Admin, TopicSpec};
@@ -10,12 +10,6 @@ use crate::kafka::producer::{Compression, Producer, ProducerConfig};
 use crate::kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
 use crate::orders::adapters::kafka::{ClientMeter, ProducerMeter, Topics};
 use crate::telemetry::metrics::Metrics;
-
-/// What one check of Kafka's health may take.
-const CHECK_BUDGET: Duration = Duration::from_secs(3);
-
-/// How much later readiness may come because the producer prepares first.
-const WARM_UP_BUDGET: Duration = Duration::from_secs(1);
 
 /// The cluster and the topics of orders on it.
 #[derive(Clone)]
@@ -82,34 +76,32 @@ impl Kafka {
     }
 
     /// A check for a [monitor](crate::health::Monitor): Kafka answers and the topics
-    /// are there. Makes those that are missing, at the start and after each outage, and
-    /// has `warm_up` prepare for them until the deadline at most, so that who waits for
-    /// readiness finds it done; if it cannot, that is the first event's affair.
+    /// are there. Creates those that are missing: at once at the start, later once they have
+    /// been missing for ten seconds, so that an operator may replace one. At the start and
+    /// after each outage, `warm_up` prepares the producer until its deadline, so that the
+    /// first event after readiness is fast.
     pub fn health_check(
         self,
-        mut warm_up: impl FnMut(Deadline) + Send,
+        warm_up: impl FnMut(Deadline) + Send,
     ) -> impl FnMut() -> Result<(), String> + Send {
-        let mut topics_are_there = false;
-        move || {
-            let deadline = Deadline::after(CHECK_BUDGET);
-            let outcome = match topics_are_there {
-                true => self.cluster.ping(deadline),
-                false => self.create_topics(deadline),
-            };
-            if !topics_are_there && outcome.is_ok() {
-                warm_up(Deadline::after(WARM_UP_BUDGET).earlier_of(deadline));
-            }
-            topics_are_there = outcome.is_ok();
-            outcome.map_err(|error| error.to_string())
-        }
+        let mut check = TopicCheck::new(self, warm_up);
+        move || check.run()
     }
 
-    fn create_topics(&self, deadline: Deadline) -> Result<(), Error> {
-        let specs = self.topics.all().map(|name| TopicSpec {
-            name: name.to_owned(),
-            partitions: self.partitions,
-            replication: self.replication,
-        });
+    /// Those of our topics that the cluster does not have.
+    pub(super) fn missing_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
+        Admin::new(self.cluster.clone()).missing_topics(&self.topics.all(), deadline)
+    }
+
+    pub(super) fn create_topics(&self, names: &[String], deadline: Deadline) -> Result<(), Error> {
+        let specs: Vec<TopicSpec> = names
+            .iter()
+            .map(|name| TopicSpec {
+                name: name.clone(),
+                partitions: self.partitions,
+                replication: self.replication,
+            })
+            .collect();
         Admin::new(self.cluster.clone()).create_topics(&specs, deadline)
     }
 }

@@ -10,6 +10,7 @@ mod kafka;
 mod lifecycle;
 mod probes;
 mod shutdown;
+mod topics;
 
 pub use auth::{AuthError, token_check};
 pub use database::{database_config, pool, start_migrations};

@@ -24,6 +24,7 @@ mod kafka_security;
 mod list;
 mod make_up;
 mod migrations;
+mod missing_topics;
 mod openapi;
 mod outages;
 mod page;

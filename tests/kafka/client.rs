@@ -12,6 +12,7 @@ use kafka_protocol::protocol::StrBytes;
 use kafka_protocol::records::RecordBatchDecoder;
 use tbd::deadline::Deadline;
 use tbd::kafka::admin::TopicSpec;
+use tbd::kafka::partitioner::partition_for_key;
 use tbd::kafka::producer::{Certainty, Outcome, Record};
 use tbd::kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
 
@@ -187,4 +188,85 @@ pub fn check_promises(cluster: &Cluster, topic: &str, outcomes: &[(String, Outco
             Err(_) => {}
         }
     }
+}
+
+/// Deletes a topic and creates it again with so many partitions; returns when a broker
+/// knows it.
+fn create_again(cluster: &Cluster, topic: &str, partitions: i32, replication: i16) {
+    let admin = Admin::new(cluster.clone());
+    let spec = TopicSpec {
+        name: topic.to_owned(),
+        partitions,
+        replication,
+    };
+    let id = || {
+        cluster.refresh(&[topic], soon()).unwrap();
+        cluster.topic_id(topic)
+    };
+    let before = id();
+    admin.delete_topics(&[topic], soon()).unwrap();
+    admin.create_topics(&[spec], soon()).unwrap();
+    support::eventually(Duration::from_secs(20), "the new topic", || {
+        (id() != before).then_some(())
+    });
+}
+
+/// The last number of each key in a topic, whose records are all where their keys belong
+/// and in the order of their numbers.
+fn last_by_key(cluster: &Cluster, topic: &str, partitions: i32) -> HashMap<String, usize> {
+    let mut last_by_key: HashMap<String, usize> = HashMap::new();
+    for (partition, records) in read_topic(cluster, topic) {
+        for one in records {
+            let (key, value) = (text(&one.key), text(&one.value));
+            let number = value.parse().unwrap();
+            assert_eq!(partition_for_key(key.as_bytes(), partitions), partition);
+            let last = last_by_key.insert(key, number);
+            assert!(
+                last.is_none_or(|last| last < number),
+                "{value} after {last:?}"
+            );
+        }
+    }
+    last_by_key
+}
+
+/// Publishes while a topic is deleted and created again with fewer, with more, and with as
+/// many partitions: no record fails, and each key keeps its order in each new topic.
+pub fn check_publishing_to_a_topic_created_again(cluster: &Cluster, replication: i16) {
+    const THREADS: usize = 8;
+    let topic = replicated_topic(cluster, 16, replication);
+    let producer = start(
+        &cluster_at(cluster.config().brokers.clone()),
+        ProducerConfig::default(),
+    );
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (producer, topic, stop) = (&producer, &topic, &stop);
+            scope.spawn(move || {
+                let end = Deadline::after(Duration::from_secs(90));
+                let goes_on = |_: &usize| !stop.load(Ordering::Relaxed) && !end.is_past();
+                for number in (1..).take_while(goes_on) {
+                    // A few at a time, so that some wait in the queue.
+                    let records = (0..5).map(|step| {
+                        record(topic, format!("key-{thread}"), format!("{number}{step}"))
+                    });
+                    for outcome in producer.publish(records.collect(), soon()) {
+                        outcome.unwrap();
+                    }
+                }
+            });
+        }
+        for partitions in [4, 32, 32] {
+            create_again(cluster, &topic, partitions, replication);
+            let limit = Duration::from_secs(15);
+            support::eventually(limit, "a record of every key", || {
+                let last_by_key = last_by_key(cluster, &topic, partitions);
+                (last_by_key.len() == THREADS).then_some(())
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    producer.close(soon()).unwrap();
+    last_by_key(cluster, &topic, 32);
 }

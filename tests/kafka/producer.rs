@@ -11,8 +11,8 @@ use tbd::kafka::producer::{Certainty, Compression, Outcome, Record, RecordMetada
 use tbd::kafka::{Admin, Cluster, ProducerConfig};
 
 use crate::client::{
-    check_promises, cluster, cluster_at, publish_steadily, read_topic, record, soon, start, text,
-    topic,
+    check_promises, check_publishing_to_a_topic_created_again, cluster, cluster_at,
+    publish_steadily, read_topic, record, soon, start, text, topic,
 };
 use crate::support::{self, OwnServer};
 
@@ -390,4 +390,9 @@ fn closing_with_the_broker_frozen_ends_in_time() {
     let error = stuck.wait(Deadline::after(Duration::ZERO)).unwrap_err();
     assert_eq!(error.certainty, Certainty::MaybeSent);
     server.resume();
+}
+
+#[test]
+fn a_topic_created_again_with_other_partitions_keeps_the_order_of_each_key() {
+    check_publishing_to_a_topic_created_again(&cluster(), 1);
 }

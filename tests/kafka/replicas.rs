@@ -17,7 +17,8 @@ use tbd::kafka::producer::{Outcome, RecordMetadata};
 use tbd::kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
 
 use crate::client::{
-    check_promises, cluster_at, publish_steadily, record, replicated_topic, soon, start, text,
+    check_promises, check_publishing_to_a_topic_created_again, cluster_at, publish_steadily,
+    record, replicated_topic, soon, start, text,
 };
 use crate::consumer::{Journal, poll_until};
 use crate::support::{self, OwnServer, eventually};
@@ -350,6 +351,12 @@ fn a_log_cut_short_by_an_unclean_election_is_written_on_and_read_from_where_it_p
     }
     producer.close(soon()).unwrap();
     brokers.node(1).start();
+}
+
+#[test]
+fn a_topic_created_again_keeps_each_keys_order_although_some_brokers_hear_of_it_later() {
+    let brokers = Brokers::all_up();
+    check_publishing_to_a_topic_created_again(&brokers.cluster(), 3);
 }
 
 #[test]

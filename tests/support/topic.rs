@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use jiff::Timestamp;
 use kafka_protocol::indexmap::IndexMap;
+use kafka_protocol::messages::create_acls_request::AclCreation;
 use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::incremental_alter_configs_request::{
@@ -17,8 +18,9 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
-    ApiKey, CreatePartitionsRequest, CreatePartitionsResponse, FetchRequest, FetchResponse,
-    FindCoordinatorRequest, FindCoordinatorResponse, GroupId, IncrementalAlterConfigsRequest,
+    ApiKey, CreateAclsRequest, CreateAclsResponse, CreatePartitionsRequest,
+    CreatePartitionsResponse, FetchRequest, FetchResponse, FindCoordinatorRequest,
+    FindCoordinatorResponse, GroupId, IncrementalAlterConfigsRequest,
     IncrementalAlterConfigsResponse, MetadataRequest, MetadataResponse, OffsetFetchRequest,
     OffsetFetchResponse, ProduceRequest, ProduceResponse, RequestHeader, ResponseHeader, TopicName,
 };
@@ -207,6 +209,24 @@ pub fn configure(broker: &str, topic: &str, setting: &str, value: &str) {
         .and_then(|mut broker| broker.call(ApiKey::IncrementalAlterConfigs, 1, &request));
     let response = response.expect("ask for another setting");
     assert_eq!(response.responses[0].error_code, 0, "configure {topic}");
+}
+
+/// Allows a user an operation on every topic: 5 is Create, 8 is Describe.
+pub fn allow(broker: &str, user: &str, operation: i8) {
+    let text = |text: &str| StrBytes::from_string(text.to_owned());
+    let rule = AclCreation::default()
+        .with_resource_type(2)
+        .with_resource_name(text("*"))
+        .with_resource_pattern_type(3)
+        .with_principal(text(&format!("User:{user}")))
+        .with_host(text("*"))
+        .with_operation(operation)
+        .with_permission_type(3);
+    let request = CreateAclsRequest::default().with_creations(vec![rule]);
+    let response: Result<CreateAclsResponse> =
+        Broker::open(broker).and_then(|mut broker| broker.call(ApiKey::CreateAcls, 2, &request));
+    let response = response.expect("ask for a rule");
+    assert_eq!(response.results[0].error_code, 0, "allow {user}");
 }
 
 struct Broker {

@@ -29,27 +29,30 @@
 //! They count per partition under one producer identity. When the broker's count
 //! and ours have come apart, or a batch of unknown fate was given up, a new
 //! identity is asked for; each partition starts it at 0 with its next new batch.
+//!
+//! # A topic that was deleted and created again
+//!
+//! It has another id, and its log knows nothing of what the old one held. Once the
+//! batches in flight are answered, what waits is partitioned again, in its order; so are
+//! the records of batches of unknown fate. A new identity keeps the new log from taking
+//! one of them for a repetition of another.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod settle;
+mod topics;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kafka_protocol::error::ResponseError;
-use kafka_protocol::messages::ApiKey;
+use uuid::Uuid;
 
 use super::batch::{Compression, Identity};
-use super::record::{Outcome, ProduceError, Record, RecordMetadata, Slot};
+use super::record::{Certainty, Outcome, ProduceError, Record, Slot};
 use crate::deadline::Deadline;
-use crate::kafka::cluster::Cluster;
 use crate::kafka::error::Error;
-use crate::kafka::partitioner::partition_for_key;
-
-/// The first pause before a batch of unknown fate is sent again; it doubles.
-const PAUSE_FIRST: Duration = Duration::from_millis(50);
-
-/// The longest such pause. A new leader should not wait longer than this.
-const PAUSE_MAX: Duration = Duration::from_millis(800);
+pub(super) use settle::Answer;
+use topics::{Partition, Topic};
 
 /// Limits and pauses, see [`super::ProducerConfig`].
 #[derive(Clone, Debug)]
@@ -61,21 +64,6 @@ pub(super) struct Limits {
     pub(super) linger: Duration,
     pub(super) delivery_timeout: Duration,
     pub(super) refusal_pauses: [Duration; 3],
-}
-
-/// Who leads what: [`Cluster`], or a test's idea of it.
-pub(super) trait Leaders {
-    fn partitions(&self, topic: &str) -> Option<i32>;
-    fn leader(&self, topic: &str, partition: i32) -> Option<i32>;
-}
-
-impl Leaders for Cluster {
-    fn partitions(&self, topic: &str) -> Option<i32> {
-        Cluster::partitions(self, topic)
-    }
-    fn leader(&self, topic: &str, partition: i32) -> Option<i32> {
-        Cluster::leader(self, topic, partition).map(|(node, _)| node)
-    }
 }
 
 /// A record in a queue or in a batch.
@@ -95,6 +83,8 @@ pub(super) struct Queued {
     is_returned: bool,
     /// Whether a broker found it too large, alone and not compressed.
     is_too_large: bool,
+    /// Whether that batch may have been written, though to a log that is gone.
+    is_unknown: bool,
 }
 
 impl Queued {
@@ -116,6 +106,7 @@ impl Queued {
             refusals: 0,
             is_returned: false,
             is_too_large: false,
+            is_unknown: false,
         }
     }
 }
@@ -124,6 +115,8 @@ impl Queued {
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) topic: Arc<str>,
+    /// The topic's id, or nil.
+    pub(super) topic_id: Uuid,
     pub(super) partition: i32,
     pub(super) records: Vec<Queued>,
     pub(super) identity: Identity,
@@ -151,19 +144,6 @@ impl Batch {
     }
 }
 
-/// How an attempt to send a batch ended.
-#[derive(Clone, Debug)]
-pub(super) enum Answer {
-    /// It is in the log, from this offset on if the broker knows.
-    Written(Option<i64>),
-    /// The broker answered with an error code.
-    Refused(ResponseError),
-    /// Some of it may have left the process, and no answer came.
-    Unknown(Error),
-    /// It can never be sent.
-    Impossible(Error),
-}
-
 /// A record whose outcome is certain now, to be told outside of all locks.
 #[derive(Debug)]
 pub(super) struct Completion {
@@ -181,47 +161,14 @@ pub(super) enum Ready {
     Idle,
 }
 
-#[derive(Debug)]
-struct Partition {
-    topic: Arc<str>,
-    number: i32,
-    leader: Option<i32>,
-    queue: VecDeque<Queued>,
-    /// How many batches the thread of node `in_flight_at` has in hand.
-    in_flight: usize,
-    in_flight_at: i32,
-    /// What is in flight was sent before. Brokers remember the last five batches only: if
-    /// others went with it each time, they would forget it.
-    is_repeating: bool,
-    /// Batches that came back and are not undone, in their order.
-    returned: VecDeque<Batch>,
-    /// The next batch's.
-    batch_number: u64,
-    /// No attempt before this moment.
-    not_before: Option<Instant>,
-    /// Attempts in a row whose outcome is unknown.
-    pauses: u32,
-    /// The most records the next batch may have, after one was too large.
-    records_max: usize,
-    /// Under which identity `next_sequence` counts.
-    identity: Option<Identity>,
-    next_sequence: i32,
-}
-
-#[derive(Debug, Default)]
-struct Topic {
-    /// Index into `Accumulator::partitions` by partition number.
-    partitions: Vec<usize>,
-    /// Where records without a key go until that batch is cut.
-    sticky: usize,
-}
-
 /// All records between being handed over and being settled.
 #[derive(Debug)]
 pub(super) struct Accumulator {
     limits: Limits,
     topics: HashMap<Arc<str>, Topic>,
     partitions: Vec<Partition>,
+    /// Indices into `partitions` that belong to no topic any more.
+    vacant: Vec<usize>,
     identity: Option<Identity>,
     buffered_bytes: usize,
     /// Records queued, in flight or unsettled.
@@ -245,6 +192,7 @@ impl Accumulator {
                 .map(|topic| (topic, Topic::default()))
                 .collect(),
             partitions: Vec::new(),
+            vacant: Vec::new(),
             identity: None,
             buffered_bytes: 0,
             outstanding: 0,
@@ -265,41 +213,6 @@ impl Accumulator {
         self.outstanding == 0 || self.buffered_bytes + weight <= self.limits.buffer_bytes
     }
 
-    /// The partition (as an index for [`Accumulator::push`]) that `record` belongs
-    /// to, or `None` while the topic is unknown; it is wanted from then on.
-    pub(super) fn place(&mut self, record: &Record) -> Result<Option<usize>, Error> {
-        let Some(topic) = self.topics.get(&record.topic) else {
-            let wanted = Arc::clone(&record.topic);
-            self.topics.insert(wanted, Topic::default());
-            return Ok(None);
-        };
-        if topic.partitions.is_empty() {
-            return Ok(None);
-        }
-        let count = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
-        let number = match (record.partition, &record.key) {
-            (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
-            (None, Some(key)) => usize::try_from(partition_for_key(key, count)).unwrap_or(0),
-            (None, None) => self.gathering(topic),
-        };
-        match topic.partitions.get(number) {
-            Some(index) => Ok(Some(*index)),
-            None => Err(Error::InvalidRecord {
-                reason: format!("{} has {count} partitions, not {number}", record.topic),
-            }),
-        }
-    }
-
-    /// Where records without a key go at present: the sticky partition, or the next
-    /// one that has a leader.
-    fn gathering(&self, topic: &Topic) -> usize {
-        let count = topic.partitions.len();
-        (0..count)
-            .map(|step| (topic.sticky + step) % count)
-            .find(|number| self.partitions[topic.partitions[*number]].leader.is_some())
-            .unwrap_or(topic.sticky)
-    }
-
     /// Queues a record; returns the node to wake, if its leader is known.
     pub(super) fn push(&mut self, index: usize, queued: Queued) -> Option<i32> {
         self.buffered_bytes += queued.weight;
@@ -307,89 +220,6 @@ impl Accumulator {
         let partition = &mut self.partitions[index];
         partition.queue.push_back(queued);
         partition.leader
-    }
-
-    /// Takes over who leads what; new partitions and topics are added.
-    pub(super) fn learn(&mut self, leaders: &dyn Leaders) {
-        for (name, topic) in &mut self.topics {
-            let count = leaders.partitions(name).unwrap_or(0);
-            for number in (0..count).skip(topic.partitions.len()) {
-                topic.partitions.push(self.partitions.len());
-                self.partitions.push(Partition {
-                    topic: Arc::clone(name),
-                    number,
-                    leader: None,
-                    queue: VecDeque::new(),
-                    in_flight: 0,
-                    in_flight_at: -1,
-                    is_repeating: false,
-                    returned: VecDeque::new(),
-                    batch_number: 0,
-                    not_before: None,
-                    pauses: 0,
-                    records_max: usize::MAX,
-                    identity: None,
-                    next_sequence: 0,
-                });
-            }
-        }
-        for partition in &mut self.partitions {
-            let leader = leaders.leader(&partition.topic, partition.number);
-            if leader.is_some() && leader != partition.leader && partition.pauses > 0 {
-                // The pause was meant for the one before.
-                partition.pauses = 0;
-                partition.not_before = None;
-            }
-            partition.leader = leader;
-        }
-    }
-
-    /// Whether all partitions of these topics are known and have leaders.
-    pub(super) fn are_led(&self, topics: &[String]) -> bool {
-        let has_leader = |index: &usize| self.partitions[*index].leader.is_some();
-        topics.iter().all(|topic| {
-            let topic = self.topics.get(topic.as_str());
-            topic.is_some_and(|topic| {
-                !topic.partitions.is_empty() && topic.partitions.iter().all(has_leader)
-            })
-        })
-    }
-
-    /// All nodes that lead a partition.
-    pub(super) fn leader_nodes(&self) -> BTreeSet<i32> {
-        self.partitions
-            .iter()
-            .filter_map(|partition| partition.leader)
-            .collect()
-    }
-
-    /// Topics wanted so far.
-    pub(super) fn topic_names(&self) -> Vec<Arc<str>> {
-        self.topics.keys().cloned().collect()
-    }
-
-    /// Whether the cluster has to be asked who leads what before all that waits
-    /// can be sent. Taking the answer clears the doubt.
-    pub(super) fn needs_leaders(&self) -> bool {
-        self.leaders_doubtful
-            || self
-                .topics
-                .values()
-                .any(|topic| topic.partitions.is_empty())
-            || self
-                .partitions
-                .iter()
-                .any(|partition| partition.leader.is_none() && partition.has_work())
-    }
-
-    /// Called just before the cluster is asked, so that a doubt raised meanwhile
-    /// is not lost.
-    pub(super) fn clear_doubt(&mut self) {
-        self.leaders_doubtful = false;
-    }
-
-    pub(super) fn doubt_leaders(&mut self) {
-        self.leaders_doubtful = true;
     }
 
     /// Whether a producer identity has to be asked for before anything can be cut. Not
@@ -482,13 +312,14 @@ impl Accumulator {
             }
             let repeated = self.partitions[index].returned.pop_front();
             self.partitions[index].is_repeating = repeated.is_some();
-            let batch = match repeated {
+            let mut batch = match repeated {
                 Some(batch) => batch,
                 None => match self.cut_new(index, now, &mut expired) {
                     Some(batch) => batch,
                     None => continue,
                 },
             };
+            batch.topic_id = self.partitions[index].topic_id;
             request_bytes += match &batch.encoded {
                 Some(bytes) => bytes.len(),
                 None => batch.records.iter().map(|one| one.size).sum(),
@@ -547,6 +378,7 @@ impl Accumulator {
         };
         let batch = Batch {
             topic: Arc::clone(&partition.topic),
+            topic_id: partition.topic_id,
             partition: partition.number,
             records,
             identity,
@@ -565,243 +397,6 @@ impl Accumulator {
             topic.sticky = (topic.sticky + 1) % topic.partitions.len();
         }
         Some(batch)
-    }
-
-    /// Takes the answer to a batch that was cut.
-    pub(super) fn settle(&mut self, batch: Batch, answer: Answer, now: Instant) -> Vec<Completion> {
-        let index = batch.index;
-        self.partitions[index].in_flight -= 1;
-        let mut completions = match answer {
-            Answer::Written(base_offset) => self.written(batch, base_offset),
-            Answer::Unknown(error) => self.keep(batch, error, now),
-            Answer::Impossible(error) => self.fail(batch, error),
-            Answer::Refused(code) => self.refused(batch, code, now),
-        };
-        if self.partitions[index].in_flight == 0 {
-            completions.extend(self.undo_last(index, now));
-        }
-        completions
-    }
-
-    fn refused(&mut self, mut batch: Batch, code: ResponseError, now: Instant) -> Vec<Completion> {
-        use ResponseError::*;
-        let error = Error::Broker {
-            api: ApiKey::Produce,
-            code,
-        };
-        let partition = &mut self.partitions[batch.index];
-        let follows = |other: &Batch| other.number < batch.number;
-        match code {
-            DuplicateSequenceNumber => self.written(batch, None),
-            // It goes on from one that was not taken, which will be sent before it.
-            OutOfOrderSequenceNumber if partition.returned.iter().any(follows) => {
-                self.give_back(batch)
-            }
-            // The broker's count and ours have come apart: this batch is not in
-            // the log, or it would have been recognised. Start counting anew.
-            OutOfOrderSequenceNumber
-            | UnknownProducerId
-            | InvalidProducerEpoch
-            | ProducerFenced
-            | InvalidProducerIdMapping => {
-                log::warn!(
-                    "kafka refused the sequence of {}/{}: {code}; asking for a new producer id",
-                    batch.topic,
-                    batch.partition,
-                );
-                self.renew_identity(batch.identity);
-                self.give_back_counting(batch, error)
-            }
-            // Either the whole is too large, or one record spoils it for the
-            // others: halve it until the culprit is alone.
-            MessageTooLarge | InvalidRecord if batch.records.len() > 1 && !batch.unknown => {
-                partition.records_max = batch.records.len() / 2;
-                self.give_back(batch)
-            }
-            // Compressed it may fit.
-            MessageTooLarge | RecordListTooLarge
-                if batch.compression == Compression::None && !batch.unknown =>
-            {
-                let records = batch.records.iter_mut();
-                records.for_each(|queued| queued.is_too_large = true);
-                self.give_back(batch)
-            }
-            // Checked before anything is written.
-            CorruptMessage | NotEnoughReplicas | ThrottlingQuotaExceeded if !batch.unknown => {
-                self.give_back_counting(batch, error)
-            }
-            MessageTooLarge
-            | InvalidRecord
-            | RecordListTooLarge
-            | InvalidTopicException
-            | InvalidTimestamp
-            | InvalidRequiredAcks
-            | InvalidRequest
-            | PolicyViolation
-            | TopicAuthorizationFailed
-            | ClusterAuthorizationFailed
-            | UnsupportedVersion
-            | UnsupportedForMessageFormat
-            | UnsupportedCompressionType => self.fail(batch, error),
-            // All else says nothing about what was written. A leader that has
-            // just resigned answers "not the leader" for what it wrote before,
-            // and its log may live on.
-            code if code.is_retriable() => self.keep(batch, error, now),
-            _ => self.fail_unknown(batch, error),
-        }
-    }
-
-    fn written(&mut self, batch: Batch, base_offset: Option<i64>) -> Vec<Completion> {
-        let partition = &mut self.partitions[batch.index];
-        partition.pauses = 0;
-        partition.not_before = None;
-        partition.records_max = usize::MAX;
-        let (topic, number) = (batch.topic, batch.partition);
-        self.release(batch.records, |position| {
-            Ok(RecordMetadata {
-                topic: Arc::clone(&topic),
-                partition: number,
-                offset: base_offset.map(|base| base + position),
-            })
-        })
-    }
-
-    /// Keeps a batch whose fate is unknown, to send it again as it is.
-    fn keep(&mut self, mut batch: Batch, error: Error, now: Instant) -> Vec<Completion> {
-        if self.aborted || now >= batch.cut_at + self.limits.delivery_timeout {
-            return self.fail_unknown(batch, error);
-        }
-        batch.unknown = true;
-        self.leaders_doubtful = true;
-        let returned = &self.partitions[batch.index].returned;
-        if !returned.iter().any(|other| other.number < batch.number) {
-            self.pause(batch.index, now);
-        }
-        self.give_back(batch)
-    }
-
-    /// Puts a batch where it is sent again from, or undone.
-    fn give_back(&mut self, batch: Batch) -> Vec<Completion> {
-        let returned = &mut self.partitions[batch.index].returned;
-        let place = returned.partition_point(|other| other.number < batch.number);
-        returned.insert(place, batch);
-        Vec::new()
-    }
-
-    /// As `give_back`, of a batch that is definitely not in the log, whatever became of
-    /// earlier attempts. Each record bears only so many refusals.
-    fn give_back_counting(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
-        batch.unknown = false;
-        batch.refused = Some(error);
-        self.give_back(batch)
-    }
-
-    /// Undoes, once nothing is in flight, the last of the batches that came back, as far
-    /// as they are definitely not in the log: their records go back to the head of the
-    /// queue.
-    fn undo_last(&mut self, index: usize, now: Instant) -> Vec<Completion> {
-        // None is in the log whose predecessor is not.
-        let mut is_absent = false;
-        for batch in &mut self.partitions[index].returned {
-            is_absent |= !batch.unknown;
-            batch.unknown = !is_absent;
-        }
-        let returned = &mut self.partitions[index].returned;
-        let first = returned.partition_point(|batch| batch.unknown);
-        let absent = returned.split_off(first);
-        let undone = absent.into_iter().rev();
-        undone.flat_map(|batch| self.undo(batch, now)).collect()
-    }
-
-    fn undo(&mut self, mut batch: Batch, now: Instant) -> Vec<Completion> {
-        if self.aborted {
-            return self.fail(batch, Error::Closed);
-        }
-        let pauses = self.limits.refusal_pauses;
-        let partition = &mut self.partitions[batch.index];
-        if partition.identity == Some(batch.identity) {
-            partition.next_sequence = batch.base_sequence;
-        }
-        let mut failed = Vec::new();
-        for mut queued in std::mem::take(&mut batch.records).into_iter().rev() {
-            queued.refusals += usize::from(batch.refused.is_some());
-            if queued.refusals > pauses.len() {
-                failed.push(queued);
-                continue;
-            }
-            if let Some(last) = queued.refusals.checked_sub(1)
-                && batch.refused.is_some()
-            {
-                let pause = now + pauses[last];
-                partition.not_before =
-                    Some(partition.not_before.map_or(pause, |other| other.max(pause)));
-            }
-            queued.is_returned = true;
-            queued.slot.return_to_queue();
-            partition.queue.push_front(queued);
-        }
-        failed.reverse();
-        match batch.refused {
-            Some(error) => self.release(failed, |_| Err(ProduceError::not_sent(error.clone()))),
-            None => Vec::new(),
-        }
-    }
-
-    fn fail_unknown(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
-        batch.unknown = true;
-        self.fail(batch, error)
-    }
-
-    /// Ends a batch without success.
-    fn fail(&mut self, batch: Batch, error: Error) -> Vec<Completion> {
-        let partition = &mut self.partitions[batch.index];
-        let is_last = partition.in_flight == 0 && partition.returned.is_empty();
-        let error = if batch.unknown {
-            // Its sequence numbers may or may not be taken.
-            self.renew_identity(batch.identity);
-            ProduceError::maybe_sent(error)
-        } else {
-            if partition.identity == Some(batch.identity) && is_last {
-                partition.next_sequence = batch.base_sequence;
-            } else {
-                // It leaves a gap before those that go on from it.
-                self.renew_identity(batch.identity);
-            }
-            ProduceError::not_sent(error)
-        };
-        self.release(batch.records, |_| Err(error.clone()))
-    }
-
-    fn renew_identity(&mut self, spoilt: Identity) {
-        if self.identity == Some(spoilt) {
-            self.identity = None;
-        }
-    }
-
-    fn pause(&mut self, index: usize, now: Instant) {
-        let partition = &mut self.partitions[index];
-        let pause = PAUSE_FIRST.saturating_mul(2u32.saturating_pow(partition.pauses.min(10)));
-        partition.pauses = partition.pauses.saturating_add(1);
-        partition.not_before = Some(now + pause.min(PAUSE_MAX));
-    }
-
-    fn release(
-        &mut self,
-        records: Vec<Queued>,
-        outcome: impl Fn(i64) -> Outcome,
-    ) -> Vec<Completion> {
-        self.outstanding -= records.len();
-        self.buffered_bytes -= records.iter().map(|queued| queued.weight).sum::<usize>();
-        records
-            .into_iter()
-            .zip(0i64..)
-            .map(|(queued, position)| Completion {
-                slot: queued.slot,
-                topic: queued.record.topic,
-                queued_at: queued.queued_at,
-                outcome: outcome(position),
-            })
-            .collect()
     }
 
     /// Sorts out what waited too long: records past their deadline or withdrawn,
@@ -868,21 +463,24 @@ impl Accumulator {
     }
 }
 
-impl Partition {
-    fn has_work(&self) -> bool {
-        !self.queue.is_empty() || !self.returned.is_empty()
-    }
-}
-
 fn overdue(queued: Queued) -> Completion {
     let error = Error::Timeout {
         what: format!("kafka to take a record for {}", queued.record.topic),
     };
+    completion(queued, Err(ProduceError::not_sent(error)))
+}
+
+fn completion(queued: Queued, mut outcome: Outcome) -> Completion {
+    if let Err(error) = &mut outcome
+        && queued.is_unknown
+    {
+        error.certainty = Certainty::MaybeSent;
+    }
     Completion {
         slot: queued.slot,
         topic: queued.record.topic,
         queued_at: queued.queued_at,
-        outcome: Err(ProduceError::not_sent(error)),
+        outcome,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kafka_protocol::messages::{ApiKey, InitProducerIdRequest, ProducerId};
 
 use super::batch::Identity;
-use super::{Node, Shared, sender, wait};
+use super::{Node, Shared, State, sender, wait};
 use crate::deadline::Deadline;
 use crate::kafka::config::Backoff;
 use crate::kafka::error::Error;
@@ -35,6 +35,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
         senders: Vec::new(),
         backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
         asked: Instant::now(),
+        not_before: Instant::now(),
     };
     while keeper.wait_for_errand() {
         keeper.run_once();
@@ -52,28 +53,27 @@ struct Keeper<'a> {
     backoff: Backoff,
     /// When the cluster was last asked who leads what.
     asked: Instant,
+    /// No question before this moment, unless a caller warms up.
+    not_before: Instant,
 }
 
 impl Keeper<'_> {
     /// Waits until something is to be found out; false when it is time to end.
     fn wait_for_errand(&self) -> bool {
-        let max_age = self.shared.cluster.config().metadata_max_age;
         loop {
             let overdue = {
                 let mut state = self.shared.state();
                 if state.stopping {
                     return false;
                 }
-                let age = self.asked.elapsed();
-                let records = &state.records;
-                if records.needs_leaders() || records.needs_identity() || age >= max_age {
+                let now = Instant::now();
+                let due = self.due(&state);
+                if state.is_hurried || due <= now {
                     return true;
                 }
-                let until_old = max_age - age;
-                let pause = if records.outstanding() > 0 {
-                    until_old.min(SWEEP_PERIOD)
-                } else {
-                    until_old
+                let pause = match state.records.outstanding() {
+                    0 => due - now,
+                    _ => SWEEP_PERIOD.min(due - now),
                 };
                 state = wait(&self.shared.errand, state, pause);
                 state.records.sweep(Instant::now())
@@ -82,18 +82,34 @@ impl Keeper<'_> {
         }
     }
 
+    /// When to ask the cluster next. A topic that is missing delays no other.
+    fn due(&self, state: &State) -> Instant {
+        let records = &state.records;
+        let due = if records.needs_leaders() || records.needs_identity() {
+            self.not_before
+        } else if records.has_unknown_topic() {
+            self.asked + MISSING_PERIOD
+        } else {
+            self.asked + self.shared.cluster.config().metadata_max_age
+        };
+        due.max(self.not_before)
+    }
+
     fn run_once(&mut self) {
+        self.shared.state().is_hurried = false;
         let result = self.find_leaders().and_then(|()| self.find_identity());
-        let mut state = self.shared.state();
         let mut failed = Vec::new();
+        let mut state = self.shared.state();
         let pause = match result {
             Ok(()) => {
                 self.backoff.reset();
                 if state.refusal().is_some() {
                     state.trouble = None;
                 }
-                let waits = state.records.needs_leaders() || state.records.needs_identity();
-                waits.then_some(ELECTION_PERIOD)
+                match state.records.needs_leaders() || state.records.needs_identity() {
+                    true => ELECTION_PERIOD,
+                    false => Duration::ZERO,
+                }
             }
             Err(error) => {
                 log::debug!("kafka producer: {error}");
@@ -103,77 +119,50 @@ impl Keeper<'_> {
                 }
                 state.trouble = Some(error);
                 self.shared.progress.notify_all();
-                let pause = self.backoff.next_pause();
-                // A cluster that answers, and whose topics are just being made.
-                Some(match &state.trouble {
-                    Some(Error::Broker { .. }) => pause.min(MISSING_PERIOD),
-                    _ => pause,
-                })
+                self.backoff.next_pause()
             }
         };
+        self.not_before = Instant::now() + pause;
         failed.extend(state.records.sweep(Instant::now()));
         drop(state);
         self.shared.tell(failed);
-        let mut state = self.shared.state();
-        if let Some(pause) = pause {
-            let until = Deadline::after(pause);
-            let warming = state.warming;
-            // Who comes to warm up has reason to think that it works now.
-            while !state.stopping && !until.is_past() && state.warming <= warming {
-                state = wait(&self.shared.errand, state, until.remaining());
-            }
-        }
     }
 
     fn find_leaders(&mut self) -> Result<(), Error> {
         let topics = {
             let mut state = self.shared.state();
-            let due = self.asked.elapsed() >= self.shared.cluster.config().metadata_max_age;
-            if !due && !state.records.needs_leaders() {
+            let records = &mut state.records;
+            let is_old = self.asked.elapsed() >= self.shared.cluster.config().metadata_max_age;
+            if !is_old && !records.needs_leaders() && !records.has_unknown_topic() {
                 return Ok(());
             }
-            state.records.clear_doubt();
-            state.records.topic_names()
+            records.topics_to_ask(Instant::now())
         };
         self.asked = Instant::now();
         let refreshed = self
             .shared
             .cluster
             .refresh(&topics, Deadline::after(QUESTION_TIMEOUT));
-        let leaders = {
+        let (leaders, failed) = {
             let mut state = self.shared.state();
             if refreshed.is_err() {
                 state.records.doubt_leaders();
             }
-            state.records.learn(&self.shared.cluster);
-            state.records.leader_nodes()
+            let failed = state.records.learn(&self.shared.cluster);
+            (state.records.leader_nodes(), failed)
         };
+        self.shared.tell(failed);
+        for topic in &topics {
+            if let Some(refusal) = self.shared.topic_refusal(topic) {
+                log::debug!("kafka producer: {refusal}");
+            }
+        }
         for node in leaders {
             self.ensure_sender(node)?;
         }
         self.shared.state().wake_all();
         self.shared.progress.notify_all();
-        refreshed?;
-        self.missing_topic(&topics)
-    }
-
-    /// A topic that is not there keeps its records waiting; the reason is worth
-    /// telling.
-    fn missing_topic(&self, topics: &[Arc<str>]) -> Result<(), Error> {
-        let cluster = &self.shared.cluster;
-        let missing = topics
-            .iter()
-            .filter(|topic| cluster.partitions(topic).is_none());
-        match missing
-            .filter_map(|topic| cluster.topic_error(topic))
-            .next()
-        {
-            Some(code) => Err(Error::Broker {
-                api: ApiKey::Metadata,
-                code,
-            }),
-            None => Ok(()),
-        }
+        refreshed
     }
 
     fn ensure_sender(&mut self, id: i32) -> Result<(), Error> {

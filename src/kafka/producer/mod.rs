@@ -20,6 +20,8 @@
 //! - The producer is idempotent: a batch whose answer got lost is sent again and
 //!   recognised by the broker. A record acknowledged once is in the topic once.
 //! - A failed record says whether it may be in the topic ([`Certainty`]).
+//! - When a topic is deleted and created again, what waits is partitioned again, each key
+//!   in its order. A topic that is missing keeps only its own records waiting.
 //! - Memory is bounded: when the buffer is full, handing over waits, at most until
 //!   the record's deadline.
 //!
@@ -39,6 +41,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kafka_protocol::messages::ApiKey;
 
 pub use batch::{Compression, Identity, encode as encode_batch};
 pub use record::{Certainty, Outcome, ProduceError, Record, RecordMetadata};
@@ -185,6 +189,8 @@ struct State {
     stopping: bool,
     /// Callers of [`Producer::warm_up`] that wait.
     warming: usize,
+    /// One of them has just come: the keeper does not finish its pause.
+    is_hurried: bool,
     /// What stands in the way at present, to explain time-outs.
     trouble: Option<Error>,
 }
@@ -256,6 +262,7 @@ impl Producer {
             closing: false,
             stopping: false,
             warming: 0,
+            is_hurried: false,
             trouble: None,
         };
         let shared = Arc::new(Shared {
@@ -293,6 +300,7 @@ impl Producer {
         let shared = &self.shared;
         let mut state = shared.state();
         state.warming += 1;
+        let mut has_hurried = false;
         let outcome = loop {
             if state.closing {
                 break Err(Error::Closed);
@@ -306,8 +314,12 @@ impl Producer {
             }
             let left = deadline.remaining();
             if left.is_zero() {
-                break Err(state.explain("the kafka producer to be ready".to_owned()));
+                let what = "the kafka producer to be ready".to_owned();
+                break Err(shared.timed_out(&state, what, &shared.config.topics));
             }
+            // The caller has reason to think that it works now.
+            state.is_hurried |= !has_hurried;
+            has_hurried = true;
             if !are_led {
                 state.records.doubt_leaders();
             }
@@ -344,7 +356,7 @@ impl Producer {
             }
             let what = match state
                 .records
-                .place(&record)
+                .place(&record, Instant::now())
                 .map_err(ProduceError::not_sent)?
             {
                 Some(index) if state.records.has_room(weight) => break index,
@@ -360,7 +372,8 @@ impl Producer {
             };
             let left = deadline.remaining();
             if left.is_zero() {
-                let error = state.explain(format!("{what} for {}", record.topic));
+                let what = format!("{what} for {}", record.topic);
+                let error = shared.timed_out(&state, what, &[&*record.topic]);
                 drop(state);
                 let failed = ProduceError::not_sent(error);
                 let latency = started.elapsed();
@@ -382,8 +395,9 @@ impl Producer {
         let fits = !state.closing
             && record.size() <= self.shared.config.record_bytes
             && state.records.has_room(record.weight());
-        let index = state.records.place(&record).ok().flatten()?;
-        fits.then(|| self.queue(&mut state, index, record, deadline, Instant::now()))
+        let now = Instant::now();
+        let index = state.records.place(&record, now).ok().flatten()?;
+        fits.then(|| self.queue(&mut state, index, record, deadline, now))
     }
 
     fn queue(
@@ -444,7 +458,8 @@ impl Producer {
             if left.is_zero() {
                 state.records.flushing -= 1;
                 let count = state.records.outstanding();
-                return Err(state.explain(format!("kafka to take {count} records")));
+                let what = format!("kafka to take {count} records");
+                return Err(self.shared.timed_out(&state, what, &[] as &[&str]));
             }
             state = wait(&self.shared.progress, state, left);
         }
@@ -511,7 +526,8 @@ impl Pending {
             Err(gave_up) => gave_up,
         };
         let what = format!("kafka to acknowledge a record for {}", self.topic);
-        let error = self.shared.state().explain(what);
+        let shared = &self.shared;
+        let error = shared.timed_out(&shared.state(), what, &[&*self.topic]);
         match gave_up {
             GaveUp::Withdrawn => {
                 let outcome = Err(ProduceError::not_sent(error));
@@ -529,6 +545,33 @@ impl Pending {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// A time-out of what concerns these `topics` (none: all), with what stood in the way,
+    /// if that is known.
+    fn timed_out(&self, state: &State, mut what: String, topics: &[impl AsRef<str>]) -> Error {
+        let concerns = |error: &&Error| match error {
+            Error::Topic { topic, .. } => {
+                topics.is_empty() || topics.iter().any(|one| one.as_ref() == &**topic)
+            }
+            _ => true,
+        };
+        let mut names = topics.iter().map(AsRef::as_ref);
+        let refusal = names.find_map(|topic| self.topic_refusal(topic));
+        if let Some(reason) = refusal.or(state.trouble.as_ref().filter(concerns).cloned()) {
+            what = format!("{what} ({reason})");
+        }
+        Error::Timeout { what }
+    }
+
+    /// Why the cluster could not say who leads a topic, if that is so.
+    fn topic_refusal(&self, topic: &str) -> Option<Error> {
+        let code = self.cluster.topic_error(topic)?;
+        Some(Error::Topic {
+            topic: topic.into(),
+            api: ApiKey::Metadata,
+            code,
+        })
     }
 
     /// Tells owners and hooks; never called with a lock held.
@@ -561,14 +604,6 @@ impl State {
         let is_refusal =
             |error: &&Error| matches!(error, Error::Tls { .. } | Error::Authentication { .. });
         self.trouble.as_ref().filter(is_refusal).cloned()
-    }
-
-    /// A time-out with what stood in the way, if that is known.
-    fn explain(&self, mut what: String) -> Error {
-        if let Some(trouble) = &self.trouble {
-            what = format!("{what} ({trouble})");
-        }
-        Error::Timeout { what }
     }
 
     fn wake_all(&self) {

@@ -146,14 +146,9 @@ impl ProduceError {
     /// Whether the record is too large for the client or for the broker, as it is set up.
     pub fn is_too_large(&self) -> bool {
         use ResponseError::{MessageTooLarge, RecordListTooLarge};
-        matches!(
-            self.cause,
-            Error::RecordTooLarge { .. }
-                | Error::Broker {
-                    code: MessageTooLarge | RecordListTooLarge,
-                    ..
-                }
-        )
+        let is_over_limit = matches!(self.cause, Error::RecordTooLarge { .. });
+        let code = self.cause.code();
+        is_over_limit || matches!(code, Some(MessageTooLarge | RecordListTooLarge))
     }
 
     /// Whether Kafka refuses this record as it is, and may take others: no other password,
@@ -162,14 +157,10 @@ impl ProduceError {
         use ResponseError::{InvalidRecord, InvalidTimestamp};
         let is_invalid = matches!(
             self.cause,
-            Error::InvalidRecord { .. }
-                | Error::Encode { .. }
-                | Error::Broker {
-                    code: InvalidRecord | InvalidTimestamp,
-                    ..
-                }
+            Error::InvalidRecord { .. } | Error::Encode { .. }
         );
-        is_invalid || self.is_too_large()
+        let code = self.cause.code();
+        is_invalid || matches!(code, Some(InvalidRecord | InvalidTimestamp)) || self.is_too_large()
     }
 }
 
@@ -204,11 +195,12 @@ enum Stage {
 }
 
 impl Slot {
-    /// Moves on from the queue into a batch; false when it was withdrawn.
+    /// Moves on from the queue into a batch; false when it was withdrawn. A record that
+    /// waits to be sent a second time, of unknown fate, can no longer be withdrawn.
     pub(super) fn take_for_sending(&self) -> bool {
         let stage = &mut self.state().stage;
         match stage {
-            Stage::Queued => {
+            Stage::Queued | Stage::Sent => {
                 *stage = Stage::Sent;
                 true
             }

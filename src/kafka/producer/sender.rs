@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::produce_response::PartitionProduceResponse;
-use kafka_protocol::messages::{ProduceRequest, ProduceResponse, TopicName};
+use kafka_protocol::messages::{ApiKey, ProduceRequest, ProduceResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
 
 use super::accumulator::{Answer, Batch, Ready};
 use super::batch::encode;
@@ -26,6 +27,10 @@ const IDLE_WAIT: Duration = Duration::from_secs(60);
 /// A connection idle for longer is looked at before it is used: brokers close
 /// theirs after minutes, proxies after less.
 const IDLE_SUSPECT: Duration = Duration::from_secs(5);
+
+/// The version of Produce from which on a topic is named by its id. So a batch meant for a
+/// topic that was deleted does not end up in one of the same name.
+const BY_ID_FROM: i16 = 13;
 
 /// All in-sync replicas acknowledge.
 const ACKS_ALL: i16 = -1;
@@ -205,7 +210,13 @@ impl Sender<'_> {
         let timeout = self.shared.config.request_timeout;
         let deadline = Deadline::after(timeout);
         let size = Size::of(&batches);
-        match connection.send(&request(&batches, timeout), deadline) {
+        // A broker takes ids for all topics or for none.
+        let version_max = match batches.iter().any(|batch| batch.topic_id.is_nil()) {
+            true => BY_ID_FROM - 1,
+            false => i16::MAX,
+        };
+        let request = request(&batches, timeout);
+        match connection.send_at_most(&request, version_max, deadline) {
             Ok(sent) => {
                 self.in_flight.push_back(InFlight {
                     sent,
@@ -237,10 +248,11 @@ impl Sender<'_> {
         let Some(oldest) = self.in_flight.pop_front() else {
             return Ok(());
         };
+        let by_id = oldest.sent.version() >= BY_ID_FROM;
         match connection.receive(oldest.sent, oldest.deadline) {
             Ok(response) => {
                 self.ended(oldest.size, Ok(()));
-                self.settle(self.answers(oldest.batches, &response));
+                self.settle(self.answers(oldest.batches, &response, by_id));
                 Ok(())
             }
             Err(error) => {
@@ -307,17 +319,24 @@ impl Sender<'_> {
     }
 
     /// Finds each batch's answer in the response.
-    fn answers(&self, batches: Vec<Batch>, response: &ProduceResponse) -> Vec<(Batch, Answer)> {
-        let mut found: HashMap<(&str, i32), &PartitionProduceResponse> = HashMap::new();
+    fn answers(
+        &self,
+        batches: Vec<Batch>,
+        response: &ProduceResponse,
+        by_id: bool,
+    ) -> Vec<(Batch, Answer)> {
+        let mut found: HashMap<(Uuid, &str, i32), &PartitionProduceResponse> = HashMap::new();
         for topic in &response.responses {
             for partition in &topic.partition_responses {
-                found.insert((topic.name.as_str(), partition.index), partition);
+                let key = answer_key(by_id, topic.topic_id, &topic.name, partition.index);
+                found.insert(key, partition);
             }
         }
         batches
             .into_iter()
             .map(|batch| {
-                let answer = match found.get(&(&*batch.topic, batch.partition)) {
+                let key = answer_key(by_id, batch.topic_id, &batch.topic, batch.partition);
+                let answer = match found.get(&key) {
                     Some(partition) => self.answer(&batch, partition),
                     None => Answer::Unknown(Error::Protocol {
                         address: format!("node {}", self.node.id),
@@ -363,8 +382,9 @@ impl Sender<'_> {
                 match &answer {
                     Answer::Written(_) => written = true,
                     Answer::Refused(code) => {
-                        trouble = Some(Error::Broker {
-                            api: kafka_protocol::messages::ApiKey::Produce,
+                        trouble = Some(Error::Topic {
+                            topic: Arc::clone(&batch.topic),
+                            api: ApiKey::Produce,
                             code: *code,
                         });
                     }
@@ -383,18 +403,28 @@ impl Sender<'_> {
     }
 }
 
+/// Under which an answer is found: it names its topic by id or by name, never by both.
+fn answer_key(by_id: bool, id: Uuid, name: &str, partition: i32) -> (Uuid, &str, i32) {
+    match by_id {
+        true => (id, "", partition),
+        false => (Uuid::nil(), name, partition),
+    }
+}
+
 fn request(batches: &[Batch], timeout: Duration) -> ProduceRequest {
-    let mut by_topic: HashMap<&Arc<str>, Vec<PartitionProduceData>> = HashMap::new();
+    let mut by_topic: HashMap<(&Arc<str>, Uuid), Vec<PartitionProduceData>> = HashMap::new();
     for batch in batches {
-        by_topic.entry(&batch.topic).or_default().push(
+        let topic = (&batch.topic, batch.topic_id);
+        by_topic.entry(topic).or_default().push(
             PartitionProduceData::default()
                 .with_index(batch.partition)
                 .with_records(batch.encoded.clone()),
         );
     }
-    let topics = by_topic.into_iter().map(|(topic, partitions)| {
+    let topics = by_topic.into_iter().map(|((topic, id), partitions)| {
         TopicProduceData::default()
             .with_name(TopicName(StrBytes::from_string(topic.to_string())))
+            .with_topic_id(id)
             .with_partition_data(partitions)
     });
     // The broker gives up on its replicas before we give up on the broker: an

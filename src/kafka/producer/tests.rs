@@ -1,5 +1,7 @@
 //! The whole producer, threads and all, against a broker with faults.
 
+mod topics;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -54,6 +56,7 @@ fn written(incoming: &Incoming, error: i16, offset: i64) -> ProduceResponse {
         });
         TopicProduceResponse::default()
             .with_name(topic.name)
+            .with_topic_id(topic.topic_id)
             .with_partition_responses(partitions.collect())
     });
     ProduceResponse::default().with_responses(topics.collect())

@@ -1,12 +1,13 @@
 //! The producer's state machine against a model of a broker's log, on a clock of
 //! the test's own.
 
-use std::collections::{HashMap, VecDeque};
+mod any_fault;
+mod replaced_topic;
 
-use proptest::prelude::*;
-
+use super::topics::Leaders;
 use super::*;
-use crate::kafka::producer::record::{Certainty, GaveUp};
+use crate::kafka::producer::record::{GaveUp, RecordMetadata};
+use kafka_protocol::error::ResponseError;
 
 const NODE: i32 = 1;
 
@@ -25,6 +26,9 @@ impl Leaders for OneLeader {
     }
     fn leader(&self, _: &str, _: i32) -> Option<i32> {
         Some(NODE)
+    }
+    fn topic_id(&self, _: &str) -> Option<Uuid> {
+        None
     }
 }
 
@@ -60,7 +64,7 @@ fn push_to(
 ) -> Arc<Slot> {
     let mut record = Record::new("t", None, Some(value.into()));
     record.partition = Some(partition);
-    let index = records.place(&record).unwrap().unwrap();
+    let index = records.place(&record, now).unwrap().unwrap();
     let slot: Arc<Slot> = Arc::default();
     let deadline = Deadline::after_instant(now, patience);
     records.push(
@@ -505,156 +509,4 @@ fn sequence_numbers_start_over_after_the_largest() {
     assert_eq!(sequence_after(0, 5), 5);
     assert_eq!(sequence_after(i32::MAX, 1), 0);
     assert_eq!(sequence_after(i32::MAX - 1, 5), 3);
-}
-
-/// A partition's log with the broker's memory of its producers.
-#[derive(Default)]
-struct Log {
-    values: Vec<String>,
-    /// By producer: first sequence number, size and offset of its last batches.
-    last: HashMap<i64, VecDeque<(i32, usize, i64)>>,
-}
-
-impl Log {
-    fn append(&mut self, batch: &Batch) -> Answer {
-        let size = batch.records.len();
-        let last = self.last.entry(batch.identity.producer_id).or_default();
-        let same = |known: &&(i32, usize, i64)| (known.0, known.1) == (batch.base_sequence, size);
-        if let Some((_, _, offset)) = last.iter().find(same) {
-            return Answer::Written(Some(*offset));
-        }
-        let expected = last
-            .back()
-            .map_or(0, |(base, count, _)| sequence_after(*base, *count));
-        if batch.base_sequence != expected {
-            return Answer::Refused(ResponseError::OutOfOrderSequenceNumber);
-        }
-        let offset = self.values.len() as i64;
-        self.values.extend(values(batch));
-        last.push_back((expected, size, offset));
-        if last.len() > 5 {
-            last.pop_front();
-        }
-        Answer::Written(Some(offset))
-    }
-
-    /// What a broker answers when `fault` happens.
-    fn answer(&mut self, batch: &Batch, fault: u8) -> Answer {
-        match fault % 12 {
-            0 => lost(),
-            1 => {
-                self.append(batch);
-                lost()
-            }
-            2 => Answer::Refused(ResponseError::NotLeaderOrFollower),
-            3 => {
-                self.append(batch);
-                Answer::Refused(ResponseError::NotLeaderOrFollower)
-            }
-            4 => {
-                self.append(batch);
-                Answer::Refused(ResponseError::RequestTimedOut)
-            }
-            5 => Answer::Refused(ResponseError::NotEnoughReplicas),
-            6 => Answer::Refused(ResponseError::InvalidRecord),
-            7 => {
-                self.append(batch);
-                Answer::Refused(ResponseError::UnknownServerError)
-            }
-            _ => self.append(batch),
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    #[test]
-    fn whatever_goes_wrong_every_record_ends_once_in_order_and_truthfully(
-        steps in proptest::collection::vec((0i32..3, 0usize..4, any::<u8>(), any::<bool>()), 1..80),
-    ) {
-        let mut records = accumulator(3);
-        // Three records fill a batch.
-        records.limits.batch_bytes = 3 * 37;
-        let mut requests: VecDeque<Vec<Batch>> = VecDeque::new();
-        let mut now = Instant::now();
-        let mut logs: HashMap<i32, Log> = HashMap::new();
-        let mut slots: Vec<(i32, String, Arc<Slot>)> = Vec::new();
-        let mut told: HashMap<String, Outcome> = HashMap::new();
-        let mut producer_id = 1;
-        let mut fail = steps.into_iter();
-        for _ in 0..10_000 {
-            let step = fail.next();
-            if step.is_none() && records.outstanding() == 0 {
-                break;
-            }
-            let (partition, count, fault, give_up) = step.unwrap_or((0, 0, 11, false));
-            for _ in 0..count {
-                let value = format!("{}", slots.len());
-                let patience = Duration::from_secs(if fault % 5 == 0 { 1 } else { 600 });
-                let slot = push_to(&mut records, partition, value.clone(), patience, now);
-                slots.push((partition, value, slot));
-            }
-            if give_up
-                && let Some((_, value, slot)) = slots.get(usize::from(fault) % slots.len().max(1))
-                && matches!(slot.wait(no_time()), Err(GaveUp::Withdrawn))
-            {
-                let error = ProduceError::not_sent(Error::Closed);
-                told.entry(value.clone()).or_insert(Err(error));
-            }
-            if records.needs_identity() {
-                producer_id += 1;
-                records.set_identity(Identity { producer_id, epoch: 0 });
-            }
-            tell(records.sweep(now));
-            while requests.len() < 5 {
-                let (batches, expired) = records.cut(NODE, now, !requests.is_empty());
-                tell(expired);
-                if batches.is_empty() {
-                    break;
-                }
-                requests.push_back(batches);
-            }
-            // Some of the requests are answered, or the connection is lost with all.
-            let is_lost = fault % 12 < 2;
-            let count = if is_lost { 5 } else { usize::from(fault / 12 % 3) + 1 };
-            let mut fault = fault;
-            for _ in 0..count.min(requests.len()) {
-                for batch in requests.pop_front().unwrap() {
-                    let answer = logs.entry(batch.partition).or_default().answer(&batch, fault);
-                    tell(records.settle(batch, answer, now));
-                }
-                // What came behind went well, or is lost, too: as far as it had arrived.
-                fault = match (is_lost, fault % 12) {
-                    (true, 1) if fault > 100 => 0,
-                    (true, _) => fault,
-                    (false, _) => 11,
-                };
-            }
-            now += Duration::from_millis(300);
-        }
-        prop_assert_eq!(records.outstanding(), 0);
-        prop_assert_eq!(records.buffered_bytes, 0);
-        for (partition, value, slot) in &slots {
-            let outcome = match told.remove(value) {
-                Some(withdrawn) => withdrawn,
-                None => slot.wait(no_time()).expect("every record has an outcome"),
-            };
-            let log = logs.get(partition).map_or(&[][..], |log| &log.values);
-            let copies = log.iter().filter(|one| *one == value).count();
-            match outcome {
-                Ok(metadata) => {
-                    prop_assert_eq!(copies, 1);
-                    let offset = usize::try_from(metadata.offset.unwrap()).unwrap();
-                    prop_assert_eq!(&log[offset], value);
-                }
-                Err(error) if error.certainty == Certainty::NotSent => prop_assert_eq!(copies, 0),
-                Err(_) => prop_assert!(copies <= 1),
-            }
-        }
-        for log in logs.values() {
-            let numbers: Vec<usize> = log.values.iter().map(|one| one.parse().unwrap()).collect();
-            prop_assert!(numbers.is_sorted(), "{:?}", numbers);
-        }
-    }
 }
