@@ -182,7 +182,8 @@ pub enum CommitError {
     #[error("the group is rebalancing")]
     Rebalancing,
     /// The partitions are no longer this member's; somebody else reads them, from
-    /// the last committed offset on. Nothing was changed.
+    /// the last committed offset on. Or their topic was deleted and created again, and the
+    /// offset is beyond what was handed out of the new one. Nothing was changed.
     #[error("the partitions belong to this member no longer")]
     Lost,
     /// No answer in time; the commit may have happened. Committing the same

@@ -494,8 +494,8 @@ impl Consumer {
             self.classic(Machine::want_rejoin);
         }
         for (partition, id) in assigned {
-            // Of the same name with another id, it is told apart when the leader refuses
-            // the one that was read so far.
+            // If only the id is new, the leader refuses the old one, and the partition
+            // restarts then.
             let known = self.partitions.entry(partition);
             known.or_insert_with(|| Partition::new(id)).assigned_id = id;
         }

@@ -269,8 +269,8 @@ impl Partition {
         }
     }
 
-    /// Whether an offset cannot be of what was handed out since the partition was
-    /// assigned: reading has not begun, or has not come so far in the topic that has the
+    /// Whether an offset cannot belong to records that were handed out since the
+    /// assignment: reading has not begun, or has not reached it in the topic that has the
     /// name now.
     pub fn is_foreign(&self, offset: i64) -> bool {
         self.lookup == Some(Lookup::Committed)

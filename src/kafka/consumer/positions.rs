@@ -96,14 +96,14 @@ impl Consumer {
 
     /// The ids of the topic a partition belongs to and of the one that has its name now,
     /// if the leader does not have the former. Metadata alone does not prove it: a broker
-    /// that lags behind may still tell an old id.
+    /// that lags behind may still name an old id.
     fn replacement(&self, name: &TopicPartition, partition: &Partition) -> Option<(Uuid, Uuid)> {
         if partition.id_verdict == IdVerdict::Confirmed {
             return None;
         }
         let new = match self.config.group_protocol {
             GroupProtocol::Classic => self.cluster.topic_id(&name.topic),
-            // The coordinator gives partitions of the new topic to whom it likes.
+            // The coordinator may assign the new topic's partitions to other members.
             GroupProtocol::Consumer => partition.assigned_id,
         };
         let (old, new) = (partition.topic_id?, new?);
@@ -119,7 +119,7 @@ impl Consumer {
         }
     }
 
-    /// The coordinator told what is committed.
+    /// Takes in what the group has committed.
     pub(super) fn committed_answer(
         &mut self,
         answer: &OffsetFetchResponse,
@@ -133,24 +133,24 @@ impl Consumer {
             return self.committed_refused(code, identity);
         }
         for topic in &answer.topics {
-            for told in &topic.partitions {
-                if let Some(code) = ResponseError::try_from_code(told.error_code) {
+            for entry in &topic.partitions {
+                if let Some(code) = ResponseError::try_from_code(entry.error_code) {
                     self.committed_refused(code, identity)?;
                     continue;
                 }
-                let name = TopicPartition::new(&*topic.name.0, told.partition_index);
+                let name = TopicPartition::new(&*topic.name.0, entry.partition_index);
                 let Some(partition) = self.partitions.get_mut(&name) else {
                     continue;
                 };
                 if partition.lookup != Some(Lookup::Committed) {
                     continue;
                 }
-                if told.committed_offset >= 0 {
+                if entry.committed_offset >= 0 {
                     // The offset is one in this topic, whichever has the name now. If it
                     // is gone, its leader says so.
-                    let id = topic_id::from_commit_metadata(told.metadata.as_deref());
+                    let id = topic_id::from_commit_metadata(entry.metadata.as_deref());
                     partition.topic_id = id.or(partition.topic_id);
-                    partition.start_committed(told.committed_offset, told.committed_leader_epoch);
+                    partition.start_committed(entry.committed_offset, entry.committed_leader_epoch);
                 } else {
                     // Nothing committed yet.
                     let to = reset_to(self.config.auto_offset_reset)
@@ -193,12 +193,12 @@ impl Consumer {
     ) -> Result<(), Error> {
         let mut result = Ok(());
         for topic in &answer.topics {
-            for told in &topic.partitions {
-                let name = TopicPartition::new(&*topic.name.0, told.partition_index);
+            for entry in &topic.partitions {
+                let name = TopicPartition::new(&*topic.name.0, entry.partition_index);
                 let Some(asked) = resets.get(&name) else {
                     continue;
                 };
-                if let Some(code) = ResponseError::try_from_code(told.error_code) {
+                if let Some(code) = ResponseError::try_from_code(entry.error_code) {
                     if let Err(error) = self.partition_refused(&name, ApiKey::ListOffsets, code) {
                         result = Err(error);
                     }
@@ -207,7 +207,7 @@ impl Consumer {
                 if let Some(partition) = self.partitions.get_mut(&name)
                     && partition.waits_for(asked)
                 {
-                    partition.start_at(told.offset.max(0));
+                    partition.start_at(entry.offset.max(0));
                 }
             }
         }
