@@ -7,15 +7,22 @@ WORKDIR /src
 
 # The dependencies alone, with empty programs: this layer lasts until Cargo.toml or Cargo.lock change.
 COPY Cargo.toml Cargo.lock ./
+COPY crates/deadline/Cargo.toml crates/deadline/
+COPY crates/kafka/Cargo.toml crates/kafka/
+COPY crates/postgres/Cargo.toml crates/postgres/
+COPY crates/sockets/Cargo.toml crates/sockets/
+COPY crates/telemetry/Cargo.toml crates/telemetry/
 RUN mkdir -p src/bin benches \
     && touch src/lib.rs \
+    && for crate in crates/*; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done \
     && echo 'fn main() {}' | tee src/bin/tbd-api.rs src/bin/tbd-worker.rs > benches/hot.rs \
     && cargo build --release --locked --bins
 
 COPY migrations migrations
+COPY crates crates
 COPY src src
 # The files come with the dates of the checkout, and cargo goes by dates: ours are newer than the empty programs.
-RUN find src -name '*.rs' -exec touch {} + \
+RUN find crates src -name '*.rs' -exec touch {} + \
     && cargo build --release --locked --bins \
     && mkdir /out \
     && cp target/release/tbd-api target/release/tbd-worker /out

@@ -12,7 +12,7 @@ import struct
 import sys
 import threading
 
-# Request: target, oldest version that src/kafka/wire.rs speaks.
+# Request: target, oldest version that crates/kafka/src/wire.rs speaks.
 APIS = {
     0: ("produce", 3), 1: ("fetch", 4), 2: ("list_offsets", 1), 3: ("metadata", 4), 8: ("offset_commit", 7),
     9: ("offset_fetch", 5), 10: ("find_coordinator", 1), 11: ("join_group", 5), 12: ("heartbeat", 3),

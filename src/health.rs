@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::stop::StopSignal;
+use tbd_deadline::StopSignal;
 
 /// The pause between two checks while all is well, ...
 const INTERVAL: Duration = Duration::from_secs(2);

@@ -7,13 +7,13 @@
 //! | [`orders`] | the bounded context: domain, use cases, ports, adapters | inward only; see its page |
 //! | [`http_server`] | a bounded thread pool on tiny_http | no orders |
 //! | [`auth`] | bearer tokens | `http_server` |
-//! | [`kafka`] | a blocking Kafka client | no orders, no telemetry |
-//! | [`database`] | pool, migrations, retry | no orders, no telemetry |
-//! | [`telemetry`] | logs, metrics, traces | no orders |
+//! | [`metrics`] | every metric of both programs, one table | nothing |
 //! | [`config`] | every variable, typed | nothing |
 //! | [`service`] | what both programs share: start, probes, stop | every room |
-//! | `sockets` | finds a socket that a library keeps to itself | nothing |
-//! | [`deadline`], [`stop`], [`health`] | one shared end of waiting; one signal to stop; one verdict on a dependency | nothing |
+//! | [`health`] | one verdict on a dependency | nothing |
+//!
+//! Below them are libraries of their own, which know no orders: `crates/deadline` (deadlines, stop signals),
+//! `crates/kafka` (the Kafka client), `crates/postgres` (pool, shared statements, migrations), `crates/sockets` (sockets that a library keeps to itself), `crates/telemetry` (logs, metrics, traces).
 //!
 //! The programs (`src/bin/`) only wire rooms together, start them, and stop them in order.
 //!
@@ -38,7 +38,7 @@
 //! | `kafka-producer-N` | 1 per leader | records; the broker's answer | `Producer::close` |
 //! | `order-consumer-N` | WORKER_CONCURRENCY in the worker | records; database; acknowledgements | the stop signal |
 //! | `kafka-heartbeat-N` | 1 per consumer | the next heartbeat | `Consumer::close` |
-//! | `otel-export` | 1 if traces are exported | spans; the collector | `Tracing::shutdown` |
+//! | `OpenTelemetry.Traces.BatchProcessor` | 1 if traces are exported | spans; the collector | `Tracing::shutdown` |
 //! | `second-signal`, `shutdown-watchdog` | while stopping | a second signal; 30 s | with the process |
 //! | `shutdown-NAME` | 1 at a time while stopping | what this part of the shutdown ends | with its part, or with the process once its share of the 30 s is spent |
 
@@ -50,13 +50,8 @@ extern crate self as tbd;
 
 pub mod auth;
 pub mod config;
-pub mod database;
-pub mod deadline;
 pub mod health;
 pub mod http_server;
-pub mod kafka;
+pub mod metrics;
 pub mod orders;
 pub mod service;
-mod sockets;
-pub mod stop;
-pub mod telemetry;

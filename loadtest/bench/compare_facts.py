@@ -14,8 +14,8 @@ PROGRAMS = ("tbd-api", "tbd-worker")
 # What waits, beside what does the same waiting over there. The rest of tbd (domain, SQL, formats, metrics, logs) is in both.
 AREAS = {
     "HTTP": (["src/http_server", "src/orders/adapters/http/handlers.rs"], ["src/http.rs"]),
-    "PostgreSQL": (["src/database", "src/orders/adapters/postgres"], ["src/store.rs"]),
-    "Kafka": (["src/kafka", "src/orders/adapters/kafka/bus.rs"], ["src/bus.rs"]),
+    "PostgreSQL": (["crates/postgres/src", "src/orders/adapters/postgres"], ["src/store.rs"]),
+    "Kafka": (["crates/kafka/src", "src/orders/adapters/kafka/bus.rs"], ["src/bus.rs"]),
     "delivery, housekeeping": (["src/orders/app/delivery.rs", "src/orders/app/delivery", "src/orders/app/housekeeping.rs",
                                 "src/orders/app/housekeeping"], ["src/delivery.rs"]),
     "worker": (["src/orders/adapters/kafka/consumer.rs", "src/orders/app/commands/process_orders.rs",

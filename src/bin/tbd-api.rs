@@ -4,14 +4,13 @@ use std::process;
 use std::sync::Arc;
 
 use tbd::config::{ApiConfig, CommandLine, EventDelivery, Program};
-use tbd::database::HealthCheck;
-use tbd::database::migrations::{Migrator, Source};
-use tbd::deadline::Deadline;
 use tbd::health::Monitor;
 use tbd::http_server::Router;
+use tbd::metrics::Metrics;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, page, routes};
 use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus, watch_lag};
+use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::adapters::postgres::{self, PostgresStore};
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
@@ -20,8 +19,10 @@ use tbd::orders::ports::EventBus;
 use tbd::service::{
     self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
 };
-use tbd::stop::StopSignal;
-use tbd::telemetry::metrics::Metrics;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
+use tbd_postgres::HealthCheck;
+use tbd_postgres::migrations::{Migrator, Source};
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -44,7 +45,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
 
     let token_check = config.auth.as_ref().map(service::token_check).transpose()?;
     let migrator = Migrator::new(match &config.migrations_dir {
-        None => Source::Embedded,
+        None => EMBEDDED,
         Some(dir) => Source::Dir(dir.clone()),
     })?;
     let database = service::database_config(&config.database, "tbd-api");

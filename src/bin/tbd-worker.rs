@@ -5,23 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tbd::config::{CommandLine, GroupProtocol as WantedProtocol, Program, WorkerConfig};
-use tbd::database::HealthCheck;
-use tbd::database::migrations::{Migrator, Source};
-use tbd::deadline::Deadline;
 use tbd::health::Monitor;
 use tbd::http_server::Router;
-use tbd::kafka::consumer::{ConsumerConfig, GroupProtocol};
+use tbd::metrics::Metrics;
 use tbd::orders::adapters::kafka::{
     AnnouncementHealth, ConsumerSettings, KafkaEventBus, OrderConsumers, watch_lag,
 };
+use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::adapters::postgres::{self, PostgresStore};
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
 use tbd::orders::app::commands::ProcessOrders;
 use tbd::service::{
     self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
 };
-use tbd::stop::StopSignal;
-use tbd::telemetry::metrics::Metrics;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
+use tbd_kafka::consumer::{ConsumerConfig, GroupProtocol};
+use tbd_postgres::HealthCheck;
+use tbd_postgres::migrations::Migrator;
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -60,7 +61,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let producer = kafka.producer(&metrics)?;
     let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
 
-    let mut check = HealthCheck::new(pool, Migrator::new(Source::Embedded)?, postgres::TABLES);
+    let mut check = HealthCheck::new(pool, Migrator::new(EMBEDDED)?, postgres::TABLES);
     let (database_health, database_thread) =
         Monitor::start("database-health", stop.clone(), move || check.run())?;
     let warm = Arc::clone(&bus);

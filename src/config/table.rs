@@ -1,5 +1,5 @@
 //! Every variable of both programs, in one table: it drives parsing, `--help`
-//! and the README's two tables.
+//! and the two tables of docs/configuration.md.
 
 /// One of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ pub fn variables(program: Program) -> impl Iterator<Item = &'static Variable> {
         .filter(move |variable| variable.is_for(program))
 }
 
-/// The table of one program in Markdown, as the README shows it.
+/// The table of one program in Markdown, as docs/configuration.md shows it.
 pub fn markdown_table(program: Program) -> String {
     let mut table = String::from("| Variable | Default | Description |\n|---|---|---|\n");
     for variable in variables(program) {

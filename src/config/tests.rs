@@ -599,14 +599,22 @@ fn the_markdown_table_has_a_row_for_every_variable() {
 }
 
 #[test]
-fn the_readme_shows_the_table_of_each_program() {
-    let readme = include_str!("../../README.md");
+fn the_configuration_page_shows_the_table_of_each_program() {
+    let page = include_str!("../../docs/configuration.md");
     for program in [Program::Api, Program::Worker] {
         let table = markdown_table(program);
         assert!(
-            readme.contains(table.trim_end()),
-            "README.md should have, for {}:\n{table}",
+            page.contains(table.trim_end()),
+            "docs/configuration.md should have, for {}:\n{table}",
             program.name()
         );
+    }
+}
+
+#[test]
+fn every_sampler_that_may_be_configured_is_known() {
+    for name in SAMPLERS {
+        let sampler = tbd_telemetry::tracing::Sampler::from_name(name, 0.5);
+        assert!(sampler.is_some(), "{name}");
     }
 }

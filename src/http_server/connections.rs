@@ -13,7 +13,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::unfinished;
-use crate::deadline::Deadline;
+use tbd_deadline::Deadline;
 
 /// Requests of one connection that may wait behind the one being answered.
 const PIPELINE: usize = 32;

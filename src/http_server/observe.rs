@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Instant;
 
-use prometheus::{Histogram, IntCounter};
+use tbd_telemetry::metrics::{Histogram, IntCounter};
 
 use super::request::{header, headers, path_range};
-use crate::telemetry::metrics::HttpMetrics;
-use crate::telemetry::semconv;
-use crate::telemetry::tracing::{self, KeyValue, SpanGuard, SpanKind};
+use crate::metrics::HttpMetrics;
+use tbd_telemetry::semconv;
+use tbd_telemetry::tracing::{self, KeyValue, SpanGuard, SpanKind};
 
 /// The route of a request no template fits.
 pub(super) const UNMATCHED: &str = "unmatched";

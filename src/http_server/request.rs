@@ -10,7 +10,7 @@ use super::incoming::Incoming;
 use super::problem::{self, Problem};
 use super::router::{Identity, Match};
 use super::watch::Watch;
-use crate::deadline::Deadline;
+use tbd_deadline::Deadline;
 
 /// One request: its head, and its body when asked for.
 pub struct Request {

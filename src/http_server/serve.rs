@@ -21,7 +21,7 @@ use super::router::{Match, Router};
 use super::socket::Connection;
 use super::unfinished::Fault;
 use super::watch::Watch;
-use crate::deadline::Deadline;
+use tbd_deadline::Deadline;
 
 /// What all threads of one server share.
 pub(super) struct Shared {

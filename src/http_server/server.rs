@@ -19,8 +19,8 @@ use super::self_check::{PING_INTERVAL, Ping, SelfCheck};
 use super::serve::{Lane, Linger, SHED, Shared, Work};
 use super::socket;
 use super::watch::Watch;
-use crate::deadline::Deadline;
-use crate::telemetry::metrics::HttpMetrics;
+use crate::metrics::HttpMetrics;
+use tbd_deadline::Deadline;
 
 /// Threads for probe routes, and how many probes may wait for them.
 const PROBE_THREADS: usize = 2;

@@ -16,7 +16,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::sockets;
+use tbd_sockets as sockets;
 
 /// Connections the kernel may complete before they are accepted.
 const BACKLOG: i32 = 1024;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::socket::Connection;
-use crate::deadline::Deadline;
+use tbd_deadline::Deadline;
 
 /// The reads under way.
 pub(super) struct Watch {

@@ -7,11 +7,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::config::{DatabaseSettings, SessionTarget};
-use crate::database::migrations::{MigrationError, Migrator, SchemaState};
-use crate::database::{DatabaseConfig, DatabaseError, Hooks, Pool, TargetSessionAttrs};
-use crate::deadline::Deadline;
-use crate::stop::StopSignal;
-use crate::telemetry::metrics::{DatabaseMetrics, Metrics};
+use crate::metrics::{DatabaseMetrics, Metrics};
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
+use tbd_postgres::migrations::{MigrationError, Migrator, SchemaState};
+use tbd_postgres::{DatabaseConfig, DatabaseError, Hooks, Pool, TargetSessionAttrs};
 
 /// How long one try at migrating waits for another instance that is migrating.
 const LOCK_BUDGET: Duration = Duration::from_secs(60);

@@ -9,11 +9,11 @@ use log::LevelFilter;
 use serde_json::value::RawValue;
 
 use crate::config::{DlqCommand, LogConfig, LogFormat, Position, Which, WorkerConfig};
-use crate::deadline::Deadline;
+use crate::metrics::Metrics;
 use crate::orders::adapters::kafka::{
     DeadLetters, KafkaEventBus, Letter, Letters, ReplayError, replay_letters,
 };
-use crate::telemetry::metrics::Metrics;
+use tbd_deadline::Deadline;
 
 use super::{Kafka, Telemetry};
 
@@ -26,12 +26,12 @@ enum Failure {
     #[error("cannot read {topic}: {error}")]
     Read {
         topic: String,
-        error: crate::kafka::Error,
+        error: tbd_kafka::Error,
     },
     #[error("{0}")]
-    Kafka(crate::kafka::Error),
+    Kafka(tbd_kafka::Error),
     #[error("cannot publish: {0}")]
-    Producer(crate::kafka::Error),
+    Producer(tbd_kafka::Error),
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
     #[error("cannot start: {0}")]
@@ -266,7 +266,7 @@ impl Tool {
         }
     }
 
-    fn unreadable(&self, error: crate::kafka::Error) -> Failure {
+    fn unreadable(&self, error: tbd_kafka::Error) -> Failure {
         let topic = self.kafka.topics.dlq.to_string();
         Failure::Read { topic, error }
     }

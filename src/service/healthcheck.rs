@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::deadline::Deadline;
+use tbd_deadline::Deadline;
 
 /// All that asking may take.
 const BUDGET: Duration = Duration::from_secs(2);

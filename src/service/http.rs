@@ -4,7 +4,7 @@ use std::process;
 
 use crate::config::HttpConfig;
 use crate::http_server::{Router, Server, ServerConfig, StartError};
-use crate::telemetry::metrics::Metrics;
+use crate::metrics::Metrics;
 
 /// `EX_SOFTWARE` of sysexits.h: the supervisor should start us anew.
 const EXIT_SELF_CHECK: i32 = 70;

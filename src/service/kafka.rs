@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::topics::TopicCheck;
 use crate::config::{self, KafkaSecurity, KafkaSettings};
-use crate::deadline::Deadline;
-use crate::kafka::admin::{Admin, TopicSpec};
-use crate::kafka::producer::{Compression, Producer, ProducerConfig};
-use crate::kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
+use crate::metrics::Metrics;
 use crate::orders::adapters::kafka::{ClientMeter, ProducerMeter, Topics};
-use crate::telemetry::metrics::Metrics;
+use tbd_deadline::Deadline;
+use tbd_kafka::admin::{Admin, TopicSpec};
+use tbd_kafka::producer::{Compression, Producer, ProducerConfig};
+use tbd_kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
 
 /// The cluster and the topics of orders on it.
 #[derive(Clone)]

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::process;
 
 use crate::config::{self, CommandLine, ConfigErrors, LogConfig, Program, TelemetrySettings};
-use crate::deadline::Deadline;
-use crate::telemetry::logging;
-use crate::telemetry::metrics::Metrics;
-use crate::telemetry::tracing::{self, Sampler, Tracing, TracingConfig};
+use crate::metrics::Metrics;
+use tbd_deadline::Deadline;
+use tbd_telemetry::logging;
+use tbd_telemetry::tracing::{self, Sampler, Tracing, TracingConfig};
 
 /// A command line or configuration that cannot be used.
 const EXIT_USAGE: i32 = 2;
@@ -61,6 +61,7 @@ impl Telemetry {
         }
         let sampler = Sampler::from_name(settings.sampler, settings.sampler_arg);
         let config = TracingConfig {
+            service_version: env!("CARGO_PKG_VERSION").to_owned(),
             service_name: settings.service_name.clone(),
             endpoint: settings.otlp_endpoint.clone(),
             sampler: sampler.unwrap_or(Sampler::ParentBasedAlwaysOn),

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use crate::health::Monitor;
 use crate::http_server::{Response, Router};
-use crate::stop::StopSignal;
-use crate::telemetry::metrics::{self, Metrics};
+use crate::metrics::Metrics;
+use tbd_deadline::StopSignal;
+use tbd_telemetry::metrics::CONTENT_TYPE;
 
 /// What readiness depends on.
 pub struct Checks {
@@ -74,7 +75,7 @@ pub fn probes(router: Router, checks: Checks, metrics: Metrics, port: u16) -> Ro
         })
         .probe_get("/metrics", move |_| {
             Ok(Response::new(200)
-                .header("Content-Type", metrics::CONTENT_TYPE)
+                .header("Content-Type", CONTENT_TYPE)
                 .header(INSTANCE, same_instance.clone())
                 .body(metrics.render()))
         })

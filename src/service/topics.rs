@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::Kafka;
-use crate::deadline::Deadline;
-use crate::kafka::Error;
+use tbd_deadline::Deadline;
+use tbd_kafka::Error;
 
 /// What one check of Kafka's health may take.
 const CHECK_BUDGET: Duration = Duration::from_secs(3);

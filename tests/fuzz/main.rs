@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tbd::kafka::wire::APIS;
+use tbd_kafka::wire::APIS;
 
 /// How long a target is tried with damaged seeds.
 const BUDGET: Duration = Duration::from_millis(150);

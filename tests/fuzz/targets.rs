@@ -4,13 +4,13 @@
 //! Shared by the fuzzer (`fuzz/`, for as long as one likes: `make fuzz`) and by `tests/fuzz` (each test run).
 
 use bytes::Bytes;
-use tbd::kafka::batch::{next_batch, whole_batches};
-use tbd::kafka::group::protocol::{Subscription, decode_assignment};
-use tbd::kafka::wire;
 use tbd::orders::adapters::http::{cursor, parse_list_query, parse_new_order};
 use tbd::orders::adapters::kafka::created_order;
 use tbd::orders::ports::IdempotencyKey;
-use tbd::telemetry::tracing::{deserialize, extract, serialize};
+use tbd_kafka::batch::{next_batch, whole_batches};
+use tbd_kafka::group::protocol::{Subscription, decode_assignment};
+use tbd_kafka::wire;
+use tbd_telemetry::tracing::{deserialize, extract, serialize};
 
 /// What is done with the bytes.
 pub type Target = fn(&[u8]);

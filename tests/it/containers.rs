@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -46,7 +47,7 @@ fn metrics_in(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn dashboards_and_alerts_ask_for_metrics_that_exist() {
-    let known = read("src/telemetry/metrics.rs");
+    let known = read("src/metrics.rs") + &read("crates/telemetry/src/metrics.rs");
     let mut asked = read("docker/prometheus/alerts.yml");
     for file in dashboards() {
         let json: Value = serde_json::from_str(&read(&file)).expect("JSON");
@@ -289,7 +290,18 @@ fn the_images_layer_of_dependencies_has_a_stand_in_for_every_file_that_the_manif
     let (_, stand_ins) = before.rsplit_once("RUN ").expect("what precedes it");
     let folder = own_folder("image");
     fs::create_dir_all(&folder).expect("a folder");
-    fs::copy(repository().join("Cargo.toml"), folder.join("Cargo.toml")).expect("the manifest");
+    for line in before.lines() {
+        let Some(arguments) = line.strip_prefix("COPY ") else {
+            continue;
+        };
+        let mut files: Vec<&str> = arguments.split_whitespace().collect();
+        let target = folder.join(files.pop().expect("a target"));
+        fs::create_dir_all(&target).expect("a folder");
+        for file in files {
+            let name = Path::new(file).file_name().expect("a name");
+            fs::copy(repository().join(file), target.join(name)).expect("a file to copy");
+        }
+    }
     let script = format!("{stand_ins} && cargo metadata --no-deps --format-version 1");
     let output = Command::new("sh")
         .args(["-c", &script])

@@ -6,14 +6,15 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tbd::database::migrations::{Migrator, Source};
-use tbd::database::{
-    DatabaseConfig, DatabaseError, HealthCheck, Hooks, Pool, PooledConnection, Statement, retry,
-};
-use tbd::deadline::Deadline;
 use tbd::health::Monitor;
 use tbd::orders::adapters::postgres::TABLES;
-use tbd::stop::StopSignal;
+use tbd::orders::adapters::postgres::migrations::EMBEDDED;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
+use tbd_postgres::migrations::Migrator;
+use tbd_postgres::{
+    DatabaseConfig, DatabaseError, HealthCheck, Hooks, Pool, PooledConnection, Statement, retry,
+};
 
 use crate::support::proxy::Proxy;
 use crate::support::{self, Database, OwnServer};
@@ -791,7 +792,7 @@ fn the_monitor_follows_the_database_and_its_schema() {
         port: proxy.port(),
         ..config(&database)
     };
-    let migrator = Migrator::new(Source::Embedded).expect("migrations");
+    let migrator = Migrator::new(EMBEDDED).expect("migrations");
     let stop = StopSignal::new();
     let mut check = HealthCheck::new(pool(config.clone()), migrator.clone(), TABLES);
     let (monitor, thread) =
@@ -852,7 +853,7 @@ fn at_the_servers_connection_limit_a_pool_that_serves_is_healthy() {
         max_idle_conns: 2,
         ..config(&database)
     };
-    let migrator = Migrator::new(Source::Embedded).expect("migrations");
+    let migrator = Migrator::new(EMBEDDED).expect("migrations");
     migrator.run(&config, soon()).expect("migrate");
     let pool = pool(config);
     eventually(Duration::from_secs(10), "two idle connections", || {

@@ -115,7 +115,7 @@ impl Packages {
         }
     }
 
-    /// What is reached from our own package without going through one called `closed`.
+    /// What is reached from the application without going through a package called `closed`; not our own libraries.
     fn reached_without(&self, closed: &str) -> Vec<&Value> {
         let (mut seen, mut next) = (BTreeSet::new(), vec![self.root.as_str()]);
         while let Some(id) = next.pop() {
@@ -123,8 +123,12 @@ impl Packages {
                 next.extend(self.uses[id].iter().map(String::as_str));
             }
         }
-        seen.remove(self.root.as_str());
-        seen.into_iter().map(|id| &self.by_id[id]).collect()
+        let packages = seen.into_iter().map(|id| &self.by_id[id]);
+        let is_ours = |package: &&Value| {
+            let name = package["name"].as_str();
+            package["source"].is_null() && name.is_some_and(|name| name.starts_with("tbd"))
+        };
+        packages.filter(|package| !is_ours(package)).collect()
     }
 
     fn all(&self) -> Vec<&Value> {

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tbd::deadline::Deadline;
 use tbd::http_server::{Problem, Request, Response, Router, Server, ServerConfig, StillBusy};
-use tbd::telemetry::metrics::Metrics;
+use tbd::metrics::Metrics;
+use tbd_deadline::Deadline;
 
 /// Longer than anything here takes; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);

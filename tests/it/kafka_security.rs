@@ -9,11 +9,11 @@ use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::{BrokerId, FetchRequest, MetadataRequest, TopicName};
 use kafka_protocol::protocol::StrBytes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use tbd::deadline::Deadline;
-use tbd::kafka::admin::TopicSpec;
-use tbd::kafka::consumer::{Consumer, ConsumerConfig};
-use tbd::kafka::producer::{Certainty, Compression, Record};
-use tbd::kafka::{
+use tbd_deadline::Deadline;
+use tbd_kafka::admin::TopicSpec;
+use tbd_kafka::consumer::{Consumer, ConsumerConfig};
+use tbd_kafka::producer::{Certainty, Compression, Record};
+use tbd_kafka::{
     Admin, ClientConfig, Cluster, Connection, Error, Producer, ProducerConfig, Sasl, SaslMechanism,
     Security, Tls,
 };

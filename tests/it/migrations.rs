@@ -7,10 +7,11 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tbd::database::migrations::{MigrationError, Migrator, Outcome, SchemaState, Source};
-use tbd::database::{DatabaseConfig, Pool};
-use tbd::deadline::Deadline;
 use tbd::orders::adapters::postgres::TABLES;
+use tbd::orders::adapters::postgres::migrations::EMBEDDED;
+use tbd_deadline::Deadline;
+use tbd_postgres::migrations::{MigrationError, Migrator, Outcome, SchemaState, Source};
+use tbd_postgres::{DatabaseConfig, Pool};
 
 use crate::support::{self, Database};
 
@@ -31,7 +32,7 @@ fn soon() -> Deadline {
 }
 
 fn embedded() -> Migrator {
-    Migrator::new(Source::Embedded).expect("the embedded migrations")
+    Migrator::new(EMBEDDED).expect("the embedded migrations")
 }
 
 fn run(migrator: &Migrator, database: &Database) -> Result<Outcome, MigrationError> {

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tbd::deadline::Deadline;
-use tbd::kafka::admin::TopicSpec;
-use tbd::kafka::partitioner::partition_for_key;
-use tbd::kafka::{Admin, ClientConfig, Cluster};
+use tbd_deadline::Deadline;
+use tbd_kafka::admin::TopicSpec;
+use tbd_kafka::partitioner::partition_for_key;
+use tbd_kafka::{Admin, ClientConfig, Cluster};
 
 use crate::support::http::get;
 use crate::support::program::{Program, Stack};

@@ -2,8 +2,8 @@
 
 use postgres::types::Type;
 use postgres::{Client, NoTls};
-use tbd::database::DatabaseConfig;
 use tbd::orders::adapters::postgres::statements;
+use tbd_postgres::DatabaseConfig;
 
 use crate::support::program::Stack;
 use crate::support::{Database, PASSWORD, USER};

@@ -12,15 +12,16 @@ use crossbeam_channel::{bounded, unbounded};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use tbd::database::migrations::{Migrator, Source};
-use tbd::database::{DatabaseConfig, Pool};
-use tbd::deadline::Deadline;
 use tbd::orders::adapters::postgres::PostgresStore;
+use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Status};
 use tbd::orders::ports::{
     Failure, IdempotencyKey, IdempotencyStore, Message, Once, OrderRepository, Outbox,
     SecondChance, Started, StoredResponse, Submission,
 };
+use tbd_deadline::Deadline;
+use tbd_postgres::migrations::Migrator;
+use tbd_postgres::{DatabaseConfig, Pool};
 
 use crate::support::memory::Memory;
 use crate::support::{self, Database};
@@ -41,7 +42,7 @@ fn postgres(coalesce: bool) -> (PostgresStore, Database) {
         support::PASSWORD,
         &database.name,
     );
-    Migrator::new(Source::Embedded)
+    Migrator::new(EMBEDDED)
         .expect("the embedded migrations")
         .run(&config, soon())
         .expect("migrate");

@@ -10,11 +10,11 @@ use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::{BrokerId, FetchRequest, TopicName};
 use kafka_protocol::protocol::StrBytes;
 use kafka_protocol::records::RecordBatchDecoder;
-use tbd::deadline::Deadline;
-use tbd::kafka::admin::TopicSpec;
-use tbd::kafka::partitioner::partition_for_key;
-use tbd::kafka::producer::{Certainty, Outcome, Record};
-use tbd::kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
+use tbd_deadline::Deadline;
+use tbd_kafka::admin::TopicSpec;
+use tbd_kafka::partitioner::partition_for_key;
+use tbd_kafka::producer::{Certainty, Outcome, Record};
+use tbd_kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
 
 use crate::support;
 

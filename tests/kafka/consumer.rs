@@ -14,11 +14,11 @@ use kafka_protocol::protocol::StrBytes;
 use kafka_protocol::records::{
     Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType,
 };
-use tbd::deadline::Deadline;
-use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks, ConsumerRecord};
-use tbd::kafka::group::TopicPartition;
-use tbd::kafka::group::assignor::Assignor;
-use tbd::kafka::{Admin, ClientConfig, Cluster, Connection};
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks, ConsumerRecord};
+use tbd_kafka::group::TopicPartition;
+use tbd_kafka::group::assignor::Assignor;
+use tbd_kafka::{Admin, ClientConfig, Cluster, Connection};
 
 use crate::support;
 
@@ -794,7 +794,7 @@ fn a_consumer_outlives_its_broker() {
     server.resume();
 }
 
-fn poll_until_error(consumer: &mut Consumer) -> tbd::kafka::Error {
+fn poll_until_error(consumer: &mut Consumer) -> tbd_kafka::Error {
     let give_up = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < give_up);

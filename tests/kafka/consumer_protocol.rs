@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::{ConsumerGroupHeartbeatRequest, GroupId};
 use kafka_protocol::protocol::StrBytes;
-use tbd::deadline::Deadline;
-use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol};
-use tbd::kafka::{Admin, Cluster, ProducerConfig};
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol};
+use tbd_kafka::{Admin, Cluster, ProducerConfig};
 
 use crate::client::{self, soon};
 use crate::consumer::{Journal, poll_until, values};
@@ -175,16 +175,15 @@ fn a_killed_members_partitions_move_after_the_brokers_session_time_out() {
 /// Speaks for a member from outside, as a twin with its name would.
 fn speak_for(stage: &Stage, member_id: &str, epoch: i32) {
     let coordinator =
-        tbd::kafka::group::coordinator::find(&stage.cluster, &stage.group, soon()).unwrap();
+        tbd_kafka::group::coordinator::find(&stage.cluster, &stage.group, soon()).unwrap();
     let config = stage.cluster.config();
-    let mut connection =
-        tbd::kafka::Connection::open(&coordinator.address, config, soon()).unwrap();
+    let mut connection = tbd_kafka::Connection::open(&coordinator.address, config, soon()).unwrap();
     let mut request = ConsumerGroupHeartbeatRequest::default()
         .with_group_id(GroupId(StrBytes::from_string(stage.group.clone())))
         .with_member_id(StrBytes::from_string(member_id.to_owned()))
         .with_member_epoch(epoch);
     if epoch == 0 {
-        let topic = tbd::kafka::group::coordinator::topic_name(&stage.topic);
+        let topic = tbd_kafka::group::coordinator::topic_name(&stage.topic);
         request = request
             .with_rebalance_timeout_ms(60_000)
             .with_subscribed_topic_names(Some(vec![topic]))
@@ -225,7 +224,7 @@ fn a_stuck_member_leaves_and_comes_back_when_it_polls_again() {
     let other = stage.run(GroupProtocol::Consumer);
     stage.shared(&[&other], &[4]);
     let refused = stuck.commit(
-        &[(tbd::kafka::TopicPartition::new(stage.topic.as_str(), 0), 1)],
+        &[(tbd_kafka::TopicPartition::new(stage.topic.as_str(), 0), 1)],
         soon(),
     );
     assert!(matches!(refused, Err(CommitError::Lost)), "{refused:?}");

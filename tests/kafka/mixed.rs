@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tbd::deadline::Deadline;
-use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig};
-use tbd::kafka::group::TopicPartition;
-use tbd::kafka::group::assignor::Assignor;
-use tbd::kafka::partitioner::partition_for_key;
-use tbd::kafka::producer::Compression;
-use tbd::kafka::{Admin, ProducerConfig};
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig};
+use tbd_kafka::group::TopicPartition;
+use tbd_kafka::group::assignor::Assignor;
+use tbd_kafka::partitioner::partition_for_key;
+use tbd_kafka::producer::Compression;
+use tbd_kafka::{Admin, ProducerConfig};
 
 use crate::client::{cluster, read_topic, record, soon, start, text, topic};
 use crate::consumer::poll_until;

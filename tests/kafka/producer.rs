@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tbd::deadline::Deadline;
-use tbd::kafka::admin::TopicSpec;
-use tbd::kafka::partitioner::partition_for_key;
-use tbd::kafka::producer::{Certainty, Compression, Outcome, Record, RecordMetadata};
-use tbd::kafka::{Admin, Cluster, ProducerConfig};
+use tbd_deadline::Deadline;
+use tbd_kafka::admin::TopicSpec;
+use tbd_kafka::partitioner::partition_for_key;
+use tbd_kafka::producer::{Certainty, Compression, Outcome, Record, RecordMetadata};
+use tbd_kafka::{Admin, Cluster, ProducerConfig};
 
 use crate::client::{
     check_promises, check_publishing_to_a_topic_created_again, cluster, cluster_at,

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tbd::deadline::Deadline;
-use tbd::kafka::consumer::{Consumer, ConsumerConfig};
-use tbd::kafka::{Cluster, ProducerConfig};
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::{Consumer, ConsumerConfig};
+use tbd_kafka::{Cluster, ProducerConfig};
 
 use crate::client::{cluster, record, soon, start, topic};
 use crate::support::{eventually, unique};

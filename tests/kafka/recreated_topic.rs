@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tbd::deadline::Deadline;
-use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol};
-use tbd::kafka::group::TopicPartition;
-use tbd::kafka::{Admin, Cluster, Error, ProducerConfig, Reader};
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol};
+use tbd_kafka::group::TopicPartition;
+use tbd_kafka::{Admin, Cluster, Error, ProducerConfig, Reader};
 
 use crate::client::{cluster, cluster_at, record, replicated_topic, soon, start, topic};
 use crate::consumer::{Journal, poll_until, values};

@@ -9,12 +9,12 @@ use kafka_protocol::messages::create_topics_request::{
 };
 use kafka_protocol::messages::{BrokerId, CreateTopicsRequest};
 use kafka_protocol::protocol::StrBytes;
-use tbd::deadline::Deadline;
-use tbd::kafka::consumer::{Consumer, ConsumerConfig, GroupProtocol, OffsetReset};
-use tbd::kafka::group::TopicPartition;
-use tbd::kafka::group::coordinator::topic_name;
-use tbd::kafka::producer::{Outcome, RecordMetadata};
-use tbd::kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::{Consumer, ConsumerConfig, GroupProtocol, OffsetReset};
+use tbd_kafka::group::TopicPartition;
+use tbd_kafka::group::coordinator::topic_name;
+use tbd_kafka::producer::{Outcome, RecordMetadata};
+use tbd_kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
 
 use crate::client::{
     check_promises, check_publishing_to_a_topic_created_again, cluster_at, publish_steadily,

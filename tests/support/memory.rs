@@ -8,12 +8,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tbd::deadline::Deadline;
 use tbd::orders::domain::{Order, OrderId, Status};
 use tbd::orders::ports::{
     Backlog, Failure, IdempotencyStore, Message, Once, OrderRepository, Outbox, Page, SecondChance,
     Started, StoreError, StoredResponse, Submission,
 };
+use tbd_deadline::Deadline;
 
 /// Orders, keys and outbox.
 #[derive(Default)]

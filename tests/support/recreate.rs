@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tbd::deadline::Deadline;
-use tbd::kafka::admin::TopicSpec;
-use tbd::kafka::{Admin, ClientConfig, Cluster};
+use tbd_deadline::Deadline;
+use tbd_kafka::admin::TopicSpec;
+use tbd_kafka::{Admin, ClientConfig, Cluster};
 use uuid::Uuid;
 
 use super::eventually;

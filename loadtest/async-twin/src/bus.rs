@@ -10,13 +10,13 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use tbd::config::{Compression, KafkaSettings};
-use tbd::deadline::Deadline;
-use tbd::kafka::producer::Record;
+use tbd::metrics::KafkaMetrics;
 use tbd::orders::adapters::kafka::{Breaker, ProducerMeter, Topics, send_span, trace_headers};
 use tbd::orders::app::PUBLISH_BUDGET;
 use tbd::orders::ports::{Message, PublishError};
-use tbd::telemetry::metrics::KafkaMetrics;
-use tbd::telemetry::semconv;
+use tbd_deadline::Deadline;
+use tbd_kafka::producer::Record;
+use tbd_telemetry::semconv;
 use tokio::time::timeout_at;
 
 /// Publishes events.

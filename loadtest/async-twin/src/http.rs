@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use opentelemetry::trace::FutureExt as _;
-use tbd::deadline::Deadline;
+use tbd_deadline::Deadline;
 use tbd::http_server::problem::{self, CONTENT_TYPE};
 use tbd::http_server::{Problem, is_sane_request_id};
 use tbd::orders::adapters::http::conditional::{client_has, etag, if_match};
@@ -31,9 +31,9 @@ use tbd::orders::app::queries::Listed;
 use tbd::orders::domain::{Order, OrderEvent};
 use tbd::orders::ports::{Caller, Page, StoredResponse, Submission};
 use tbd::service::Checks;
-use tbd::telemetry::metrics::{self, HttpMetrics, Metrics};
-use tbd::telemetry::semconv;
-use tbd::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
+use tbd::metrics::{HttpMetrics, Metrics};
+use tbd_telemetry::semconv;
+use tbd_telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
@@ -352,7 +352,7 @@ fn named(mut response: Response, instance: &str) -> Response {
 
 async fn scrape(State(server): State<Arc<Server>>) -> Response {
     let mut response = Response::new(Body::from(server.metrics.render()));
-    let media_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
+    let media_type = HeaderValue::from_static(tbd_telemetry::metrics::CONTENT_TYPE);
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, media_type);

@@ -10,14 +10,15 @@ use std::time::Duration;
 use axum::Router;
 use axum::serve::ListenerExt;
 use tbd::config::{DatabaseSettings, GroupProtocol, KafkaSettings};
-use tbd::database::HealthCheck;
-use tbd::database::migrations::{Migrator, Source};
+use tbd_postgres::HealthCheck;
+use tbd::orders::adapters::postgres::migrations::EMBEDDED;
+use tbd_postgres::migrations::{Migrator, Source};
 use tbd::health::Monitor;
 use tbd::orders::adapters::kafka::watch_lag;
 use tbd::orders::adapters::postgres::TABLES;
 use tbd::service::{self, Checks, Kafka};
-use tbd::stop::StopSignal;
-use tbd::telemetry::metrics::Metrics;
+use tbd_deadline::StopSignal;
+use tbd::metrics::Metrics;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -102,7 +103,7 @@ pub fn refuse(wanted: bool, variable: &str) -> Result<(), String> {
 /// When the folder's files are no migrations.
 pub fn migrator(folder: Option<&std::path::Path>) -> Result<Migrator, Box<dyn Error>> {
     Ok(Migrator::new(match folder {
-        None => Source::Embedded,
+        None => EMBEDDED,
         Some(folder) => Source::Dir(folder.to_owned()),
     })?)
 }

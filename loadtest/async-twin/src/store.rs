@@ -20,8 +20,8 @@ use deadpool_postgres::{
 use jiff::Timestamp;
 use opentelemetry::trace::{FutureExt as _, TraceContextExt};
 use tbd::config::DatabaseSettings;
-use tbd::database::{DatabaseConfig, DatabaseError, Statement};
-use tbd::deadline::Deadline;
+use tbd_postgres::{DatabaseConfig, DatabaseError, Statement};
+use tbd_deadline::Deadline;
 use tbd::orders::adapters::postgres::rows::{column, message, order, started_order, uuids};
 use tbd::orders::adapters::postgres::submission::{
     ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome,
@@ -32,9 +32,9 @@ use tbd::orders::ports::{
     Backlog, Failure, Message, Once, Page, SecondChance, Started, StoreError, Submission,
 };
 use tbd::service::database_config;
-use tbd::telemetry::metrics::{DatabaseMetrics, Metrics};
-use tbd::telemetry::semconv;
-use tbd::telemetry::tracing::{self, Context, DetachedSpan, SpanContext, SpanKind};
+use tbd::metrics::{DatabaseMetrics, Metrics};
+use tbd_telemetry::semconv;
+use tbd_telemetry::tracing::{self, Context, DetachedSpan, SpanContext, SpanKind};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout_at;
 use tokio_postgres::types::ToSql;

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tbd::deadline::Deadline;
-use tbd::kafka::admin::TopicSpec;
-use tbd::kafka::consumer::{Consumer, ConsumerConfig};
-use tbd::kafka::producer::{Outcome, ProducerHooks, Record};
-use tbd::kafka::{Admin, ClientConfig, Cluster, Error, Producer, ProducerConfig};
+use tbd_deadline::Deadline;
+use tbd_kafka::admin::TopicSpec;
+use tbd_kafka::consumer::{Consumer, ConsumerConfig};
+use tbd_kafka::producer::{Outcome, ProducerHooks, Record};
+use tbd_kafka::{Admin, ClientConfig, Cluster, Error, Producer, ProducerConfig};
 
 use crate::measure::{BULK, Case, Measured, Stopwatch, value, waiting_callers};
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::metrics::OrdersMetrics;
 use crate::orders::ports::{Backlog, Meter, Outcome};
-use crate::telemetry::metrics::OrdersMetrics;
 
 /// Counts in the process's registry.
 pub struct PrometheusMeter(OrdersMetrics);

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::Order;
 use crate::orders::ports::{ProcessingStep, StepError};
-use crate::stop::StopSignal;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
 
 /// Waits `time` for each order and fails a share of the attempts.
 pub struct SimulatedStep {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
-use crate::deadline::Deadline;
 use crate::orders::domain::OrderId;
 use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError, WhenStored};
+use tbd_deadline::Deadline;
 
 /// All that publishing may take, retries included (the seed's table of time-outs).
 pub const PUBLISH_BUDGET: Duration = Duration::from_secs(10);

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use jiff::Timestamp;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent, OrderId};
 use crate::orders::ports::{
     Acknowledgement, Backlog, EventBus, Message, Meter, Outcome, ProcessingStep, PublishError,
     StepError,
 };
+use tbd_deadline::Deadline;
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::OrderId;
 use crate::orders::ports::{EventBus, IdempotencyStore, Message, Meter, Outbox, StoreError};
-use crate::stop::StopSignal;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
 
 use super::delivery::DeliveryInbox;
 use super::{Delivery, DeliveryMode, PUBLISH_BUDGET};

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::{EventKind, OrderEvent, OrderId};
+use tbd_deadline::Deadline;
 
 /// An event as it travels: encoded once, and the same bytes at every repetition.
 #[derive(Clone, Debug, PartialEq, Eq)]

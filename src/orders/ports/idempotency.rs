@@ -8,8 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
-use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId};
+use tbd_deadline::Deadline;
 
 use super::{Message, StoreError};
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::OrderId;
+use tbd_deadline::Deadline;
 
 use super::{Message, StoreError};
 

@@ -1,7 +1,7 @@
 //! The work an order is about.
 
-use crate::deadline::Deadline;
 use crate::orders::domain::Order;
+use tbd_deadline::Deadline;
 
 /// Why one attempt at processing failed. The text goes into events; it must not
 /// hold secrets.

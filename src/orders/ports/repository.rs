@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId, Status};
+use tbd_deadline::Deadline;
 
 use super::StoreError;
 

@@ -206,7 +206,7 @@ fn run(length: Duration, seed: u64) {
         deeds.join(", ")
     );
     assert!(verdict.is_good(), "SEED={seed}\n{verdict}");
-    tbd::kafka::Admin::new(cluster)
+    tbd_kafka::Admin::new(cluster)
         .delete_topics(&[topic], soon())
         .unwrap();
 }

@@ -10,11 +10,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tbd::deadline::Deadline;
-use tbd::kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks};
-use tbd::kafka::group::TopicPartition;
-use tbd::kafka::producer::{Certainty, Pending, ProduceError};
-use tbd::kafka::{Producer, ProducerConfig};
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks};
+use tbd_kafka::group::TopicPartition;
+use tbd_kafka::producer::{Certainty, Pending, ProduceError};
+use tbd_kafka::{Producer, ProducerConfig};
 
 use crate::client::{cluster_at, record, soon, start, text};
 use crate::support::{eventually, unique};
@@ -257,7 +257,7 @@ fn variable(name: &str) -> String {
     std::env::var(name).expect("run by the history check only")
 }
 
-fn settled(value: &str, outcome: &Result<tbd::kafka::producer::RecordMetadata, ProduceError>) {
+fn settled(value: &str, outcome: &Result<tbd_kafka::producer::RecordMetadata, ProduceError>) {
     say(&match outcome {
         Ok(place) => format!(
             "@acknowledged {} {value} {} {} .\n",

@@ -4,15 +4,15 @@ use std::error::Error;
 use std::sync::Arc;
 
 use tbd::config::{ApiConfig, CommandLine, Program};
-use tbd::deadline::Deadline;
+use tbd::metrics::Metrics;
 use tbd::service::{self as house, EVENTS_SHARE, SPANS_SHARE, Telemetry};
-use tbd::stop::StopSignal;
-use tbd::telemetry::metrics::Metrics;
 use tbd_async_twin::bus::Bus;
 use tbd_async_twin::delivery::Delivery;
 use tbd_async_twin::http::{Api, router};
 use tbd_async_twin::service;
 use tbd_async_twin::store::Store;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 

@@ -3,16 +3,16 @@
 use std::error::Error;
 
 use tbd::config::{CommandLine, Program, WorkerConfig};
-use tbd::deadline::Deadline;
+use tbd::metrics::Metrics;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::service::{self as house, SPANS_SHARE, Telemetry};
-use tbd::stop::StopSignal;
-use tbd::telemetry::metrics::Metrics;
 use tbd_async_twin::bus::Bus;
 use tbd_async_twin::http::router;
 use tbd_async_twin::service;
 use tbd_async_twin::store::Store;
 use tbd_async_twin::worker::Worker;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 

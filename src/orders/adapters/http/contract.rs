@@ -7,7 +7,7 @@ use crate::http_server::{FieldError, Problem};
 use crate::orders::app::commands::{CancelError, CreateError};
 use crate::orders::domain::OrderId;
 use crate::orders::ports::{IdempotencyKey, StoreError};
-use crate::telemetry::{semconv, tracing};
+use tbd_telemetry::{semconv, tracing};
 
 use super::dto::BodyError;
 

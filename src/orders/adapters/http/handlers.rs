@@ -7,7 +7,7 @@ use crate::orders::app::commands::{CancelOrder, CreateOrder, NewOrder};
 use crate::orders::app::queries::{GetOrder, ListOrders};
 use crate::orders::domain::Order;
 use crate::orders::ports::{Caller, StoredResponse};
-use crate::telemetry::{semconv, tracing};
+use tbd_telemetry::{semconv, tracing};
 
 use super::conditional::{client_has, etag, if_match};
 use super::contract::{

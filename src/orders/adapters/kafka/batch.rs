@@ -8,16 +8,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::kafka::consumer::ConsumerRecord;
-use crate::kafka::group::TopicPartition;
-use crate::kafka::producer::Record;
+use crate::metrics::{OrdersMetrics, WorkerMetrics};
 use crate::orders::app::commands::process_orders::pause_after;
 use crate::orders::app::commands::{Processed, Task};
 use crate::orders::domain::{OrderEvent, OrderId};
 use crate::orders::ports::{SecondChance, StoreError};
-use crate::telemetry::metrics::{OrdersMetrics, WorkerMetrics};
-use crate::telemetry::semconv;
-use crate::telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind, TraceContextExt};
+use tbd_kafka::consumer::ConsumerRecord;
+use tbd_kafka::group::TopicPartition;
+use tbd_kafka::producer::Record;
+use tbd_telemetry::semconv;
+use tbd_telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind, TraceContextExt};
 
 use super::bus::{key_attribute, trace_context};
 use super::dead_letter::{FAILED, Reason, UNDECODABLE, UNKNOWN_ORDER, dead_letter, replayed_at};

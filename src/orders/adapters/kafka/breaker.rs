@@ -4,10 +4,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::deadline::Deadline;
 use crate::orders::domain::OrderEvent;
 use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
-use crate::telemetry::tracing;
+use tbd_deadline::Deadline;
+use tbd_telemetry::tracing;
 
 /// Consecutive failures that open the breaker (the seed's table).
 const FAILURES_MAX: u32 = 5;

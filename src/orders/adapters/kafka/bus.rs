@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 
-use crate::deadline::Deadline;
-use crate::kafka::consumer::ConsumerRecord;
-use crate::kafka::producer::{Outcome, Pending, ProduceError, Producer, Record};
 use crate::orders::domain::OrderEvent;
 use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
-use crate::telemetry::semconv;
-use crate::telemetry::tracing::{self, Context, DetachedSpan, KeyValue, SpanKind};
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::ConsumerRecord;
+use tbd_kafka::producer::{Outcome, Pending, ProduceError, Producer, Record};
+use tbd_telemetry::semconv;
+use tbd_telemetry::tracing::{self, Context, DetachedSpan, KeyValue, SpanKind};
 
 use super::events::Topics;
 

@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::deadline::Deadline;
-use crate::kafka::Cluster;
-use crate::kafka::consumer::{Consumer, ConsumerConfig, ConsumerRecord};
+use crate::metrics::{KafkaMetrics, OrdersMetrics, WorkerMetrics};
 use crate::orders::app::PUBLISH_BUDGET;
 use crate::orders::app::commands::ProcessOrders;
-use crate::stop::StopSignal;
-use crate::telemetry::metrics::{KafkaMetrics, OrdersMetrics, WorkerMetrics};
-use crate::telemetry::tracing::DetachedSpan;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
+use tbd_kafka::Cluster;
+use tbd_kafka::consumer::{Consumer, ConsumerConfig, ConsumerRecord};
+use tbd_telemetry::tracing::DetachedSpan;
 
 use super::announcement_health::AnnouncementHealth;
 use super::batch::Batch;
@@ -114,7 +114,7 @@ impl OrderConsumers {
 
     /// One membership in the group, until the stop signal or an error that only a
     /// new membership mends.
-    fn run_member(&self, number: usize, settings: &Settings) -> Result<(), crate::kafka::Error> {
+    fn run_member(&self, number: usize, settings: &Settings) -> Result<(), tbd_kafka::Error> {
         let group = settings.consumer.group_id.clone();
         let meter = ConsumerMeter::new(settings.metrics.clone(), group);
         let hooks = Box::new(meter.clone());
@@ -132,7 +132,7 @@ impl OrderConsumers {
         number: usize,
         consumer: &mut Consumer,
         meter: &ConsumerMeter,
-    ) -> Result<(), crate::kafka::Error> {
+    ) -> Result<(), tbd_kafka::Error> {
         let (orders, worker) = (self.orders.clone(), self.worker.clone());
         let mut batch = Batch::new(self.bus.topics().clone(), meter.group(), orders, worker);
         let mut away = false;
@@ -219,10 +219,7 @@ impl OrderConsumers {
 
 /// The next records, if there is room for more; waits for them until something in hand is due. Otherwise stays a member
 /// and lets others rebalance.
-fn poll(
-    consumer: &mut Consumer,
-    batch: &Batch,
-) -> Result<Vec<ConsumerRecord>, crate::kafka::Error> {
+fn poll(consumer: &mut Consumer, batch: &Batch) -> Result<Vec<ConsumerRecord>, tbd_kafka::Error> {
     let now = Instant::now();
     let mut until = Deadline::after_instant(now, POLL_TIMEOUT);
     if let Some(due) = batch.next_due(now) {

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use crate::kafka::consumer::ConsumerRecord;
-use crate::kafka::producer::Record;
+use tbd_kafka::consumer::ConsumerRecord;
+use tbd_kafka::producer::Record;
 
 use super::bus::is_trace_header;
 

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::deadline::Deadline;
-use crate::kafka::consumer::ConsumerRecord;
-use crate::kafka::{Cluster, Error, Reader};
 use crate::orders::app::PUBLISH_BUDGET;
 use crate::orders::ports::PublishError;
-use crate::telemetry::tracing;
+use tbd_deadline::Deadline;
+use tbd_kafka::consumer::ConsumerRecord;
+use tbd_kafka::{Cluster, Error, Reader};
+use tbd_telemetry::tracing;
 
 use super::KafkaEventBus;
 use super::bus::trace_context;

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::kafka::producer::Record;
 use crate::orders::adapters::wire::{OrderJson, Rfc3339, json};
 use crate::orders::domain::{EventKind, OrderEvent, OrderId};
 use crate::orders::ports::Message;
-use crate::telemetry::tracing;
+use tbd_kafka::producer::Record;
+use tbd_telemetry::tracing;
 
 /// `content-type` of every event's record.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";

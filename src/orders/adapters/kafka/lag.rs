@@ -4,11 +4,11 @@ use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::deadline::Deadline;
-use crate::kafka::Cluster;
-use crate::kafka::admin::Admin;
-use crate::stop::StopSignal;
-use crate::telemetry::metrics::KafkaMetrics;
+use crate::metrics::KafkaMetrics;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
+use tbd_kafka::Cluster;
+use tbd_kafka::admin::Admin;
 
 /// How often it is measured.
 const INTERVAL: Duration = Duration::from_secs(5);

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::kafka::consumer::ConsumerHooks;
-use crate::kafka::group::TopicPartition;
-use crate::kafka::producer::{Outcome, ProducerHooks};
-use crate::kafka::wire::APIS;
-use crate::kafka::{ApiKey, ClientHooks, Error};
-use crate::telemetry::metrics::KafkaMetrics;
+use crate::metrics::KafkaMetrics;
+use tbd_kafka::consumer::ConsumerHooks;
+use tbd_kafka::group::TopicPartition;
+use tbd_kafka::producer::{Outcome, ProducerHooks};
+use tbd_kafka::wire::APIS;
+use tbd_kafka::{ApiKey, ClientHooks, Error};
 
 use super::events::Topics;
 

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use crate::database::{Coalescer, Connection, DatabaseError, Job, Statement};
-use crate::deadline::Deadline;
 use crate::orders::ports::{IdempotencyStore, Once, StoreError, Submission};
+use tbd_deadline::Deadline;
+use tbd_postgres::{Coalescer, Connection, DatabaseError, Job, Statement};
 
 use super::submission::{ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome};
 use super::together::{self, Carried, carried, shared_by};
@@ -123,7 +123,7 @@ const SWEEP: Statement = Statement::new(
           ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))",
 );
 
-impl Job for Arc<Row> {
+impl Job for Row {
     type Key = String;
     type Answer = Carried<Written>;
 

@@ -1,6 +1,7 @@
 //! Orders, keys and outbox in PostgreSQL: a file for each port, its SQL at the top; rows and what they mean apart.
 
 mod idempotency;
+pub mod migrations;
 mod outbox;
 mod repository;
 pub mod rows;
@@ -10,12 +11,12 @@ mod together;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::database::migrations::Tables;
-use crate::database::{Connection, DatabaseConfig, DatabaseError, Pool, Statement, retry};
-use crate::deadline::Deadline;
 use crate::orders::ports::StoreError;
-use crate::telemetry::semconv;
-use crate::telemetry::tracing::{self, Context, KeyValue, SpanKind};
+use tbd_deadline::Deadline;
+use tbd_postgres::migrations::Tables;
+use tbd_postgres::{Connection, DatabaseConfig, DatabaseError, Pool, Statement, retry};
+use tbd_telemetry::semconv;
+use tbd_telemetry::tracing::{self, Context, KeyValue, SpanKind};
 
 use idempotency::{Submissions, submissions};
 use repository::{Lookups, lookups};

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::database::{DatabaseError, Statement};
-use crate::deadline::Deadline;
 use crate::orders::domain::OrderId;
 use crate::orders::ports::{Backlog, Message, Outbox, StoreError};
+use tbd_deadline::Deadline;
+use tbd_postgres::{DatabaseError, Statement};
 
 use super::PostgresStore;
 use super::rows::{column, message, uuids};

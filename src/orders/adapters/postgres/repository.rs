@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::database::{Coalescer, DatabaseError, Job, Statement};
-use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId};
 use crate::orders::ports::{Failure, OrderRepository, Page, SecondChance, Started, StoreError};
+use tbd_deadline::Deadline;
+use tbd_postgres::{Coalescer, DatabaseError, Job, Statement};
 
 use super::rows::{column, order, started_order, uuids};
 use super::together::{self, Carried, carried, shared_by};

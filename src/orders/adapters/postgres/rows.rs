@@ -3,9 +3,9 @@
 use postgres::Row;
 use postgres::types::FromSql;
 
-use crate::database::DatabaseError;
 use crate::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId};
 use crate::orders::ports::{Message, Started};
+use tbd_postgres::DatabaseError;
 
 /// The order in columns `id, customer_email, amount_cents, status, created_at, updated_at`.
 pub fn order(row: &Row) -> Result<Order, DatabaseError> {

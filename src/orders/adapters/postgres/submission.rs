@@ -3,9 +3,9 @@
 
 use uuid::Uuid;
 
-use crate::database::DatabaseError;
 use crate::orders::domain::{EventKind, Order, OrderId};
 use crate::orders::ports::{Message, Once, StoredResponse, Submission, WhenStored};
+use tbd_postgres::DatabaseError;
 
 use super::rows::{column, valid};
 

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use crate::database::{Coalescer, DatabaseError, Job};
-use crate::deadline::Deadline;
 use crate::orders::ports::StoreError;
-use crate::telemetry::semconv;
-use crate::telemetry::tracing::{self, SpanContext};
+use tbd_deadline::Deadline;
+use tbd_postgres::{Coalescer, DatabaseError, Job};
+use tbd_telemetry::semconv;
+use tbd_telemetry::tracing::{self, SpanContext};
 
 /// What the thread that ran the statement says of one job.
 pub struct Carried<T> {

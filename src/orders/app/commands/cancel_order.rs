@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::{NotPending, Order, OrderId};
 use crate::orders::ports::{OrderRepository, StoreError};
+use tbd_deadline::Deadline;
 
 /// Cancels pending orders.
 pub struct CancelOrder {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use crate::deadline::Deadline;
 use crate::orders::app::Delivery;
 use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
 use crate::orders::ports::{
     Caller, EventBus, IdempotencyKey, IdempotencyStore, Message, Meter, Once, PublishError,
     StoreError, StoredResponse, Submission,
 };
+use tbd_deadline::Deadline;
 
 /// Accepts orders.
 pub struct CreateOrder {

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId, Status};
 use crate::orders::ports::{
     Failure, Meter, OrderRepository, Outcome, ProcessingStep, SecondChance, Started, StepError,
     StoreError,
 };
-use crate::stop::StopSignal;
+use tbd_deadline::Deadline;
+use tbd_deadline::StopSignal;
 
 /// What one attempt at an order's processing may take.
 pub const PROCESSING_LIMIT: Duration = Duration::from_secs(60);

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::{Order, OrderId};
 use crate::orders::ports::{OrderRepository, StoreError};
+use tbd_deadline::Deadline;
 
 /// Finds one order.
 pub struct GetOrder {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::deadline::Deadline;
 use crate::orders::domain::Order;
 use crate::orders::ports::{OrderRepository, Page, StoreError};
+use tbd_deadline::Deadline;
 
 /// Lists orders.
 pub struct ListOrders {

@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use prometheus::IntGauge;
+use tbd_telemetry::metrics::IntGauge;
 
 use super::super::dead_letter::without_value;
 use super::{Batch, PAUSE, State};
-use crate::kafka::producer::Record;
 use crate::orders::ports::PublishError;
+use tbd_kafka::producer::Record;
 
 /// An announcement that is not acknowledged yet.
 pub(super) struct Outgoing {
     pub(super) record: Record,
-    /// The trace that it belongs to, as [`tracing::serialize`](crate::telemetry::tracing::serialize) writes it.
+    /// The trace that it belongs to, as [`tracing::serialize`](tbd_telemetry::tracing::serialize) writes it.
     pub(super) cause: Option<String>,
     /// Why it is a dead letter, if it is one.
     pub(super) dead: Option<&'static str>,
@@ -54,7 +54,7 @@ pub struct Announcement {
     pub place: Place,
     /// What to publish.
     pub record: Record,
-    /// The trace that it belongs to, as [`tracing::serialize`](crate::telemetry::tracing::serialize) writes it.
+    /// The trace that it belongs to, as [`tracing::serialize`](tbd_telemetry::tracing::serialize) writes it.
     pub cause: Option<String>,
 }
 

@@ -1,8 +1,8 @@
 use super::*;
+use crate::metrics::Metrics;
 use crate::orders::adapters::kafka::events::encode;
 use crate::orders::domain::{AmountCents, CustomerEmail, Order};
 use crate::orders::ports::PublishError;
-use crate::telemetry::metrics::Metrics;
 
 const PROCESSED: &str = "order.processed";
 const DLQ: &str = "order.dlq";

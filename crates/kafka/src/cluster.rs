@@ -1,0 +1,515 @@
+//! Who leads which partition, and how to reach them.
+//!
+//! The picture of the cluster is a cache that any thread may read at any time.
+//! Its lock guards memory only: while metadata is being asked for, nobody waits
+//! who does not ask too.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::metadata_response::{MetadataResponse, MetadataResponseTopic};
+use kafka_protocol::messages::{ApiKey, MetadataRequest, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
+
+use super::config::ClientConfig;
+use super::connection::Connection;
+use super::error::Error;
+use super::lock;
+use tbd_deadline::Deadline;
+
+/// A leader epoch that the broker did not tell.
+const NO_EPOCH: i32 = -1;
+
+/// A handle on one Kafka cluster: its configuration and what is known about it.
+/// Clones share the knowledge.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: ClientConfig,
+    picture: Mutex<Picture>,
+    /// The connection metadata was last asked on. Taken out while in use.
+    spare: Mutex<Option<Connection>>,
+}
+
+#[derive(Debug, Default)]
+struct Picture {
+    nodes: BTreeMap<i32, String>,
+    controller: Option<i32>,
+    topics: HashMap<String, Topic>,
+}
+
+#[derive(Debug)]
+struct Topic {
+    id: Uuid,
+    /// By partition number, without gaps.
+    partitions: Vec<Leader>,
+    /// Why the cluster could not say more, the last time it was asked.
+    error: Option<ResponseError>,
+    refreshed: Instant,
+}
+
+/// Who leads a partition, as far as is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Leader {
+    /// `None` while an election is under way.
+    node: Option<i32>,
+    epoch: i32,
+}
+
+impl Cluster {
+    /// A cluster of which only the configured addresses are known. No I/O.
+    pub fn new(config: ClientConfig) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                config,
+                picture: Mutex::default(),
+                spare: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// The settings this handle was made with.
+    pub fn config(&self) -> &ClientConfig {
+        &self.inner.config
+    }
+
+    /// Asks the cluster about `topics` (none: only about its nodes), waiting at
+    /// most until `deadline`. Never creates a topic.
+    ///
+    /// That a topic is missing is no error here: ask [`Cluster::topic_error`] or
+    /// [`Cluster::partitions`] afterwards.
+    ///
+    /// # Errors
+    /// When no broker answered.
+    pub fn refresh<T: AsRef<str>>(&self, topics: &[T], deadline: Deadline) -> Result<(), Error> {
+        let names: BTreeSet<&str> = topics.iter().map(AsRef::as_ref).collect();
+        self.ask(names.into_iter().collect(), deadline).map(drop)
+    }
+
+    /// As [`Cluster::refresh`], but only for those `topics` about which nothing is
+    /// known or whose knowledge is older than the configured maximum age. Does
+    /// not wait when all are fresh.
+    ///
+    /// # Errors
+    /// As [`Cluster::refresh`].
+    pub fn refresh_stale<T: AsRef<str>>(
+        &self,
+        topics: &[T],
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let max_age = self.inner.config.metadata_max_age;
+        let stale: Vec<&str> = {
+            let picture = self.picture();
+            let fresh = |name: &str| {
+                picture.topics.get(name).is_some_and(|topic| {
+                    topic.error.is_none() && topic.refreshed.elapsed() < max_age
+                })
+            };
+            topics
+                .iter()
+                .map(AsRef::as_ref)
+                .filter(|name| !fresh(name))
+                .collect()
+        };
+        if stale.is_empty() {
+            return Ok(());
+        }
+        self.refresh(&stale, deadline)
+    }
+
+    /// The names of all topics of the cluster that are not its own internal ones.
+    /// Waits at most until `deadline`.
+    ///
+    /// # Errors
+    /// When no broker answered.
+    pub fn list_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
+        let response = self.exchange(&metadata_request(None), deadline)?;
+        Ok(response
+            .topics
+            .iter()
+            .filter(|topic| !topic.is_internal)
+            .filter_map(|topic| topic.name.as_ref().map(|name| name.to_string()))
+            .collect())
+    }
+
+    /// The leader's node id and epoch (-1 when the broker tells none), or `None`
+    /// when the partition is unknown or has no leader at present. Does not wait.
+    pub fn leader(&self, topic: &str, partition: i32) -> Option<(i32, i32)> {
+        let index = usize::try_from(partition).ok()?;
+        let picture = self.picture();
+        let leader = picture.topics.get(topic)?.partitions.get(index)?;
+        leader.node.map(|node| (node, leader.epoch))
+    }
+
+    /// How many partitions `topic` has, or `None` while that is unknown. Does not
+    /// wait.
+    pub fn partitions(&self, topic: &str) -> Option<i32> {
+        let picture = self.picture();
+        let count = picture.topics.get(topic)?.partitions.len();
+        i32::try_from(count).ok().filter(|count| *count > 0)
+    }
+
+    /// The topic of that id, among those that were asked about. Does not wait.
+    pub fn topic_of(&self, id: Uuid) -> Option<Arc<str>> {
+        let picture = self.picture();
+        let mut topics = picture.topics.iter();
+        let found = topics.find(|(_, topic)| topic.id == id && !id.is_nil());
+        found.map(|(name, _)| name.as_str().into())
+    }
+
+    /// The id of the topic that has this name now, as far as is known: a topic that was
+    /// deleted and created again has another one. `None` when the topic is unknown or the
+    /// broker tells no ids. Does not wait.
+    pub fn topic_id(&self, topic: &str) -> Option<Uuid> {
+        let picture = self.picture();
+        let id = picture.topics.get(topic)?.id;
+        (!id.is_nil()).then_some(id)
+    }
+
+    /// What the cluster said about `topic` when it was last asked, if that was an
+    /// error. Does not wait.
+    pub fn topic_error(&self, topic: &str) -> Option<ResponseError> {
+        self.picture().topics.get(topic)?.error
+    }
+
+    /// Notes what a broker let slip about a partition's leader in another answer.
+    /// Older news than what is known is ignored.
+    pub fn observe_leader(&self, topic: &str, partition: i32, node: i32, epoch: i32) {
+        let Ok(index) = usize::try_from(partition) else {
+            return;
+        };
+        let mut picture = self.picture();
+        // A node that cannot be dialled yet is no help.
+        if !picture.nodes.contains_key(&node) {
+            return;
+        }
+        if let Some(leader) = picture
+            .topics
+            .get_mut(topic)
+            .and_then(|topic| topic.partitions.get_mut(index))
+            && epoch > leader.epoch
+        {
+            *leader = Leader {
+                node: Some(node),
+                epoch,
+            };
+        }
+    }
+
+    /// The address of a node, if the cluster has told it.
+    pub fn address(&self, node: i32) -> Option<String> {
+        self.picture().nodes.get(&node).cloned()
+    }
+
+    /// Opens a new connection to a node, waiting at most until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownNode`] when no metadata has named it; otherwise as
+    /// [`Connection::open`].
+    pub fn connect(&self, node: i32, deadline: Deadline) -> Result<Connection, Error> {
+        let address = self.address(node).ok_or(Error::UnknownNode { node })?;
+        Connection::open(&address, &self.inner.config, deadline)
+    }
+
+    /// Opens a new connection to whichever broker answers first when all known
+    /// nodes and all configured addresses are tried once each, in turn. Waits at
+    /// most until `deadline`, and gives no single one more than its share.
+    ///
+    /// # Errors
+    /// The last attempt's.
+    pub fn connect_any(&self, deadline: Deadline) -> Result<Connection, Error> {
+        let candidates = self.candidates();
+        let mut last = Error::Unreachable {
+            address: "any".to_owned(),
+            reason: "no broker address is configured".to_owned(),
+        };
+        for (index, address) in candidates.iter().enumerate() {
+            let untried = u32::try_from(candidates.len() - index).unwrap_or(u32::MAX);
+            let left = deadline.remaining();
+            if left.is_zero() {
+                break;
+            }
+            let share = deadline.earlier_of(Deadline::after(left / untried));
+            match Connection::open(address, &self.inner.config, share) {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The controller's node id as last told by a broker.
+    pub fn controller(&self) -> Option<i32> {
+        self.picture().controller
+    }
+
+    /// Asks the cluster how it is, waiting at most until `deadline`: fine means
+    /// that a broker answers and knows a controller.
+    ///
+    /// # Errors
+    /// When no broker answered, or the one that did sees no controller.
+    pub fn ping(&self, deadline: Deadline) -> Result<(), Error> {
+        self.ask(Vec::new(), deadline)?;
+        match self.controller() {
+            Some(_) => Ok(()),
+            None => Err(Error::Broker {
+                api: ApiKey::Metadata,
+                code: ResponseError::BrokerNotAvailable,
+            }),
+        }
+    }
+
+    fn ask(&self, topics: Vec<&str>, deadline: Deadline) -> Result<(), Error> {
+        let response = self.exchange(&metadata_request(Some(&topics)), deadline)?;
+        self.picture().take_in(&response);
+        Ok(())
+    }
+
+    /// One metadata exchange, on the spare connection or a new one. A spare that
+    /// fails is replaced once: it may have been closed for idleness, and asking
+    /// twice for metadata does no harm.
+    fn exchange(
+        &self,
+        request: &MetadataRequest,
+        deadline: Deadline,
+    ) -> Result<MetadataResponse, Error> {
+        let spare = lock(&self.inner.spare).take();
+        if let Some(mut connection) = spare
+            && connection.is_usable()
+        {
+            // A broker that hangs must leave time to ask another.
+            let left = deadline.remaining();
+            let half = deadline.earlier_of(Deadline::after(left / 2));
+            if let Ok(response) = connection.call(request, half) {
+                *lock(&self.inner.spare) = Some(connection);
+                return Ok(response);
+            }
+        }
+        let mut connection = self.connect_any(deadline)?;
+        let response = connection.call(request, deadline)?;
+        *lock(&self.inner.spare) = Some(connection);
+        Ok(response)
+    }
+
+    /// Every address worth trying: known nodes from a random one on, then the
+    /// configured ones, which may be the only ones left after a move.
+    fn candidates(&self) -> Vec<String> {
+        let mut candidates: Vec<String> = self.picture().nodes.values().cloned().collect();
+        if !candidates.is_empty() {
+            let start = getrandom::u32().unwrap_or(0) as usize % candidates.len();
+            candidates.rotate_left(start);
+        }
+        for broker in &self.inner.config.brokers {
+            if !candidates.contains(broker) {
+                candidates.push(broker.clone());
+            }
+        }
+        candidates
+    }
+
+    fn picture(&self) -> MutexGuard<'_, Picture> {
+        lock(&self.inner.picture)
+    }
+}
+
+/// `None` asks about all topics.
+fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
+    let named = |name: &&str| {
+        let name = TopicName(StrBytes::from_string((*name).to_owned()));
+        MetadataRequestTopic::default().with_name(Some(name))
+    };
+    MetadataRequest::default()
+        .with_topics(topics.map(|topics| topics.iter().map(named).collect()))
+        .with_allow_auto_topic_creation(false)
+}
+
+impl Picture {
+    fn take_in(&mut self, response: &MetadataResponse) {
+        if !response.brokers.is_empty() {
+            self.nodes = response
+                .brokers
+                .iter()
+                .map(|broker| (broker.node_id.0, host_port(&broker.host, broker.port)))
+                .collect();
+        }
+        self.controller = Some(response.controller_id.0).filter(|id| *id >= 0);
+        for topic in &response.topics {
+            if let Some(name) = &topic.name {
+                self.take_in_topic(name, topic);
+            }
+        }
+    }
+
+    fn take_in_topic(&mut self, name: &str, news: &MetadataResponseTopic) {
+        let error = ResponseError::try_from_code(news.error_code);
+        let known = self.topics.entry(name.to_owned()).or_insert_with(|| Topic {
+            id: news.topic_id,
+            partitions: Vec::new(),
+            error: None,
+            refreshed: Instant::now(),
+        });
+        known.refreshed = Instant::now();
+        known.error = error;
+        if news.partitions.is_empty() {
+            // "Unknown topic" may be a broker that has not heard of it yet. What
+            // was known stays: leaders that are wrong will say so themselves.
+            return;
+        }
+        // A topic that was deleted and made anew starts its epochs again.
+        let same_topic = known.id == news.topic_id;
+        known.id = news.topic_id;
+        let highest = news
+            .partitions
+            .iter()
+            .map(|partition| partition.partition_index);
+        let count = usize::try_from(highest.max().unwrap_or(-1) + 1)
+            .unwrap_or(0)
+            // A made-up partition number must not become a made-up allocation.
+            .min(news.partitions.len());
+        let nobody = Leader {
+            node: None,
+            epoch: NO_EPOCH,
+        };
+        let mut partitions = vec![nobody; count];
+        for news in &news.partitions {
+            let Some(slot) = usize::try_from(news.partition_index)
+                .ok()
+                .and_then(|index| partitions.get_mut(index))
+            else {
+                continue;
+            };
+            *slot = Leader {
+                node: Some(news.leader_id.0).filter(|node| *node >= 0),
+                epoch: news.leader_epoch,
+            };
+        }
+        if same_topic {
+            for (new, old) in partitions.iter_mut().zip(&known.partitions) {
+                // A broker that lags behind may still name the leader before last.
+                if new.epoch != NO_EPOCH && old.epoch > new.epoch {
+                    *new = *old;
+                }
+            }
+        }
+        known.partitions = partitions;
+    }
+}
+
+fn host_port(host: &str, port: i32) -> String {
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafka_protocol::messages::BrokerId;
+    use kafka_protocol::messages::metadata_response::{
+        MetadataResponseBroker, MetadataResponsePartition,
+    };
+
+    fn answer(topic_id: u128, error: i16, leaders: &[(i32, i32)]) -> MetadataResponse {
+        let partitions = leaders.iter().zip(0..).map(|(&(node, epoch), index)| {
+            MetadataResponsePartition::default()
+                .with_partition_index(index)
+                .with_leader_id(BrokerId(node))
+                .with_leader_epoch(epoch)
+        });
+        let topic = MetadataResponseTopic::default()
+            .with_name(Some(TopicName(StrBytes::from_static_str("t"))))
+            .with_topic_id(Uuid::from_u128(topic_id))
+            .with_error_code(error)
+            .with_partitions(partitions.collect());
+        let broker = |id| {
+            MetadataResponseBroker::default()
+                .with_node_id(BrokerId(id))
+                .with_host(StrBytes::from_static_str("::1"))
+                .with_port(9000 + id)
+        };
+        MetadataResponse::default()
+            .with_brokers(vec![broker(1), broker(2), broker(3)])
+            .with_controller_id(BrokerId(1))
+            .with_topics(vec![topic])
+    }
+
+    fn cluster_after(answers: &[MetadataResponse]) -> Cluster {
+        let cluster = Cluster::new(ClientConfig::default());
+        for answer in answers {
+            cluster.picture().take_in(answer);
+        }
+        cluster
+    }
+
+    #[test]
+    fn the_higher_leader_epoch_wins_over_stale_metadata() {
+        let cluster = cluster_after(&[
+            answer(7, 0, &[(1, 5), (2, 5)]),
+            answer(7, 0, &[(3, 4), (3, 6)]),
+        ]);
+        assert_eq!(cluster.leader("t", 0), Some((1, 5)));
+        assert_eq!(cluster.leader("t", 1), Some((3, 6)));
+    }
+
+    #[test]
+    fn a_topic_made_anew_starts_its_epochs_again() {
+        let cluster = cluster_after(&[answer(7, 0, &[(1, 5)]), answer(8, 0, &[(2, 0)])]);
+        assert_eq!(cluster.leader("t", 0), Some((2, 0)));
+        assert_eq!(cluster.topic_id("t"), Some(Uuid::from_u128(8)));
+    }
+
+    #[test]
+    fn a_topic_has_an_id_only_where_the_broker_tells_one() {
+        let cluster = cluster_after(&[answer(0, 0, &[(1, 5)])]);
+        assert_eq!(cluster.topic_id("t"), None);
+        assert_eq!(cluster.topic_id("unknown"), None);
+    }
+
+    #[test]
+    fn a_briefly_unknown_topic_keeps_its_leaders() {
+        let cluster = cluster_after(&[answer(7, 0, &[(1, 5)]), answer(0, 3, &[])]);
+        assert_eq!(cluster.leader("t", 0), Some((1, 5)));
+        assert_eq!(
+            cluster.topic_error("t"),
+            Some(ResponseError::UnknownTopicOrPartition)
+        );
+    }
+
+    #[test]
+    fn a_partition_between_two_leaders_has_none() {
+        let cluster = cluster_after(&[answer(7, 0, &[(-1, 5)])]);
+        assert_eq!(cluster.leader("t", 0), None);
+        assert_eq!(cluster.partitions("t"), Some(1));
+        assert_eq!(cluster.leader("t", 1), None);
+        assert_eq!(cluster.leader("t", -1), None);
+    }
+
+    #[test]
+    fn a_hint_counts_only_when_it_is_newer_and_the_node_is_known() {
+        let cluster = cluster_after(&[answer(7, 0, &[(1, 5)])]);
+        cluster.observe_leader("t", 0, 2, 4);
+        cluster.observe_leader("t", 0, 99, 9);
+        assert_eq!(cluster.leader("t", 0), Some((1, 5)));
+        cluster.observe_leader("t", 0, 2, 6);
+        assert_eq!(cluster.leader("t", 0), Some((2, 6)));
+    }
+
+    #[test]
+    fn known_nodes_are_tried_before_the_configured_addresses() {
+        let cluster = cluster_after(&[answer(7, 0, &[(1, 5)])]);
+        let candidates = cluster.candidates();
+        assert_eq!(candidates.len(), 4);
+        assert_eq!(candidates[3], "localhost:9092");
+        assert!(candidates.contains(&"[::1]:9001".to_owned()));
+    }
+}

@@ -1,0 +1,777 @@
+//! One socket to one broker.
+//!
+//! A connection belongs to one thread at a time. Requests may be sent ahead of
+//! their answers; answers are taken in the order of the requests. Any failure
+//! poisons the connection: what was in flight has an unknown fate, and bytes that
+//! come later could be taken for an answer to something else.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::marker::PhantomData;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::{
+    ApiKey, ApiVersionsRequest, ApiVersionsResponse, SaslAuthenticateRequest, SaslHandshakeRequest,
+};
+use kafka_protocol::protocol::{StrBytes, VersionRange};
+
+use super::config::{ClientConfig, unit_random};
+use super::error::Error;
+use super::in_flight::InFlight;
+use super::sasl::{self, Failure};
+use super::security::{Sasl, Security, tls_failure};
+use super::transport::Transport;
+use super::wire::{self, Request};
+use tbd_deadline::Deadline;
+
+/// What one read asks the socket for, at least. Buffers grow by what arrives, so
+/// that a claimed length alone never takes memory.
+const READ_BYTES_MIN: usize = 16 * 1024;
+
+/// What one read asks the socket for, at most.
+const READ_BYTES_MAX: usize = 256 * 1024;
+
+/// Requests that may wait for answers on one connection; more is a fault of ours.
+const IN_FLIGHT_MAX: usize = 64;
+
+/// An open connection to a broker, versions negotiated, logged in.
+#[derive(Debug)]
+pub struct Connection {
+    transport: Transport,
+    address: String,
+    client_id: String,
+    security: Security,
+    /// When to log in again: brokers end sessions that outlive their time (KIP-368).
+    log_in_at: Option<Instant>,
+    /// Whether the broker has answered anything but how to speak to it.
+    is_proven: bool,
+    versions: HashMap<i16, VersionRange>,
+    next_correlation_id: i32,
+    in_flight: InFlight,
+    written: BytesMut,
+    received: BytesMut,
+    /// Why the connection can no longer be used.
+    poison: Option<Error>,
+    last_used: Instant,
+}
+
+/// A request whose answer has not been taken yet: the claim ticket for
+/// [`Connection::receive`]. Dropping it poisons nothing, but the connection then
+/// refuses to go on, because answers come in order.
+#[derive(Debug)]
+#[must_use = "the answer has to be received"]
+pub struct Sent<R> {
+    correlation_id: i32,
+    version: i16,
+    request: PhantomData<fn() -> R>,
+}
+
+impl<R> Sent<R> {
+    /// The version the request was sent in, which its answer has too.
+    pub fn version(&self) -> i16 {
+        self.version
+    }
+}
+
+impl std::os::fd::AsFd for Connection {
+    /// For waiting on several connections at once: readable means that an answer
+    /// has begun to arrive. Holds as long as no more than one request is in
+    /// flight, because answers that came together are read together.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.transport.as_fd()
+    }
+}
+
+/// Breaks a [`Connection`] off, so that a thread that waits on it goes on with
+/// [`Error::ConnectionLost`].
+#[derive(Debug)]
+pub struct Interrupter {
+    stream: TcpStream,
+}
+
+impl Interrupter {
+    /// Breaks the connection off. Does not wait.
+    pub fn interrupt(&self) {
+        // It may be closed already, which is what we want.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl Connection {
+    /// Connects to `address` (`host:port`), secures the connection as configured,
+    /// negotiates versions and logs in.
+    ///
+    /// Waits at most until the earlier of `deadline` and the configured connect
+    /// time-out; name resolution goes by the operating system's own limits. A name
+    /// with several addresses is tried in order, each with a fair share of what
+    /// is left.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] when no address could be connected to; [`Error::Tls`] and
+    /// [`Error::Authentication`] when we do not trust the broker or it does not let
+    /// us in; otherwise as [`Connection::call`].
+    pub fn open(address: &str, config: &ClientConfig, deadline: Deadline) -> Result<Self, Error> {
+        let deadline = deadline.earlier_of(Deadline::after(config.connect_timeout));
+        let mut transport =
+            Transport::dial(address, deadline).map_err(|error| Error::Unreachable {
+                address: address.to_owned(),
+                reason: error.to_string(),
+            })?;
+        if let Some(tls) = &config.security.tls {
+            transport
+                .secure(tls, address, deadline)
+                .map_err(|error| handshake_failure(address, &error))?;
+        }
+        let mut connection = Self {
+            transport,
+            address: address.to_owned(),
+            client_id: config.client_id.clone(),
+            security: config.security.clone(),
+            log_in_at: None,
+            is_proven: false,
+            versions: HashMap::new(),
+            next_correlation_id: 0,
+            in_flight: InFlight::new(Arc::clone(&config.hooks)),
+            written: BytesMut::new(),
+            received: BytesMut::new(),
+            poison: None,
+            last_used: Instant::now(),
+        };
+        connection.negotiate(deadline)?;
+        if let Some(sasl) = &config.security.sasl {
+            connection.log_in(sasl, deadline)?;
+        }
+        Ok(connection)
+    }
+
+    /// The address this connection was dialled with.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The version in which `api` is spoken on this connection.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedVersion`] when the two sides have none in common.
+    pub fn version_of(&self, api: ApiKey) -> Result<i16, Error> {
+        self.versions
+            .get(&(api as i16))
+            .and_then(|range| wire::common_version(api, *range))
+            .ok_or_else(|| Error::UnsupportedVersion {
+                address: self.address.clone(),
+                api,
+            })
+    }
+
+    /// Sends a request and waits for its answer, at most until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::ConnectionLost`] or [`Error::Protocol`] leave
+    /// the request's fate unknown and the connection poisoned;
+    /// [`Error::UnsupportedVersion`] and [`Error::Encode`] mean nothing was sent
+    /// and the connection is fine. Error codes inside the answer are the caller's.
+    pub fn call<R: Request>(
+        &mut self,
+        request: &R,
+        deadline: Deadline,
+    ) -> Result<R::Response, Error> {
+        let sent = self.send(request, deadline)?;
+        self.receive(sent, deadline)
+    }
+
+    /// Sends a request without waiting for its answer. Waits, at most until
+    /// `deadline`, for the socket to take the bytes; now and then also for a new
+    /// login, when nothing is in flight and the broker's session is about to end.
+    ///
+    /// # Errors
+    /// As [`Connection::call`]; [`Error::Authentication`].
+    pub fn send<R: Request>(&mut self, request: &R, deadline: Deadline) -> Result<Sent<R>, Error> {
+        self.send_at_most(request, i16::MAX, deadline)
+    }
+
+    /// As [`Connection::send`], in no version newer than `newest`: for requests whose
+    /// fields the newer ones do not have.
+    ///
+    /// # Errors
+    /// As [`Connection::send`].
+    pub fn send_at_most<R: Request>(
+        &mut self,
+        request: &R,
+        newest: i16,
+        deadline: Deadline,
+    ) -> Result<Sent<R>, Error> {
+        if self.must_log_in()
+            && self.in_flight.is_empty()
+            && let Some(sasl) = self.security.sasl.clone()
+        {
+            self.check_poison()?;
+            self.log_in(&sasl, deadline)?;
+        }
+        let version = self.version_of(R::API)?.min(newest);
+        self.send_as(request, version, deadline)
+    }
+
+    /// Waits, at most until `deadline`, for the answer to the oldest request in
+    /// flight, which `sent` must be the ticket of.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub fn receive<R: Request>(
+        &mut self,
+        sent: Sent<R>,
+        deadline: Deadline,
+    ) -> Result<R::Response, Error> {
+        let frame = self.receive_frame(&sent, deadline)?;
+        self.is_proven = true;
+        wire::decode_response::<R>(frame, sent.version)
+            .map_err(|reason| self.poison_protocol(format!("{:?}: {reason}", R::API)))
+    }
+
+    /// Whether the next request that finds nothing in flight logs in first. Who keeps
+    /// requests in flight at all times should let them be answered once this is true.
+    pub fn must_log_in(&self) -> bool {
+        self.log_in_at
+            .is_some_and(|moment| moment <= Instant::now())
+    }
+
+    /// Whether the connection can still be used, as far as is known without
+    /// asking the broker: nothing failed on it, and the broker has neither closed
+    /// it nor sent what nobody asked for. Does not wait. Brokers close connections
+    /// that were idle for some minutes; finding out before a request is sent saves
+    /// a request of unknown fate.
+    pub fn is_usable(&mut self) -> bool {
+        if self.poison.is_some() || !self.in_flight.is_empty() {
+            return self.poison.is_none();
+        }
+        if !self.transport.is_silent() || !self.received.is_empty() {
+            self.poison_lost("closed while idle".to_owned());
+        }
+        self.poison.is_none()
+    }
+
+    /// A way to break this connection off from another thread, or `None` when the
+    /// operating system has no descriptor left for it.
+    pub fn interrupter(&self) -> Option<Interrupter> {
+        self.transport
+            .try_clone_socket()
+            .ok()
+            .map(|stream| Interrupter { stream })
+    }
+
+    /// When the last request was sent or the last answer received.
+    pub fn last_used(&self) -> Instant {
+        self.last_used
+    }
+
+    /// ApiVersions. A broker that does not know our version of this very request
+    /// answers with code 35 in the oldest form, and is asked again in that one.
+    fn negotiate(&mut self, deadline: Deadline) -> Result<(), Error> {
+        let newest = wire::supported(ApiKey::ApiVersions).map_or(0, |range| range.max);
+        let mut response = self.ask_versions(newest, deadline)?;
+        if ResponseError::try_from_code(response.error_code)
+            == Some(ResponseError::UnsupportedVersion)
+        {
+            response = self.ask_versions(0, deadline)?;
+        }
+        Error::check(ApiKey::ApiVersions, response.error_code)?;
+        self.versions = response
+            .api_keys
+            .iter()
+            .map(|api| {
+                let range = VersionRange {
+                    min: api.min_version,
+                    max: api.max_version,
+                };
+                (api.api_key, range)
+            })
+            .collect();
+        Ok(())
+    }
+
+    /// SaslHandshake and as many SaslAuthenticate as the mechanism needs.
+    fn log_in(&mut self, sasl: &Sasl, deadline: Deadline) -> Result<(), Error> {
+        let mechanism = sasl.mechanism.name();
+        let request =
+            SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
+        let answer = self.exchange(&request, deadline)?;
+        match ResponseError::try_from_code(answer.error_code) {
+            None => {}
+            Some(ResponseError::UnsupportedSaslMechanism) => {
+                let offered: Vec<&str> = answer.mechanisms.iter().map(|one| &**one).collect();
+                let offered = offered.join(", ");
+                let reason = format!("it offers the mechanisms {offered}, not {mechanism}");
+                return Err(self.poison_login(reason));
+            }
+            Some(ResponseError::IllegalSaslState) => {
+                let reason = "it takes no login here; use the security protocol of this listener";
+                return Err(self.poison_login(reason.to_owned()));
+            }
+            Some(code) => return Err(self.poison_login(code.to_string())),
+        }
+        let mut lifetime = Duration::ZERO;
+        let outcome = sasl::log_in(sasl, |message| {
+            let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into());
+            let answer = self.exchange(&request, deadline)?;
+            if answer.error_code != 0 {
+                let reason = answer.error_message.as_deref();
+                let reason = reason.unwrap_or("no reason given").to_owned();
+                return Err(self.poison_login(reason));
+            }
+            lifetime = Duration::from_millis(answer.session_lifetime_ms.max(0).unsigned_abs());
+            Ok(answer.auth_bytes)
+        });
+        match outcome {
+            Ok(()) => {}
+            Err(Failure::Asking(error)) => return Err(error),
+            Err(Failure::Distrust(reason)) => return Err(self.poison_login(reason)),
+        }
+        // In good time, and not everybody at once; as the Java client does.
+        let share = 0.85 + 0.1 * unit_random();
+        self.log_in_at = (!lifetime.is_zero()).then(|| Instant::now() + lifetime.mul_f64(share));
+        Ok(())
+    }
+
+    /// A request and its answer before the connection is ready for others.
+    fn exchange<R: Request>(
+        &mut self,
+        request: &R,
+        deadline: Deadline,
+    ) -> Result<R::Response, Error> {
+        let version = self.version_of(R::API)?;
+        let sent = self.send_as(request, version, deadline)?;
+        self.receive(sent, deadline)
+    }
+
+    fn ask_versions(
+        &mut self,
+        version: i16,
+        deadline: Deadline,
+    ) -> Result<ApiVersionsResponse, Error> {
+        let mut request = ApiVersionsRequest::default();
+        if version >= 3 {
+            request.client_software_name = StrBytes::from_static_str("tbd");
+            request.client_software_version = StrBytes::from_static_str(env!("CARGO_PKG_VERSION"));
+        }
+        let sent = self.send_as(&request, version, deadline)?;
+        let mut frame = self.receive_frame(&sent, deadline)?;
+        // The code is the first field in every version; a refusal of the version
+        // itself comes in version 0, whatever was asked.
+        let code = frame
+            .get(4..6)
+            .map(|code| i16::from_be_bytes([code[0], code[1]]));
+        if code == Some(ResponseError::UnsupportedVersion.code()) && version > 0 {
+            frame.advance(4);
+            let mut refusal = ApiVersionsResponse::default();
+            refusal.error_code = ResponseError::UnsupportedVersion.code();
+            return Ok(refusal);
+        }
+        wire::decode_response::<ApiVersionsRequest>(frame, version)
+            .map_err(|reason| self.poison_protocol(format!("ApiVersions: {reason}")))
+    }
+
+    fn send_as<R: Request>(
+        &mut self,
+        request: &R,
+        version: i16,
+        deadline: Deadline,
+    ) -> Result<Sent<R>, Error> {
+        self.check_poison()?;
+        let api = R::API;
+        let refuse = |reason: String| Error::Encode { api, reason };
+        if self.in_flight.len() >= IN_FLIGHT_MAX {
+            return Err(refuse(format!("{IN_FLIGHT_MAX} requests are in flight")));
+        }
+        let correlation_id = self.next_correlation_id;
+        self.written.clear();
+        wire::encode_request(
+            &mut self.written,
+            request,
+            version,
+            correlation_id,
+            &self.client_id,
+        )
+        .map_err(refuse)?;
+        self.next_correlation_id = self.next_correlation_id.wrapping_add(1);
+        self.write_all(deadline)?;
+        self.in_flight.push(correlation_id, api);
+        self.last_used = Instant::now();
+        Ok(Sent {
+            correlation_id,
+            version,
+            request: PhantomData,
+        })
+    }
+
+    fn write_all(&mut self, deadline: Deadline) -> Result<(), Error> {
+        self.transport
+            .write_all(&self.written, deadline)
+            .map_err(|error| self.io_error(&error, "to take a request"))
+    }
+
+    /// The next frame, without its length, checked to be the answer to `sent`.
+    fn receive_frame<R: Request>(
+        &mut self,
+        sent: &Sent<R>,
+        deadline: Deadline,
+    ) -> Result<bytes::Bytes, Error> {
+        self.check_poison()?;
+        if self.in_flight.next() != Some(sent.correlation_id) {
+            return Err(self.poison_protocol("answers were taken out of order".to_owned()));
+        }
+        let api = R::API;
+        self.fill(4, deadline)?;
+        // A TLS record's type and major version; as a length it would be 350 MB.
+        if !self.transport.is_secure() && matches!(self.received[..2], [0x15 | 0x16, 3]) {
+            let reason = "it speaks TLS here; use the security protocol of this listener";
+            return Err(self.poisoned(Error::Tls {
+                address: self.address.clone(),
+                reason: reason.to_owned(),
+            }));
+        }
+        let length = self.received.get_i32();
+        let length = usize::try_from(length)
+            .ok()
+            .filter(|length| (4..=wire::frame_bytes_max(api)).contains(length))
+            .ok_or_else(|| {
+                self.poison_protocol(format!("a frame of {length} bytes for {api:?}"))
+            })?;
+        self.fill(length, deadline)?;
+        let frame = self.received.split_to(length).freeze();
+        self.in_flight.answered();
+        if wire::correlation_id(&frame) != Some(sent.correlation_id) {
+            return Err(self.poison_protocol("an answer to another request".to_owned()));
+        }
+        self.last_used = Instant::now();
+        Ok(frame)
+    }
+
+    /// Reads until at least `wanted` bytes are buffered.
+    fn fill(&mut self, wanted: usize, deadline: Deadline) -> Result<(), Error> {
+        while self.received.len() < wanted {
+            let have = self.received.len();
+            let step = (wanted - have).clamp(READ_BYTES_MIN, READ_BYTES_MAX);
+            self.received.resize(have + step, 0);
+            let read = self.transport.read(&mut self.received[have..], deadline);
+            self.received
+                .truncate(have + read.as_ref().map_or(0, |count| *count));
+            match read {
+                Ok(0) => return Err(self.poison_lost("closed by the broker".to_owned())),
+                Ok(_) => {}
+                Err(error) => return Err(self.io_error(&error, "to answer")),
+            }
+        }
+        Ok(())
+    }
+
+    fn io_error(&mut self, error: &std::io::Error, what: &str) -> Error {
+        if error.kind() == ErrorKind::TimedOut {
+            let what = format!("kafka broker {} {what}", self.address);
+            return self.poisoned(Error::Timeout { what });
+        }
+        match tls_error(error) {
+            // The server's last word: it wanted a certificate of ours, say.
+            Some(alert @ rustls::Error::AlertReceived(_)) => {
+                self.poisoned(tls_failure(&self.address, alert))
+            }
+            Some(other) => self.poison_protocol(other.to_string()),
+            None => self.poison_lost(error.to_string()),
+        }
+    }
+
+    fn check_poison(&self) -> Result<(), Error> {
+        self.poison.clone().map_or(Ok(()), Err)
+    }
+
+    fn poison_lost(&mut self, mut reason: String) -> Error {
+        if !self.is_proven {
+            // How brokers take what is not their listener's protocol.
+            let protocol = self.security.protocol();
+            reason.push_str(&format!(
+                " before it answered any request; perhaps its listener is not for {protocol}"
+            ));
+        }
+        let address = self.address.clone();
+        self.poisoned(Error::ConnectionLost { address, reason })
+    }
+
+    fn poison_login(&mut self, reason: String) -> Error {
+        let address = self.address.clone();
+        self.poisoned(Error::Authentication { address, reason })
+    }
+
+    fn poison_protocol(&mut self, reason: String) -> Error {
+        let address = self.address.clone();
+        self.poisoned(Error::Protocol { address, reason })
+    }
+
+    /// Remembers the first failure. The socket is shut down at once, so that the
+    /// broker need not wait for the owner to drop us.
+    fn poisoned(&mut self, error: Error) -> Error {
+        self.transport.shutdown();
+        self.poison.get_or_insert(error).clone()
+    }
+}
+
+/// The TLS session's own error inside of an input or output error.
+fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Why a connection could not be secured.
+fn handshake_failure(address: &str, error: &std::io::Error) -> Error {
+    if let Some(error) = tls_error(error) {
+        return tls_failure(address, error);
+    }
+    let address = address.to_owned();
+    match error.kind() {
+        ErrorKind::TimedOut => Error::Timeout {
+            what: format!("kafka broker {address} to answer the TLS handshake"),
+        },
+        ErrorKind::InvalidInput => Error::Tls {
+            address,
+            reason: error.to_string(),
+        },
+        // Also what a broker in the middle of stopping does.
+        _ => Error::ConnectionLost {
+            address,
+            reason: format!(
+                "it ended the TLS handshake ({error}); perhaps its listener does not speak TLS"
+            ),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kafka_protocol::messages::api_versions_response::ApiVersion;
+    use kafka_protocol::messages::{MetadataRequest, MetadataResponse};
+
+    use super::*;
+    use crate::fake_broker::{FakeBroker, Incoming, Reply, framed, newest};
+
+    /// A broker that negotiates well and answers everything else with `reply`.
+    fn broker(reply: impl Fn(&Incoming) -> Reply + Send + Sync + 'static) -> FakeBroker {
+        FakeBroker::start(move |incoming, _| match incoming.api {
+            ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+            _ => reply(incoming),
+        })
+    }
+
+    fn in_ms(ms: u64) -> Deadline {
+        Deadline::after(Duration::from_millis(ms))
+    }
+
+    fn connect(broker: &FakeBroker) -> Connection {
+        Connection::open(&broker.address(), &ClientConfig::default(), in_ms(5000)).unwrap()
+    }
+
+    fn ask(connection: &mut Connection, deadline: Deadline) -> Result<MetadataResponse, Error> {
+        connection.call(&MetadataRequest::default(), deadline)
+    }
+
+    /// Asks once more and expects the first error again.
+    fn assert_poisoned(connection: &mut Connection, first: &Error) {
+        let again = ask(connection, in_ms(1000)).unwrap_err();
+        assert_eq!(again.to_string(), first.to_string());
+        assert!(!connection.is_usable());
+    }
+
+    #[test]
+    fn versions_are_agreed_on_and_answers_come_in_order() {
+        let broker = broker(|incoming| {
+            assert_eq!(incoming.version, newest::<MetadataRequest>());
+            let answer = MetadataResponse::default();
+            incoming.answer(&answer.with_throttle_time_ms(incoming.correlation_id))
+        });
+        let mut connection = connect(&broker);
+        let request = MetadataRequest::default();
+        let first = connection.send(&request, in_ms(1000)).unwrap();
+        let second = connection.send(&request, in_ms(1000)).unwrap();
+        let first = connection.receive(first, in_ms(1000)).unwrap();
+        let second = connection.receive(second, in_ms(1000)).unwrap();
+        assert_eq!(first.throttle_time_ms + 1, second.throttle_time_ms);
+        assert!(connection.is_usable());
+    }
+
+    #[test]
+    fn a_broker_that_does_not_know_our_negotiation_is_asked_in_the_oldest_form() {
+        let broker = FakeBroker::start(|incoming, _| {
+            assert_eq!(incoming.api, ApiKey::ApiVersions);
+            if incoming.version > 0 {
+                let refusal = ApiVersionsResponse::default()
+                    .with_error_code(ResponseError::UnsupportedVersion.code());
+                return Reply::Bytes(incoming.frame_as(&refusal, 0, incoming.correlation_id));
+            }
+            let old = ApiVersion::default()
+                .with_api_key(ApiKey::Produce as i16)
+                .with_min_version(0)
+                .with_max_version(7);
+            incoming.answer(&ApiVersionsResponse::default().with_api_keys(vec![old]))
+        });
+        let mut connection = connect(&broker);
+        assert_eq!(connection.version_of(ApiKey::Produce).unwrap(), 7);
+        let error = ask(&mut connection, in_ms(1000)).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedVersion { .. }), "{error}");
+        assert!(connection.is_usable(), "nothing was sent");
+    }
+
+    #[test]
+    fn a_hanging_broker_costs_no_more_than_the_deadline() {
+        let broker = broker(|_| Reply::Silence);
+        let mut connection = connect(&broker);
+        let started = Instant::now();
+        let error = ask(&mut connection, in_ms(200)).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert!(started.elapsed() >= Duration::from_millis(200));
+        assert!(started.elapsed() < Duration::from_secs(2));
+        assert_poisoned(&mut connection, &error);
+    }
+
+    #[test]
+    fn a_dripping_broker_does_not_outlive_the_deadline() {
+        let broker = broker(|incoming| {
+            let frame = incoming.frame(&MetadataResponse::default());
+            Reply::Drip(frame, Duration::from_millis(60))
+        });
+        let mut connection = connect(&broker);
+        let started = Instant::now();
+        let error = ask(&mut connection, in_ms(300)).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_broker_that_hangs_in_the_negotiation_does_not_hold_us() {
+        let broker = FakeBroker::start(|_, _| Reply::Silence);
+        let config = ClientConfig::default();
+        let error = Connection::open(&broker.address(), &config, in_ms(200)).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    }
+
+    #[test]
+    fn half_a_frame_and_a_close_is_a_lost_connection() {
+        let broker = broker(|incoming| {
+            let frame = incoming.frame(&MetadataResponse::default());
+            Reply::BytesThenClose(frame[..frame.len() / 2].to_vec())
+        });
+        let mut connection = connect(&broker);
+        let error = ask(&mut connection, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+        assert!(error.is_transient());
+        assert_poisoned(&mut connection, &error);
+    }
+
+    #[test]
+    fn a_close_instead_of_an_answer_is_a_lost_connection() {
+        let broker = broker(|_| Reply::BytesThenClose(Vec::new()));
+        let mut connection = connect(&broker);
+        let error = ask(&mut connection, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_answer_to_another_request_is_refused() {
+        let broker = broker(|incoming| {
+            let other = incoming.correlation_id + 1;
+            let answer = MetadataResponse::default();
+            Reply::Bytes(incoming.frame_as(&answer, incoming.version, other))
+        });
+        let mut connection = connect(&broker);
+        let error = ask(&mut connection, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::Protocol { .. }), "{error}");
+        assert_poisoned(&mut connection, &error);
+    }
+
+    #[test]
+    fn hostile_bytes_are_an_error() {
+        let hostile: [&[u8]; 5] = [
+            // Lengths that no answer has.
+            &[0xff, 0xff, 0xff, 0xff],
+            &[0x7f, 0xff, 0xff, 0xff],
+            &[0, 0, 0, 0],
+            // Another protocol altogether.
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            // The right correlation id, and then nonsense.
+            &[
+                0, 0, 0, 12, 0, 0, 0, 1, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+            ],
+        ];
+        for bytes in hostile {
+            let broker = broker(|_| Reply::Bytes(bytes.to_vec()));
+            let error = ask(&mut connect(&broker), in_ms(2000)).unwrap_err();
+            assert!(matches!(error, Error::Protocol { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_claimed_length_alone_takes_no_memory_and_a_large_frame_arrives_whole() {
+        let name = "x".repeat(2_000_000);
+        let broker = broker(move |incoming| {
+            if incoming.decode::<MetadataRequest>().topics.is_none() {
+                // 16 MiB are claimed and four bytes come.
+                return Reply::BytesThenClose(vec![1, 0, 0, 0, 0, 0, 0, 1]);
+            }
+            let name = Some(StrBytes::from_string(name.clone()));
+            incoming.answer(&MetadataResponse::default().with_cluster_id(name))
+        });
+        let mut connection = connect(&broker);
+        let some = MetadataRequest::default().with_topics(Some(Vec::new()));
+        let answer = connection.call(&some, in_ms(5000)).unwrap();
+        assert_eq!(answer.cluster_id.unwrap().len(), 2_000_000);
+        let error = connection
+            .call(&some.with_topics(None), in_ms(2000))
+            .unwrap_err();
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_unasked_for_answer_makes_an_idle_connection_unusable() {
+        let broker = broker(|incoming| {
+            let mut frames = incoming.frame(&MetadataResponse::default());
+            frames.extend_from_slice(&framed(&[0, 0, 0, 9]));
+            Reply::Bytes(frames)
+        });
+        let mut connection = connect(&broker);
+        ask(&mut connection, in_ms(2000)).unwrap();
+        // The rest may be on its way still.
+        let until = in_ms(2000);
+        while connection.is_usable() && !until.is_past() {}
+        assert!(!connection.is_usable());
+    }
+
+    #[test]
+    fn another_thread_can_break_off_a_wait() {
+        let broker = broker(|_| Reply::Silence);
+        let mut connection = connect(&broker);
+        let interrupter = connection.interrupter().unwrap();
+        let started = Instant::now();
+        let request = MetadataRequest::default();
+        let sent = connection.send(&request, in_ms(1000)).unwrap();
+        let error = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| connection.receive(sent, in_ms(20_000)).unwrap_err());
+            interrupter.interrupt();
+            waiting.join().unwrap()
+        });
+        assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_port_where_nobody_listens_is_unreachable() {
+        let address = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().to_string()
+        };
+        let config = ClientConfig::default();
+        let error = Connection::open(&address, &config, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+        let error = Connection::open("no-port", &config, in_ms(2000)).unwrap_err();
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    }
+}

@@ -1,0 +1,461 @@
+//! A member of a consumer group: records in, offsets committed when the
+//! application says so.
+//!
+//! # Threads
+//!
+//! A [`Consumer`] belongs to one thread, the one that polls. Everything about
+//! records happens there: joining, rebalancing, fetching, committing, and the
+//! hooks. One more thread, `kafka-heartbeat-<n>`, keeps the membership while the
+//! application works, and makes the member leave when it has not polled for
+//! `max_poll_interval`. Each of the two has its own connection to the
+//! coordinator; the polling thread has one more per leader.
+//!
+//! # How records flow
+//!
+//! What is fetched stays packed until polls come to it, so memory is bounded
+//! ([`ConsumerConfig::fetch_max_bytes`]).
+//! At most one fetch per leader is on its way: for the answer that follows the one
+//! being handed out. It is sent before a poll returns, so that brokers answer while
+//! the application works. A poll waits for all leaders at once and returns as
+//! soon as one has brought records.
+//!
+//! # What it promises
+//!
+//! - A record of a partition that is no longer assigned is never handed out,
+//!   and its offset never committed.
+//! - Nothing is committed but what the application commits.
+//! - An offset belongs to a topic's id, not to its name: of a topic that was deleted and
+//!   created again, no record is passed over because of offsets in the old one.
+//! - A cooperative rebalance stops only the partitions that move: the others go on
+//!   being handed out while it is under way. Commits asked for meanwhile are made up
+//!   for when it ends, before anything is given away.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tbd_deadline::Deadline;
+//! use tbd_kafka::{ClientConfig, Cluster};
+//! use tbd_kafka::consumer::{Consumer, ConsumerConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let cluster = Cluster::new(ClientConfig::default());
+//! let mut consumer = Consumer::start(cluster, ConsumerConfig::new("group", ["topic"]), Box::new(()))?;
+//! let records = consumer.poll(Deadline::after(Duration::from_secs(1)))?;
+//! for record in &records {
+//!     println!("{}-{}@{}", record.topic, record.partition, record.offset);
+//! }
+//! consumer.commit_polled(Deadline::after(Duration::from_secs(5)))?;
+//! consumer.close(Deadline::after(Duration::from_secs(5)))?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod commit;
+mod config;
+mod fetch;
+mod fetch_answer;
+mod membership;
+mod partitions;
+mod positions;
+pub(crate) mod wait;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use config::{
+    CommitError, ConsumerConfig, ConsumerHooks, ConsumerRecord, GroupProtocol, OffsetReset,
+};
+pub use wait::Waker;
+
+pub(super) use self::fetch::FETCH_BY_ID;
+use self::fetch::Leader;
+use self::membership::{CoordinatorLink, Progress};
+use self::partitions::{Partition, Partitions, ResetTo};
+use self::wait::WakeReceiver;
+use super::group::TopicPartition;
+use super::group::assignor::Assignor;
+use super::group::consumer_machine::ConsumerMachine;
+use super::group::heartbeat::{self, Shared};
+use super::group::machine::{Identity, Machine, Settings};
+use super::group::member::Member;
+use super::{Cluster, Error};
+use tbd_deadline::Deadline;
+
+/// Pause before the coordinator or a leader is asked again (Java: `retry.backoff.ms`).
+const RETRY_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest such pause (Java: `retry.backoff.max.ms`).
+const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Exchanges that a poll waits for (connecting, metadata, finding the
+/// coordinator) get at least this long, or a caller with short polls would
+/// never get anywhere with slow brokers.
+const STEP_MIN: Duration = Duration::from_secs(1);
+/// How long a closing consumer stays a member for a commit that a rebalance had
+/// refused: time for a second try.
+const OWED_PATIENCE: Duration = Duration::from_secs(3);
+
+/// One member of a consumer group; see the module.
+///
+/// Dropping it without [`close`](Self::close) is like a crash: the group
+/// notices after the session time-out.
+pub struct Consumer {
+    cluster: Cluster,
+    config: Arc<ConsumerConfig>,
+    hooks: Box<dyn ConsumerHooks>,
+    shared: Arc<Shared>,
+    heartbeat: Option<JoinHandle<()>>,
+    waker: Waker,
+    wake_receiver: WakeReceiver,
+    coordinator: CoordinatorLink,
+    leaders: BTreeMap<i32, Leader>,
+    partitions: Partitions,
+    /// The answers of which something may not be handed out yet.
+    answers: Vec<Weak<usize>>,
+    /// What the group agreed on last.
+    assignor: Option<Assignor>,
+    /// When this member led the last rebalance: the partition counts it saw.
+    led_counts: Option<HashMap<Arc<str>, Option<i32>>>,
+    /// Which partition is first in the next round, so that none starves.
+    turn: usize,
+    metadata_wanted: bool,
+    metadata_not_before: Instant,
+    /// What went wrong last and has not gone right since.
+    trouble: Option<Error>,
+    /// When commits that could not be made are tried again.
+    commits_not_before: Instant,
+    is_closed: bool,
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Consumer")
+            .field("group_id", &self.config.group_id)
+            .field("partitions", &self.partitions.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Consumer {
+    /// A member to be. Starts the heartbeat thread and does no other I/O: the
+    /// group is joined by [`poll`](Self::poll), also when Kafka is away for now.
+    ///
+    /// # Errors
+    /// [`Error::Resource`] when the operating system gives no thread or socket pair.
+    pub fn start(
+        cluster: Cluster,
+        config: ConsumerConfig,
+        hooks: Box<dyn ConsumerHooks>,
+    ) -> Result<Self, Error> {
+        static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
+        let resource = |error: std::io::Error| Error::Resource {
+            reason: error.to_string(),
+        };
+        let now = Instant::now();
+        let config = Arc::new(config);
+        let (waker, wake_receiver) = wait::waker().map_err(resource)?;
+        let settings = Settings {
+            session_timeout: config.session_timeout,
+            heartbeat_interval: config.heartbeat_interval,
+            max_poll_interval: config.max_poll_interval,
+            retry_backoff: RETRY_BACKOFF,
+            retry_backoff_max: RETRY_BACKOFF_MAX,
+            is_static: config.group_instance_id.is_some(),
+        };
+        let member = match config.group_protocol {
+            GroupProtocol::Classic => Member::Classic(Machine::new(settings, now)),
+            GroupProtocol::Consumer => Member::Consumer(ConsumerMachine::new(settings, now)),
+        };
+        let shared = Arc::new(Shared::new(member, waker.clone()));
+        let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string();
+        let heartbeat = heartbeat::spawn(&name, shared.clone(), cluster.clone(), config.clone())
+            .map_err(resource)?;
+        Ok(Self {
+            cluster,
+            config,
+            hooks,
+            shared,
+            heartbeat: Some(heartbeat),
+            waker,
+            wake_receiver,
+            coordinator: CoordinatorLink::default(),
+            leaders: BTreeMap::new(),
+            partitions: Partitions::new(),
+            answers: Vec::new(),
+            assignor: None,
+            led_counts: None,
+            turn: 0,
+            metadata_wanted: false,
+            metadata_not_before: now,
+            trouble: None,
+            commits_not_before: now,
+            is_closed: false,
+        })
+    }
+
+    /// Interrupts a poll of this consumer from another thread.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// The next records, at most `max_poll_records`, in order within each
+    /// partition. Does on the way what the group asks for.
+    ///
+    /// Waits until there are records, [`Waker::wake`] is called, or `deadline`
+    /// has passed, and returns none in the latter cases. An answer that has
+    /// begun to arrive is read to its end, and a broker that has to be connected
+    /// to gets a second at least.
+    ///
+    /// # Errors
+    /// Transient ones ([`Error::is_transient`]) when at the deadline something
+    /// stands in the way that may pass: poll again. Others mean that polling again
+    /// will not help.
+    pub fn poll(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
+        self.turn_wheel(deadline, true)
+    }
+
+    /// As [`poll`](Self::poll), but hands out no records: for an application
+    /// that cannot work now, yet wants to stay a member and let others rebalance.
+    /// Returns at `deadline`, or when woken.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    pub fn idle(&mut self, deadline: Deadline) -> Result<(), Error> {
+        self.turn_wheel(deadline, false).map(drop)
+    }
+
+    fn turn_wheel(
+        &mut self,
+        deadline: Deadline,
+        wants_records: bool,
+    ) -> Result<Vec<ConsumerRecord>, Error> {
+        if self.is_closed {
+            return Err(Error::Closed);
+        }
+        loop {
+            if self.shared.machine().polled(Instant::now()) {
+                self.shared.notify();
+            }
+            if self.wake_receiver.take() {
+                return Ok(Vec::new());
+            }
+            let mut look_again = deadline;
+            if self.coordinator.is_busy() {
+                // While records flow there is no other wait in which to hear of it.
+                self.wait(Deadline::after(Duration::ZERO))?;
+            }
+            // What is still assigned is read on while the group is busy with itself.
+            match self.advance_group(deadline)? {
+                Progress::Ready => {
+                    self.make_up_commits();
+                    if let Some(until) = self.advance_positions(deadline)? {
+                        look_again = look_again.earlier_of(Deadline::at(until));
+                    }
+                }
+                Progress::Awaiting => {}
+                Progress::Pause(until) => look_again = look_again.earlier_of(Deadline::at(until)),
+            }
+            if wants_records {
+                let records = self.take_records()?;
+                if let Some(until) = self.send_fetches(deadline) {
+                    look_again = look_again.earlier_of(Deadline::at(until));
+                }
+                if !records.is_empty() {
+                    self.trouble = None;
+                    return Ok(records);
+                }
+            }
+            if deadline.is_past() {
+                return match self.trouble.take() {
+                    Some(trouble) => Err(trouble),
+                    None => Ok(Vec::new()),
+                };
+            }
+            self.wait(look_again)?;
+        }
+    }
+
+    /// Waits for an answer, a wake-up or the time, and takes in what came.
+    fn wait(&mut self, deadline: Deadline) -> Result<(), Error> {
+        let mut sources = vec![self.wake_receiver.as_fd()];
+        let group = self.coordinator.awaited();
+        sources.extend(group.map(AsFd::as_fd));
+        let mut nodes = Vec::new();
+        for (&node, leader) in &self.leaders {
+            if let Some(connection) = leader.awaited() {
+                nodes.push(node);
+                sources.push(connection.as_fd());
+            }
+        }
+        let has_group = group.is_some();
+        let mut ready = wait::readable(&sources, deadline).into_iter();
+        drop(sources);
+        if ready.next() == Some(true) {
+            self.wake_receiver.drain();
+        }
+        if has_group {
+            let is_ready = ready.next() == Some(true);
+            self.group_answer(is_ready, deadline)?;
+        }
+        for node in nodes {
+            let is_ready = ready.next() == Some(true);
+            self.leader_answer(node, is_ready)?;
+        }
+        Ok(())
+    }
+
+    /// The partitions this member reads now.
+    pub fn assignment(&self) -> Vec<TopicPartition> {
+        self.partitions.keys().cloned().collect()
+    }
+
+    /// Who this member is to its group at present.
+    pub fn group_metadata(&self) -> Identity {
+        self.shared.machine().identity().clone()
+    }
+
+    /// The next offset [`poll`](Self::poll) will return for a partition, or
+    /// `None` when it is not assigned or not known yet.
+    pub fn position(&self, partition: &TopicPartition) -> Option<i64> {
+        self.partitions.get(partition)?.position()
+    }
+
+    /// Reads on from `offset`; commits stay as they are. False when the
+    /// partition is not assigned.
+    pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> bool {
+        self.prepare_seek(partition);
+        let found = self.partitions.get_mut(partition);
+        if let Some(found) = found {
+            found.seek(offset.max(0));
+            return true;
+        }
+        false
+    }
+
+    /// Reads on from the oldest record that is still there; as [`seek`](Self::seek),
+    /// but the offset is found out by the next polls. Those that are not assigned
+    /// are passed over.
+    pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
+        partitions.iter().for_each(|name| self.prepare_seek(name));
+        self.each(partitions, |partition| partition.reset(ResetTo::Earliest));
+    }
+
+    /// Reads on with what comes next, once the next polls have found out where that
+    /// is. Those that are not assigned are passed over.
+    pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
+        partitions.iter().for_each(|name| self.prepare_seek(name));
+        self.each(partitions, |partition| partition.reset(ResetTo::Latest));
+    }
+
+    /// Hands out nothing of these until [`resume`](Self::resume), and fetches nothing
+    /// more. What is fetched already is kept, unless its memory is needed for others
+    /// ([`ConsumerConfig::fetch_max_bytes`]); the membership goes on. A partition
+    /// that is assigned anew is not paused. Those that are not assigned are passed
+    /// over.
+    pub fn pause(&mut self, partitions: &[TopicPartition]) {
+        self.each(partitions, |partition| partition.is_paused = true);
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&mut self, partitions: &[TopicPartition]) {
+        self.each(partitions, |partition| partition.is_paused = false);
+    }
+
+    /// The partitions that are paused.
+    pub fn paused(&self) -> Vec<TopicPartition> {
+        let paused = self.partitions.iter().filter(|(_, state)| state.is_paused);
+        paused.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn each(&mut self, partitions: &[TopicPartition], change: impl Fn(&mut Partition)) {
+        for name in partitions {
+            if let Some(partition) = self.partitions.get_mut(name) {
+                change(partition);
+            }
+        }
+    }
+
+    /// Forgets what was handed out since the last commit: the next polls hand
+    /// it out again.
+    pub fn rewind(&mut self) {
+        for partition in self.partitions.values_mut() {
+            partition.rewind();
+        }
+    }
+
+    /// Records in the log beyond what is committed, for each partition whose
+    /// end is known. As fresh as the last answer about it.
+    pub fn lag(&self) -> Vec<(TopicPartition, i64)> {
+        self.partitions
+            .iter()
+            .filter_map(|(name, partition)| partition.lag().map(|lag| (name.clone(), lag)))
+            .collect()
+    }
+
+    /// Whether the group is rebalancing, or wants this member to poll so that
+    /// it can. Long work may be cut short on this.
+    pub fn rebalance_pending(&self) -> bool {
+        self.shared.machine().is_rebalancing()
+    }
+
+    /// Leaves the group, so that others take over at once, and stops the
+    /// heartbeat thread. Tells [`ConsumerHooks::revoked`] what is given up. Commits
+    /// nothing new: that is the application's, before. A commit that a rebalance has
+    /// refused is made up for, though, since no poll follows that could. A coordinator
+    /// that has moved is looked for, while any broker answers (classic protocol; the other
+    /// asks the one it knew).
+    /// Waits at most until `deadline`, plus a heartbeat interval when that thread
+    /// is just connecting to a broker that hangs.
+    ///
+    /// # Errors
+    /// When the group could not be told; it will notice after the session
+    /// time-out. The consumer is closed all the same.
+    pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
+        self.see_commits_through(deadline);
+        self.is_closed = true;
+        self.drop_all(|consumer, partitions| consumer.hooks.revoked(partitions));
+        let left = self.leave(deadline);
+        self.stop_heartbeat();
+        left
+    }
+
+    /// Stays a member, for [`OWED_PATIENCE`] and until `deadline` at most, while a commit is owed.
+    fn see_commits_through(&mut self, deadline: Deadline) {
+        let patience = deadline.earlier_of(Deadline::after(OWED_PATIENCE));
+        while self.partitions.values().any(|state| state.owed.is_some()) && !patience.is_past() {
+            let moment = Deadline::after(RETRY_BACKOFF).earlier_of(patience);
+            if self.idle(moment).is_err_and(|error| !error.is_transient()) {
+                return;
+            }
+        }
+    }
+
+    fn stop_heartbeat(&mut self) {
+        self.shared.stop();
+        if let Some(thread) = self.heartbeat.take()
+            && thread.join().is_err()
+        {
+            log::error!(
+                "consumer group {}: the heartbeat thread panicked",
+                self.config.group_id
+            );
+        }
+    }
+
+    /// The time one blocking exchange within a poll may take.
+    fn step_deadline(&self, deadline: Deadline) -> Deadline {
+        let step = Deadline::at(deadline.instant().max(Deadline::after(STEP_MIN).instant()));
+        step.earlier_of(Deadline::after(self.cluster.config().request_timeout))
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.stop_heartbeat();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,287 @@
+//! The thread that keeps a member alive while its owner works on a batch.
+//!
+//! It has a connection of its own and shares nothing with the polling thread
+//! but the machine, whose lock neither holds across I/O. It sleeps on a condition
+//! variable until the next heartbeat is due or something changes.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::ApiKey;
+
+use super::consumer_machine::{Answer, Beat};
+use super::coordinator;
+use super::machine::{Coordinator, HeartbeatStep, Identity};
+use super::member::Member;
+use crate::connection::Interrupter;
+use crate::consumer::wait::Waker;
+use crate::consumer::{ConsumerConfig, GroupProtocol};
+use crate::{Cluster, Connection, Error, lock};
+use tbd_deadline::Deadline;
+
+/// What the two threads of a consumer share.
+#[derive(Debug)]
+pub struct Shared {
+    machine: Mutex<Member>,
+    changed: Condvar,
+    waker: Waker,
+    /// Breaks the heartbeat thread's connection off, when there is one.
+    interrupter: Mutex<Option<Interrupter>>,
+}
+
+impl Shared {
+    /// Around a fresh machine; `waker` interrupts the polling thread's waits.
+    pub fn new(machine: Member, waker: Waker) -> Self {
+        Self {
+            machine: Mutex::new(machine),
+            changed: Condvar::new(),
+            waker,
+            interrupter: Mutex::new(None),
+        }
+    }
+
+    /// The machine, for a moment: never keep the guard across I/O.
+    pub fn machine(&self) -> MutexGuard<'_, Member> {
+        // Each transition is complete or not begun, so a panic elsewhere leaves
+        // nothing half done behind.
+        lock(&self.machine)
+    }
+
+    /// Makes the heartbeat thread look at the machine again.
+    pub fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits until the heartbeat thread has done all that it can to leave a group
+    /// of the consumer protocol; false when `deadline` came first.
+    pub fn wait_left(&self, deadline: Deadline) -> bool {
+        let mut machine = self.machine();
+        while matches!(&*machine, Member::Consumer(machine) if !machine.has_left()) {
+            let left = deadline.remaining();
+            if left.is_zero() {
+                return false;
+            }
+            let woken = self.changed.wait_timeout(machine, left);
+            machine = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Closes the machine and ends what the heartbeat thread may be waiting
+    /// for, so that it can be joined.
+    pub fn stop(&self) {
+        self.machine().stop();
+        self.notify();
+        if let Some(interrupter) = lock(&self.interrupter).take() {
+            interrupter.interrupt();
+        }
+    }
+}
+
+/// Starts the thread `kafka-heartbeat-<name>`. It ends after [`Shared::stop`], at
+/// once unless it is just connecting, which takes a heartbeat interval at most.
+///
+/// # Errors
+/// When the operating system gives no thread.
+pub fn spawn(
+    name: &str,
+    shared: Arc<Shared>,
+    cluster: Cluster,
+    config: Arc<ConsumerConfig>,
+) -> io::Result<JoinHandle<()>> {
+    let mut heart = Heart {
+        shared,
+        cluster,
+        config,
+        connection: None,
+        is_failing: false,
+    };
+    std::thread::Builder::new()
+        .name(format!("kafka-heartbeat-{name}"))
+        .spawn(move || while heart.run_once() {})
+}
+
+struct Heart {
+    shared: Arc<Shared>,
+    cluster: Cluster,
+    config: Arc<ConsumerConfig>,
+    connection: Option<(Coordinator, Connection)>,
+    /// Whether the last heartbeat failed, to say so once and not every second.
+    is_failing: bool,
+}
+
+impl Heart {
+    /// One step; false when it was the last.
+    fn run_once(&mut self) -> bool {
+        let now = Instant::now();
+        let mut machine = self.shared.machine();
+        match machine.heartbeat_step(now) {
+            HeartbeatStep::Stop => {
+                drop(machine);
+                self.shared.notify();
+                return false;
+            }
+            HeartbeatStep::Wait(until) => {
+                // With nothing due, look again anyway: no wait is without end.
+                let far = now + self.config.heartbeat_interval;
+                let pause = until.unwrap_or(far).saturating_duration_since(now);
+                let woken = self.shared.changed.wait_timeout(machine, pause);
+                drop(woken.unwrap_or_else(PoisonError::into_inner));
+            }
+            HeartbeatStep::FindCoordinator => {
+                drop(machine);
+                let found =
+                    coordinator::find(&self.cluster, &self.config.group_id, self.call_deadline());
+                let mut machine = self.shared.machine();
+                match found {
+                    Ok(coordinator) => machine.coordinator_found(coordinator, Instant::now()),
+                    Err(error) => {
+                        log::debug!(
+                            "consumer group {}: no coordinator: {error}",
+                            self.config.group_id
+                        );
+                        machine.heartbeat_coordinator_not_found(
+                            coordinator::failure(&error),
+                            Instant::now(),
+                        );
+                    }
+                }
+            }
+            HeartbeatStep::Send(coordinator, identity) => {
+                drop(machine);
+                let result = self.beat(&coordinator, &identity);
+                self.note(&result);
+                let result = result.map_err(|error| coordinator::failure(&error));
+                let mut machine = self.shared.machine();
+                let is_news = machine.classic().is_some_and(|machine| {
+                    machine.heartbeat_answered(&identity, result, Instant::now())
+                });
+                drop(machine);
+                if is_news {
+                    self.shared.waker.nudge();
+                }
+            }
+            HeartbeatStep::Beat(coordinator, beat) => {
+                drop(machine);
+                let result = self.consumer_beat(&coordinator, &beat);
+                self.note(&result);
+                let result = result.map_err(|error| coordinator::failure(&error));
+                let mut machine = self.shared.machine();
+                let is_news = machine.beat_answered(&beat, result, Instant::now());
+                drop(machine);
+                if is_news {
+                    self.shared.waker.nudge();
+                }
+            }
+            HeartbeatStep::Leave(coordinator, identity) => {
+                let is_stuck = !machine.is_closed();
+                drop(machine);
+                if is_stuck {
+                    log::warn!(
+                        "consumer group {}: leaving, because nobody polled for {:?}",
+                        self.config.group_id,
+                        self.config.max_poll_interval
+                    );
+                }
+                if let Err(error) = self.leave(&coordinator, &identity) {
+                    log::warn!(
+                        "consumer group {}: leaving failed: {error}",
+                        self.config.group_id
+                    );
+                }
+                self.shared.waker.nudge();
+            }
+        }
+        true
+    }
+
+    fn note<T>(&mut self, result: &Result<T, Error>) {
+        let group_id = &self.config.group_id;
+        match result {
+            // A rebalance is nothing wrong.
+            Err(error) if error.code() == Some(ResponseError::RebalanceInProgress) => {}
+            Err(error) if !self.is_failing => {
+                log::warn!("consumer group {group_id}: heartbeat failed: {error}");
+                self.is_failing = true;
+            }
+            Err(error) => log::debug!("consumer group {group_id}: heartbeat failed: {error}"),
+            Ok(_) if self.is_failing => {
+                log::info!("consumer group {group_id}: heartbeats succeed again");
+                self.is_failing = false;
+            }
+            Ok(_) => {}
+        }
+    }
+
+    fn consumer_beat(&mut self, coordinator: &Coordinator, beat: &Beat) -> Result<Answer, Error> {
+        let deadline = self.call_deadline();
+        let request = coordinator::consumer_heartbeat_request(&self.config, beat);
+        let answer = self
+            .connection_to(coordinator, deadline)?
+            .call(&request, deadline)?;
+        Error::check(ApiKey::ConsumerGroupHeartbeat, answer.error_code)?;
+        Ok(coordinator::consumer_heartbeat_answer(answer))
+    }
+
+    fn beat(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
+        let deadline = self.call_deadline();
+        let request = coordinator::heartbeat_request(&self.config, identity);
+        let answer = self
+            .connection_to(coordinator, deadline)?
+            .call(&request, deadline)?;
+        Error::check(ApiKey::Heartbeat, answer.error_code)
+    }
+
+    fn leave(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
+        if self.config.group_protocol == GroupProtocol::Consumer {
+            let beat = Beat {
+                identity: identity.clone(),
+                is_full: false,
+                owned: None,
+            };
+            return self.consumer_beat(coordinator, &beat).map(drop);
+        }
+        let deadline = self.call_deadline();
+        let request = coordinator::leave_request(&self.config, identity);
+        let answer = self
+            .connection_to(coordinator, deadline)?
+            .call(&request, deadline)?;
+        Error::check(ApiKey::LeaveGroup, answer.error_code)
+    }
+
+    fn connection_to(
+        &mut self,
+        coordinator: &Coordinator,
+        deadline: Deadline,
+    ) -> Result<&mut Connection, Error> {
+        if let Some((node, connection)) = &mut self.connection
+            && (node != coordinator || !connection.is_usable())
+        {
+            self.connection = None;
+        }
+        let (_, connection) = match self.connection.take() {
+            Some(open) => self.connection.insert(open),
+            None => {
+                let connection =
+                    Connection::open(&coordinator.address, self.cluster.config(), deadline)?;
+                *lock(&self.shared.interrupter) = connection.interrupter();
+                self.connection.insert((coordinator.clone(), connection))
+            }
+        };
+        Ok(connection)
+    }
+
+    /// A coordinator that does not answer within a heartbeat interval is asked
+    /// anew: waiting longer would spend the session on one lost packet, and
+    /// would make closing slow.
+    fn call_deadline(&self) -> Deadline {
+        Deadline::after(
+            self.config
+                .heartbeat_interval
+                .max(Duration::from_millis(500)),
+        )
+    }
+}

@@ -1,0 +1,273 @@
+//! What each answer to a batch means for its records and for those behind it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::ApiKey;
+
+use super::{Accumulator, Batch, Completion, Queued, completion};
+use crate::error::Error;
+use crate::producer::batch::{Compression, Identity};
+use crate::producer::record::{Outcome, ProduceError, RecordMetadata};
+
+/// The first pause before a batch of unknown fate is sent again; it doubles.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+
+/// The longest such pause. A new leader should not wait longer than this.
+const PAUSE_MAX: Duration = Duration::from_millis(800);
+
+/// How an attempt to send a batch ended.
+#[derive(Clone, Debug)]
+pub(in crate::producer) enum Answer {
+    /// It is in the log, from this offset on if the broker knows.
+    Written(Option<i64>),
+    /// The broker answered with an error code.
+    Refused(ResponseError),
+    /// Some of it may have left the process, and no answer came.
+    Unknown(Error),
+    /// It can never be sent.
+    Impossible(Error),
+}
+
+impl Accumulator {
+    /// Takes the answer to a batch that was cut.
+    pub(in crate::producer) fn settle(
+        &mut self,
+        batch: Batch,
+        answer: Answer,
+        now: Instant,
+    ) -> Vec<Completion> {
+        let index = batch.index;
+        self.partitions[index].in_flight -= 1;
+        let mut completions = match answer {
+            Answer::Written(base_offset) => self.written(batch, base_offset),
+            Answer::Unknown(error) => self.keep(batch, error, now),
+            Answer::Impossible(error) => self.fail(batch, error),
+            Answer::Refused(code) => self.refused(batch, code, now),
+        };
+        if self.partitions[index].in_flight == 0 {
+            completions.extend(self.undo_last(index, now));
+        }
+        completions
+    }
+
+    fn refused(&mut self, mut batch: Batch, code: ResponseError, now: Instant) -> Vec<Completion> {
+        use ResponseError::*;
+        let error = Error::Topic {
+            topic: Arc::clone(&batch.topic),
+            api: ApiKey::Produce,
+            code,
+        };
+        let partition = &mut self.partitions[batch.index];
+        let follows = |other: &Batch| other.number < batch.number;
+        match code {
+            DuplicateSequenceNumber => self.written(batch, None),
+            // It goes on from one that was not taken, which will be sent before it.
+            OutOfOrderSequenceNumber if partition.returned.iter().any(follows) => {
+                self.give_back(batch)
+            }
+            // The broker's count and ours have come apart: this batch is not in
+            // the log, or it would have been recognised. Start counting anew.
+            OutOfOrderSequenceNumber
+            | UnknownProducerId
+            | InvalidProducerEpoch
+            | ProducerFenced
+            | InvalidProducerIdMapping => {
+                log::warn!(
+                    "kafka refused the sequence of {}/{}: {code}; asking for a new producer id",
+                    batch.topic,
+                    batch.partition,
+                );
+                self.renew_identity(batch.identity);
+                self.give_back_counting(batch, error)
+            }
+            // Either the whole is too large, or one record spoils it for the
+            // others: halve it until the culprit is alone.
+            MessageTooLarge | InvalidRecord if batch.records.len() > 1 && !batch.unknown => {
+                partition.records_max = batch.records.len() / 2;
+                self.give_back(batch)
+            }
+            // Compressed it may fit.
+            MessageTooLarge | RecordListTooLarge
+                if batch.compression == Compression::None && !batch.unknown =>
+            {
+                let records = batch.records.iter_mut();
+                records.for_each(|queued| queued.is_too_large = true);
+                self.give_back(batch)
+            }
+            // Checked before anything is written.
+            CorruptMessage | NotEnoughReplicas | ThrottlingQuotaExceeded if !batch.unknown => {
+                self.give_back_counting(batch, error)
+            }
+            MessageTooLarge
+            | InvalidRecord
+            | RecordListTooLarge
+            | InvalidTopicException
+            | InvalidTimestamp
+            | InvalidRequiredAcks
+            | InvalidRequest
+            | PolicyViolation
+            | TopicAuthorizationFailed
+            | ClusterAuthorizationFailed
+            | UnsupportedVersion
+            | UnsupportedForMessageFormat
+            | UnsupportedCompressionType => self.fail(batch, error),
+            // All else says nothing about what was written. A leader that has
+            // just resigned answers "not the leader" for what it wrote before,
+            // and its log may live on.
+            code if code.is_retriable() => self.keep(batch, error, now),
+            _ => self.fail_unknown(batch, error),
+        }
+    }
+
+    fn written(&mut self, batch: Batch, base_offset: Option<i64>) -> Vec<Completion> {
+        let partition = &mut self.partitions[batch.index];
+        partition.pauses = 0;
+        partition.not_before = None;
+        partition.records_max = usize::MAX;
+        let (topic, number) = (batch.topic, batch.partition);
+        self.release(batch.records, |position| {
+            Ok(RecordMetadata {
+                topic: Arc::clone(&topic),
+                partition: number,
+                offset: base_offset.map(|base| base + position),
+            })
+        })
+    }
+
+    /// Keeps a batch whose fate is unknown, to send it again as it is.
+    fn keep(&mut self, mut batch: Batch, error: Error, now: Instant) -> Vec<Completion> {
+        if self.aborted || now >= batch.cut_at + self.limits.delivery_timeout {
+            return self.fail_unknown(batch, error);
+        }
+        batch.unknown = true;
+        self.leaders_doubtful = true;
+        let returned = &self.partitions[batch.index].returned;
+        if !returned.iter().any(|other| other.number < batch.number) {
+            self.pause(batch.index, now);
+        }
+        self.give_back(batch)
+    }
+
+    /// Puts a batch where it is sent again from, or undone.
+    fn give_back(&mut self, batch: Batch) -> Vec<Completion> {
+        let returned = &mut self.partitions[batch.index].returned;
+        let place = returned.partition_point(|other| other.number < batch.number);
+        returned.insert(place, batch);
+        Vec::new()
+    }
+
+    /// As `give_back`, of a batch that is definitely not in the log, whatever became of
+    /// earlier attempts. Each record bears only so many refusals.
+    fn give_back_counting(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
+        batch.unknown = false;
+        batch.refused = Some(error);
+        self.give_back(batch)
+    }
+
+    /// Undoes, once nothing is in flight, the last of the batches that came back, as far
+    /// as they are definitely not in the log: their records go back to the head of the
+    /// queue.
+    fn undo_last(&mut self, index: usize, now: Instant) -> Vec<Completion> {
+        // None is in the log whose predecessor is not.
+        let mut is_absent = false;
+        for batch in &mut self.partitions[index].returned {
+            is_absent |= !batch.unknown;
+            batch.unknown = !is_absent;
+        }
+        let returned = &mut self.partitions[index].returned;
+        let first = returned.partition_point(|batch| batch.unknown);
+        let absent = returned.split_off(first);
+        let undone = absent.into_iter().rev();
+        undone.flat_map(|batch| self.undo(batch, now)).collect()
+    }
+
+    fn undo(&mut self, mut batch: Batch, now: Instant) -> Vec<Completion> {
+        if self.aborted {
+            return self.fail(batch, Error::Closed);
+        }
+        let pauses = self.limits.refusal_pauses;
+        let partition = &mut self.partitions[batch.index];
+        if partition.identity == Some(batch.identity) {
+            partition.next_sequence = batch.base_sequence;
+        }
+        let mut failed = Vec::new();
+        for mut queued in std::mem::take(&mut batch.records).into_iter().rev() {
+            queued.refusals += usize::from(batch.refused.is_some());
+            if queued.refusals > pauses.len() {
+                failed.push(queued);
+                continue;
+            }
+            if let Some(last) = queued.refusals.checked_sub(1)
+                && batch.refused.is_some()
+            {
+                let pause = now + pauses[last];
+                partition.not_before =
+                    Some(partition.not_before.map_or(pause, |other| other.max(pause)));
+            }
+            queued.is_returned = true;
+            if !queued.is_unknown {
+                queued.slot.return_to_queue();
+            }
+            partition.queue.push_front(queued);
+        }
+        failed.reverse();
+        match batch.refused {
+            Some(error) => self.release(failed, |_| Err(ProduceError::not_sent(error.clone()))),
+            None => Vec::new(),
+        }
+    }
+
+    fn fail_unknown(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
+        batch.unknown = true;
+        self.fail(batch, error)
+    }
+
+    /// Ends a batch without success.
+    pub(super) fn fail(&mut self, batch: Batch, error: Error) -> Vec<Completion> {
+        let partition = &mut self.partitions[batch.index];
+        let is_last = partition.in_flight == 0 && partition.returned.is_empty();
+        let error = if batch.unknown {
+            // Its sequence numbers may or may not be taken.
+            self.renew_identity(batch.identity);
+            ProduceError::maybe_sent(error)
+        } else {
+            if partition.identity == Some(batch.identity) && is_last {
+                partition.next_sequence = batch.base_sequence;
+            } else {
+                // It leaves a gap before those that go on from it.
+                self.renew_identity(batch.identity);
+            }
+            ProduceError::not_sent(error)
+        };
+        self.release(batch.records, |_| Err(error.clone()))
+    }
+
+    fn renew_identity(&mut self, spoilt: Identity) {
+        if self.identity == Some(spoilt) {
+            self.identity = None;
+        }
+    }
+
+    fn pause(&mut self, index: usize, now: Instant) {
+        let partition = &mut self.partitions[index];
+        let pause = PAUSE_FIRST.saturating_mul(2u32.saturating_pow(partition.pauses.min(10)));
+        partition.pauses = partition.pauses.saturating_add(1);
+        partition.not_before = Some(now + pause.min(PAUSE_MAX));
+    }
+
+    pub(super) fn release(
+        &mut self,
+        records: Vec<Queued>,
+        outcome: impl Fn(i64) -> Outcome,
+    ) -> Vec<Completion> {
+        self.outstanding -= records.len();
+        self.buffered_bytes -= records.iter().map(|queued| queued.weight).sum::<usize>();
+        records
+            .into_iter()
+            .zip(0i64..)
+            .map(|(queued, position)| completion(queued, outcome(position)))
+            .collect()
+    }
+}

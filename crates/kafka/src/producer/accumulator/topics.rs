@@ -1,0 +1,343 @@
+//! The topics that records go to: their partitions, who leads those, and which one a
+//! record belongs to.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::{Accumulator, Batch, Completion, Queued};
+use crate::cluster::Cluster;
+use crate::error::Error;
+use crate::partitioner::partition_for_key;
+use crate::producer::batch::Identity;
+use crate::producer::record::{ProduceError, Record};
+
+/// Who leads what: [`Cluster`], or a test's idea of it.
+pub(in crate::producer) trait Leaders {
+    fn partitions(&self, topic: &str) -> Option<i32>;
+    fn leader(&self, topic: &str, partition: i32) -> Option<i32>;
+    fn topic_id(&self, topic: &str) -> Option<Uuid>;
+}
+
+impl Leaders for Cluster {
+    fn partitions(&self, topic: &str) -> Option<i32> {
+        Cluster::partitions(self, topic)
+    }
+    fn leader(&self, topic: &str, partition: i32) -> Option<i32> {
+        Cluster::leader(self, topic, partition).map(|(node, _)| node)
+    }
+    fn topic_id(&self, topic: &str) -> Option<Uuid> {
+        Cluster::topic_id(self, topic)
+    }
+}
+
+/// How long an unknown topic is asked about after a record last named it.
+const UNKNOWN_LIFETIME: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+pub(super) struct Topic {
+    /// `None` while it is unknown, and with brokers that know no ids.
+    id: Option<Uuid>,
+    /// The id of the topic that this one replaced.
+    former_id: Option<Uuid>,
+    /// Index into `Accumulator::partitions` by partition number; empty while the topic is
+    /// unknown.
+    pub(super) partitions: Vec<usize>,
+    /// Where records without a key go until that batch is cut.
+    pub(super) sticky: usize,
+    /// Whether the cluster was asked about it.
+    is_asked: bool,
+    /// When a record last named the topic while it was unknown. `None`: the configuration
+    /// names it, so it is never forgotten.
+    named_at: Option<Instant>,
+}
+
+impl Topic {
+    /// Whether `leaders` speak of another topic of the same name.
+    fn is_replaced(&self, name: &str, leaders: &dyn Leaders) -> bool {
+        let Some(count) = leaders.partitions(name) else {
+            return false;
+        };
+        match (self.id, leaders.topic_id(name)) {
+            (Some(known), Some(id)) => known != id,
+            // Topics grow but never shrink.
+            (None, None) => usize::try_from(count).is_ok_and(|count| count < self.partitions.len()),
+            _ => false,
+        }
+    }
+}
+
+/// One partition's records, and what is known of it.
+#[derive(Debug)]
+pub(super) struct Partition {
+    pub(super) topic: Arc<str>,
+    /// The topic's id, or nil.
+    pub(super) topic_id: Uuid,
+    pub(super) number: i32,
+    pub(super) leader: Option<i32>,
+    pub(super) queue: VecDeque<Queued>,
+    /// How many batches the thread of node `in_flight_at` has in hand.
+    pub(super) in_flight: usize,
+    pub(super) in_flight_at: i32,
+    /// What is in flight was sent before. Brokers remember the last five batches only: if
+    /// others went with it each time, they would forget it.
+    pub(super) is_repeating: bool,
+    /// Batches that came back and are not undone, in their order.
+    pub(super) returned: VecDeque<Batch>,
+    /// The next batch's.
+    pub(super) batch_number: u64,
+    /// No attempt before this moment.
+    pub(super) not_before: Option<Instant>,
+    /// Attempts in a row whose outcome is unknown.
+    pub(super) pauses: u32,
+    /// The most records the next batch may have, after one was too large.
+    pub(super) records_max: usize,
+    /// Under which identity `next_sequence` counts.
+    pub(super) identity: Option<Identity>,
+    pub(super) next_sequence: i32,
+}
+
+impl Partition {
+    fn new(topic: Arc<str>, number: i32) -> Self {
+        Self {
+            topic,
+            topic_id: Uuid::nil(),
+            number,
+            leader: None,
+            queue: VecDeque::new(),
+            in_flight: 0,
+            in_flight_at: -1,
+            is_repeating: false,
+            returned: VecDeque::new(),
+            batch_number: 0,
+            not_before: None,
+            pauses: 0,
+            records_max: usize::MAX,
+            identity: None,
+            next_sequence: 0,
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.queue.is_empty() || !self.returned.is_empty()
+    }
+}
+
+impl Accumulator {
+    /// The partition (as an index for [`Accumulator::push`]) that `record` belongs
+    /// to, or `None` while the topic is unknown; it is asked about from then on.
+    pub(in crate::producer) fn place(
+        &mut self,
+        record: &Record,
+        now: Instant,
+    ) -> Result<Option<usize>, Error> {
+        let Some(topic) = self.topics.get_mut(&record.topic) else {
+            let topic = Topic {
+                named_at: Some(now),
+                ..Topic::default()
+            };
+            self.topics.insert(Arc::clone(&record.topic), topic);
+            return Ok(None);
+        };
+        if topic.partitions.is_empty() {
+            topic.named_at = topic.named_at.map(|_| now);
+            return Ok(None);
+        }
+        self.partition_for(record).map(Some)
+    }
+
+    /// The partition that `record` belongs to, of a topic that is known.
+    fn partition_for(&self, record: &Record) -> Result<usize, Error> {
+        let topic = &self.topics[&record.topic];
+        let count = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
+        let number = match (record.partition, &record.key) {
+            (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
+            (None, Some(key)) => usize::try_from(partition_for_key(key, count)).unwrap_or(0),
+            (None, None) => self.gathering(topic),
+        };
+        match topic.partitions.get(number) {
+            Some(index) => Ok(*index),
+            None => Err(Error::InvalidRecord {
+                reason: format!("{} has {count} partitions, not {number}", record.topic),
+            }),
+        }
+    }
+
+    /// Where records without a key go at present: the sticky partition, or the next
+    /// one that has a leader.
+    fn gathering(&self, topic: &Topic) -> usize {
+        let count = topic.partitions.len();
+        (0..count)
+            .map(|step| (topic.sticky + step) % count)
+            .find(|number| self.partitions[topic.partitions[*number]].leader.is_some())
+            .unwrap_or(topic.sticky)
+    }
+
+    /// Takes over who leads what: new topics and partitions are added, and what waits for
+    /// a topic that was replaced is partitioned again.
+    pub(in crate::producer) fn learn(&mut self, leaders: &dyn Leaders) -> Vec<Completion> {
+        let names: Vec<Arc<str>> = self.topics.keys().cloned().collect();
+        let learnt = names
+            .iter()
+            .flat_map(|name| self.learn_topic(name, leaders));
+        learnt.collect()
+    }
+
+    fn learn_topic(&mut self, name: &Arc<str>, leaders: &dyn Leaders) -> Vec<Completion> {
+        let Some(topic) = self.topics.get(name) else {
+            return Vec::new();
+        };
+        let id = leaders.topic_id(name);
+        if id.is_some() && id == topic.former_id {
+            // A broker that lags behind.
+            return Vec::new();
+        }
+        let mut waiting = Vec::new();
+        if topic.is_replaced(name, leaders) {
+            let in_flight = |index: &usize| self.partitions[*index].in_flight > 0;
+            if topic.partitions.iter().any(in_flight) {
+                // Their records come before those in the queues. Without leaders, no
+                // other batch is cut.
+                for index in topic.partitions.clone() {
+                    self.partitions[index].leader = None;
+                }
+                return Vec::new();
+            }
+            log::info!("kafka topic {name} was deleted and created again");
+            waiting = self.vacate(name);
+        }
+        self.learn_leaders(name, leaders);
+        self.place_again(waiting)
+    }
+
+    /// Takes all records out of the partitions of a topic that was replaced, in their
+    /// order, and the partitions from the topic. Nothing of it may be in flight.
+    fn vacate(&mut self, name: &Arc<str>) -> Vec<Queued> {
+        let mut waiting = Vec::new();
+        let Some(topic) = self.topics.get_mut(name) else {
+            return waiting;
+        };
+        topic.former_id = topic.id.take();
+        topic.sticky = 0;
+        for index in topic.partitions.drain(..) {
+            let vacant = Partition::new(Arc::clone(name), -1);
+            let old = std::mem::replace(&mut self.partitions[index], vacant);
+            self.vacant.push(index);
+            for batch in old.returned {
+                waiting.extend(batch.records.into_iter().map(|mut queued| {
+                    queued.is_returned = true;
+                    queued.is_unknown = true;
+                    queued
+                }));
+            }
+            waiting.extend(old.queue);
+            if old.identity == self.identity {
+                self.identity = None;
+            }
+        }
+        waiting
+    }
+
+    /// Queues again what [`Accumulator::vacate`] took out.
+    fn place_again(&mut self, waiting: Vec<Queued>) -> Vec<Completion> {
+        let mut completions = Vec::new();
+        for queued in waiting {
+            match self.partition_for(&queued.record) {
+                Ok(index) => self.partitions[index].queue.push_back(queued),
+                Err(error) => {
+                    let outcome = |_| Err(ProduceError::not_sent(error.clone()));
+                    completions.extend(self.release(vec![queued], outcome));
+                }
+            }
+        }
+        completions
+    }
+
+    fn learn_leaders(&mut self, name: &Arc<str>, leaders: &dyn Leaders) {
+        let Some(topic) = self.topics.get_mut(name) else {
+            return;
+        };
+        topic.id = leaders.topic_id(name).or(topic.id);
+        for number in (0..leaders.partitions(name).unwrap_or(0)).skip(topic.partitions.len()) {
+            let partition = Partition::new(Arc::clone(name), number);
+            let index = match self.vacant.pop() {
+                Some(index) => {
+                    self.partitions[index] = partition;
+                    index
+                }
+                None => {
+                    self.partitions.push(partition);
+                    self.partitions.len() - 1
+                }
+            };
+            topic.partitions.push(index);
+        }
+        for index in &topic.partitions {
+            let partition = &mut self.partitions[*index];
+            partition.topic_id = topic.id.unwrap_or_default();
+            let leader = leaders.leader(name, partition.number);
+            if leader.is_some() && leader != partition.leader && partition.pauses > 0 {
+                // The pause was meant for the one before.
+                partition.pauses = 0;
+                partition.not_before = None;
+            }
+            partition.leader = leader;
+        }
+    }
+
+    /// Whether all partitions of these topics are known and have leaders.
+    pub(in crate::producer) fn are_led(&self, topics: &[String]) -> bool {
+        let has_leader = |index: &usize| self.partitions[*index].leader.is_some();
+        topics.iter().all(|topic| {
+            let topic = self.topics.get(topic.as_str());
+            topic.is_some_and(|topic| {
+                !topic.partitions.is_empty() && topic.partitions.iter().all(has_leader)
+            })
+        })
+    }
+
+    /// All nodes that lead a partition.
+    pub(in crate::producer) fn leader_nodes(&self) -> BTreeSet<i32> {
+        self.partitions
+            .iter()
+            .filter_map(|partition| partition.leader)
+            .collect()
+    }
+
+    /// The topics to ask the cluster about now. That clears the doubt: one raised before
+    /// the answer is not lost. Forgets unknown topics that no record has named for long.
+    pub(in crate::producer) fn topics_to_ask(&mut self, now: Instant) -> Vec<Arc<str>> {
+        self.leaders_doubtful = false;
+        self.topics.retain(|_, topic| {
+            let is_over = |named_at| now >= named_at + UNKNOWN_LIFETIME;
+            !topic.partitions.is_empty() || !topic.named_at.is_some_and(is_over)
+        });
+        let asked = self.topics.iter_mut().map(|(name, topic)| {
+            topic.is_asked = true;
+            Arc::clone(name)
+        });
+        asked.collect()
+    }
+
+    /// Whether the cluster has to be asked at once who leads what, before all that waits
+    /// can be sent.
+    pub(in crate::producer) fn needs_leaders(&self) -> bool {
+        let is_new = |topic: &Topic| topic.partitions.is_empty() && !topic.is_asked;
+        let is_stuck = |partition: &Partition| partition.leader.is_none() && partition.has_work();
+        self.leaders_doubtful
+            || self.topics.values().any(is_new)
+            || self.partitions.iter().any(is_stuck)
+    }
+
+    /// Whether a topic is wanted that the cluster did not know when it was asked.
+    pub(in crate::producer) fn has_unknown_topic(&self) -> bool {
+        let mut topics = self.topics.values();
+        topics.any(|topic| topic.partitions.is_empty())
+    }
+
+    pub(in crate::producer) fn doubt_leaders(&mut self) {
+        self.leaders_doubtful = true;
+    }
+}

@@ -1,0 +1,224 @@
+//! The thread that finds out what the senders need: who leads what, a producer
+//! id, a sender for a new leader. It also sorts out what waited too long.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::messages::{ApiKey, InitProducerIdRequest, ProducerId};
+
+use super::batch::Identity;
+use super::{Node, Shared, State, sender, wait};
+use crate::config::Backoff;
+use crate::error::Error;
+use tbd_deadline::Deadline;
+
+/// How often a cluster that answers is asked for a leader it does not have yet. An
+/// election takes most of a publish budget; what follows should take little.
+const ELECTION_PERIOD: Duration = Duration::from_millis(100);
+
+/// How often at least a cluster that answers is asked for a topic that is not there yet.
+const MISSING_PERIOD: Duration = Duration::from_millis(250);
+
+/// How often overdue records are looked for while there are any.
+const SWEEP_PERIOD: Duration = Duration::from_millis(500);
+
+/// The longest one question to the cluster may take. Nothing interrupts it, so it
+/// is also the longest that closing the producer may be late.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Works until the producer stops, then joins the senders.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let config = shared.cluster.config();
+    let mut keeper = Keeper {
+        shared,
+        senders: Vec::new(),
+        backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
+        asked: Instant::now(),
+        not_before: Instant::now(),
+    };
+    while keeper.wait_for_errand() {
+        keeper.run_once();
+    }
+    for sender in keeper.senders {
+        if sender.join().is_err() {
+            log::error!("a kafka producer's sender panicked");
+        }
+    }
+}
+
+struct Keeper<'a> {
+    shared: &'a Arc<Shared>,
+    senders: Vec<JoinHandle<()>>,
+    backoff: Backoff,
+    /// When the cluster was last asked who leads what.
+    asked: Instant,
+    /// No question before this moment, unless a caller warms up.
+    not_before: Instant,
+}
+
+impl Keeper<'_> {
+    /// Waits until something is to be found out; false when it is time to end.
+    fn wait_for_errand(&self) -> bool {
+        loop {
+            let overdue = {
+                let mut state = self.shared.state();
+                if state.stopping {
+                    return false;
+                }
+                let now = Instant::now();
+                let due = self.due(&state);
+                if state.is_hurried || due <= now {
+                    return true;
+                }
+                let pause = match state.records.outstanding() {
+                    0 => due - now,
+                    _ => SWEEP_PERIOD.min(due - now),
+                };
+                state = wait(&self.shared.errand, state, pause);
+                state.records.sweep(Instant::now())
+            };
+            self.shared.tell(overdue);
+        }
+    }
+
+    /// When to ask the cluster next. A topic that is missing delays no other.
+    fn due(&self, state: &State) -> Instant {
+        let records = &state.records;
+        let due = if records.needs_leaders() || records.needs_identity() {
+            self.not_before
+        } else if records.has_unknown_topic() {
+            self.asked + MISSING_PERIOD
+        } else {
+            self.asked + self.shared.cluster.config().metadata_max_age
+        };
+        due.max(self.not_before)
+    }
+
+    fn run_once(&mut self) {
+        self.shared.state().is_hurried = false;
+        let result = self.find_leaders().and_then(|()| self.find_identity());
+        let mut failed = Vec::new();
+        let mut state = self.shared.state();
+        let pause = match result {
+            Ok(()) => {
+                self.backoff.reset();
+                if state.refusal().is_some() {
+                    state.trouble = None;
+                }
+                match state.records.needs_leaders() || state.records.needs_identity() {
+                    true => ELECTION_PERIOD,
+                    false => Duration::ZERO,
+                }
+            }
+            Err(error) => {
+                log::debug!("kafka producer: {error}");
+                // No broker lets us in.
+                if matches!(error, Error::Tls { .. } | Error::Authentication { .. }) {
+                    failed = state.records.fail_queued(None, &error);
+                }
+                state.trouble = Some(error);
+                self.shared.progress.notify_all();
+                self.backoff.next_pause()
+            }
+        };
+        self.not_before = Instant::now() + pause;
+        failed.extend(state.records.sweep(Instant::now()));
+        drop(state);
+        self.shared.tell(failed);
+    }
+
+    fn find_leaders(&mut self) -> Result<(), Error> {
+        let topics = {
+            let mut state = self.shared.state();
+            let records = &mut state.records;
+            let is_old = self.asked.elapsed() >= self.shared.cluster.config().metadata_max_age;
+            if !is_old && !records.needs_leaders() && !records.has_unknown_topic() {
+                return Ok(());
+            }
+            records.topics_to_ask(Instant::now())
+        };
+        self.asked = Instant::now();
+        let refreshed = self
+            .shared
+            .cluster
+            .refresh(&topics, Deadline::after(QUESTION_TIMEOUT));
+        let (leaders, failed) = {
+            let mut state = self.shared.state();
+            if refreshed.is_err() {
+                state.records.doubt_leaders();
+            }
+            let failed = state.records.learn(&self.shared.cluster);
+            (state.records.leader_nodes(), failed)
+        };
+        self.shared.tell(failed);
+        for topic in &topics {
+            if let Some(refusal) = self.shared.topic_refusal(topic) {
+                log::debug!("kafka producer: {refusal}");
+            }
+        }
+        for node in leaders {
+            self.ensure_sender(node)?;
+        }
+        self.shared.state().wake_all();
+        self.shared.progress.notify_all();
+        refreshed
+    }
+
+    fn ensure_sender(&mut self, id: i32) -> Result<(), Error> {
+        let node = {
+            let mut state = self.shared.state();
+            if state.stopping || state.nodes.contains_key(&id) {
+                return Ok(());
+            }
+            let node = Arc::new(Node::new(id));
+            state.nodes.insert(id, Arc::clone(&node));
+            node
+        };
+        let shared = Arc::clone(self.shared);
+        let spawned = std::thread::Builder::new()
+            .name(format!("kafka-producer-{id}"))
+            .spawn(move || sender::run(&shared, &node));
+        match spawned {
+            Ok(handle) => {
+                self.senders.push(handle);
+                Ok(())
+            }
+            Err(error) => {
+                let mut state = self.shared.state();
+                state.nodes.remove(&id);
+                state.records.doubt_leaders();
+                Err(Error::Resource {
+                    reason: error.to_string(),
+                })
+            }
+        }
+    }
+
+    fn find_identity(&self) -> Result<(), Error> {
+        if !self.shared.state().records.needs_identity() {
+            return Ok(());
+        }
+        let deadline = Deadline::after(QUESTION_TIMEOUT);
+        let request = InitProducerIdRequest::default()
+            .with_transactional_id(None)
+            .with_transaction_timeout_ms(i32::MAX)
+            .with_producer_id(ProducerId(-1))
+            .with_producer_epoch(-1);
+        let response = self
+            .shared
+            .cluster
+            .connect_any(deadline)?
+            .call(&request, deadline)?;
+        Error::check(ApiKey::InitProducerId, response.error_code)?;
+        let mut state = self.shared.state();
+        state.records.set_identity(Identity {
+            producer_id: response.producer_id.0,
+            epoch: response.producer_epoch,
+        });
+        state.wake_all();
+        drop(state);
+        self.shared.progress.notify_all();
+        Ok(())
+    }
+}

@@ -1,0 +1,437 @@
+//! The thread that talks to one leading broker.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::produce_response::PartitionProduceResponse;
+use kafka_protocol::messages::{ApiKey, ProduceRequest, ProduceResponse, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use uuid::Uuid;
+
+use super::accumulator::{Answer, Batch, Ready};
+use super::batch::encode;
+use super::{Node, Shared};
+use crate::config::Backoff;
+use crate::connection::{Connection, Sent};
+use crate::error::Error;
+use crate::lock;
+use tbd_deadline::Deadline;
+
+/// How long the thread sleeps at most without looking around by itself.
+const IDLE_WAIT: Duration = Duration::from_secs(60);
+
+/// A connection idle for longer is looked at before it is used: brokers close
+/// theirs after minutes, proxies after less.
+const IDLE_SUSPECT: Duration = Duration::from_secs(5);
+
+/// The version of Produce from which on a topic is named by its id. So a batch meant for a
+/// topic that was deleted does not end up in one of the same name.
+const BY_ID_FROM: i16 = 13;
+
+/// All in-sync replicas acknowledge.
+const ACKS_ALL: i16 = -1;
+
+/// Works until the producer stops.
+pub(super) fn run(shared: &Shared, node: &Node) {
+    let config = shared.cluster.config();
+    let mut sender = Sender {
+        shared,
+        node,
+        connection: None,
+        in_flight: VecDeque::new(),
+        backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
+    };
+    // Ahead of the first record, which need not wait for it.
+    sender.connect();
+    while sender.wait_for_work() {
+        sender.run_once();
+    }
+}
+
+struct Sender<'a> {
+    shared: &'a Shared,
+    node: &'a Node,
+    connection: Option<Connection>,
+    /// Requests that wait for their answers on the connection, the oldest first.
+    in_flight: VecDeque<InFlight>,
+    backoff: Backoff,
+}
+
+struct InFlight {
+    sent: Sent<ProduceRequest>,
+    batches: Vec<Batch>,
+    deadline: Deadline,
+    size: Size,
+}
+
+/// What a request carries, for the hooks.
+#[derive(Clone, Copy)]
+struct Size {
+    records: usize,
+    bytes: usize,
+}
+
+impl Size {
+    fn of(batches: &[Batch]) -> Self {
+        let encoded = batches.iter().filter_map(|batch| batch.encoded.as_ref());
+        Self {
+            records: batches.iter().map(|batch| batch.records.len()).sum(),
+            bytes: encoded.map(bytes::Bytes::len).sum(),
+        }
+    }
+}
+
+impl Sender<'_> {
+    /// Waits until there is something to send or to receive; false when it is time to
+    /// end.
+    fn wait_for_work(&mut self) -> bool {
+        if !self.in_flight.is_empty() {
+            return true;
+        }
+        let max_idle = self.shared.cluster.config().connections_max_idle;
+        let mut state = self.shared.state();
+        loop {
+            if state.stopping {
+                return false;
+            }
+            if state.warming > 0 && self.connection.is_none() {
+                return true;
+            }
+            let now = Instant::now();
+            let idle_for = |connection: &Connection| connection.last_used().elapsed();
+            let idle = self.connection.as_ref().map(idle_for);
+            let pause = match state.records.ready(self.node.id, now, false) {
+                Ready::Now => return true,
+                Ready::At(moment) => moment.saturating_duration_since(now),
+                Ready::Idle => match idle {
+                    Some(idle) if idle >= max_idle => {
+                        lock(&self.node.interrupter).take();
+                        self.node.connected.store(false, Ordering::Relaxed);
+                        self.connection = None;
+                        continue;
+                    }
+                    Some(idle) => IDLE_WAIT.min(max_idle - idle),
+                    None => IDLE_WAIT,
+                },
+            };
+            state = self.node.sleep(state, pause);
+        }
+    }
+
+    /// Sends a request if there is one to send, or else takes the oldest answer.
+    /// Connects first: what is not cut into batches can still be taken back.
+    fn run_once(&mut self) {
+        let Some(mut connection) = self.connection.take() else {
+            return self.connect();
+        };
+        let is_idle = self.in_flight.is_empty() && connection.last_used().elapsed() > IDLE_SUSPECT;
+        if is_idle && !connection.is_usable() {
+            return self.connect();
+        }
+        let batches = self.cut(&connection);
+        let result = match batches.is_empty() {
+            false => self.send(&mut connection, batches),
+            true => self.receive(&mut connection),
+        };
+        match result {
+            Ok(()) => self.connection = Some(connection),
+            Err(error) => self.lost(error),
+        }
+    }
+
+    /// What shall go in a request now. While answers are owed, only what is worth a
+    /// request of its own.
+    fn cut(&self, connection: &Connection) -> Vec<Batch> {
+        let ahead = !self.in_flight.is_empty();
+        let limit = self.shared.config.max_in_flight.clamp(1, 5);
+        if ahead && (self.in_flight.len() >= limit || connection.must_log_in()) {
+            return Vec::new();
+        }
+        let (batches, expired) = {
+            let mut state = self.shared.state();
+            state.records.cut(self.node.id, Instant::now(), ahead)
+        };
+        self.shared.tell(expired);
+        batches
+    }
+
+    fn connect(&mut self) {
+        let config = self.shared.cluster.config();
+        let deadline = Deadline::after(config.connect_timeout);
+        match self.shared.cluster.connect(self.node.id, deadline) {
+            Ok(connection) => {
+                *lock(&self.node.interrupter) = connection.interrupter();
+                self.connection = Some(connection);
+                self.backoff.reset();
+                let state = self.shared.state();
+                self.node.connected.store(true, Ordering::Relaxed);
+                drop(state);
+                self.shared.progress.notify_all();
+            }
+            Err(error) => {
+                log::debug!("kafka node {}: {error}", self.node.id);
+                let mut state = self.shared.state();
+                self.node.connected.store(false, Ordering::Relaxed);
+                let failed = match error.is_transient() {
+                    true => Vec::new(),
+                    false => state.records.fail_queued(Some(self.node.id), &error),
+                };
+                state.trouble = Some(error);
+                state.records.doubt_leaders();
+                self.shared.errand.notify_one();
+                drop(state);
+                self.shared.tell(failed);
+                let mut state = self.shared.state();
+                let until = Deadline::after(self.backoff.next_pause());
+                while !state.stopping && !until.is_past() {
+                    state = self.node.sleep(state, until.remaining());
+                }
+            }
+        }
+    }
+
+    /// Sends one produce request. An error means that the connection is lost.
+    fn send(&mut self, connection: &mut Connection, batches: Vec<Batch>) -> Result<(), Error> {
+        for batch in &batches {
+            let repeated = batch.repeated();
+            if repeated > 0 {
+                self.shared.hooks.records_repeated(&batch.topic, repeated);
+            }
+        }
+        let (batches, impossible) = self.encode(batches);
+        self.settle(impossible);
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let timeout = self.shared.config.request_timeout;
+        let deadline = Deadline::after(timeout);
+        let size = Size::of(&batches);
+        // A broker takes ids for all topics or for none.
+        let version_max = match batches.iter().any(|batch| batch.topic_id.is_nil()) {
+            true => BY_ID_FROM - 1,
+            false => i16::MAX,
+        };
+        let request = request(&batches, timeout);
+        match connection.send_at_most(&request, version_max, deadline) {
+            Ok(sent) => {
+                self.in_flight.push_back(InFlight {
+                    sent,
+                    batches,
+                    deadline,
+                    size,
+                });
+                Ok(())
+            }
+            // It did not leave the process, nor ever will.
+            Err(error @ (Error::UnsupportedVersion { .. } | Error::Encode { .. })) => {
+                self.ended(size, Err(&error));
+                self.shared.state().trouble = Some(error.clone());
+                let answer = Answer::Impossible(error);
+                self.settle(batches.into_iter().map(|batch| (batch, answer.clone())));
+                Ok(())
+            }
+            Err(error) => {
+                // Behind those sent before, whose fate is as unknown.
+                self.give_up_in_flight(&error);
+                self.unknown(batches, size, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the answer to the oldest request. An error means that the connection is lost.
+    fn receive(&mut self, connection: &mut Connection) -> Result<(), Error> {
+        let Some(oldest) = self.in_flight.pop_front() else {
+            return Ok(());
+        };
+        let by_id = oldest.sent.version() >= BY_ID_FROM;
+        match connection.receive(oldest.sent, oldest.deadline) {
+            Ok(response) => {
+                self.ended(oldest.size, Ok(()));
+                self.settle(self.answers(oldest.batches, &response, by_id));
+                Ok(())
+            }
+            Err(error) => {
+                self.unknown(oldest.batches, oldest.size, &error);
+                self.give_up_in_flight(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn give_up_in_flight(&mut self, error: &Error) {
+        for request in std::mem::take(&mut self.in_flight) {
+            self.unknown(request.batches, request.size, error);
+        }
+    }
+
+    fn unknown(&self, batches: Vec<Batch>, size: Size, error: &Error) {
+        self.ended(size, Err(error));
+        let answer = Answer::Unknown(error.clone());
+        self.settle(batches.into_iter().map(|batch| (batch, answer.clone())));
+    }
+
+    fn ended(&self, size: Size, result: Result<(), &Error>) {
+        let hooks = &self.shared.hooks;
+        hooks.request_ended(self.node.id, size.records, size.bytes, result);
+    }
+
+    fn lost(&self, error: Error) {
+        log::debug!("kafka node {}: {error}", self.node.id);
+        lock(&self.node.interrupter).take();
+        let mut state = self.shared.state();
+        self.node.connected.store(false, Ordering::Relaxed);
+        state.trouble = Some(error);
+    }
+
+    /// Encodes what is not encoded yet; second, what cannot be.
+    fn encode(&self, batches: Vec<Batch>) -> (Vec<Batch>, Vec<(Batch, Answer)>) {
+        let mut ready = Vec::with_capacity(batches.len());
+        let mut impossible = Vec::new();
+        for mut batch in batches {
+            if batch.encoded.is_none() {
+                let records = batch
+                    .records
+                    .iter()
+                    .map(|queued| (&queued.record, queued.timestamp_ms));
+                let encoded = encode(
+                    records,
+                    batch.compression,
+                    batch.identity,
+                    batch.base_sequence,
+                );
+                match encoded {
+                    Ok(bytes) => batch.encoded = Some(bytes),
+                    Err(reason) => {
+                        let answer = Answer::Impossible(Error::InvalidRecord { reason });
+                        impossible.push((batch, answer));
+                        continue;
+                    }
+                }
+            }
+            ready.push(batch);
+        }
+        (ready, impossible)
+    }
+
+    /// Finds each batch's answer in the response.
+    fn answers(
+        &self,
+        batches: Vec<Batch>,
+        response: &ProduceResponse,
+        by_id: bool,
+    ) -> Vec<(Batch, Answer)> {
+        let mut found: HashMap<(Uuid, &str, i32), &PartitionProduceResponse> = HashMap::new();
+        for topic in &response.responses {
+            for partition in &topic.partition_responses {
+                let key = answer_key(by_id, topic.topic_id, &topic.name, partition.index);
+                found.insert(key, partition);
+            }
+        }
+        batches
+            .into_iter()
+            .map(|batch| {
+                let key = answer_key(by_id, batch.topic_id, &batch.topic, batch.partition);
+                let answer = match found.get(&key) {
+                    Some(partition) => self.answer(&batch, partition),
+                    None => Answer::Unknown(Error::Protocol {
+                        address: format!("node {}", self.node.id),
+                        reason: "no answer for a partition that was sent".to_owned(),
+                    }),
+                };
+                (batch, answer)
+            })
+            .collect()
+    }
+
+    fn answer(&self, batch: &Batch, partition: &PartitionProduceResponse) -> Answer {
+        let Some(code) = ResponseError::try_from_code(partition.error_code) else {
+            return Answer::Written(Some(partition.base_offset).filter(|offset| *offset >= 0));
+        };
+        log::debug!(
+            "kafka node {} refused {}/{}: {code} {}",
+            self.node.id,
+            batch.topic,
+            batch.partition,
+            partition.error_message.as_deref().unwrap_or_default(),
+        );
+        let hint = &partition.current_leader;
+        if hint.leader_id.0 >= 0 {
+            self.shared.cluster.observe_leader(
+                &batch.topic,
+                batch.partition,
+                hint.leader_id.0,
+                hint.leader_epoch,
+            );
+        }
+        Answer::Refused(code)
+    }
+
+    fn settle(&self, answers: impl IntoIterator<Item = (Batch, Answer)>) {
+        let mut completions = Vec::new();
+        {
+            let mut state = self.shared.state();
+            let now = Instant::now();
+            let mut trouble = None;
+            let mut written = false;
+            for (batch, answer) in answers {
+                match &answer {
+                    Answer::Written(_) => written = true,
+                    Answer::Refused(code) => {
+                        trouble = Some(Error::Topic {
+                            topic: Arc::clone(&batch.topic),
+                            api: ApiKey::Produce,
+                            code: *code,
+                        });
+                    }
+                    _ => {}
+                }
+                completions.extend(state.records.settle(batch, answer, now));
+            }
+            if trouble.is_some() || written {
+                state.trouble = trouble;
+            }
+            if state.records.needs_leaders() || state.records.needs_identity() {
+                self.shared.errand.notify_one();
+            }
+        }
+        self.shared.tell(completions);
+    }
+}
+
+/// Under which an answer is found: it names its topic by id or by name, never by both.
+fn answer_key(by_id: bool, id: Uuid, name: &str, partition: i32) -> (Uuid, &str, i32) {
+    match by_id {
+        true => (id, "", partition),
+        false => (Uuid::nil(), name, partition),
+    }
+}
+
+fn request(batches: &[Batch], timeout: Duration) -> ProduceRequest {
+    let mut by_topic: HashMap<(&Arc<str>, Uuid), Vec<PartitionProduceData>> = HashMap::new();
+    for batch in batches {
+        let topic = (&batch.topic, batch.topic_id);
+        by_topic.entry(topic).or_default().push(
+            PartitionProduceData::default()
+                .with_index(batch.partition)
+                .with_records(batch.encoded.clone()),
+        );
+    }
+    let topics = by_topic.into_iter().map(|((topic, id), partitions)| {
+        TopicProduceData::default()
+            .with_name(TopicName(StrBytes::from_string(topic.to_string())))
+            .with_topic_id(id)
+            .with_partition_data(partitions)
+    });
+    // The broker gives up on its replicas before we give up on the broker: an
+    // answer of any kind is better than none.
+    let timeout_ms = i32::try_from((timeout * 3 / 4).as_millis()).unwrap_or(i32::MAX);
+    ProduceRequest::default()
+        .with_acks(ACKS_ALL)
+        .with_timeout_ms(timeout_ms)
+        .with_topic_data(topics.collect())
+}

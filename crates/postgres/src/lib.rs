@@ -1,0 +1,48 @@
+//! PostgreSQL for programs on plain threads: pool, prepared statements, shared statements, retry, migrations.
+//!
+//! - [`Pool`] hands out [`PooledConnection`]s without a round trip, and says no early when the database is away;
+//! - [`Connection`] runs prepared [`Statement`]s (one round trip each) and transactions;
+//! - [`DatabaseError`] says what the caller can do about a failure, [`retry()`] is the one place that repeats work;
+//! - [`Coalescer`] carries together what many threads want written at the same time;
+//! - [`migrations`] brings the schema up to date, in turn with golang-migrate's CLI if need be;
+//! - each new session is asked whether it is ours, not a pooler's, and whether its server is acceptable
+//!   ([`TargetSessionAttrs`]);
+//! - [`HealthCheck`] asks whether the database can be used, for a monitor thread.
+//!
+//! | thread | how many | waits for | ends |
+//! |---|---|---|---|
+//! | `database-connect-N` | 3 per pool | the pool's next task; a connection being made | with the pool's last clone |
+//! | `database-watchdog` | 1 per pool, health check and run of migrations | the next limit of a statement; none set: the next statement | with the last connection and its pool or health check |
+//!
+//! The driver (`postgres`) keeps a private single-threaded event loop inside each connection and drives it from the
+//! calling thread; it starts no threads of its own here. The watchdog (`watchdog`) sees to it that no call outlasts a
+//! server that has stopped answering.
+
+#![forbid(unsafe_code)]
+
+mod coalesce;
+mod config;
+mod connection;
+mod connector;
+mod error;
+mod health;
+mod hooks;
+pub mod migrations;
+mod pool;
+mod retry;
+mod watchdog;
+
+pub use coalesce::{Coalescer, Job, NotDone};
+pub use config::{DatabaseConfig, TargetSessionAttrs};
+pub use connection::{Connection, Params, Statement, Transaction};
+pub use error::DatabaseError;
+pub use health::HealthCheck;
+pub use hooks::{Hooks, NoHooks};
+pub use pool::{Pool, PoolStatus, PooledConnection};
+pub use postgres::Row;
+pub use postgres::types;
+pub use retry::retry;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

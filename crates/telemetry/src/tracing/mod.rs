@@ -1,0 +1,511 @@
+//! OpenTelemetry traces for synchronous code.
+//!
+//! The *current* context belongs to the thread: a [`SpanGuard`] makes its span
+//! current while it lives, and spans begun meanwhile become its children. Work
+//! that moves to another thread takes [`SpanGuard::context`] along and begins
+//! its spans there with [`span_in`]; work that moves to another process takes
+//! along what [`inject`] and [`inject_state`] give, or [`serialize`].
+//!
+//! Trace and span ids exist always, also when nothing is exported or a trace is
+//! not sampled: logs, error bodies and `X-Request-Id` use them. In those cases
+//! a span costs its ids and no more; attributes given as a closure are not
+//! built.
+//!
+//! ```
+//! use tbd_telemetry::tracing::{KeyValue, SpanKind, span};
+//!
+//! let span = span("INSERT orders", SpanKind::Client, || {
+//!     vec![KeyValue::new("db.system.name", "postgresql")]
+//! });
+//! span.set("db.response.status_code", "23505");
+//! span.fail("23505", "the key is taken");
+//! ```
+
+mod export;
+mod propagation;
+
+use std::borrow::Cow;
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use opentelemetry::trace::{
+    Link, Span as _, SpanBuilder, SpanId, Status, TraceFlags, TraceId, TraceState, Tracer as _,
+    TracerProvider as _,
+};
+use opentelemetry::{ContextGuard, InstrumentationScope};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+
+pub use opentelemetry::trace::{SpanContext, SpanKind, TraceContextExt};
+pub use opentelemetry::{Context, Key, KeyValue, Value};
+pub use propagation::{deserialize, extract, inject, inject_state, serialize};
+
+use super::metrics::TracingMetrics;
+use super::semconv;
+use tbd_deadline::Deadline;
+
+/// The name tbd's spans bear as their origin.
+const SCOPE: &str = "tbd";
+/// The longest text an attribute carries, in bytes; the rest is cut off. With
+/// the SDK's own limit of 128 attributes it bounds what one span can hold.
+const VALUE_BYTES_MAX: usize = 1024;
+
+/// Which traces are recorded, as `OTEL_TRACES_SAMPLER` names it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampler {
+    /// `always_on`.
+    AlwaysOn,
+    /// `always_off`.
+    AlwaysOff,
+    /// `traceidratio`: this share of all traces, 0 to 1.
+    TraceIdRatio(f64),
+    /// `parentbased_always_on`: as the caller decided, else always. The default.
+    ParentBasedAlwaysOn,
+    /// `parentbased_always_off`: as the caller decided, else never.
+    ParentBasedAlwaysOff,
+    /// `parentbased_traceidratio`: as the caller decided, else this share.
+    ParentBasedTraceIdRatio(f64),
+}
+
+impl Sampler {
+    /// The sampler of this name, with `OTEL_TRACES_SAMPLER_ARG` as its ratio.
+    pub fn from_name(name: &str, ratio: f64) -> Option<Self> {
+        Some(match name {
+            "always_on" => Self::AlwaysOn,
+            "always_off" => Self::AlwaysOff,
+            "traceidratio" => Self::TraceIdRatio(ratio),
+            "parentbased_always_on" => Self::ParentBasedAlwaysOn,
+            "parentbased_always_off" => Self::ParentBasedAlwaysOff,
+            "parentbased_traceidratio" => Self::ParentBasedTraceIdRatio(ratio),
+            _ => return None,
+        })
+    }
+
+    fn to_sdk(self) -> opentelemetry_sdk::trace::Sampler {
+        use opentelemetry_sdk::trace::Sampler as Sdk;
+        match self {
+            Self::AlwaysOn => Sdk::AlwaysOn,
+            Self::AlwaysOff => Sdk::AlwaysOff,
+            Self::TraceIdRatio(ratio) => Sdk::TraceIdRatioBased(ratio),
+            Self::ParentBasedAlwaysOn => Sdk::ParentBased(Box::new(Sdk::AlwaysOn)),
+            Self::ParentBasedAlwaysOff => Sdk::ParentBased(Box::new(Sdk::AlwaysOff)),
+            Self::ParentBasedTraceIdRatio(ratio) => {
+                Sdk::ParentBased(Box::new(Sdk::TraceIdRatioBased(ratio)))
+            }
+        }
+    }
+}
+
+/// What [`init`] needs to know.
+#[derive(Clone, Debug)]
+pub struct TracingConfig {
+    /// `service.name`.
+    pub service_name: String,
+    /// `service.version`.
+    pub service_version: String,
+    /// The collector's base URL, `http://host:4318`; `/v1/traces` is appended.
+    /// `None`: nothing is recorded or exported.
+    pub endpoint: Option<String>,
+    /// Which traces are recorded.
+    pub sampler: Sampler,
+    /// More attributes of the process; they win over our own, `service.name` excepted.
+    pub resource_attributes: Vec<(String, String)>,
+}
+
+/// Owner of the export: spans are recorded while it lives. Dropped without [`shutdown`](Tracing::shutdown), it waits
+/// up to 5 s for the collector.
+#[derive(Debug)]
+#[must_use = "spans are exported only while their owner lives"]
+pub struct Tracing {
+    provider: SdkTracerProvider,
+    scope: InstrumentationScope,
+}
+
+/// The process's tracer; `None` before [`init`].
+static TRACER: RwLock<Option<SdkTracer>> = RwLock::new(None);
+
+/// Sets up the process's tracing; called once, by `main`. Starts the export's thread; does no I/O itself.
+///
+/// # Errors
+/// When a standard variable of the exporter (`OTEL_EXPORTER_OTLP_HEADERS`, say) has a value that it cannot use.
+pub fn init(config: TracingConfig, metrics: &TracingMetrics) -> std::io::Result<Tracing> {
+    let tracing = Tracing::start(config, metrics)?;
+    *TRACER.write().unwrap_or_else(PoisonError::into_inner) = Some(tracing.tracer());
+    Ok(tracing)
+}
+
+impl Tracing {
+    fn start(config: TracingConfig, metrics: &TracingMetrics) -> std::io::Result<Self> {
+        let builder = SdkTracerProvider::builder().with_resource(resource(&config));
+        let provider = match &config.endpoint {
+            None => builder.with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff),
+            Some(endpoint) => {
+                let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
+                builder
+                    .with_sampler(config.sampler.to_sdk())
+                    .with_span_processor(export::processor(url, metrics.clone())?)
+            }
+        }
+        .build();
+        let scope = InstrumentationScope::builder(SCOPE)
+            .with_version(config.service_version)
+            .build();
+        Ok(Self { provider, scope })
+    }
+
+    fn tracer(&self) -> SdkTracer {
+        self.provider.tracer_with_scope(self.scope.clone())
+    }
+
+    /// Sends the spans that have ended and ends the export's thread. Spans that end later are lost. Waits for the
+    /// collector until `deadline`, and returns whether everything was sent by then.
+    pub fn shutdown(self, deadline: Deadline) -> bool {
+        self.provider
+            .shutdown_with_timeout(deadline.remaining())
+            .is_ok()
+    }
+}
+
+fn resource(config: &TracingConfig) -> Resource {
+    let given = config.resource_attributes.iter().cloned();
+    // The SDK's default builder would read the environment a second time.
+    Resource::builder_empty()
+        .with_attributes([
+            KeyValue::new(semconv::SERVICE_VERSION, config.service_version.clone()),
+            KeyValue::new(
+                semconv::SERVICE_INSTANCE_ID,
+                uuid::Uuid::now_v7().to_string(),
+            ),
+            KeyValue::new(semconv::PROCESS_PID, i64::from(std::process::id())),
+            KeyValue::new(semconv::TELEMETRY_SDK_NAME, "opentelemetry"),
+            KeyValue::new(semconv::TELEMETRY_SDK_LANGUAGE, "rust"),
+        ])
+        .with_attributes(given.map(|(key, value)| KeyValue::new(key, value)))
+        .with_service_name(config.service_name.clone())
+        .build()
+}
+
+/// Attributes for a new span: a list, or a closure that makes one and is only
+/// called if the span is recorded.
+pub trait Attributes {
+    /// The attributes.
+    fn build(self) -> impl IntoIterator<Item = KeyValue>;
+}
+
+impl Attributes for Vec<KeyValue> {
+    fn build(self) -> impl IntoIterator<Item = KeyValue> {
+        self
+    }
+}
+
+impl<const N: usize> Attributes for [KeyValue; N] {
+    fn build(self) -> impl IntoIterator<Item = KeyValue> {
+        self
+    }
+}
+
+impl<F, I> Attributes for F
+where
+    F: FnOnce() -> I,
+    I: IntoIterator<Item = KeyValue>,
+{
+    fn build(self) -> impl IntoIterator<Item = KeyValue> {
+        self()
+    }
+}
+
+/// Begins a span as a child of the thread's current one and makes it current.
+pub fn span(
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+) -> SpanGuard {
+    span_in(&Context::current(), name, kind, attributes, Vec::new())
+}
+
+/// Begins a span as a child of `parent`'s (a context from elsewhere), linked to
+/// `links`, and makes it current. `Context::new()` as the parent begins a trace.
+pub fn span_in(
+    parent: &Context,
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+    links: Vec<SpanContext>,
+) -> SpanGuard {
+    start(&tracer(), parent, name.into(), kind, attributes, links).into_current()
+}
+
+/// As [`span_in`], for work that began `age` ago, before there was time to say so.
+pub fn span_since(
+    age: Duration,
+    parent: &Context,
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+) -> SpanGuard {
+    let builder = SpanBuilder::from_name(name)
+        .with_kind(kind)
+        .with_start_time(ago(age));
+    build(&tracer(), parent, builder, attributes).into_current()
+}
+
+/// As [`span_in`], but the span does not become the thread's current one: for
+/// work on many things at once, of which each has its own trace.
+pub fn detached_span_in(
+    parent: &Context,
+    name: impl Into<Cow<'static, str>>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+    links: Vec<SpanContext>,
+) -> DetachedSpan {
+    start(&tracer(), parent, name.into(), kind, attributes, links)
+}
+
+/// A wait of this thread that took `time` and is over: a child of the current
+/// span. It ends when dropped, so that it can still be marked as failed.
+pub fn waited(name: &'static str, time: Duration, links: Vec<SpanContext>) -> DetachedSpan {
+    let builder = SpanBuilder::from_name(name)
+        .with_kind(SpanKind::Internal)
+        .with_start_time(ago(time))
+        .with_links(links.into_iter().map(Link::with_context).collect());
+    build(&tracer(), &Context::current(), builder, [])
+}
+
+/// Sets an attribute of the thread's current span; a text longer than 1 KiB is cut.
+pub fn annotate(key: impl Into<Key>, value: impl Into<Value>) {
+    Context::map_current(|context| {
+        let span = context.span();
+        if span.is_recording() {
+            span.set_attribute(KeyValue::new(key.into(), bounded(value.into())));
+        }
+    });
+}
+
+/// What another span links to in order to point at the thread's current span;
+/// `None` outside of any.
+pub fn current() -> Option<SpanContext> {
+    Context::map_current(|context| {
+        let span = context.span();
+        let span = span.span_context();
+        span.is_valid().then(|| span.clone())
+    })
+}
+
+/// The parent for work that repeats all the time and that nobody asked for:
+/// with ids, as everything, but recorded under the `always_on` sampler only.
+pub fn unsampled() -> Context {
+    let [ids, span_id] = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
+    Context::new().with_remote_span_context(SpanContext::new(
+        TraceId::from(ids.as_u128()),
+        SpanId::from(span_id.as_u64_pair().0),
+        TraceFlags::NOT_SAMPLED,
+        true,
+        TraceState::NONE,
+    ))
+}
+
+fn ago(time: Duration) -> SystemTime {
+    let now = SystemTime::now();
+    now.checked_sub(time).unwrap_or(now)
+}
+
+/// A span under way that is not any thread's current one. Ends when dropped.
+#[derive(Debug)]
+pub struct DetachedSpan(Context);
+
+impl DetachedSpan {
+    /// Makes the span the thread's current one for as long as the guard lives.
+    pub fn enter(&self) -> ContextGuard {
+        self.0.clone().attach()
+    }
+
+    fn into_current(self) -> SpanGuard {
+        SpanGuard {
+            attached: Some(self.0.clone().attach()),
+            span: self,
+            not_send: PhantomData,
+        }
+    }
+}
+
+fn start(
+    tracer: &SdkTracer,
+    parent: &Context,
+    name: Cow<'static, str>,
+    kind: SpanKind,
+    attributes: impl Attributes,
+    links: Vec<SpanContext>,
+) -> DetachedSpan {
+    let mut builder = SpanBuilder::from_name(name).with_kind(kind);
+    if !links.is_empty() {
+        builder = builder.with_links(links.into_iter().map(Link::with_context).collect());
+    }
+    build(tracer, parent, builder, attributes)
+}
+
+fn build(
+    tracer: &SdkTracer,
+    parent: &Context,
+    builder: SpanBuilder,
+    attributes: impl Attributes,
+) -> DetachedSpan {
+    let mut span = tracer.build_with_context(builder, parent);
+    if span.is_recording() {
+        for mut attribute in attributes.build() {
+            attribute.value = bounded(attribute.value);
+            span.set_attribute(attribute);
+        }
+    }
+    DetachedSpan(parent.with_span(span))
+}
+
+/// The process's tracer.
+fn tracer() -> SdkTracer {
+    let tracer = TRACER.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tracer) = tracer.as_ref() {
+        return tracer.clone();
+    }
+    drop(tracer);
+    let mut tracer = TRACER.write().unwrap_or_else(PoisonError::into_inner);
+    tracer
+        .get_or_insert_with(|| {
+            // Before `init`, in tests mostly: ids alone.
+            SdkTracerProvider::builder()
+                .with_resource(Resource::builder_empty().build())
+                .with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff)
+                .build()
+                .tracer(SCOPE)
+        })
+        .clone()
+}
+
+impl DetachedSpan {
+    /// Whether attributes and events are kept; if not, do not compute them.
+    pub fn is_recording(&self) -> bool {
+        self.0.span().is_recording()
+    }
+
+    /// Sets an attribute; a text longer than 1 KiB is cut.
+    pub fn set(&self, key: impl Into<Key>, value: impl Into<Value>) {
+        let span = self.0.span();
+        if span.is_recording() {
+            span.set_attribute(KeyValue::new(key.into(), bounded(value.into())));
+        }
+    }
+
+    /// Points at another span that this one has to do with.
+    pub fn link(&self, other: SpanContext) {
+        self.0.span().add_link(other, Vec::new());
+    }
+
+    /// Gives the span another name, once more is known than at its beginning.
+    pub fn rename(&self, name: impl Into<Cow<'static, str>>) {
+        self.0.span().update_name(name);
+    }
+
+    /// Marks the span as failed: status `Error` with `message`, `error.type`
+    /// (of low cardinality: a code, a kind) and an `exception` event.
+    pub fn fail(&self, error_type: &str, message: &str) {
+        let span = self.0.span();
+        if !span.is_recording() {
+            return;
+        }
+        let error_type = || bounded(Value::from(error_type.to_owned()));
+        let message = || bounded(Value::from(message.to_owned()));
+        span.set_attribute(KeyValue::new(semconv::ERROR_TYPE, error_type()));
+        span.add_event(
+            "exception",
+            vec![
+                KeyValue::new(semconv::EXCEPTION_TYPE, error_type()),
+                KeyValue::new(semconv::EXCEPTION_MESSAGE, message()),
+            ],
+        );
+        span.set_status(Status::error(message().as_str().into_owned()));
+    }
+
+    /// The context to hand to another thread ([`span_in`]) or process ([`inject`]).
+    pub fn context(&self) -> Context {
+        self.0.clone()
+    }
+
+    /// Trace id, span id and flags: what another span links to.
+    pub fn span_context(&self) -> SpanContext {
+        self.0.span().span_context().clone()
+    }
+
+    /// The trace's id: 32 lower-case hexadecimal digits.
+    pub fn trace_id(&self) -> String {
+        self.0.span().span_context().trace_id().to_string()
+    }
+
+    /// The span's id: 16 lower-case hexadecimal digits.
+    pub fn span_id(&self) -> String {
+        self.0.span().span_context().span_id().to_string()
+    }
+}
+
+/// A span under way, current on this thread until dropped, which ends it.
+///
+/// Guards of one thread end in the reverse order of their beginning.
+#[derive(Debug)]
+pub struct SpanGuard {
+    // Dropped in this order: no longer current, then ended.
+    attached: Option<ContextGuard>,
+    span: DetachedSpan,
+    /// The current context is the thread's: a guard must not leave it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Deref for SpanGuard {
+    type Target = DetachedSpan;
+
+    fn deref(&self) -> &DetachedSpan {
+        &self.span
+    }
+}
+
+impl Drop for DetachedSpan {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail("panic", "the thread panicked within this span");
+        }
+        // Others may hold the context still: the span ends here all the same.
+        self.0.span().end();
+    }
+}
+
+impl Drop for SpanGuard {
+    fn drop(&mut self) {
+        self.attached = None;
+    }
+}
+
+/// The ids of the thread's current span: `(trace_id, span_id)`.
+pub fn current_ids() -> Option<(String, String)> {
+    Context::map_current(|context| {
+        let span = context.span();
+        let ids = span.span_context();
+        ids.is_valid()
+            .then(|| (ids.trace_id().to_string(), ids.span_id().to_string()))
+    })
+}
+
+/// `value`, cut at a character if it is a text of more than [`VALUE_BYTES_MAX`].
+fn bounded(value: Value) -> Value {
+    match value {
+        Value::String(text) if text.as_str().len() > VALUE_BYTES_MAX => {
+            let text = text.as_str();
+            let mut end = VALUE_BYTES_MAX;
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            Value::from(text[..end].to_owned())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;
