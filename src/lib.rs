@@ -5,15 +5,13 @@
 //! | Room | Holds | Knows |
 //! | --- | --- | --- |
 //! | [`orders`] | the bounded context: domain, use cases, ports, adapters | inward only; see its page |
-//! | [`http_server`] | a bounded thread pool on tiny_http | no orders |
-//! | [`auth`] | bearer tokens | `http_server` |
+//! | [`auth`] | bearer tokens | nothing |
 //! | [`metrics`] | every metric of both programs, one table | nothing |
 //! | [`config`] | every variable, typed | nothing |
-//! | [`service`] | what both programs share: start, probes, stop | every room |
-//! | [`health`] | one verdict on a dependency | nothing |
+//! | [`wiring`] | what both programs share: start, probes, stop | every room |
 //!
 //! Below them are libraries of their own, which know no orders: `crates/deadline` (deadlines, stop signals),
-//! `crates/kafka` (the Kafka client), `crates/postgres` (pool, shared statements, migrations), `crates/sockets` (sockets that a library keeps to itself), `crates/telemetry` (logs, metrics, traces).
+//! `crates/http` (the HTTP server), `crates/kafka` (the Kafka client), `crates/postgres` (pool, shared statements, migrations), `crates/sockets` (sockets that a library keeps to itself), `crates/telemetry` (logs, metrics, traces).
 //!
 //! The programs (`src/bin/`) only wire rooms together, start them, and stop them in order.
 //!
@@ -50,8 +48,6 @@ extern crate self as tbd;
 
 pub mod auth;
 pub mod config;
-pub mod health;
-pub mod http_server;
 pub mod metrics;
 pub mod orders;
-pub mod service;
+pub mod wiring;

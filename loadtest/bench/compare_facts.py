@@ -13,14 +13,14 @@ TWIN = ROOT / "loadtest" / "async-twin"
 PROGRAMS = ("tbd-api", "tbd-worker")
 # What waits, beside what does the same waiting over there. The rest of tbd (domain, SQL, formats, metrics, logs) is in both.
 AREAS = {
-    "HTTP": (["src/http_server", "src/orders/adapters/http/handlers.rs"], ["src/http.rs"]),
+    "HTTP": (["crates/http/src", "src/orders/adapters/http/handlers.rs"], ["src/http.rs"]),
     "PostgreSQL": (["crates/postgres/src", "src/orders/adapters/postgres"], ["src/store.rs"]),
     "Kafka": (["crates/kafka/src", "src/orders/adapters/kafka/bus.rs"], ["src/bus.rs"]),
     "delivery, housekeeping": (["src/orders/app/delivery.rs", "src/orders/app/delivery", "src/orders/app/housekeeping.rs",
                                 "src/orders/app/housekeeping"], ["src/delivery.rs"]),
     "worker": (["src/orders/adapters/kafka/consumer.rs", "src/orders/app/commands/process_orders.rs",
                 "src/orders/app/commands/process_orders"], ["src/worker.rs"]),
-    "start, stop": (["src/service", "src/bin"], ["src/service.rs", "src/bin/tbd-api.rs", "src/bin/tbd-worker.rs"]),
+    "start, stop": (["src/wiring", "src/bin"], ["src/service.rs", "src/bin/tbd-api.rs", "src/bin/tbd-worker.rs"]),
 }
 SHARED = {"migrations", "health.rs"}
 ONLY_TESTS = {"tests.rs", "fakes.rs", "fake_broker.rs"}

@@ -33,7 +33,7 @@ use jsonwebtoken::{decode, decode_header};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::http_server::{Identity, Problem, Request};
+use tbd_http::{Identity, Problem, Request};
 
 use keys::{Key, keys};
 pub use keys::{KeyError, KeySource, SECRET_BYTES_MIN};

@@ -4,8 +4,6 @@ use std::process;
 use std::sync::Arc;
 
 use tbd::config::{ApiConfig, CommandLine, EventDelivery, Program};
-use tbd::health::Monitor;
-use tbd::http_server::Router;
 use tbd::metrics::Metrics;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, page, routes};
@@ -16,20 +14,22 @@ use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::ports::EventBus;
-use tbd::service::{
+use tbd::wiring::health::Monitor;
+use tbd::wiring::{
     self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
 };
 use tbd_deadline::Deadline;
 use tbd_deadline::StopSignal;
+use tbd_http::Router;
 use tbd_postgres::HealthCheck;
 use tbd_postgres::migrations::{Migrator, Source};
 
 type AnyError = Box<dyn std::error::Error>;
 
 fn main() {
-    let (command, config) = service::load(Program::Api, ApiConfig::from_env);
+    let (command, config) = wiring::load(Program::Api, ApiConfig::from_env);
     if command == CommandLine::Healthcheck {
-        process::exit(service::healthcheck_command(config.http.address()));
+        process::exit(wiring::healthcheck_command(config.http.address()));
     }
     if let Err(error) = run(&config) {
         log::error!("{error}");
@@ -43,13 +43,13 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let signal = ShutdownSignal::new()?;
     let stop = StopSignal::new();
 
-    let token_check = config.auth.as_ref().map(service::token_check).transpose()?;
+    let token_check = config.auth.as_ref().map(wiring::token_check).transpose()?;
     let migrator = Migrator::new(match &config.migrations_dir {
         None => EMBEDDED,
         Some(dir) => Source::Dir(dir.clone()),
     })?;
-    let database = service::database_config(&config.database, "tbd-api");
-    let pool = service::pool(database.clone(), &metrics)?;
+    let database = wiring::database_config(&config.database, "tbd-api");
+    let pool = wiring::pool(database.clone(), &metrics)?;
     let store = Arc::new(PostgresStore::new(pool.clone(), config.database_coalesce));
 
     let kafka = Kafka::new(&config.kafka, "tbd-api", &metrics)?;
@@ -99,7 +99,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     )?);
     let mut migrations = Vec::new();
     if config.auto_migrate {
-        migrations.push(service::start_migrations(migrator, database, stop.clone())?);
+        migrations.push(wiring::start_migrations(migrator, database, stop.clone())?);
     }
 
     let api = Api {
@@ -120,11 +120,11 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         stop: stop.clone(),
     };
     let router = page(routes(Router::new(), api), config.jaeger_ui.as_deref());
-    let mut router = service::probes(router, checks, metrics.clone(), config.http.port);
+    let mut router = wiring::probes(router, checks, metrics.clone(), config.http.port);
     if let Some(check) = token_check {
         router = router.guard("/v1/", move |request| check.admit(request));
     }
-    let server = service::http_server(&config.http, router, &metrics)?;
+    let server = wiring::http_server(&config.http, router, &metrics)?;
 
     let mut shutdown = signal.wait(StopSignal::new())?;
 
@@ -132,11 +132,11 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     stop.stop();
     shutdown.drain(config.http.shutdown_drain);
     shutdown.part("requests", shutdown.work(), move |end| {
-        service::stop_server(server, end);
+        wiring::stop_server(server, end);
     });
     stop_housekeeping.stop();
     shutdown.part("threads", Deadline::after(THREADS_SHARE), move |_| {
-        service::join(threads);
+        wiring::join(threads);
     });
     shutdown.part("events", Deadline::after(EVENTS_SHARE), move |end| {
         bus.close(end);
@@ -145,7 +145,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         telemetry.shutdown(end);
     });
     shutdown.part("migrations", shutdown.rest(), move |_| {
-        service::join(migrations);
+        wiring::join(migrations);
     });
     shutdown.end();
     Ok(())

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tbd::config::{CommandLine, GroupProtocol as WantedProtocol, Program, WorkerConfig};
-use tbd::health::Monitor;
-use tbd::http_server::Router;
 use tbd::metrics::Metrics;
 use tbd::orders::adapters::kafka::{
     AnnouncementHealth, ConsumerSettings, KafkaEventBus, OrderConsumers, watch_lag,
@@ -15,11 +13,13 @@ use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::adapters::postgres::{self, PostgresStore};
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
 use tbd::orders::app::commands::ProcessOrders;
-use tbd::service::{
+use tbd::wiring::health::Monitor;
+use tbd::wiring::{
     self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
 };
 use tbd_deadline::Deadline;
 use tbd_deadline::StopSignal;
+use tbd_http::Router;
 use tbd_kafka::consumer::{ConsumerConfig, GroupProtocol};
 use tbd_postgres::HealthCheck;
 use tbd_postgres::migrations::Migrator;
@@ -33,12 +33,12 @@ const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 500;
 
 fn main() {
-    let (command, config) = service::load(Program::Worker, WorkerConfig::from_env);
+    let (command, config) = wiring::load(Program::Worker, WorkerConfig::from_env);
     match command {
         CommandLine::Healthcheck => {
-            process::exit(service::healthcheck_command(config.http.address()))
+            process::exit(wiring::healthcheck_command(config.http.address()))
         }
-        CommandLine::Dlq(command) => process::exit(service::dead_letters(&config, &command)),
+        CommandLine::Dlq(command) => process::exit(wiring::dead_letters(&config, &command)),
         _ => {}
     }
     if let Err(error) = run(&config) {
@@ -54,8 +54,8 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let stop = StopSignal::new();
     let abort = StopSignal::new();
 
-    let database = service::database_config(&config.database, "tbd-worker");
-    let pool = service::pool(database, &metrics)?;
+    let database = wiring::database_config(&config.database, "tbd-worker");
+    let pool = wiring::pool(database, &metrics)?;
     let store = Arc::new(PostgresStore::new(pool.clone(), false));
     let kafka = Kafka::new(&config.kafka, "tbd-worker", &metrics)?;
     let producer = kafka.producer(&metrics)?;
@@ -79,8 +79,8 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
         kafka: kafka_health,
         stop: stop.clone(),
     };
-    let router = service::probes(Router::new(), checks, metrics.clone(), config.http.port);
-    let server = service::http_server(&config.http, router, &metrics)?;
+    let router = wiring::probes(Router::new(), checks, metrics.clone(), config.http.port);
+    let server = wiring::http_server(&config.http, router, &metrics)?;
 
     let step = SimulatedStep::new(
         config.processing_time,
@@ -132,14 +132,14 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     // committed, the group left; then the last events and spans.
     stop.stop();
     shutdown.part("consumers", shutdown.work(), move |_| {
-        service::join(consumer_threads);
+        wiring::join(consumer_threads);
     });
     shutdown.drain(config.http.shutdown_drain);
     let threads_end = Deadline::after(THREADS_SHARE);
     shutdown.part("probes", threads_end, move |end| {
-        service::stop_server(server, end);
+        wiring::stop_server(server, end);
     });
-    shutdown.part("threads", threads_end, move |_| service::join(threads));
+    shutdown.part("threads", threads_end, move |_| wiring::join(threads));
     shutdown.part("events", Deadline::after(EVENTS_SHARE), move |end| {
         bus.close(end);
     });

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "orders::domain",
             "orders::ports",
             "orders::adapters::wire",
-            "http_server",
+            "tbd_http",
             "tbd_telemetry",
             "tbd_deadline",
         ],
@@ -60,13 +60,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tbd_deadline",
         ],
     ),
-    ("auth", &["http_server"]),
-    (
-        "http_server",
-        &["metrics", "tbd_telemetry", "tbd_deadline", "tbd_sockets"],
-    ),
+    ("auth", &["tbd_http"]),
     ("config", &[]),
-    ("health", &["tbd_deadline"]),
 ];
 
 #[test]

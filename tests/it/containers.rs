@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use tbd::config::{Program, VARIABLES, variables};
-use tbd::service::SHUTDOWN_BUDGET;
+use tbd::wiring::SHUTDOWN_BUDGET;
 
 use crate::support::{dashboards, own_folder, read, repository};
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tbd::health::Monitor;
 use tbd::orders::adapters::postgres::TABLES;
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
+use tbd::wiring::health::Monitor;
 use tbd_deadline::Deadline;
 use tbd_deadline::StopSignal;
 use tbd_postgres::migrations::Migrator;

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tbd::http_server::{Problem, Request, Response, Router, Server, ServerConfig, StillBusy};
 use tbd::metrics::Metrics;
+use tbd::wiring::observers;
 use tbd_deadline::Deadline;
+use tbd_http::{Problem, Request, Response, Router, Server, ServerConfig, StillBusy};
 
 /// Longer than anything here takes; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,7 +51,7 @@ fn start(config: ServerConfig, router: Router) -> House {
     let on_fatal = Box::new(move |reason: &str| {
         let _ = tell.lock().unwrap().send(reason.to_owned());
     });
-    let server = Server::start(config, router, metrics.http.clone(), on_fatal).unwrap();
+    let server = Server::start(config, router, observers(metrics.http.clone()), on_fatal).unwrap();
     House {
         server,
         metrics,
@@ -850,7 +851,8 @@ fn a_taken_port_is_an_error_that_names_it() {
         ..config()
     };
     let metrics = Metrics::new();
-    let error = Server::start(config, router(), metrics.http, Box::new(|_| {})).unwrap_err();
+    let error =
+        Server::start(config, router(), observers(metrics.http), Box::new(|_| {})).unwrap_err();
     assert!(
         error.to_string().contains(&house.addr().to_string()),
         "{error}"

@@ -45,7 +45,7 @@ fn builder(service: &str, level: LevelFilter, format: LogFormat) -> env_logger::
     builder
         .filter_level(level.min(LevelFilter::Warn))
         .filter_module(OUR_TARGETS, level)
-        // It reports the end of its own listener as an error; `http_server` says what matters.
+        // It reports the end of its own listener as an error; the server says what matters.
         .filter_module("tiny_http", LevelFilter::Off)
         .format(move |buffer, record| match format {
             LogFormat::Json => write_json(buffer, &service, record),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tbd::config::EventDelivery;
-use tbd_deadline::Deadline;
+use tbd::metrics::OrdersMetrics;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::kafka::Breaker;
 use tbd::orders::app::housekeeping::{
@@ -15,7 +15,7 @@ use tbd::orders::app::housekeeping::{
 use tbd::orders::app::{ACKNOWLEDGED_MAX, PUBLISH_BUDGET};
 use tbd::orders::domain::OrderId;
 use tbd::orders::ports::{Message, Meter, PublishError, StoreError};
-use tbd::metrics::OrdersMetrics;
+use tbd_deadline::Deadline;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};

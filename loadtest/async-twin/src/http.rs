@@ -17,9 +17,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use opentelemetry::trace::FutureExt as _;
-use tbd_deadline::Deadline;
-use tbd::http_server::problem::{self, CONTENT_TYPE};
-use tbd::http_server::{Problem, is_sane_request_id};
+use tbd::metrics::{HttpMetrics, Metrics};
 use tbd::orders::adapters::http::conditional::{client_has, etag, if_match};
 use tbd::orders::adapters::http::contract::{
     body_problem, cancel_problem, create_problem, idempotency_key, invalid, not_found, order_id,
@@ -30,8 +28,10 @@ use tbd::orders::app::commands::{Accepted, CancelError, CreateError, NewOrder, a
 use tbd::orders::app::queries::Listed;
 use tbd::orders::domain::{Order, OrderEvent};
 use tbd::orders::ports::{Caller, Page, StoredResponse, Submission};
-use tbd::service::Checks;
-use tbd::metrics::{HttpMetrics, Metrics};
+use tbd::wiring::Checks;
+use tbd_deadline::Deadline;
+use tbd_http::problem::{self, CONTENT_TYPE};
+use tbd_http::{Problem, is_sane_request_id};
 use tbd_telemetry::semconv;
 use tbd_telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind};
 use tokio::sync::Semaphore;

@@ -5,7 +5,7 @@
 //!
 //! | File | Stands beside tbd's |
 //! | --- | --- |
-//! | [`http`] | `http_server`, `orders::adapters::http` |
+//! | [`http`] | `tbd_http`, `orders::adapters::http` |
 //! | [`store`] | `database`, `orders::adapters::postgres` |
 //! | [`bus`] | `kafka::producer`, `orders::adapters::kafka` |
 //! | [`delivery`] | `orders::app::{delivery, housekeeping}` |

@@ -20,8 +20,7 @@ use deadpool_postgres::{
 use jiff::Timestamp;
 use opentelemetry::trace::{FutureExt as _, TraceContextExt};
 use tbd::config::DatabaseSettings;
-use tbd_postgres::{DatabaseConfig, DatabaseError, Statement};
-use tbd_deadline::Deadline;
+use tbd::metrics::{DatabaseMetrics, Metrics};
 use tbd::orders::adapters::postgres::rows::{column, message, order, started_order, uuids};
 use tbd::orders::adapters::postgres::submission::{
     ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome,
@@ -31,8 +30,9 @@ use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{
     Backlog, Failure, Message, Once, Page, SecondChance, Started, StoreError, Submission,
 };
-use tbd::service::database_config;
-use tbd::metrics::{DatabaseMetrics, Metrics};
+use tbd::wiring::database_config;
+use tbd_deadline::Deadline;
+use tbd_postgres::{DatabaseConfig, DatabaseError, Statement};
 use tbd_telemetry::semconv;
 use tbd_telemetry::tracing::{self, Context, DetachedSpan, SpanContext, SpanKind};
 use tokio::sync::{Mutex, mpsc, oneshot};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tbd::config::{ApiConfig, CommandLine, Program};
 use tbd::metrics::Metrics;
-use tbd::service::{self as house, EVENTS_SHARE, SPANS_SHARE, Telemetry};
+use tbd::wiring::{self as house, EVENTS_SHARE, SPANS_SHARE, Telemetry};
 use tbd_async_twin::bus::Bus;
 use tbd_async_twin::delivery::Delivery;
 use tbd_async_twin::http::{Api, router};

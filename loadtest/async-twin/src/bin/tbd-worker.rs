@@ -5,7 +5,7 @@ use std::error::Error;
 use tbd::config::{CommandLine, Program, WorkerConfig};
 use tbd::metrics::Metrics;
 use tbd::orders::adapters::PrometheusMeter;
-use tbd::service::{self as house, SPANS_SHARE, Telemetry};
+use tbd::wiring::{self as house, SPANS_SHARE, Telemetry};
 use tbd_async_twin::bus::Bus;
 use tbd_async_twin::http::router;
 use tbd_async_twin::service;

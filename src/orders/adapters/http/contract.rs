@@ -3,10 +3,10 @@
 
 use uuid::Uuid;
 
-use crate::http_server::{FieldError, Problem};
 use crate::orders::app::commands::{CancelError, CreateError};
 use crate::orders::domain::OrderId;
 use crate::orders::ports::{IdempotencyKey, StoreError};
+use tbd_http::{FieldError, Problem};
 use tbd_telemetry::{semconv, tracing};
 
 use super::dto::BodyError;

@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::http_server::FieldError;
 use crate::orders::adapters::wire::{OrderJson, json};
 use crate::orders::app::queries::Listed;
 use crate::orders::domain::{AmountCents, AmountError, CustomerEmail, Order};
+use tbd_http::FieldError;
 
 /// The JSON of one order.
 pub fn order_body(order: &Order) -> Vec<u8> {

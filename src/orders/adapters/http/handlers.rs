@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::http_server::{Problem, Request, Response, Router};
 use crate::orders::app::commands::{CancelOrder, CreateOrder, NewOrder};
 use crate::orders::app::queries::{GetOrder, ListOrders};
 use crate::orders::domain::Order;
 use crate::orders::ports::{Caller, StoredResponse};
+use tbd_http::{Problem, Request, Response, Router};
 use tbd_telemetry::{semconv, tracing};
 
 use super::conditional::{client_has, etag, if_match};

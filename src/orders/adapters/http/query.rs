@@ -2,9 +2,9 @@
 
 use uuid::Uuid;
 
-use crate::http_server::FieldError;
 use crate::orders::domain::{OrderId, Status};
 use crate::orders::ports::Page;
+use tbd_http::FieldError;
 
 /// The largest page number; beyond it nobody reads, and the arithmetic stays safe.
 const PAGE_MAX: u32 = i32::MAX as u32;

@@ -14,7 +14,7 @@ use super::rows::{column, valid};
 pub const TRIES_MAX: u32 = 3;
 
 /// Callers that write at the same time, each with what gathered for it. A second one would halve what
-/// a statement carries, which costs more than it gains (docs/performance.md, "What was tried").
+/// a statement carries, which costs more than it gains (DECISIONS.md).
 pub const WRITERS: usize = 1;
 
 /// Rows in one statement: beyond this the gain is spent, and one commit holds up many.

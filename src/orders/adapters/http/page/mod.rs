@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use super::conditional::client_has;
-use crate::http_server::{Response, Router};
+use tbd_http::{Response, Router};
 
 const HTML: &str = include_str!("page.html");
 const CSS: &str = include_str!("page.css");

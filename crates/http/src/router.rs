@@ -29,7 +29,7 @@ pub struct Identity {
 /// decoded than unreserved characters; a trailing slash makes another path.
 ///
 /// ```
-/// use tbd::http_server::{Response, Router};
+/// use tbd_http::{Response, Router};
 ///
 /// let router = Router::new()
 ///     .get("/things/{id}", |request| {

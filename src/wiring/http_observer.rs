@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tbd_http::{Arrival, Observer};
 use tbd_telemetry::metrics::{Histogram, IntCounter};
-
-use super::request::{header, headers, path_range};
-use crate::metrics::HttpMetrics;
 use tbd_telemetry::semconv;
 use tbd_telemetry::tracing::{self, KeyValue, SpanGuard, SpanKind};
 
+use crate::metrics::HttpMetrics;
+
 /// The route of a request no template fits.
-pub(super) const UNMATCHED: &str = "unmatched";
+const UNMATCHED: &str = "unmatched";
 
 /// The methods that are label values; any other is `OTHER` in metrics and
 /// `_OTHER` on spans, so that a client cannot invent label values.
@@ -20,32 +20,35 @@ const METHODS: [&str; 9] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
 ];
 
-/// One thread's way to the metrics. Keeps what it looked up, since a look-up
-/// by labels costs more than the counting.
-pub(super) struct Recorder {
-    pub(super) metrics: HttpMetrics,
+/// One thread's requests. Keeps the metrics it looked up, since a look-up by labels costs
+/// more than the counting.
+pub(super) struct HttpObserver {
+    metrics: HttpMetrics,
     known: HashMap<(&'static str, &'static str, u16), (Histogram, IntCounter)>,
+    current: Option<Observed>,
 }
 
-/// One request under observation; ends its span when dropped.
-pub(super) struct Observation {
+/// The request that the thread works on; ends its span when dropped.
+struct Observed {
     span: SpanGuard,
     method: &'static str,
     route: &'static str,
     arrived: Instant,
     taken: Instant,
+    is_probe: bool,
 }
 
-impl Recorder {
+impl HttpObserver {
     pub(super) fn new(metrics: HttpMetrics) -> Self {
         Self {
             metrics,
             known: HashMap::new(),
+            current: None,
         }
     }
 
-    fn record(&mut self, observation: &Observation, status: u16, seconds: f64) {
-        let key = (observation.method, observation.route, status);
+    fn count(&mut self, observed: &Observed, status: u16, seconds: f64) {
+        let key = (observed.method, observed.route, status);
         let metrics = &self.metrics;
         let (duration, requests) = self.known.entry(key).or_insert_with(|| {
             let status = status.to_string();
@@ -60,56 +63,94 @@ impl Recorder {
     }
 }
 
-impl Observation {
-    /// Begins the server span, which is current on this thread from now on.
-    pub(super) fn begin(
-        request: &tiny_http::Request,
-        route: Option<&'static str>,
-        arrived: Instant,
-        probe: bool,
-    ) -> Self {
-        let sent = request.method().as_str();
+impl Observer for HttpObserver {
+    /// Begins the server span, which is the thread's current one from now on.
+    fn begin(&mut self, arrival: &Arrival<'_>) {
+        // One that never ended is over now: its span must not be the new one's parent.
+        self.current = None;
+        self.current = Some(Observed::begin(arrival));
+    }
+
+    fn trace_id(&self) -> String {
+        let current = self.current.as_ref();
+        current.map(|it| it.span.trace_id()).unwrap_or_default()
+    }
+
+    fn span_id(&self) -> String {
+        let current = self.current.as_ref();
+        current.map(|it| it.span.span_id()).unwrap_or_default()
+    }
+
+    fn end(&mut self, status: u16, request_id: &str) {
+        let Some(observed) = self.current.take() else {
+            return;
+        };
+        let duration = observed.arrived.elapsed();
+        self.count(&observed, status, duration.as_secs_f64());
+        observed.end(status, duration, request_id);
+    }
+
+    fn shed(&mut self, reason: &'static str) {
+        self.metrics.shed.with_label_values(&[reason]).inc();
+    }
+
+    fn panicked(&mut self) {
+        self.metrics.panics.inc();
+    }
+
+    fn queued(&mut self) {
+        self.metrics.queue_depth.inc();
+    }
+
+    fn dequeued(&mut self) {
+        self.metrics.queue_depth.dec();
+    }
+
+    fn busy(&mut self, waited: Duration) {
+        self.metrics.threads_busy.inc();
+        self.metrics.queue_wait.observe(waited.as_secs_f64());
+    }
+
+    fn free(&mut self) {
+        self.metrics.threads_busy.dec();
+    }
+}
+
+impl Observed {
+    fn begin(arrival: &Arrival<'_>) -> Self {
+        let sent = arrival.method();
         let method = METHODS.into_iter().find(|known| *known == sent);
+        let route = arrival.route;
         let name: Cow<'static, str> = match (method, route) {
             (Some(method), Some(route)) => format!("{method} {route}").into(),
             (Some(method), None) => method.into(),
             (None, _) => "HTTP".into(),
         };
-        let parent = match header(request, "traceparent") {
+        let parent = match arrival.header("traceparent") {
             // Supervisors and scrapers come every few seconds: their traces would bury all others.
-            None if probe => tracing::unsampled(),
-            _ => {
-                let values = |name| headers(request, name);
-                tracing::extract(values("traceparent"), values("tracestate"))
-            }
+            None if arrival.is_probe => tracing::unsampled(),
+            _ => tracing::extract(
+                arrival.headers("traceparent"),
+                arrival.headers("tracestate"),
+            ),
         };
-        let attributes = || attributes(request, method, route);
+        let attributes = || attributes(arrival, method, route);
         let taken = Instant::now();
-        let queued = taken.duration_since(arrived);
+        let queued = taken.duration_since(arrival.at);
         let span = tracing::span_since(queued, &parent, name, SpanKind::Server, attributes);
         drop(tracing::waited("wait for a thread", queued, Vec::new()));
         Self {
             span,
             method: method.unwrap_or("OTHER"),
             route: route.unwrap_or(UNMATCHED),
-            arrived,
+            arrived: arrival.at,
             taken,
+            is_probe: arrival.is_probe,
         }
     }
 
-    pub(super) fn trace_id(&self) -> String {
-        self.span.trace_id()
-    }
-
-    pub(super) fn span_id(&self) -> String {
-        self.span.span_id()
-    }
-
-    /// Notes the response, once it is written. `probe` keeps the many requests
-    /// of supervisors and scrapers out of the log at its usual level.
-    pub(super) fn end(self, recorder: &mut Recorder, status: u16, request_id: &str, probe: bool) {
-        let duration = self.arrived.elapsed();
-        recorder.record(&self, status, duration.as_secs_f64());
+    /// The many requests of supervisors and scrapers are kept out of the log at its usual level.
+    fn end(self, status: u16, duration: Duration, request_id: &str) {
         if self.span.is_recording() {
             self.span
                 .set(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(status));
@@ -118,10 +159,9 @@ impl Observation {
                     .fail(&status.to_string(), "the answer is a server error");
             }
         }
-        let level = if probe {
-            log::Level::Debug
-        } else {
-            log::Level::Info
+        let level = match self.is_probe {
+            true => log::Level::Debug,
+            false => log::Level::Info,
         };
         log::log!(
             target: "tbd::http",
@@ -137,37 +177,34 @@ impl Observation {
     }
 }
 
-fn milliseconds(duration: std::time::Duration) -> f64 {
+fn milliseconds(duration: Duration) -> f64 {
     // Microseconds are as exact as a reader needs it.
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 fn attributes(
-    request: &tiny_http::Request,
+    arrival: &Arrival<'_>,
     method: Option<&'static str>,
     route: Option<&'static str>,
 ) -> Vec<KeyValue> {
-    let target = request.url();
-    let path = path_range(target);
-    let query = target[path.end..].strip_prefix('?');
     let mut attributes = vec![
         KeyValue::new(semconv::HTTP_REQUEST_METHOD, method.unwrap_or("_OTHER")),
         KeyValue::new(semconv::URL_SCHEME, "http"),
-        KeyValue::new(semconv::URL_PATH, target[path].to_owned()),
+        KeyValue::new(semconv::URL_PATH, arrival.path().to_owned()),
     ];
     if method.is_none() {
         attributes.push(KeyValue::new(
             semconv::HTTP_REQUEST_METHOD_ORIGINAL,
-            request.method().as_str().to_owned(),
+            arrival.method().to_owned(),
         ));
     }
     if let Some(route) = route {
         attributes.push(KeyValue::new(semconv::HTTP_ROUTE, route));
     }
-    if let Some(query) = query {
+    if let Some(query) = arrival.query() {
         attributes.push(KeyValue::new(semconv::URL_QUERY, query.to_owned()));
     }
-    if let Some(peer) = request.remote_addr() {
+    if let Some(peer) = arrival.peer() {
         attributes.push(KeyValue::new(
             semconv::NETWORK_PEER_ADDRESS,
             peer.ip().to_string(),
@@ -177,7 +214,7 @@ fn attributes(
             i64::from(peer.port()),
         ));
     }
-    if let Some(agent) = header(request, "user-agent") {
+    if let Some(agent) = arrival.header("user-agent") {
         attributes.push(KeyValue::new(
             semconv::USER_AGENT_ORIGINAL,
             agent.to_owned(),

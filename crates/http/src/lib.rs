@@ -1,4 +1,4 @@
-//! A bounded thread-pool HTTP/1.1 server on tiny_http. Knows no orders.
+//! A bounded thread-pool HTTP/1.1 server on tiny_http.
 //!
 //! # Path of a request
 //!
@@ -49,7 +49,7 @@
 //!
 //! # What tiny_http 0.12 does, and what is done about it here
 //!
-//! Read from its source and seen in tests; each has its place in this folder.
+//! Read from its source and seen in tests; each has its place in the folder `containment`.
 //!
 //! | tiny_http | here |
 //! |---|---|
@@ -84,26 +84,26 @@
 //! `/proc` and `sock_diag` are Linux's. Without `/proc` a connection that must
 //! end lives on until its time-out; without `sock_diag` unfinished heads do.
 
+#![forbid(unsafe_code)]
+
 mod admission;
-mod connections;
-mod diag;
-mod framing;
-mod incoming;
-mod observe;
+mod containment;
+mod observer;
 pub mod problem;
 mod request;
 mod response;
 mod router;
-mod self_check;
 mod serve;
 mod server;
-mod socket;
-mod unfinished;
-mod watch;
 
+pub use observer::{Arrival, Observer, Observers};
 pub use problem::{FieldError, Problem, TYPE_PREFIX};
 pub use request::Request;
 pub use response::Response;
 pub use router::{Guard, Handler, Identity, Router};
-pub use serve::is_sane_request_id;
+pub use serve::{SHED, is_sane_request_id};
 pub use server::{OnFatal, Server, ServerConfig, StartError, StillBusy};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

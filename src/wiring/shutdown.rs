@@ -23,9 +23,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::SHUTDOWN_DRAIN_MAX;
-use crate::http_server::Server;
 use tbd_deadline::Deadline;
 use tbd_deadline::StopSignal;
+use tbd_http::Server;
 
 /// All that stopping may take. `shutdown-watchdog` ends the process with code 1 afterwards.
 pub const SHUTDOWN_BUDGET: Duration = Duration::from_secs(30);

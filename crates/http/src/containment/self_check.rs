@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::diag::{Diag, Seen};
-use super::serve::Shared;
 use super::socket::Survey;
 use super::unfinished::Unfinished;
+use crate::serve::Shared;
 
 /// How often all but the ping is looked at. An endless header line grows by
 /// about 100 MB a second, a connection that got stuck waits as long, and a look
@@ -30,7 +30,7 @@ const TICK_STUCK: Duration = Duration::from_millis(5);
 /// How often a connection is made: it proves that connections are accepted and
 /// answered, and keeps `accept` from ever reaching the listener's time-out, of
 /// which it must be a small part.
-pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a ping may take, and how many in a row may fail: long enough for a
 /// machine that is merely busy.
@@ -52,24 +52,24 @@ const NUDGES_MAX: usize = 32;
 /// How long a nudge may take. One that is not accepted at once does not help.
 const NUDGE_TIMEOUT: Duration = Duration::from_millis(20);
 
-pub(super) struct SelfCheck {
-    pub(super) addr: SocketAddr,
-    pub(super) memory_limit_bytes: u64,
-    pub(super) ping: Arc<Ping>,
+pub(crate) struct SelfCheck {
+    pub(crate) addr: SocketAddr,
+    pub(crate) memory_limit_bytes: u64,
+    pub(crate) ping: Arc<Ping>,
 }
 
 /// The server as its own client. It has a thread to itself: while a ping waits
 /// for its answer, somebody has to look after the connections, of which the
 /// ping's own may be the stuck one.
-pub(super) struct Ping {
-    pub(super) addr: SocketAddr,
+pub(crate) struct Ping {
+    pub(crate) addr: SocketAddr,
     /// How many in a row have failed.
-    pub(super) failed: AtomicU32,
+    pub(crate) failed: AtomicU32,
 }
 
 impl Ping {
     /// Runs until `stop` is disconnected or says so.
-    pub(super) fn run(&self, shared: &Shared, stop: &Receiver<()>) {
+    pub(crate) fn run(&self, shared: &Shared, stop: &Receiver<()>) {
         while stop.recv_timeout(PING_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             // Once stopping, the listener is closed on purpose.
             if shared.stopping.load(Ordering::Relaxed) {
@@ -164,7 +164,7 @@ impl SelfCheck {
 
     /// Runs until `stop` is disconnected or says so; `shed` looks after the queue. Returns
     /// why the process has to end, if it has to.
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         shared: &Shared,
         stop: &Receiver<()>,

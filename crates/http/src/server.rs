@@ -12,14 +12,13 @@ use socket2::SockRef;
 use uuid::Uuid;
 
 use super::admission::Admission;
-use super::connections::Connections;
-use super::observe::Recorder;
+use super::containment::connections::Connections;
+use super::containment::self_check::{PING_INTERVAL, Ping, SelfCheck};
+use super::containment::socket;
+use super::containment::watch::Watch;
+use super::observer::{Observer, Observers};
 use super::router::Router;
-use super::self_check::{PING_INTERVAL, Ping, SelfCheck};
-use super::serve::{Lane, Linger, SHED, Shared, Work};
-use super::socket;
-use super::watch::Watch;
-use crate::metrics::HttpMetrics;
+use super::serve::{Lane, Linger, Shared, Work};
 use tbd_deadline::Deadline;
 
 /// Threads for probe routes, and how many probes may wait for them.
@@ -135,14 +134,15 @@ pub struct Server {
 
 impl Server {
     /// Raises the process's descriptor limit, listens and starts all threads:
-    /// requests are answered from now on. Does not wait.
+    /// requests are answered from now on. Each thread is observed by what
+    /// `observers` makes. Does not wait.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub fn start(
         config: ServerConfig,
         router: Router,
-        metrics: HttpMetrics,
+        observers: Observers,
         on_fatal: OnFatal,
     ) -> Result<Server, StartError> {
         let descriptors = socket::raise_descriptor_limit();
@@ -179,12 +179,6 @@ impl Server {
             .map_err(|error| StartError::TinyHttp(error.to_string()))?;
         let workers = config.workers.max(1);
         let acceptors = config.acceptors.max(1);
-        metrics
-            .threads
-            .set(i64::try_from(workers).unwrap_or(i64::MAX));
-        for reason in SHED {
-            metrics.shed.with_label_values(&[reason]);
-        }
 
         // From here on dropping the half-made server stops what has started.
         let mut server = Server {
@@ -201,15 +195,16 @@ impl Server {
         };
         let on_fatal = Arc::new(on_fatal);
         for number in 0..workers {
-            let (shared, work, metrics) = (shared.clone(), work.clone(), metrics.clone());
+            let (shared, work, observers) = (shared.clone(), work.clone(), observers.clone());
             server.spawn(&alive, format!("http-worker-{number}"), move || {
-                shared.work(&mut Recorder::new(metrics), &work, Lane::Pool);
+                shared.work(&mut *observers(), &work, Lane::Pool);
             })?;
         }
         for number in 0..PROBE_THREADS {
-            let (shared, work, metrics) = (shared.clone(), probe_work.clone(), metrics.clone());
+            let (shared, work) = (shared.clone(), probe_work.clone());
+            let observers = observers.clone();
             server.spawn(&alive, format!("http-probe-{number}"), move || {
-                shared.work(&mut Recorder::new(metrics), &work, Lane::Probes);
+                shared.work(&mut *observers(), &work, Lane::Probes);
             })?;
         }
         let lingerer = shared.clone();
@@ -223,9 +218,9 @@ impl Server {
                 quit: server.quit.clone(),
                 on_fatal: on_fatal.clone(),
             };
-            let metrics = metrics.clone();
+            let observers = observers.clone();
             server.spawn(&alive, format!("http-acceptor-{number}"), move || {
-                acceptor.run(&mut Recorder::new(metrics));
+                acceptor.run(&mut *observers());
             })?;
         }
         let ping = Arc::new(Ping {
@@ -233,7 +228,6 @@ impl Server {
             failed: AtomicU32::new(0),
         });
         let (pinging, ping_stopped) = bounded(1);
-        let mut recorder = Recorder::new(metrics);
         let check = SelfCheck {
             addr: local_addr,
             memory_limit_bytes: config.memory_limit_bytes,
@@ -244,8 +238,9 @@ impl Server {
             ping.run(&pinged, &ping_stopped);
         })?;
         server.spawn(&alive, "http-self-check".to_owned(), move || {
+            let mut observer = observers();
             let reason = check.run(&shared, &stopped, || {
-                shared.shed_stuck(&mut recorder, &work)
+                shared.shed_stuck(&mut *observer, &work)
             });
             if let Some(reason) = reason {
                 fatal(&**on_fatal, &reason);
@@ -365,9 +360,9 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    fn run(&self, recorder: &mut Recorder) {
+    fn run(&self, observer: &mut dyn Observer) {
         loop {
-            match self.shared.accept(recorder, &self.tiny) {
+            match self.shared.accept(observer, &self.tiny) {
                 Ok(()) => {}
                 Err(_) if self.quit.load(Ordering::Acquire) => return,
                 // The accept thread's farewell; requests still come.

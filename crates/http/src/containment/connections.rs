@@ -27,7 +27,7 @@ const AFTERMATH: Duration = Duration::from_secs(2);
 const ENDED: usize = 1024;
 
 /// The connections that have a request here. `T` is the request.
-pub(super) struct Connections<T> {
+pub(crate) struct Connections<T> {
     state: Mutex<State<T>>,
     idle: Condvar,
 }
@@ -54,7 +54,7 @@ struct Known<T> {
 }
 
 /// What to do with a request that came in.
-pub(super) enum Arrival<T> {
+pub(crate) enum Arrival<T> {
     /// Answer it, then call [`Connections::next`].
     Go(T),
     /// It waits for the one before it.
@@ -69,7 +69,7 @@ pub(super) enum Arrival<T> {
 
 /// What to do when a request is answered.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next<T> {
+pub(crate) enum Next<T> {
     /// Answer this one.
     Go {
         request: T,
@@ -84,7 +84,7 @@ pub(super) enum Next<T> {
 }
 
 impl<T> Connections<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new(State {
                 known: HashMap::new(),
@@ -96,7 +96,7 @@ impl<T> Connections<T> {
     }
 
     /// A request of `peer` came in.
-    pub(super) fn arrived(&self, peer: SocketAddr, request: T) -> Arrival<T> {
+    pub(crate) fn arrived(&self, peer: SocketAddr, request: T) -> Arrival<T> {
         let mut state = self.lock();
         // Nearly always empty: then this costs nothing.
         if let Some(at) = state.ended.get(&peer) {
@@ -129,7 +129,7 @@ impl<T> Connections<T> {
     }
 
     /// The request in progress is answered; the next one is the caller's.
-    pub(super) fn next(&self, peer: SocketAddr) -> Next<T> {
+    pub(crate) fn next(&self, peer: SocketAddr) -> Next<T> {
         let mut guard = self.lock();
         let state = &mut *guard;
         let Some(known) = state.known.get_mut(&peer) else {
@@ -156,14 +156,14 @@ impl<T> Connections<T> {
 
     /// Forgets the connections that were gone at `seen`: not `open` then, and
     /// without a request since. So no more are remembered than are open.
-    pub(super) fn forget(&self, seen: Instant, open: impl Fn(&SocketAddr) -> bool) {
+    pub(crate) fn forget(&self, seen: Instant, open: impl Fn(&SocketAddr) -> bool) {
         self.lock()
             .known
             .retain(|peer, known| known.busy || known.last >= seen || open(peer));
     }
 
     /// What is known of the connection of `peer`.
-    pub(super) fn look_up(&self, peer: SocketAddr) -> unfinished::Known {
+    pub(crate) fn look_up(&self, peer: SocketAddr) -> unfinished::Known {
         match self.lock().known.get(&peer) {
             None => unfinished::Known::Silent,
             Some(known) if known.busy => unfinished::Known::Busy,
@@ -173,7 +173,7 @@ impl<T> Connections<T> {
 
     /// From now on nothing of `peer` is answered. Returns what was waiting, to be
     /// dropped outside the lock, after the connection.
-    pub(super) fn ended(&self, peer: SocketAddr) -> VecDeque<T> {
+    pub(crate) fn ended(&self, peer: SocketAddr) -> VecDeque<T> {
         let mut state = self.lock();
         state.end(peer);
         let Some(known) = state.known.get_mut(&peer) else {
@@ -185,7 +185,7 @@ impl<T> Connections<T> {
     }
 
     /// Waits until no request is in progress; false when the deadline came first.
-    pub(super) fn wait_until_idle(&self, deadline: Deadline) -> bool {
+    pub(crate) fn wait_until_idle(&self, deadline: Deadline) -> bool {
         let mut state = self.lock();
         while state.busy > 0 {
             let left = deadline.remaining();

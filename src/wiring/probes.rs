@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use rustix::system::uname;
 use serde::Serialize;
 
-use crate::health::Monitor;
-use crate::http_server::{Response, Router};
 use crate::metrics::Metrics;
+use crate::wiring::health::Monitor;
 use tbd_deadline::StopSignal;
+use tbd_http::{Response, Router};
 use tbd_telemetry::metrics::CONTENT_TYPE;
 
 /// What readiness depends on.

@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::admission::Admission;
-use super::connections::{Arrival, Connections, Next};
-use super::framing::Framing;
-use super::incoming::Incoming;
-use super::observe::{Observation, Recorder};
+use super::containment::connections::{Arrival, Connections, Next};
+use super::containment::framing::Framing;
+use super::containment::incoming::Incoming;
+use super::containment::socket::Connection;
+use super::containment::unfinished::Fault;
+use super::containment::watch::Watch;
+use super::observer::{Arrival as Observed, Observer};
 use super::problem::{self, Problem};
 use super::request::{Request, header, path_of};
 use super::response::{Persistence, Response};
 use super::router::{Match, Router};
-use super::socket::Connection;
-use super::unfinished::Fault;
-use super::watch::Watch;
 use tbd_deadline::Deadline;
 
 /// What all threads of one server share.
@@ -80,7 +80,7 @@ pub(super) struct Exchange {
 }
 
 /// Why requests are refused without being handled, as label values.
-pub(super) const SHED: [&str; 5] = [QUEUE_FULL, OVERLOAD, PROBES_FULL, PIPELINE, LATE];
+pub const SHED: [&str; 5] = [QUEUE_FULL, OVERLOAD, PROBES_FULL, PIPELINE, LATE];
 const QUEUE_FULL: &str = "queue_full";
 const OVERLOAD: &str = "overload";
 const PROBES_FULL: &str = "probes";
@@ -101,7 +101,7 @@ impl Shared {
     /// tiny_http's: its accept thread has ended, or `unblock` was called.
     pub(super) fn accept(
         &self,
-        recorder: &mut Recorder,
+        observer: &mut dyn Observer,
         tiny: &tiny_http::Server,
     ) -> std::io::Result<()> {
         // One acceptor at a time waits for tiny_http: the requests of a
@@ -126,11 +126,11 @@ impl Shared {
         let arrival = self.connections.arrived(peer, exchange);
         drop(intake);
         match arrival {
-            Arrival::Go(exchange) => self.dispatch(recorder, exchange),
+            Arrival::Go(exchange) => self.dispatch(observer, exchange),
             Arrival::Waits => {}
             Arrival::Ended(exchange) => drop(exchange),
             Arrival::TooMany(None) => {
-                recorder.metrics.shed.with_label_values(&[PIPELINE]).inc();
+                observer.shed(PIPELINE);
                 log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: its connection is closed after those that were taken");
                 self.with_connection(peer, Connection::stop_reading);
             }
@@ -153,7 +153,7 @@ impl Shared {
 
     /// Puts a request into its queue, or refuses it and goes on with the
     /// connection's next one.
-    pub(super) fn dispatch(&self, recorder: &mut Recorder, exchange: Exchange) {
+    pub(super) fn dispatch(&self, observer: &mut dyn Observer, exchange: Exchange) {
         let mut next = Some(exchange);
         while let Some(exchange) = next {
             let peer = exchange.peer;
@@ -164,47 +164,47 @@ impl Shared {
             };
             if lane == Lane::Pool {
                 if !self.admission.may_wait(Instant::now(), queue.len()) {
-                    self.refuse(recorder, exchange, OVERLOAD);
+                    self.refuse(observer, exchange, OVERLOAD);
                     next = self.next(peer);
                     continue;
                 }
                 // Counted before: a thread may take it, and count it off, at once.
-                recorder.metrics.queue_depth.inc();
+                observer.queued();
             }
             let refused = match queue.try_send(Work::Answer(exchange)) {
                 Ok(()) => return,
                 Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => work,
             };
             if lane == Lane::Pool {
-                recorder.metrics.queue_depth.dec();
+                observer.dequeued();
             }
             if let Work::Answer(exchange) = refused {
                 let reason = match lane {
                     Lane::Probes => PROBES_FULL,
                     Lane::Pool => QUEUE_FULL,
                 };
-                self.refuse(recorder, exchange, reason);
+                self.refuse(observer, exchange, reason);
             }
             next = self.next(peer);
         }
     }
 
     /// Answers 503 in the handler's place.
-    fn refuse(&self, recorder: &mut Recorder, exchange: Exchange, reason: &str) {
-        recorder.metrics.shed.with_label_values(&[reason]).inc();
-        self.answer(recorder, exchange, |_| Err(problem::overloaded()));
+    fn refuse(&self, observer: &mut dyn Observer, exchange: Exchange, reason: &'static str) {
+        observer.shed(reason);
+        self.answer(observer, exchange, |_| Err(problem::overloaded()));
     }
 
     /// Refuses everybody who waits in `queue` when no thread takes them.
-    pub(super) fn shed_stuck(&self, recorder: &mut Recorder, queue: &Receiver<Work>) {
+    pub(super) fn shed_stuck(&self, observer: &mut dyn Observer, queue: &Receiver<Work>) {
         while self.admission.gives_up(Instant::now(), queue.len()) {
             match queue.try_recv() {
                 Ok(Work::Answer(exchange)) => {
-                    recorder.metrics.queue_depth.dec();
+                    observer.dequeued();
                     let peer = exchange.peer;
-                    self.refuse(recorder, exchange, OVERLOAD);
+                    self.refuse(observer, exchange, OVERLOAD);
                     if let Some(next) = self.next(peer) {
-                        self.dispatch(recorder, next);
+                        self.dispatch(observer, next);
                     }
                 }
                 // Meant for a thread of the pool, which has a place free by now.
@@ -218,7 +218,7 @@ impl Shared {
     }
 
     /// A pool or probe thread's life: answers until it is told to stop.
-    pub(super) fn work(&self, recorder: &mut Recorder, queue: &Receiver<Work>, lane: Lane) {
+    pub(super) fn work(&self, observer: &mut dyn Observer, queue: &Receiver<Work>, lane: Lane) {
         loop {
             if lane == Lane::Pool {
                 self.admission.free();
@@ -227,16 +227,15 @@ impl Shared {
                 return;
             };
             if lane == Lane::Pool {
-                recorder.metrics.queue_depth.dec();
-                recorder.metrics.threads_busy.inc();
+                observer.dequeued();
                 let waited = exchange.arrived.elapsed();
-                recorder.metrics.queue_wait.observe(waited.as_secs_f64());
+                observer.busy(waited);
                 self.admission.take(Instant::now(), queue.len());
             }
             let peer = exchange.peer;
             // Handlers have a net of their own; this one is for the rest.
             let answered = catch_unwind(AssertUnwindSafe(|| {
-                self.answer(recorder, exchange, |request| {
+                self.answer(observer, exchange, |request| {
                     let outcome = self.handle(request);
                     if lane == Lane::Pool {
                         self.admission.answered(Instant::now());
@@ -248,17 +247,17 @@ impl Shared {
                 log::error!(target: "tbd::http", "a request ended in a panic outside its handler");
             }
             if lane == Lane::Pool {
-                recorder.metrics.threads_busy.dec();
+                observer.free();
             }
             if let Some(next) = self.next(peer) {
-                self.dispatch(recorder, next);
+                self.dispatch(observer, next);
             }
         }
     }
 
     fn answer(
         &self,
-        recorder: &mut Recorder,
+        observer: &mut dyn Observer,
         exchange: Exchange,
         handle: impl FnOnce(&mut Request) -> Result<Response, Problem>,
     ) {
@@ -272,10 +271,15 @@ impl Shared {
         let found = self.router.find(request.method().as_str(), &path);
         let route = found.route().map(|route| self.router.template(route));
         let probe = self.router.is_probe(&path);
-        let observation = Observation::begin(&request, route, arrived, probe);
+        observer.begin(&Observed {
+            request: &request,
+            route,
+            at: arrived,
+            is_probe: probe,
+        });
         let request_id = header(&request, "x-request-id")
             .filter(|id| is_sane_request_id(id))
-            .map_or_else(|| observation.trace_id(), str::to_owned);
+            .map_or_else(|| observer.trace_id(), str::to_owned);
 
         let (framing, fault) = match Framing::of(request.http_version(), request.headers()) {
             Ok(framing) => (framing, None),
@@ -293,19 +297,19 @@ impl Shared {
         let outcome = match fault {
             Some(fault) => Err(problem::malformed(fault)),
             None if request.deadline().is_past() => {
-                recorder.metrics.shed.with_label_values(&[LATE]).inc();
+                observer.shed(LATE);
                 Err(problem::waited_too_long())
             }
             None => catch_unwind(AssertUnwindSafe(|| handle(&mut request))).unwrap_or_else(
                 |payload| {
-                    recorder.metrics.panics.inc();
+                    observer.panicked();
                     log::error!(target: "tbd::http", "a handler panicked: {}", panic_text(&*payload));
                     Err(problem::internal())
                 },
             ),
         };
         let response = outcome.unwrap_or_else(|problem| {
-            problem.into_response(&observation.trace_id(), &observation.span_id())
+            problem.into_response(&observer.trace_id(), &observer.span_id())
         });
 
         let unclear = fault.is_some() || request.body_outstanding();
@@ -328,7 +332,7 @@ impl Shared {
             // A client that is gone needs no answer.
             self.send(request, peer, &bytes, stopping && !framing.last);
         }
-        observation.end(recorder, response.status, &request_id, probe);
+        observer.end(response.status, &request_id);
     }
 
     /// Calls the handler of the request's route.

@@ -15,7 +15,7 @@ const PREFETCHED: u64 = 1024;
 
 /// Where the body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BodyLength {
+pub(crate) enum BodyLength {
     /// After so many bytes; 0 without a body.
     Known(u64),
     /// With the last chunk.
@@ -24,13 +24,13 @@ pub(super) enum BodyLength {
 
 /// What a head says about its body and its connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Framing {
-    pub(super) length: BodyLength,
+pub(crate) struct Framing {
+    pub(crate) length: BodyLength,
     /// The body was in memory before the request came to us.
-    pub(super) prefetched: bool,
+    pub(crate) prefetched: bool,
     /// tiny_http reads no further request from this connection.
-    pub(super) last: bool,
-    pub(super) http_1_0: bool,
+    pub(crate) last: bool,
+    pub(crate) http_1_0: bool,
 }
 
 impl Framing {
@@ -39,7 +39,7 @@ impl Framing {
     /// # Errors
     /// What contradicts what, as a sentence for the client; the second value is
     /// the framing to use for getting rid of the request.
-    pub(super) fn of(
+    pub(crate) fn of(
         version: &HTTPVersion,
         headers: &[Header],
     ) -> Result<Framing, (&'static str, Framing)> {

@@ -34,24 +34,24 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One established connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
-    pub(super) peer: SocketAddr,
+pub(crate) struct Seen {
+    pub(crate) peer: SocketAddr,
     /// Bytes received that the process has not read yet.
-    pub(super) unread: u64,
+    pub(crate) unread: u64,
     /// Bytes the process has read.
-    pub(super) consumed: u64,
+    pub(crate) consumed: u64,
     /// Since the last byte came in; exact to some 10 ms.
-    pub(super) silent: Duration,
+    pub(crate) silent: Duration,
 }
 
 /// A socket to ask the kernel with.
-pub(super) struct Diag {
+pub(crate) struct Diag {
     socket: Socket,
     buffer: Vec<u8>,
 }
 
 impl Diag {
-    pub(super) fn open() -> io::Result<Diag> {
+    pub(crate) fn open() -> io::Result<Diag> {
         let socket = Socket::new(
             Domain::from(AF_NETLINK),
             Type::RAW,
@@ -66,7 +66,7 @@ impl Diag {
     }
 
     /// The established connections of our port `local.port()`.
-    pub(super) fn connections(&mut self, local: SocketAddr) -> io::Result<Vec<Seen>> {
+    pub(crate) fn connections(&mut self, local: SocketAddr) -> io::Result<Vec<Seen>> {
         self.socket.send(&request(local))?;
         let mut seen = Vec::new();
         loop {

@@ -13,23 +13,23 @@ const CLEANED_UP_BYTES_MAX: usize = 64 * 1024 * 1024;
 ///
 /// Dropping it sends nothing. It waits for the rest of an unread body, so the
 /// connection is ended before (see `serve`).
-pub(super) struct Incoming(Option<tiny_http::Request>);
+pub(crate) struct Incoming(Option<tiny_http::Request>);
 
 impl Incoming {
-    pub(super) fn new(request: tiny_http::Request) -> Self {
+    pub(crate) fn new(request: tiny_http::Request) -> Self {
         Self(Some(request))
     }
 
     /// Whether the declared length is so large that the body must be neither
     /// read to its end nor dropped.
-    pub(super) fn is_absurd(&self) -> bool {
+    pub(crate) fn is_absurd(&self) -> bool {
         self.body_length()
             .is_some_and(|length| length > CLEANED_UP_BYTES_MAX)
     }
 
     /// What the response is written to. Dropping that lets the connection's next
     /// response go; nothing of the body may be outstanding.
-    pub(super) fn into_writer(mut self) -> Box<dyn Write + Send> {
+    pub(crate) fn into_writer(mut self) -> Box<dyn Write + Send> {
         match self.0.take() {
             Some(request) => request.into_writer(),
             None => Box::new(std::io::sink()),

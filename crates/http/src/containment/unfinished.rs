@@ -18,7 +18,7 @@ const MARGIN: Duration = Duration::from_millis(50);
 
 /// The unfinished requests seen so far.
 #[derive(Default)]
-pub(super) struct Unfinished {
+pub(crate) struct Unfinished {
     since: HashMap<SocketAddr, Start>,
 }
 
@@ -33,7 +33,7 @@ struct Start {
 
 /// What is wrong with an unfinished request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// It takes longer than a request may.
     Slow,
     /// Its head is longer than a head may be.
@@ -42,7 +42,7 @@ pub(super) enum Fault {
 
 /// What is known of a connection from its requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Known {
+pub(crate) enum Known {
     /// None came yet.
     Silent,
     /// One is being answered.
@@ -54,7 +54,7 @@ pub(super) enum Known {
 impl Unfinished {
     /// Takes note of what the kernel sees at `now` and returns the connections
     /// to be ended.
-    pub(super) fn look(
+    pub(crate) fn look(
         &mut self,
         now: Instant,
         timeout: Duration,

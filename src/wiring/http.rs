@@ -1,10 +1,13 @@
 //! The HTTP server as both programs use it.
 
 use std::process;
+use std::sync::Arc;
 
 use crate::config::HttpConfig;
-use crate::http_server::{Router, Server, ServerConfig, StartError};
-use crate::metrics::Metrics;
+use crate::metrics::{HttpMetrics, Metrics};
+use tbd_http::{Observers, Router, SHED, Server, ServerConfig, StartError};
+
+use super::http_observer::HttpObserver;
 
 /// `EX_SOFTWARE` of sysexits.h: the supervisor should start us anew.
 const EXIT_SELF_CHECK: i32 = 70;
@@ -31,5 +34,16 @@ pub fn http_server(
         log::error!("self-check failed, ending so that the supervisor restarts us: {reason}");
         process::exit(EXIT_SELF_CHECK);
     };
-    Server::start(config, router, metrics.http.clone(), Box::new(on_fatal))
+    let workers = i64::try_from(config.workers).unwrap_or(i64::MAX);
+    metrics.http.threads.set(workers);
+    let observers = observers(metrics.http.clone());
+    Server::start(config, router, observers, Box::new(on_fatal))
+}
+
+/// Observers of a server's threads: spans, metrics and log lines.
+pub fn observers(metrics: HttpMetrics) -> Observers {
+    for reason in SHED {
+        metrics.shed.with_label_values(&[reason]);
+    }
+    Arc::new(move || Box::new(HttpObserver::new(metrics.clone())))
 }

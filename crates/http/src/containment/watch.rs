@@ -12,19 +12,19 @@ use super::socket::Connection;
 use tbd_deadline::Deadline;
 
 /// The reads under way.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     local_port: u16,
     reads: Mutex<HashMap<SocketAddr, Deadline>>,
 }
 
 /// A read under way, until dropped.
-pub(super) struct Watched {
+pub(crate) struct Watched {
     watch: Arc<Watch>,
     peer: SocketAddr,
 }
 
 impl Watch {
-    pub(super) fn new(local_port: u16) -> Self {
+    pub(crate) fn new(local_port: u16) -> Self {
         Self {
             local_port,
             reads: Mutex::new(HashMap::new()),
@@ -33,7 +33,7 @@ impl Watch {
 
     /// Lets reads from `peer` end at `deadline`. The caller holds the
     /// connection's request for longer than the result lives.
-    pub(super) fn until(
+    pub(crate) fn until(
         self: &Arc<Self>,
         peer: Option<&SocketAddr>,
         deadline: Deadline,
@@ -48,7 +48,7 @@ impl Watch {
 
     /// Stops every read whose deadline has passed. Keeps the lock meanwhile, so
     /// that each connection is still the one that was entered.
-    pub(super) fn stop_overdue(&self) {
+    pub(crate) fn stop_overdue(&self) {
         let mut reads = self.lock();
         reads.retain(|peer, deadline| {
             if !deadline.is_past() {

@@ -5,11 +5,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::framing::{BodyLength, Framing};
-use super::incoming::Incoming;
+use super::containment::framing::{BodyLength, Framing};
+use super::containment::incoming::Incoming;
+use super::containment::watch::Watch;
 use super::problem::{self, Problem};
 use super::router::{Identity, Match};
-use super::watch::Watch;
 use tbd_deadline::Deadline;
 
 /// One request: its head, and its body when asked for.

@@ -31,7 +31,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The read time-out bounds `accept` as well, and tiny_http's accept thread ends
 /// when that fails: something has to connect more often than `read_timeout`
 /// (`self_check` does).
-pub(super) fn listen(addr: SocketAddr, read_timeout: Duration) -> io::Result<TcpListener> {
+pub(crate) fn listen(addr: SocketAddr, read_timeout: Duration) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     // A restarted server gets its port back although old connections linger.
     socket.set_reuse_address(true)?;
@@ -45,7 +45,7 @@ pub(super) fn listen(addr: SocketAddr, read_timeout: Duration) -> io::Result<Tcp
 
 /// Raises the limit of open descriptors to what the process may have; each
 /// connection takes two. Returns the limit in force, `None` when there is none.
-pub(super) fn raise_descriptor_limit() -> Option<u64> {
+pub(crate) fn raise_descriptor_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit {
         current: limit.maximum,
@@ -66,12 +66,12 @@ pub(super) fn raise_descriptor_limit() -> Option<u64> {
 /// that one; whoever uses it sees a broken connection. tiny_http closes while we
 /// look only if the client leaves at that very moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Connection(RawFd);
+pub(crate) struct Connection(RawFd);
 
 impl Connection {
     /// Finds the connection of `peer` with our port `local_port`. `None` when
     /// there is none (or no `/proc`).
-    pub(super) fn find(peer: SocketAddr, local_port: u16) -> Option<Connection> {
+    pub(crate) fn find(peer: SocketAddr, local_port: u16) -> Option<Connection> {
         let is_it =
             |local: SocketAddr, client: SocketAddr| client == peer && local.port() == local_port;
         // tiny_http holds two: the accepted one for writing, which stays open as
@@ -89,7 +89,7 @@ impl Connection {
     /// Sends all of `bytes`, past tiny_http's own buffer: only when no earlier
     /// response of the connection is outstanding. Waits [`WRITE_TIMEOUT`] at most
     /// between two parts.
-    pub(super) fn send(self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match send(self.0, bytes, MsgFlags::MSG_NOSIGNAL) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -102,33 +102,33 @@ impl Connection {
     }
 
     /// Ends our half: the client sees the end after what was sent.
-    pub(super) fn finish_sending(self) {
+    pub(crate) fn finish_sending(self) {
         let _ = shutdown(self.0, Shutdown::Write);
     }
 
     /// Makes every read of the connection end once its buffer is empty.
-    pub(super) fn stop_reading(self) {
+    pub(crate) fn stop_reading(self) {
         let _ = shutdown(self.0, Shutdown::Read);
     }
 
     /// Ends both halves.
-    pub(super) fn end(self) {
+    pub(crate) fn end(self) {
         let _ = shutdown(self.0, Shutdown::Both);
     }
 }
 
 /// What the descriptors show of a listener on `local_port` and its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Survey {
+pub(crate) struct Survey {
     /// Descriptors of the listening socket.
-    pub(super) listening: usize,
+    pub(crate) listening: usize,
     /// Connections that have sent what nobody has read so far.
-    pub(super) unread: usize,
+    pub(crate) unread: usize,
 }
 
 impl Survey {
     /// Looks at all descriptors without waiting. All zero without `/proc`.
-    pub(super) fn take(local_port: u16) -> Survey {
+    pub(crate) fn take(local_port: u16) -> Survey {
         let mut survey = Survey::default();
         let Ok(sockets) = sockets::all() else {
             return survey;

@@ -75,7 +75,7 @@ impl Kafka {
         Producer::start(self.cluster.clone(), config, hooks)
     }
 
-    /// A check for a [monitor](crate::health::Monitor): Kafka answers and the topics
+    /// A check for a [monitor](crate::wiring::health::Monitor): Kafka answers and the topics
     /// are there. Creates those that are missing: at once at the start, later once they have
     /// been missing for ten seconds, so that an operator may replace one. At the start and
     /// after each outage, `warm_up` prepares the producer until its deadline, so that the

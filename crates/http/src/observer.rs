@@ -1,0 +1,111 @@
+//! What the owner of a server hears of its requests and of its pool.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::request::{header, headers, path_range};
+
+/// Observes one thread of a server. Each thread has its own, made by the [`Observers`] of its server, and handles one
+/// request at a time: [`begin`](Self::begin), then [`end`](Self::end).
+///
+/// The methods run on the request's path: they must be quick and must not block.
+pub trait Observer {
+    /// The thread takes a request up. A request whose handler panicked outside our net never ends: the next `begin`
+    /// takes its place.
+    fn begin(&mut self, arrival: &Arrival<'_>);
+
+    /// The trace that the request belongs to: 32 hexadecimal digits. Names the request where its client did not.
+    fn trace_id(&self) -> String;
+
+    /// The request's span within that trace: 16 hexadecimal digits.
+    fn span_id(&self) -> String;
+
+    /// The response was written, or the client is gone.
+    fn end(&mut self, status: u16, request_id: &str);
+
+    /// A request, or a connection, is refused unhandled, for one of [`SHED`](crate::SHED).
+    fn shed(&mut self, reason: &'static str) {
+        let _ = reason;
+    }
+
+    /// A handler panicked.
+    fn panicked(&mut self) {}
+
+    /// A request waits for a thread of the pool.
+    fn queued(&mut self) {}
+
+    /// That wait ended: a thread took the request, or it was refused.
+    fn dequeued(&mut self) {}
+
+    /// A thread of the pool is busy with a request that had `waited` for it.
+    fn busy(&mut self, waited: Duration) {
+        let _ = waited;
+    }
+
+    /// That thread is free again.
+    fn free(&mut self) {}
+}
+
+/// Makes a thread's observer, on that thread, when the server starts.
+pub type Observers = Arc<dyn Fn() -> Box<dyn Observer> + Send + Sync>;
+
+/// A request as it arrived.
+pub struct Arrival<'a> {
+    pub(crate) request: &'a tiny_http::Request,
+    /// The route's template; `None` if none fits.
+    pub route: Option<&'static str>,
+    /// When the request was complete.
+    pub at: Instant,
+    /// Whether it goes to a probe route.
+    pub is_probe: bool,
+}
+
+impl Arrival<'_> {
+    /// The method as it was sent.
+    pub fn method(&self) -> &str {
+        self.request.method().as_str()
+    }
+
+    /// The path as it was sent.
+    pub fn path(&self) -> &str {
+        let target = self.request.url();
+        &target[path_range(target)]
+    }
+
+    /// The query as it was sent, if there is one.
+    pub fn query(&self) -> Option<&str> {
+        let target = self.request.url();
+        target[path_range(target).end..].strip_prefix('?')
+    }
+
+    /// The first header of this name.
+    pub fn header(&self, name: &'static str) -> Option<&str> {
+        header(self.request, name)
+    }
+
+    /// Every header of this name.
+    pub fn headers(&self, name: &'static str) -> impl Iterator<Item = &str> {
+        headers(self.request, name)
+    }
+
+    /// The client's address.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.request.remote_addr().copied()
+    }
+}
+
+/// Observes nothing. Requests of clients that name none have no name.
+impl Observer for () {
+    fn begin(&mut self, _arrival: &Arrival<'_>) {}
+
+    fn trace_id(&self) -> String {
+        String::new()
+    }
+
+    fn span_id(&self) -> String {
+        String::new()
+    }
+
+    fn end(&mut self, _status: u16, _request_id: &str) {}
+}
