@@ -21,7 +21,8 @@ use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
-use tbd::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
+use tbd::orders::ports::{EventBus, Message, PublishError};
+use tbd::wiring::observers;
 use tbd_deadline::Deadline;
 use tbd_deadline::StopSignal;
 use tbd_http::{Router, Server, ServerConfig};
@@ -55,11 +56,11 @@ impl EventBus for Bus {
         self.0.encode(event)
     }
 
-    fn begin(&self, _: &Message, _: Deadline) -> Option<Box<dyn Acknowledgement>> {
-        None
+    fn publish(&self, _: &Message, _: Deadline) -> Result<(), PublishError> {
+        Ok(())
     }
 
-    fn publish(&self, messages: &[Message], _: Deadline) -> Vec<Result<(), PublishError>> {
+    fn publish_all(&self, messages: &[Message], _: Deadline) -> Vec<Result<(), PublishError>> {
         messages.iter().map(|_| Ok(())).collect()
     }
 }
@@ -105,7 +106,12 @@ impl House {
             ..ServerConfig::default()
         };
         let fatal = Box::new(|reason: &str| panic!("{reason}"));
-        let server = Server::start(config, routes(Router::new(), api), metrics.http, fatal);
+        let server = Server::start(
+            config,
+            routes(Router::new(), api),
+            observers(metrics.http),
+            fatal,
+        );
         let server = server.expect("a port");
         let connection = TcpStream::connect(server.local_addr()).expect("a connection");
         connection.set_nodelay(true).expect("a socket");

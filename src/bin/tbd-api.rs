@@ -7,13 +7,13 @@ use tbd::config::{ApiConfig, CommandLine, EventDelivery, Program};
 use tbd::metrics::Metrics;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, page, routes};
-use tbd::orders::adapters::kafka::{Breaker, GuardedBus, KafkaEventBus, watch_lag};
+use tbd::orders::adapters::kafka::{Breaker, KafkaEventBus, watch_lag};
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
-use tbd::orders::adapters::postgres::{self, PostgresStore};
+use tbd::orders::adapters::postgres::{self, AfterCommit, PostgresStore};
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::queries::{GetOrder, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
-use tbd::orders::ports::EventBus;
+use tbd::orders::ports::Message;
 use tbd::wiring::health::Monitor;
 use tbd::wiring::{
     self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
@@ -50,20 +50,24 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     })?;
     let database = wiring::database_config(&config.database, "tbd-api");
     let pool = wiring::pool(database.clone(), &metrics)?;
-    let store = Arc::new(PostgresStore::new(pool.clone(), config.database_coalesce));
 
     let kafka = Kafka::new(&config.kafka, "tbd-api", &metrics)?;
     let producer = kafka.producer(&metrics)?;
-    let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
     let state = metrics
         .orders
         .circuit_breaker_state
         .with_label_values(&["kafka-publish"]);
     let breaker = Breaker::new(move |new| state.set(new as i64));
-    let guarded = Arc::new(GuardedBus::new(
-        Arc::clone(&bus) as Arc<dyn EventBus>,
-        breaker,
-    ));
+    let bus = KafkaEventBus::new(producer, kafka.topics.clone()).with_breaker(breaker);
+    let bus = Arc::new(bus);
+    // In direct mode the thread that commits orders also begins to publish their events.
+    let after_commit = (config.event_delivery == EventDelivery::Direct).then(|| {
+        let bus = Arc::clone(&bus);
+        Box::new(move |messages: &[&Message]| bus.begin(messages)) as Box<AfterCommit>
+    });
+    let coalesce = config.database_coalesce;
+    let store = PostgresStore::with_after_commit(pool.clone(), coalesce, after_commit);
+    let store = Arc::new(store);
 
     let meter = Arc::new(PrometheusMeter::new(metrics.orders.clone()));
     // Ends after the last request, whose event it may have to see to.
@@ -105,7 +109,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let api = Api {
         create: CreateOrder::new(
             store.clone(),
-            guarded,
+            bus.clone(),
             delivery,
             meter,
             config.idempotency_ttl,

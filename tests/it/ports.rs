@@ -1,9 +1,9 @@
 //! What every implementation of the storage ports keeps to: each test runs on PostgreSQL and on the memory that the unit
 //! tests use, so that what they show holds for both.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crossbeam_channel::{bounded, unbounded};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use tbd::orders::adapters::postgres::PostgresStore;
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
+use tbd::orders::adapters::postgres::{AfterCommit, PostgresStore};
 use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Status};
 use tbd::orders::ports::{
-    Failure, IdempotencyKey, IdempotencyStore, Message, Once, OrderRepository, Outbox,
-    SecondChance, Started, StoredResponse, Submission,
+    Failure, IdempotencyKey, IdempotencyStore, Message, OrderRepository, Outbox, SecondChance,
+    Started, StoredAnswer, Submission, SubmitOutcome,
 };
 use tbd_deadline::Deadline;
 use tbd_postgres::migrations::Migrator;
@@ -34,6 +34,13 @@ impl<T: OrderRepository + IdempotencyStore + Outbox> Store for T {}
 
 /// PostgreSQL, with submissions that share commits or not, and the database that goes with it.
 fn postgres(coalesce: bool) -> (PostgresStore, Database) {
+    postgres_with(coalesce, None)
+}
+
+fn postgres_with(
+    coalesce: bool,
+    after_commit: Option<Box<AfterCommit>>,
+) -> (PostgresStore, Database) {
     let database = support::postgres();
     let config = DatabaseConfig::new(
         &database.host,
@@ -47,7 +54,8 @@ fn postgres(coalesce: bool) -> (PostgresStore, Database) {
         .run(&config, soon())
         .expect("migrate");
     let pool = Pool::new(config).expect("a pool");
-    (PostgresStore::new(pool, coalesce), database)
+    let store = PostgresStore::with_after_commit(pool, coalesce, after_commit);
+    (store, database)
 }
 
 macro_rules! contract {
@@ -107,46 +115,32 @@ fn message(order: &Order) -> Message {
     }
 }
 
-fn response(order: &Order) -> StoredResponse {
-    StoredResponse {
-        status: 202,
+fn answer(order: &Order) -> StoredAnswer {
+    StoredAnswer {
         body: order.id.to_string().into_bytes(),
         order_id: order.id,
     }
 }
 
-/// Fails if anything but a new order is taken for one.
-fn submit_for(store: &dyn Store, key: &str, request: u8, order: &Order, ttl: Duration) -> Once {
-    let (once, begun) = submit_and_begin(store, key, request, order, ttl);
-    assert!(begun.is_empty() || begun == [message(order)] && matches!(once, Once::First));
-    once
-}
-
-/// The outcome, and what could begin before it was known here.
-fn submit_and_begin(
+fn submit_for(
     store: &dyn Store,
     key: &str,
     request: u8,
     order: &Order,
     ttl: Duration,
-) -> (Once, Vec<Message>) {
-    let (begin, begun) = unbounded();
+) -> SubmitOutcome {
     let submission = Submission {
-        key: &IdempotencyKey::parse(key).expect("a key"),
-        request_hash: [request; 32],
-        order,
-        response: &response(order),
-        message: &message(order),
+        key: IdempotencyKey::parse(key).expect("a key"),
+        fingerprint: [request; 32],
+        order: order.clone(),
+        body: answer(order).body,
+        message: message(order),
         ttl,
-        when_stored: Some(Arc::new(move |message: &Message| {
-            begin.send(message.clone()).expect("the submitter waits");
-        })),
     };
-    let once = store.submit(&submission, soon()).expect("submit");
-    (once, begun.try_iter().collect())
+    store.submit(&Arc::new(submission), soon()).expect("submit")
 }
 
-fn submit(store: &dyn Store, key: &str, request: u8, order: &Order) -> Once {
+fn submit(store: &dyn Store, key: &str, request: u8, order: &Order) -> SubmitOutcome {
     submit_for(store, key, request, order, DAY)
 }
 
@@ -155,7 +149,7 @@ fn stored(store: &dyn Store) -> Order {
     let order = order();
     assert!(matches!(
         submit(store, &order.id.to_string(), 1, &order),
-        Once::First
+        SubmitOutcome::First
     ));
     order
 }
@@ -190,11 +184,11 @@ fn a_known_key_gets_the_first_answer_and_the_event_while_it_is_unpublished(store
     let (first, second) = (order(), order());
     submit(store, "key", 1, &first);
     let again = |expected: Option<Message>| match submit(store, "key", 1, &second) {
-        Once::Again {
-            response: told,
+        SubmitOutcome::Replay {
+            answer: stored,
             unpublished,
         } => {
-            assert_eq!((told, unpublished), (response(&first), expected));
+            assert_eq!((stored, unpublished), (answer(&first), expected));
         }
         other => panic!("{other:?}"),
     };
@@ -209,7 +203,7 @@ fn a_known_key_with_another_request_stores_nothing(store: &dyn Store) {
     submit(store, "key", 1, &first);
     assert!(matches!(
         submit(store, "key", 2, &second),
-        Once::OtherRequest
+        SubmitOutcome::OtherRequest
     ));
     assert_eq!(get(store, second.id), None);
     assert_eq!(waiting(store), [message(&first)]);
@@ -219,7 +213,7 @@ fn an_expired_key_is_free_again_and_can_be_swept(store: &dyn Store) {
     let (first, second) = (order(), order());
     submit_for(store, "key", 1, &first, Duration::ZERO);
     let anew = submit_for(store, "key", 2, &second, Duration::ZERO);
-    assert!(matches!(anew, Once::First));
+    assert!(matches!(anew, SubmitOutcome::First));
     assert!(get(store, first.id).is_some() && get(store, second.id).is_some());
     let others: Vec<Order> = (0..4).map(|_| stored(store)).collect();
     assert_eq!(others.len(), 4);
@@ -229,26 +223,28 @@ fn an_expired_key_is_free_again_and_can_be_swept(store: &dyn Store) {
     assert_eq!(store.sweep(10, soon()).expect("sweep"), 0);
     for kept in others {
         let again = submit(store, &kept.id.to_string(), 1, &order());
-        assert!(matches!(again, Once::Again { .. }), "{again:?}");
+        assert!(matches!(again, SubmitOutcome::Replay { .. }), "{again:?}");
     }
 }
 
 fn of_many_with_one_key_one_is_first(store: &(impl Store + Sync)) {
-    let outcomes: Vec<Once> = thread::scope(|scope| {
+    let outcomes: Vec<SubmitOutcome> = thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
             .map(|_| scope.spawn(|| submit(store, "key", 1, &order())))
             .collect();
         let joined = threads.into_iter().map(|thread| thread.join());
         joined.map(|outcome| outcome.expect("no panic")).collect()
     });
-    let firsts = outcomes.iter().filter(|once| matches!(once, Once::First));
+    let firsts = outcomes
+        .iter()
+        .filter(|once| matches!(once, SubmitOutcome::First));
     assert_eq!(firsts.count(), 1, "{outcomes:?}");
     let [only] = &waiting(store)[..] else {
         panic!("one event");
     };
     for once in &outcomes {
-        if let Once::Again { response, .. } = once {
-            assert_eq!(response.order_id, only.order_id);
+        if let SubmitOutcome::Replay { answer, .. } = once {
+            assert_eq!(answer.order_id, only.order_id);
         }
     }
 }
@@ -256,7 +252,10 @@ fn of_many_with_one_key_one_is_first(store: &(impl Store + Sync)) {
 /// New keys, known keys and keys of other requests, all at once and again and again.
 fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
     let known = order();
-    assert!(matches!(submit(store, "known", 1, &known), Once::First));
+    assert!(matches!(
+        submit(store, "known", 1, &known),
+        SubmitOutcome::First
+    ));
     thread::scope(|scope| {
         for thread in 0..12 {
             let known = &known;
@@ -266,19 +265,19 @@ fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
                     match thread % 3 {
                         0 => {
                             let once = submit(store, &fresh.id.to_string(), 1, &fresh);
-                            assert!(matches!(once, Once::First), "{once:?}");
+                            assert!(matches!(once, SubmitOutcome::First), "{once:?}");
                             assert_eq!(get(store, fresh.id), Some(fresh), "round {round}");
                         }
                         1 => match submit(store, "known", 1, &fresh) {
-                            Once::Again { response, .. } => {
-                                assert_eq!(response.order_id, known.id);
+                            SubmitOutcome::Replay { answer, .. } => {
+                                assert_eq!(answer.order_id, known.id);
                                 assert_eq!(get(store, known.id).as_ref(), Some(known));
                             }
                             other => panic!("{other:?}"),
                         },
                         _ => {
                             let once = submit(store, "known", 2, &fresh);
-                            assert!(matches!(once, Once::OtherRequest), "{once:?}");
+                            assert!(matches!(once, SubmitOutcome::OtherRequest), "{once:?}");
                             assert_eq!(get(store, fresh.id), None);
                         }
                     }
@@ -289,21 +288,36 @@ fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
 }
 
 #[test]
-fn what_follows_from_new_orders_that_share_a_commit_has_begun_by_the_time_each_is_told() {
-    let (store, _database) = postgres(true);
+fn the_event_of_a_stored_order_is_heard_of_once_and_before_the_submitter_is_told() {
+    let (hear, heard) = unbounded();
+    let after_commit = Box::new(move |messages: &[&Message]| {
+        for message in messages {
+            hear.send((*message).clone()).expect("the test listens");
+        }
+    });
+    let (store, _database) = postgres_with(true, Some(after_commit));
+    let known = Mutex::new(HashMap::new());
     thread::scope(|scope| {
         for _ in 0..12 {
             scope.spawn(|| {
                 for _ in 0..20 {
                     let fresh = order();
                     let key = fresh.id.to_string();
-                    let (once, begun) = submit_and_begin(&store, &key, 1, &fresh, DAY);
-                    assert!(matches!(once, Once::First), "{once:?}");
-                    assert_eq!(begun, [message(&fresh)]);
+                    let outcome = submit(&store, &key, 1, &fresh);
+                    assert!(matches!(outcome, SubmitOutcome::First), "{outcome:?}");
+                    let mut known = known.lock().expect("no panic");
+                    known.extend(heard.try_iter().map(|message| (message.order_id, message)));
+                    assert_eq!(known.remove(&fresh.id), Some(message(&fresh)));
                 }
             });
         }
     });
+    let again = submit(&store, "key", 1, &order());
+    assert!(matches!(again, SubmitOutcome::First));
+    assert_eq!(heard.try_iter().count(), 1);
+    let replay = submit(&store, "key", 1, &order());
+    assert!(matches!(replay, SubmitOutcome::Replay { .. }));
+    assert_eq!(heard.try_iter().count(), 0);
 }
 
 fn an_order_is_replaced_only_as_it_was(store: &dyn Store) {
@@ -546,7 +560,7 @@ fn obey(stores: &[&dyn Store], commands: &[Command]) {
                 for store in stores {
                     assert!(matches!(
                         submit(*store, &new.id.to_string(), 1, &new),
-                        Once::First
+                        SubmitOutcome::First
                     ));
                 }
                 orders.push(new);

@@ -117,7 +117,9 @@ impl Topic {
             .with_topic_data(vec![topic]);
         let give_up = Instant::now() + PATIENCE;
         loop {
-            let answer = self.connection.call(&request, soon()).unwrap();
+            // The newest that names topics instead of their ids.
+            let sent = self.connection.send_at_most(&request, 12, soon()).unwrap();
+            let answer = self.connection.receive(sent, soon()).unwrap();
             match answer.responses[0].partition_responses[0].error_code {
                 0 => return,
                 // Made a moment ago, not led by anybody yet.

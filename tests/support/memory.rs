@@ -4,14 +4,14 @@
 #![allow(dead_code, reason = "each user needs only some of this")]
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tbd::orders::domain::{Order, OrderId, Status};
 use tbd::orders::ports::{
-    Backlog, Failure, IdempotencyStore, Message, Once, OrderRepository, Outbox, Page, SecondChance,
-    Started, StoreError, StoredResponse, Submission,
+    Backlog, Failure, IdempotencyStore, Message, OrderRepository, Outbox, Page, SecondChance,
+    Started, StoreError, StoredAnswer, Submission, SubmitOutcome,
 };
 use tbd_deadline::Deadline;
 
@@ -43,8 +43,8 @@ struct Tables {
 }
 
 struct Key {
-    request_hash: [u8; 32],
-    response: StoredResponse,
+    fingerprint: [u8; 32],
+    answer: StoredAnswer,
     expires_at: Timestamp,
 }
 
@@ -267,26 +267,34 @@ impl OrderRepository for Memory {
 }
 
 impl IdempotencyStore for Memory {
-    fn submit(&self, submission: &Submission<'_>, _: Deadline) -> Result<Once, StoreError> {
-        let once = self.call(|tables| {
+    fn submit(
+        &self,
+        submission: &Arc<Submission>,
+        _: Deadline,
+    ) -> Result<SubmitOutcome, StoreError> {
+        self.call(|tables| {
             let now = Timestamp::now();
             let known = tables.keys.get(submission.key.as_str());
             if let Some(key) = known.filter(|key| key.expires_at > now) {
-                if key.response.order_id == submission.order.id {
-                    return Once::First;
+                if key.answer.order_id == submission.order.id {
+                    return SubmitOutcome::First;
                 }
-                if key.request_hash != submission.request_hash {
-                    return Once::OtherRequest;
+                if key.fingerprint != submission.fingerprint {
+                    return SubmitOutcome::OtherRequest;
                 }
-                let row = tables.outbox.get(&key.response.order_id);
-                return Once::Again {
-                    response: key.response.clone(),
+                let row = tables.outbox.get(&key.answer.order_id);
+                return SubmitOutcome::Replay {
+                    answer: key.answer.clone(),
                     unpublished: row.map(|row| row.message.clone()),
                 };
             }
+            let order = submission.order.clone();
             let key = Key {
-                request_hash: submission.request_hash,
-                response: submission.response.clone(),
+                fingerprint: submission.fingerprint,
+                answer: StoredAnswer {
+                    body: submission.body.clone(),
+                    order_id: order.id,
+                },
                 expires_at: now + submission.ttl,
             };
             let row = Row {
@@ -294,16 +302,11 @@ impl IdempotencyStore for Memory {
                 created_at: now,
                 held: false,
             };
-            let order = submission.order.clone();
             tables.keys.insert(submission.key.as_str().to_owned(), key);
             tables.outbox.insert(order.id, row);
             tables.orders.insert(order.id, (order, None));
-            Once::First
-        });
-        if let (Ok(Once::First), Some(when_stored)) = (&once, &submission.when_stored) {
-            when_stored(submission.message);
-        }
-        once
+            SubmitOutcome::First
+        })
     }
 
     fn sweep(&self, limit: u32, _: Deadline) -> Result<u64, StoreError> {

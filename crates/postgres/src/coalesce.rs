@@ -21,10 +21,6 @@ pub trait Job {
 
     /// This job's, if it has one.
     fn key(&self) -> Option<&Self::Key>;
-
-    /// Called by the writer with the job's answer, before any caller of the piece is woken:
-    /// what follows from it for all of them can begin at the same time. Must not block.
-    fn answered(&self, _answer: &Self::Answer) {}
 }
 
 /// For a caller that keeps its job.
@@ -35,10 +31,6 @@ impl<J: Job + ?Sized> Job for Arc<J> {
     fn key(&self) -> Option<&Self::Key> {
         J::key(self)
     }
-
-    fn answered(&self, answer: &Self::Answer) {
-        J::answered(self, answer);
-    }
 }
 
 /// Where jobs gather.
@@ -47,7 +39,11 @@ pub struct Coalescer<J: Job> {
     batch_max: usize,
     hasher: RandomState,
     state: Mutex<State<J>>,
+    answered: Option<Box<Answered<J>>>,
 }
+
+/// Hears of the jobs of one piece and their answers.
+pub type Answered<J> = dyn Fn(&[(&J, &<J as Job>::Answer)]) + Send + Sync;
 
 struct State<J: Job> {
     queue: VecDeque<Arc<Ticket<J>>>,
@@ -97,6 +93,16 @@ impl<J: Job> Coalescer<J> {
                 queue: VecDeque::new(),
                 writers: 0,
             }),
+            answered: None,
+        }
+    }
+
+    /// The same, with `answered` called by the writer of a piece before any of its callers is woken, while the next
+    /// writer is at work: what follows for all of them can begin at the same time. It must not block.
+    pub fn on_answered(self, answered: Box<Answered<J>>) -> Self {
+        Self {
+            answered: Some(answered),
+            ..self
         }
     }
 
@@ -203,8 +209,9 @@ impl<J: Job> Coalescer<J> {
         drop(jobs);
         // The next piece is written while the answers of this one are handed out.
         writer.pass_on();
-        for (ticket, answer) in writer.batch.iter().zip(&answers) {
-            ticket.job.answered(answer);
+        if let Some(answered) = &self.answered {
+            let jobs = writer.batch.iter().map(|ticket| &ticket.job);
+            answered(&jobs.zip(&answers).collect::<Vec<_>>());
         }
         writer.answers = answers;
     }
@@ -302,22 +309,6 @@ mod tests {
         }
     }
 
-    /// Puts down what it is answered.
-    struct Told(u32, mpsc::Sender<(u32, u32)>);
-
-    impl Job for Told {
-        type Key = u32;
-        type Answer = u32;
-
-        fn key(&self) -> Option<&u32> {
-            None
-        }
-
-        fn answered(&self, answer: &u32) {
-            self.1.send((self.0, *answer)).unwrap();
-        }
-    }
-
     fn far() -> Deadline {
         Deadline::after(Duration::from_secs(60))
     }
@@ -382,23 +373,27 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_told_its_answer_once_and_before_its_caller() {
-        let coalescer = Coalescer::new(1, 7);
-        let (told, is_told) = mpsc::channel();
+    fn each_answer_is_heard_of_once_and_before_its_caller() {
+        let (heard, hears) = mpsc::channel();
+        let ends = heard.clone();
+        let coalescer = Coalescer::new(1, 7).on_answered(Box::new(move |jobs| {
+            for (Number(n), answer) in jobs {
+                heard.send((*n, **answer)).unwrap();
+            }
+        }));
         thread::scope(|scope| {
             for n in 0..20 {
-                let (coalescer, told) = (&coalescer, told.clone());
+                let (coalescer, ends) = (&coalescer, ends.clone());
                 scope.spawn(move || {
-                    let triple = |jobs: &[&Told]| jobs.iter().map(|job| job.0 * 3).collect();
-                    coalescer.run(Told(n, told.clone()), far(), triple).unwrap();
-                    told.send((n, 0)).unwrap();
+                    coalescer.run(Number(n), far(), double).unwrap();
+                    ends.send((n, 0)).unwrap();
                 });
             }
         });
-        let told: Vec<(u32, u32)> = is_told.try_iter().collect();
+        let heard: Vec<(u32, u32)> = hears.try_iter().collect();
         for n in 0..20 {
-            let mine: Vec<u32> = told.iter().filter(|it| it.0 == n).map(|it| it.1).collect();
-            assert_eq!(mine, [n * 3, 0]);
+            let mine = heard.iter().filter(|it| it.0 == n).map(|it| it.1);
+            assert_eq!(mine.collect::<Vec<_>>(), [n * 2, 0]);
         }
     }
 

@@ -32,7 +32,7 @@ mod pool;
 mod retry;
 mod watchdog;
 
-pub use coalesce::{Coalescer, Job, NotDone};
+pub use coalesce::{Answered, Coalescer, Job, NotDone};
 pub use config::{DatabaseConfig, TargetSessionAttrs};
 pub use connection::{Connection, Params, Statement, Transaction};
 pub use error::DatabaseError;

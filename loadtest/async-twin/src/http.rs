@@ -24,10 +24,12 @@ use tbd::orders::adapters::http::contract::{
     require_json, require_unencoded, store_problem,
 };
 use tbd::orders::adapters::http::{dto, query};
-use tbd::orders::app::commands::{Accepted, CancelError, CreateError, NewOrder, accepted, meaning};
+use tbd::orders::app::commands::{
+    Accepted, CancelError, CreateError, NewOrder, interpret_outcome, request_fingerprint,
+};
 use tbd::orders::app::queries::Listed;
 use tbd::orders::domain::{Order, OrderEvent};
-use tbd::orders::ports::{Caller, Page, StoredResponse, Submission};
+use tbd::orders::ports::{Caller, Page, StoredAnswer, Submission};
 use tbd::wiring::Checks;
 use tbd_deadline::Deadline;
 use tbd_http::problem::{self, CONTENT_TYPE};
@@ -437,23 +439,24 @@ impl Api {
         let key = idempotency_key(values(&head.headers, "idempotency-key"))?;
         let body = read(&head, body, deadline).await?;
         let (customer_email, amount) = dto::parse_new_order(&body).map_err(body_problem)?;
+        let order = Order::create(customer_email, amount, Timestamp::now());
         let new_order = NewOrder {
             caller: Caller::ANONYMOUS,
             key,
-            customer_email,
-            amount,
+            body: dto::order_body(&order),
+            order,
         };
         // A task of its own: hyper drops a handler whose client has gone, at whichever await it stands, and an order that is
         // stored but not published would count as a failure of Kafka.
         let accepting = Arc::clone(self).accept(new_order, deadline);
         let accepted = tokio::spawn(accepting.with_current_context()).await;
-        let Accepted { response, replayed } = accepted
+        let Accepted { answer, replayed } = accepted
             .unwrap_or_else(|error| resume_unwind(error.into_panic()))
             .map_err(create_problem)?;
-        tracing::annotate(semconv::ORDER_ID, response.order_id.to_string());
-        let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::ACCEPTED);
-        let location = HeaderValue::try_from(format!("/v1/orders/{}", response.order_id));
-        let mut answer = json(status, response.body);
+        let StoredAnswer { body, order_id } = answer;
+        tracing::annotate(semconv::ORDER_ID, order_id.to_string());
+        let location = HeaderValue::try_from(format!("/v1/orders/{order_id}"));
+        let mut answer = json(StatusCode::ACCEPTED, body);
         if let Ok(location) = location {
             answer.headers_mut().insert(header::LOCATION, location);
         }
@@ -471,26 +474,18 @@ impl Api {
         new_order: NewOrder,
         deadline: Deadline,
     ) -> Result<Accepted, CreateError> {
-        let request_hash = meaning(&new_order);
-        let order = Order::create(new_order.customer_email, new_order.amount, Timestamp::now());
-        let response = StoredResponse {
-            status: 202,
-            body: dto::order_body(&order),
-            order_id: order.id,
-        };
-        let event = OrderEvent::Created(order);
-        let message = self.delivery.bus().topics.message(&event);
-        let submission = Submission {
-            key: &new_order.key,
-            request_hash,
-            order: event.order(),
-            response: &response,
-            message: &message,
+        let event = OrderEvent::Created(new_order.order.clone());
+        let submission = Arc::new(Submission {
+            key: new_order.key,
+            fingerprint: request_fingerprint(&new_order.order),
+            message: self.delivery.bus().topics.message(&event),
+            order: new_order.order,
+            body: new_order.body,
             ttl: self.ttl,
-            when_stored: None,
-        };
-        let once = self.store.submit(&submission, deadline).await?;
-        let (accepted, unpublished) = accepted(once, response, message, self.delivery.meter())?;
+        });
+        let outcome = self.store.submit(&submission, deadline).await?;
+        let (accepted, unpublished) =
+            interpret_outcome(outcome, &submission, self.delivery.meter())?;
         if let Some(message) = unpublished {
             self.delivery
                 .deliver(message, deadline)

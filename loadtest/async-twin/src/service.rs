@@ -43,10 +43,10 @@ pub fn checks(
     migrator: Migrator,
     stop: &StopSignal,
 ) -> Result<Checked, Box<dyn Error>> {
-    let mut config = service::database_config(database, "tbd-health");
+    let mut config = wiring::database_config(database, "tbd-health");
     (config.max_conns, config.max_idle_conns) = (1, 1);
     let unseen = Metrics::new();
-    let pool = service::pool(config, &unseen)?;
+    let pool = wiring::pool(config, &unseen)?;
     let mut check = HealthCheck::new(pool, migrator, TABLES);
     let (database, first) = Monitor::start("database-health", stop.clone(), move || check.run())?;
     let secured = kafka.security.tls.is_some() || kafka.security.sasl.is_some();
@@ -185,9 +185,9 @@ pub async fn shutdown_signal(abort: watch::Sender<bool>) -> io::Result<()> {
         std::process::exit(1);
     });
     tokio::spawn(async move {
-        sleep(service::ABORT_AFTER).await;
+        sleep(wiring::ABORT_AFTER).await;
         abort.send_replace(true);
-        sleep(service::SHUTDOWN_BUDGET - service::ABORT_AFTER).await;
+        sleep(wiring::SHUTDOWN_BUDGET - wiring::ABORT_AFTER).await;
         log::error!("not everything ended in time, ending anyway");
         std::process::exit(1);
     });

@@ -23,12 +23,13 @@ use tbd::config::DatabaseSettings;
 use tbd::metrics::{DatabaseMetrics, Metrics};
 use tbd::orders::adapters::postgres::rows::{column, message, order, started_order, uuids};
 use tbd::orders::adapters::postgres::submission::{
-    ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome,
+    ACCEPTED, ROWS_MAX, RowOutcome, TRIES_MAX, WRITERS, interpret_known_key, interpret_row,
+    outcome_per_row,
 };
 use tbd::orders::adapters::postgres::{attributes, statements};
 use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{
-    Backlog, Failure, Message, Once, Page, SecondChance, Started, StoreError, Submission,
+    Backlog, Failure, Message, Page, SecondChance, Started, StoreError, Submission, SubmitOutcome,
 };
 use tbd::wiring::database_config;
 use tbd_deadline::Deadline;
@@ -56,10 +57,10 @@ type Client = Arc<Object>;
 
 /// A submission under way to a writer.
 struct Waiting {
-    row: Arc<Row>,
+    row: Arc<Submission>,
     deadline: Deadline,
     parent: Context,
-    answer: oneshot::Sender<(Result<Written, DatabaseError>, Option<SpanContext>)>,
+    answer: oneshot::Sender<(Result<RowOutcome, DatabaseError>, Option<SpanContext>)>,
 }
 
 /// Orders, keys and outbox. Clones share the pool.
@@ -208,16 +209,15 @@ impl Store {
     /// Stores key, order and event together, or tells what the key stands for.
     pub async fn submit(
         &self,
-        submission: &Submission<'_>,
+        submission: &Arc<Submission>,
         deadline: Deadline,
-    ) -> Result<Once, StoreError> {
-        let row = Arc::new(Row::new(submission)?);
+    ) -> Result<SubmitOutcome, StoreError> {
         let Some(writers) = &self.writers else {
-            return self.submit_alone(&row, deadline).await;
+            return self.submit_alone(submission, deadline).await;
         };
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting {
-            row: Arc::clone(&row),
+            row: Arc::clone(submission),
             deadline,
             parent: Context::current(),
             answer,
@@ -244,8 +244,8 @@ impl Store {
             }
         }
         match written? {
-            Written::Once(once) => Ok(once),
-            Written::Alone => self.submit_alone(&row, deadline).await,
+            RowOutcome::Decided(outcome) => Ok(outcome),
+            RowOutcome::NeedsOwnStatement => self.submit_alone(submission, deadline).await,
         }
     }
 
@@ -281,7 +281,7 @@ impl Store {
         let Some(first) = batch.first() else { return };
         let (deadline, parent) = (first.deadline, first.parent.clone());
         let mut carrier = None;
-        let rows: Vec<Arc<Row>> = batch
+        let rows: Vec<Arc<Submission>> = batch
             .iter()
             .map(|waiting| Arc::clone(&waiting.row))
             .collect();
@@ -290,7 +290,9 @@ impl Store {
                 let work = |client: Client| async move { self.submit_one(&client, alone).await };
                 self.run_in(&parent, self.statements.submit, deadline, false, work)
                     .await
-                    .map(|once| vec![once.map_or(Written::Alone, Written::Once)])
+                    .map(|outcome| {
+                        vec![outcome.map_or(RowOutcome::NeedsOwnStatement, RowOutcome::Decided)]
+                    })
             }
             many => {
                 let work = |client: Client| async move {
@@ -309,13 +311,19 @@ impl Store {
         };
         // The statement is in the first one's trace; the others point at it.
         let carriers = iter::once(None).chain(iter::repeat(carrier));
-        let written = each(written, rows.len()).into_iter().zip(carriers);
+        let written = outcome_per_row(written, rows.len())
+            .into_iter()
+            .zip(carriers);
         for (waiting, written) in batch.into_iter().zip(written) {
             let _ = waiting.answer.send(written);
         }
     }
 
-    async fn submit_alone(&self, row: &Row, deadline: Deadline) -> Result<Once, StoreError> {
+    async fn submit_alone(
+        &self,
+        row: &Submission,
+        deadline: Deadline,
+    ) -> Result<SubmitOutcome, StoreError> {
         let submitted = self.run(
             self.statements.submit,
             deadline,
@@ -325,27 +333,31 @@ impl Store {
                         return Ok(once);
                     }
                 }
-                Ok(Once::Running)
+                Ok(SubmitOutcome::Running)
             },
         );
         match submitted.await {
-            Err(DatabaseError::LockTimeout) => Ok(Once::Running),
+            Err(DatabaseError::LockTimeout) => Ok(SubmitOutcome::Running),
             other => Ok(other?),
         }
     }
 
-    async fn submit_one(&self, client: &Object, row: &Row) -> Result<Option<Once>, DatabaseError> {
+    async fn submit_one(
+        &self,
+        client: &Object,
+        row: &Submission,
+    ) -> Result<Option<SubmitOutcome>, DatabaseError> {
         let found = self
             .query(
                 client,
                 self.statements.submit,
                 &[
-                    &row.key,
-                    &&row.request_hash[..],
-                    &row.response_status,
-                    &row.response.body,
+                    &row.key.as_str(),
+                    &&row.fingerprint[..],
+                    &ACCEPTED,
+                    &row.body,
                     &row.order.id.0,
-                    &row.ttl_seconds,
+                    &row.ttl.as_secs_f64(),
                     &row.order.customer_email.as_str(),
                     &row.order.amount.get(),
                     &row.order.created_at,
@@ -355,22 +367,25 @@ impl Store {
             )
             .await?;
         if let Some(found) = found.first()
-            && let Written::Once(once) = outcome(found, row)?
+            && let RowOutcome::Decided(outcome) = interpret_row(found, row)?
         {
-            return Ok(Some(once));
+            return Ok(Some(outcome));
         }
         let found = self
-            .query(client, self.statements.known, &[&row.key])
+            .query(client, self.statements.known, &[&row.key.as_str()])
             .await?;
-        found.first().map(|found| known(found, row)).transpose()
+        let known = found.first();
+        known
+            .map(|found| interpret_known_key(found, row))
+            .transpose()
     }
 
     async fn submit_many(
         &self,
         client: &Object,
-        rows: &[Arc<Row>],
-    ) -> Result<Vec<Written>, DatabaseError> {
-        fn gather<'a, T>(rows: &'a [Arc<Row>], of: impl Fn(&'a Row) -> T) -> Vec<T> {
+        rows: &[Arc<Submission>],
+    ) -> Result<Vec<RowOutcome>, DatabaseError> {
+        fn gather<'a, T>(rows: &'a [Arc<Submission>], of: impl Fn(&'a Submission) -> T) -> Vec<T> {
             rows.iter().map(|row| of(row)).collect()
         }
         let found = self
@@ -379,11 +394,11 @@ impl Store {
                 self.statements.submit_many,
                 &[
                     &gather(rows, |row| row.key.as_str()),
-                    &gather(rows, |row| &row.request_hash[..]),
-                    &gather(rows, |row| row.response_status),
-                    &gather(rows, |row| &row.response.body[..]),
+                    &gather(rows, |row| &row.fingerprint[..]),
+                    &vec![ACCEPTED; rows.len()],
+                    &gather(rows, |row| &row.body[..]),
                     &gather(rows, |row| row.order.id.0),
-                    &gather(rows, |row| row.ttl_seconds),
+                    &gather(rows, |row| row.ttl.as_secs_f64()),
                     &gather(rows, |row| row.order.customer_email.as_str()),
                     &gather(rows, |row| row.order.amount.get()),
                     &gather(rows, |row| row.order.created_at),
@@ -395,7 +410,7 @@ impl Store {
         found
             .iter()
             .zip(rows)
-            .map(|(found, row)| outcome(found, row))
+            .map(|(found, row)| interpret_row(found, row))
             .collect()
     }
 

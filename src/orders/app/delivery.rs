@@ -1,12 +1,11 @@
 //! How an order's event gets from the database to the event bus.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::orders::domain::OrderId;
-use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError, WhenStored};
+use crate::orders::ports::{EventBus, Message, PublishError};
 use tbd_deadline::Deadline;
 
 /// All that publishing may take, retries included (the seed's table of time-outs).
@@ -61,72 +60,32 @@ impl Delivery {
         (delivery, inbox)
     }
 
-    /// Direct: lets whoever stores an order begin to publish its event, until `deadline` at most.
-    pub(super) fn ahead(&self, bus: &Arc<dyn EventBus>, deadline: Deadline) -> Ahead {
-        let begun = Arc::new(Mutex::new(None));
-        let when_stored = (self.mode == DeliveryMode::Direct).then(|| -> WhenStored {
-            let (bus, begun) = (Arc::clone(bus), Arc::clone(&begun));
-            Arc::new(move |message: &Message| {
-                let acknowledgement = bus.begin(message, within_budget(deadline));
-                *begun.lock().unwrap_or_else(PoisonError::into_inner) = acknowledgement;
-            })
-        });
-        Ahead { begun, when_stored }
-    }
-
-    /// Direct: publishes the message, unless that has `begun`, and waits for its acknowledgement,
-    /// for [`PUBLISH_BUDGET`] and until `deadline` at most. Outbox: wakes the relay.
+    /// Direct: publishes the message and waits for its acknowledgement, for [`PUBLISH_BUDGET`]
+    /// and until `deadline` at most. Outbox: wakes the relay.
     ///
     /// # Errors
     /// [`PublishError`], in direct mode. The message stays in the outbox.
     pub(super) fn deliver(
         &self,
         bus: &dyn EventBus,
-        message: Message,
-        begun: Option<Box<dyn Acknowledgement>>,
+        message: &Message,
         deadline: Deadline,
     ) -> Result<(), PublishError> {
         match self.mode {
             DeliveryMode::Outbox => {
                 // A full channel holds the same token already.
                 let _: Result<(), TrySendError<()>> = self.relay.try_send(());
-                Ok(())
             }
             DeliveryMode::Direct => {
-                let order_id = message.order_id;
-                match begun {
-                    Some(acknowledgement) => acknowledgement.wait(),
-                    None => bus
-                        .publish(&[message], within_budget(deadline))
-                        .pop()
-                        .unwrap_or_else(|| Err(PublishError::Unavailable("no answer".into()))),
-                }?;
+                let budget = Deadline::after(PUBLISH_BUDGET);
+                bus.publish(message, deadline.earlier_of(budget))?;
                 // See ACKNOWLEDGED_MAX for why a full channel is no error.
-                let _: Result<(), TrySendError<OrderId>> = self.acknowledged.try_send(order_id);
-                Ok(())
+                let _: Result<(), TrySendError<OrderId>> =
+                    self.acknowledged.try_send(message.order_id);
             }
         }
+        Ok(())
     }
-}
-
-/// An event that may be under way before the thread of its request has woken. The events of orders
-/// that share a commit leave together, in few requests, and sooner.
-pub(super) struct Ahead {
-    begun: Arc<Mutex<Option<Box<dyn Acknowledgement>>>>,
-    /// For the submission; none in outbox mode.
-    pub(super) when_stored: Option<WhenStored>,
-}
-
-impl Ahead {
-    /// What is under way.
-    pub(super) fn begun(&self) -> Option<Box<dyn Acknowledgement>> {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        begun.take()
-    }
-}
-
-fn within_budget(deadline: Deadline) -> Deadline {
-    deadline.earlier_of(Deadline::after(PUBLISH_BUDGET))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The ports that are not storage, for unit tests.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,14 +10,11 @@ use jiff::Timestamp;
 
 use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent, OrderId};
 use crate::orders::ports::{
-    Acknowledgement, Backlog, EventBus, Message, Meter, Outcome, ProcessingStep, PublishError,
-    StepError,
+    Backlog, EventBus, Message, Meter, Outcome, ProcessingStep, PublishError, StepError,
 };
-use tbd_deadline::Deadline;
+pub use tbd_deadline::lock;
 
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use tbd_deadline::Deadline;
 
 pub fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(30))
@@ -31,8 +28,6 @@ pub fn order() -> Order {
 /// Acknowledges everything, unless it is away or the order is one it refuses.
 pub struct Bus {
     pub away: AtomicBool,
-    /// Whether it can begin to publish without waiting.
-    pub begins: AtomicBool,
     pub refused: Mutex<Vec<OrderId>>,
     /// What was left of each publish's time.
     pub time_left: Mutex<Vec<Duration>>,
@@ -46,7 +41,6 @@ impl Default for Bus {
         let (published, acknowledged) = unbounded();
         Self {
             away: AtomicBool::default(),
-            begins: AtomicBool::default(),
             refused: Mutex::default(),
             time_left: Mutex::default(),
             published,
@@ -62,14 +56,6 @@ impl Bus {
     }
 }
 
-struct Begun(Result<(), PublishError>);
-
-impl Acknowledgement for Begun {
-    fn wait(self: Box<Self>) -> Result<(), PublishError> {
-        self.0
-    }
-}
-
 impl EventBus for Bus {
     fn encode(&self, event: &OrderEvent) -> Message {
         Message {
@@ -80,27 +66,25 @@ impl EventBus for Bus {
         }
     }
 
-    fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
-        if !self.begins.load(Ordering::SeqCst) {
-            return None;
+    fn publish(&self, message: &Message, deadline: Deadline) -> Result<(), PublishError> {
+        lock(&self.time_left).push(deadline.remaining());
+        if self.away.load(Ordering::SeqCst) {
+            return Err(PublishError::Unavailable("away".into()));
         }
-        let outcome = self.publish(std::slice::from_ref(message), deadline).pop();
-        Some(Box::new(Begun(outcome?)))
+        if lock(&self.refused).contains(&message.order_id) {
+            return Err(PublishError::Refused("no".into()));
+        }
+        self.published.send(message.clone()).unwrap();
+        Ok(())
     }
 
-    fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
-        lock(&self.time_left).push(deadline.remaining());
-        let one = |message: &Message| {
-            if self.away.load(Ordering::SeqCst) {
-                return Err(PublishError::Unavailable("away".into()));
-            }
-            if lock(&self.refused).contains(&message.order_id) {
-                return Err(PublishError::Refused("no".into()));
-            }
-            self.published.send(message.clone()).unwrap();
-            Ok(())
-        };
-        messages.iter().map(one).collect()
+    fn publish_all(
+        &self,
+        messages: &[Message],
+        deadline: Deadline,
+    ) -> Vec<Result<(), PublishError>> {
+        let publish = |message| self.publish(message, deadline);
+        messages.iter().map(publish).collect()
     }
 }
 

@@ -135,7 +135,7 @@ impl Housekeeping {
     fn relay_once(&self, min_age: Duration) -> Result<(usize, usize), StoreError> {
         let mut publish = |messages: &[Message]| -> Vec<bool> {
             self.bus
-                .publish(messages, Deadline::after(PUBLISH_BUDGET))
+                .publish_all(messages, Deadline::after(PUBLISH_BUDGET))
                 .into_iter()
                 .zip(messages)
                 .map(|(result, message)| match result {

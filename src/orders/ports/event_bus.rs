@@ -34,26 +34,23 @@ pub enum PublishError {
     TooLarge(String),
 }
 
-/// Publishes events to whoever listens, at least once.
+/// Publishes events, at least once.
 pub trait EventBus: Send + Sync {
     /// The message that announces `event`, caused by the current trace.
     fn encode(&self, event: &OrderEvent) -> Message;
 
-    /// Begins to publish `message`, and waits for nothing. `None` if that cannot begin at once:
-    /// [`publish`](Self::publish) is for that, and tells why it fails. The message is not sent
-    /// after `deadline`.
-    fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>>;
-
-    /// Publishes `messages` and waits, until `deadline` at most, for each to be
-    /// acknowledged; one answer for each message, in their order.
-    fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>>;
-}
-
-/// What is to come for a message that is under way.
-pub trait Acknowledgement: Send {
-    /// Waits for it, until the deadline of [`EventBus::begin`] at most.
+    /// Publishes `message` for a request, and waits until `deadline` at most for its acknowledgement. While the bus
+    /// is known to be away it fails at once.
     ///
     /// # Errors
     /// [`PublishError`].
-    fn wait(self: Box<Self>) -> Result<(), PublishError>;
+    fn publish(&self, message: &Message, deadline: Deadline) -> Result<(), PublishError>;
+
+    /// Publishes `messages` for a thread that has time, whatever is known of the bus, and waits until `deadline` at
+    /// most for each to be acknowledged; one answer for each message, in their order.
+    fn publish_all(
+        &self,
+        messages: &[Message],
+        deadline: Deadline,
+    ) -> Vec<Result<(), PublishError>>;
 }

@@ -14,7 +14,7 @@ use tbd_deadline::Deadline;
 use super::{Message, StoreError};
 
 /// The client's name for one request: 1 to 255 visible ASCII characters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
@@ -114,56 +114,47 @@ impl Caller {
 
 /// The answer that every repetition of a request gets.
 #[derive(Clone, PartialEq, Eq)]
-pub struct StoredResponse {
-    /// HTTP status.
-    pub status: u16,
-    /// The body, byte for byte.
+pub struct StoredAnswer {
+    /// The answer as the adapter that took the request writes it, byte for byte.
     pub body: Vec<u8>,
     /// The order that the first request made.
     pub order_id: OrderId,
 }
 
-impl fmt::Debug for StoredResponse {
+impl fmt::Debug for StoredAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The body holds an e-mail address.
-        f.debug_struct("StoredResponse")
-            .field("status", &self.status)
+        f.debug_struct("StoredAnswer")
             .field("order_id", &self.order_id)
             .finish_non_exhaustive()
     }
 }
 
 /// Everything that is written when a new order is accepted.
-pub struct Submission<'a> {
+pub struct Submission {
     /// The client's key, as it is stored.
-    pub key: &'a IdempotencyKey,
+    pub key: IdempotencyKey,
     /// SHA-256 over the meaning of the request.
-    pub request_hash: [u8; 32],
+    pub fingerprint: [u8; 32],
     /// The new order.
-    pub order: &'a Order,
+    pub order: Order,
     /// The answer to store.
-    pub response: &'a StoredResponse,
+    pub body: Vec<u8>,
     /// The event to publish.
-    pub message: &'a Message,
+    pub message: Message,
     /// How long the key is kept.
     pub ttl: Duration,
-    /// Called with the message, by whichever thread is the first to know, when the order is
-    /// stored for the first time; perhaps not at all where the caller would be that thread.
-    pub when_stored: Option<WhenStored>,
 }
-
-/// Begins what can begin before the caller of [`IdempotencyStore::submit`] is woken. Never blocks.
-pub type WhenStored = Arc<dyn Fn(&Message) + Send + Sync>;
 
 /// What became of a [`Submission`].
 #[derive(Debug)]
-pub enum Once {
+pub enum SubmitOutcome {
     /// The key was new (or expired): order, key and event are stored.
     First,
     /// The key is known, with the same request.
-    Again {
+    Replay {
         /// The first request's answer.
-        response: StoredResponse,
+        answer: StoredAnswer,
         /// The event, if it is not known to be published yet.
         unpublished: Option<Message>,
     },
@@ -175,13 +166,18 @@ pub enum Once {
 
 /// Remembers which requests took effect.
 pub trait IdempotencyStore: Send + Sync {
-    /// Stores key, order and event together, or tells what the key stands for.
+    /// Stores key, order and event together, or says what the key means already. Shared, since another
+    /// request's thread may write it.
     /// Waits for a twin in progress, for a bounded time and until `deadline` at most.
     ///
     /// # Errors
     /// [`StoreError`]; an error leaves nothing half-written. After
     /// [`StoreError::Unavailable`] it may be whole, so the caller repeats with the same key.
-    fn submit(&self, submission: &Submission<'_>, deadline: Deadline) -> Result<Once, StoreError>;
+    fn submit(
+        &self,
+        submission: &Arc<Submission>,
+        deadline: Deadline,
+    ) -> Result<SubmitOutcome, StoreError>;
 
     /// Deletes up to `limit` expired keys; the number deleted.
     ///

@@ -9,9 +9,9 @@ mod processing;
 mod repository;
 mod store_error;
 
-pub use event_bus::{Acknowledgement, EventBus, Message, PublishError};
+pub use event_bus::{EventBus, Message, PublishError};
 pub use idempotency::{
-    Caller, IdempotencyKey, IdempotencyStore, Once, StoredResponse, Submission, WhenStored,
+    Caller, IdempotencyKey, IdempotencyStore, StoredAnswer, Submission, SubmitOutcome,
 };
 pub use meter::{Meter, Outcome};
 pub use outbox::{Backlog, Outbox};

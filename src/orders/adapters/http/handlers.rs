@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use crate::orders::app::commands::{CancelOrder, CreateOrder, NewOrder};
 use crate::orders::app::queries::{GetOrder, ListOrders};
 use crate::orders::domain::Order;
-use crate::orders::ports::{Caller, StoredResponse};
+use crate::orders::ports::{Caller, StoredAnswer};
 use tbd_http::{Problem, Request, Response, Router};
 use tbd_telemetry::{semconv, tracing};
 
@@ -50,29 +52,21 @@ impl Api {
         let key = idempotency_key(request.headers("Idempotency-Key"))?;
         let (customer_email, amount) =
             dto::parse_new_order(request.body()?).map_err(body_problem)?;
+        let order = Order::create(customer_email, amount, Timestamp::now());
         let new_order = NewOrder {
             caller: caller(request),
             key,
-            customer_email,
-            amount,
-        };
-        let respond = |order: &Order| StoredResponse {
-            status: 202,
-            body: dto::order_body(order),
-            order_id: order.id,
+            body: dto::order_body(&order),
+            order,
         };
         let accepted = self
             .create
-            .handle(new_order, respond, request.deadline())
+            .handle(new_order, request.deadline())
             .map_err(create_problem)?;
-        let StoredResponse {
-            status,
-            body,
-            order_id,
-        } = accepted.response;
+        let StoredAnswer { body, order_id } = accepted.answer;
         tracing::annotate(semconv::ORDER_ID, order_id.to_string());
         let response =
-            Response::json(status, body).header("Location", format!("/v1/orders/{order_id}"));
+            Response::json(202, body).header("Location", format!("/v1/orders/{order_id}"));
         Ok(match accepted.replayed {
             true => response.header("Idempotent-Replayed", "true"),
             false => response,

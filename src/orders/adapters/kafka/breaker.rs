@@ -1,12 +1,11 @@
 //! A circuit breaker around publishing: when Kafka is away, a request is told so
 //! at once instead of waiting for the publish budget.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::orders::domain::OrderEvent;
-use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
-use tbd_deadline::Deadline;
+use crate::orders::ports::PublishError;
+use tbd_deadline::lock;
 use tbd_telemetry::tracing;
 
 /// Consecutive failures that open the breaker (the seed's table).
@@ -55,14 +54,19 @@ impl Breaker {
 
     /// Lets a request pass at `now`; `None` while open, and while another one is trying.
     pub fn admit(&self, now: Instant) -> Option<Permit<'_>> {
-        let mut circuit = self.lock();
-        match *circuit {
-            Circuit::Closed { .. } => {}
-            Circuit::Open { until } if now >= until => {
-                *circuit = Circuit::HalfOpen;
-                (self.changed)(BreakerState::HalfOpen);
+        let is_probe = {
+            let mut circuit = lock(&self.circuit);
+            match *circuit {
+                Circuit::Closed { .. } => false,
+                Circuit::Open { until } if now >= until => {
+                    *circuit = Circuit::HalfOpen;
+                    true
+                }
+                Circuit::Open { .. } | Circuit::HalfOpen => return None,
             }
-            Circuit::Open { .. } | Circuit::HalfOpen => return None,
+        };
+        if is_probe {
+            (self.changed)(BreakerState::HalfOpen);
         }
         Some(Permit {
             breaker: self,
@@ -70,34 +74,68 @@ impl Breaker {
         })
     }
 
-    fn is_closed(&self) -> bool {
-        matches!(*self.lock(), Circuit::Closed { .. })
+    /// Counts how a publish ended that no permit was asked for.
+    pub fn count(&self, result: &Result<(), PublishError>) {
+        self.record(!is_away(result), Instant::now());
+    }
+
+    /// Calls `publish`, unless the breaker is open, and counts how that ends.
+    ///
+    /// # Errors
+    /// Those of `publish`; [`PublishError::Unavailable`], at once, while the breaker is open.
+    pub fn guard(
+        &self,
+        publish: impl FnOnce() -> Result<(), PublishError>,
+    ) -> Result<(), PublishError> {
+        let Some(permit) = self.admit(Instant::now()) else {
+            let reason = "the circuit breaker is open";
+            // Where the trace ends, so that nobody looks for a message that was never sent.
+            let step = tracing::span("publish", tracing::SpanKind::Internal, []);
+            step.fail("circuit_open", reason);
+            return Err(PublishError::Unavailable(reason.into()));
+        };
+        let result = publish();
+        permit.ended(!is_away(&result));
+        result
+    }
+
+    /// Whether everything passes.
+    pub fn is_closed(&self) -> bool {
+        matches!(*lock(&self.circuit), Circuit::Closed { .. })
     }
 
     fn record(&self, succeeded: bool, now: Instant) {
-        let mut circuit = self.lock();
-        match (&mut *circuit, succeeded) {
+        let state = lock(&self.circuit).record(succeeded, now);
+        match state {
+            None => return,
+            Some(BreakerState::Open) => {
+                log::warn!("publishing keeps failing, the circuit breaker opens for {COOL_DOWN:?}");
+            }
+            Some(_) => log::info!("publishing works again, the circuit breaker closes"),
+        }
+        state.into_iter().for_each(|state| (self.changed)(state));
+    }
+}
+
+impl Circuit {
+    /// Takes an outcome in; the new state, if it is another one.
+    fn record(&mut self, succeeded: bool, now: Instant) -> Option<BreakerState> {
+        match (&mut *self, succeeded) {
             (Circuit::Closed { failures }, true) => *failures = 0,
             (Circuit::Closed { failures }, false) if *failures + 1 < FAILURES_MAX => *failures += 1,
             (Circuit::HalfOpen, true) => {
-                *circuit = Circuit::Closed { failures: 0 };
-                log::info!("publishing works again, the circuit breaker closes");
-                (self.changed)(BreakerState::Closed);
+                *self = Circuit::Closed { failures: 0 };
+                return Some(BreakerState::Closed);
             }
             (Circuit::Closed { .. } | Circuit::HalfOpen, false) => {
-                *circuit = Circuit::Open {
-                    until: now + COOL_DOWN,
-                };
-                log::warn!("publishing keeps failing, the circuit breaker opens for {COOL_DOWN:?}");
-                (self.changed)(BreakerState::Open);
+                let until = now + COOL_DOWN;
+                *self = Circuit::Open { until };
+                return Some(BreakerState::Open);
             }
             // A request from before the breaker opened; it decides nothing any more.
             (Circuit::Open { .. }, _) => {}
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Circuit> {
-        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
+        None
     }
 }
 
@@ -114,76 +152,15 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// A bus behind a breaker: for requests. The relay, which has time, uses the bus itself.
-pub struct GuardedBus {
-    bus: Arc<dyn EventBus>,
-    breaker: Arc<Breaker>,
-}
-
-/// A message whose outcome the breaker counts.
-struct Guarded {
-    acknowledgement: Box<dyn Acknowledgement>,
-    breaker: Arc<Breaker>,
-}
-
-impl GuardedBus {
-    /// `bus` behind `breaker`.
-    pub fn new(bus: Arc<dyn EventBus>, breaker: Breaker) -> Self {
-        Self {
-            bus,
-            breaker: Arc::new(breaker),
-        }
-    }
-}
-
-impl Acknowledgement for Guarded {
-    fn wait(self: Box<Self>) -> Result<(), PublishError> {
-        let result = self.acknowledgement.wait();
-        self.breaker.record(!is_away(&result), Instant::now());
-        result
-    }
-}
-
 /// A message that Kafka refuses says nothing about Kafka's health.
 fn is_away(result: &Result<(), PublishError>) -> bool {
     matches!(result, Err(PublishError::Unavailable(_)))
 }
 
-impl EventBus for GuardedBus {
-    fn encode(&self, event: &OrderEvent) -> Message {
-        self.bus.encode(event)
-    }
-
-    /// Not while it is open: who tries whether Kafka works again has to wait for the outcome.
-    fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
-        if !self.breaker.is_closed() {
-            return None;
-        }
-        Some(Box::new(Guarded {
-            acknowledgement: self.bus.begin(message, deadline)?,
-            breaker: Arc::clone(&self.breaker),
-        }))
-    }
-
-    fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
-        let Some(permit) = self.breaker.admit(Instant::now()) else {
-            let reason = "the circuit breaker is open";
-            // Where the trace ends, so that nobody looks for a message that was never sent.
-            let step = tracing::span("publish", tracing::SpanKind::Internal, []);
-            step.fail("circuit_open", reason);
-            let refused = |_| Err(PublishError::Unavailable(reason.into()));
-            return messages.iter().map(refused).collect();
-        };
-        let results = self.bus.publish(messages, deadline);
-        permit.ended(!results.iter().any(is_away));
-        results
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::orders::app::fakes::{Bus, order, soon};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU8, Ordering};
 
     fn breaker() -> (Breaker, Arc<AtomicU8>) {
@@ -234,21 +211,26 @@ mod tests {
     }
 
     #[test]
-    fn what_begins_is_counted_and_nothing_begins_once_it_is_open() {
-        let bus = Arc::new(Bus::default());
-        bus.begins.store(true, Ordering::SeqCst);
-        bus.away.store(true, Ordering::SeqCst);
+    fn what_it_guards_is_counted_and_not_called_once_it_is_open() {
         let (breaker, state) = breaker();
-        let guarded = GuardedBus::new(bus.clone(), breaker);
-        let message = guarded.encode(&OrderEvent::Created(order()));
+        let away = || Err(PublishError::Unavailable("away".into()));
         for _ in 0..5 {
-            let begun = guarded.begin(&message, soon()).expect("closed");
-            begun.wait().unwrap_err();
+            breaker.guard(away).unwrap_err();
         }
         assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
-        bus.away.store(false, Ordering::SeqCst);
-        assert!(guarded.begin(&message, soon()).is_none());
-        assert!(bus.take().is_empty());
+        assert!(!breaker.is_closed());
+        let refused = breaker.guard(|| panic!("open"));
+        assert!(matches!(refused, Err(PublishError::Unavailable(_))));
+    }
+
+    #[test]
+    fn a_message_that_is_refused_says_nothing_of_the_bus() {
+        let (breaker, _) = breaker();
+        for _ in 0..6 {
+            let refused = breaker.guard(|| Err(PublishError::Refused("no".into())));
+            refused.unwrap_err();
+        }
+        assert!(breaker.is_closed());
     }
 
     #[test]

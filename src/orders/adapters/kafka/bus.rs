@@ -2,26 +2,66 @@
 
 use bytes::Bytes;
 
+use crate::orders::app::PUBLISH_BUDGET;
 use crate::orders::domain::OrderEvent;
-use crate::orders::ports::{Acknowledgement, EventBus, Message, PublishError};
+use crate::orders::ports::{EventBus, Message, PublishError};
 use tbd_deadline::Deadline;
 use tbd_kafka::consumer::ConsumerRecord;
-use tbd_kafka::producer::{Outcome, Pending, ProduceError, Producer, Record};
+use tbd_kafka::producer::{Outcome, ProduceError, Producer, Record};
 use tbd_telemetry::semconv;
 use tbd_telemetry::tracing::{self, Context, DetachedSpan, KeyValue, SpanKind};
 
+use super::begun::{Begun, Sending};
+use super::breaker::Breaker;
 use super::events::Topics;
 
 /// Publishes to the topics of events.
 pub struct KafkaEventBus {
     producer: Producer,
     topics: Topics,
+    breaker: Option<Breaker>,
+    begun: Begun,
 }
 
 impl KafkaEventBus {
     /// A bus that publishes to `topics` by `producer`.
     pub fn new(producer: Producer, topics: Topics) -> Self {
-        Self { producer, topics }
+        Self {
+            producer,
+            topics,
+            breaker: None,
+            begun: Begun::default(),
+        }
+    }
+
+    /// The same, with `breaker` between requests and Kafka.
+    pub fn with_breaker(self, breaker: Breaker) -> Self {
+        Self {
+            breaker: Some(breaker),
+            ..self
+        }
+    }
+
+    /// Hands the events of orders that were committed together to the producer, before the threads
+    /// of their requests wake: they leave in fewer requests, and sooner. [`EventBus::publish`] then
+    /// waits for what has begun. Does not wait; what cannot leave at once is left to `publish`.
+    pub fn begin(&self, messages: &[&Message]) {
+        // A request that tries whether Kafka works again has to be the only one.
+        if self.breaker.as_ref().is_some_and(|it| !it.is_closed()) {
+            return;
+        }
+        let deadline = Deadline::after(PUBLISH_BUDGET);
+        for message in messages {
+            let cause = message.trace_context.as_deref();
+            let (record, span) = traced(self.topics.record(message), cause);
+            match self.producer.try_send(record, deadline) {
+                Some(pending) => {
+                    let sending = Sending { pending, span };
+                    self.begun.put(message.order_id, sending, deadline);
+                }
+                None => span.fail("not_begun", "it could not leave at once"),
+            }
+        }
     }
 
     /// Where events go.
@@ -61,19 +101,6 @@ impl KafkaEventBus {
             .zip(spans)
             .map(|(outcome, span)| settled(outcome, &span))
             .collect()
-    }
-}
-
-/// A record that is under way.
-struct Begun {
-    pending: Pending,
-    span: DetachedSpan,
-    deadline: Deadline,
-}
-
-impl Acknowledgement for Begun {
-    fn wait(self: Box<Self>) -> Result<(), PublishError> {
-        settled(self.pending.wait(self.deadline), &self.span)
     }
 }
 
@@ -182,21 +209,31 @@ impl EventBus for KafkaEventBus {
         self.topics.message(event)
     }
 
-    fn begin(&self, message: &Message, deadline: Deadline) -> Option<Box<dyn Acknowledgement>> {
-        let cause = message.trace_context.as_deref();
-        let (record, span) = traced(self.topics.record(message), cause);
-        let Some(pending) = self.producer.try_send(record, deadline) else {
-            span.fail("not_begun", "it could not leave at once");
-            return None;
+    fn publish(&self, message: &Message, deadline: Deadline) -> Result<(), PublishError> {
+        if let Some(sending) = self.begun.take(message.order_id) {
+            let result = settled(sending.pending.wait(deadline), &sending.span);
+            self.breaker.iter().for_each(|it| it.count(&result));
+            return result;
+        }
+        let send = || {
+            let cause = message.trace_context.clone();
+            let record = (self.topics.record(message), cause);
+            let no_answer = || Err(PublishError::Unavailable("no answer".into()));
+            self.send(vec![record], deadline)
+                .pop()
+                .unwrap_or_else(no_answer)
         };
-        Some(Box::new(Begun {
-            pending,
-            span,
-            deadline,
-        }))
+        match &self.breaker {
+            Some(breaker) => breaker.guard(send),
+            None => send(),
+        }
     }
 
-    fn publish(&self, messages: &[Message], deadline: Deadline) -> Vec<Result<(), PublishError>> {
+    fn publish_all(
+        &self,
+        messages: &[Message],
+        deadline: Deadline,
+    ) -> Vec<Result<(), PublishError>> {
         let records = messages
             .iter()
             .map(|message| (self.topics.record(message), message.trace_context.clone()))

@@ -2,6 +2,7 @@
 
 mod announcement_health;
 mod batch;
+mod begun;
 mod breaker;
 mod bus;
 mod consumer;
@@ -13,7 +14,7 @@ mod meter;
 
 pub use announcement_health::AnnouncementHealth;
 pub use batch::{Announcement, Batch, Due, Place};
-pub use breaker::{Breaker, BreakerState, GuardedBus, Permit};
+pub use breaker::{Breaker, BreakerState, Permit};
 pub use bus::{KafkaEventBus, send_span, trace_headers};
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use dead_letters::{

@@ -6,13 +6,18 @@
 
 use std::sync::Arc;
 
-use crate::orders::ports::{IdempotencyStore, Once, StoreError, Submission};
+use crate::orders::ports::{
+    IdempotencyKey, IdempotencyStore, Message, StoreError, Submission, SubmitOutcome,
+};
 use tbd_deadline::Deadline;
 use tbd_postgres::{Coalescer, Connection, DatabaseError, Job, Statement};
 
-use super::submission::{ROWS_MAX, Row, TRIES_MAX, WRITERS, Written, each, known, outcome};
-use super::together::{self, Carried, carried, shared_by};
-use super::{PostgresStore, Shared};
+use super::shared_statement::{self, SharedOutcome, shared_by, with_statement_span};
+use super::submission::{
+    ACCEPTED, ROWS_MAX, RowOutcome, TRIES_MAX, WRITERS, interpret_known_key, interpret_row,
+    outcome_per_row,
+};
+use super::{AfterCommit, PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, SUBMIT_MANY, KNOWN, SWEEP];
 
@@ -123,43 +128,53 @@ const SWEEP: Statement = Statement::new(
           ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))",
 );
 
-impl Job for Row {
-    type Key = String;
-    type Answer = Carried<Written>;
+impl Job for Submission {
+    type Key = IdempotencyKey;
+    type Answer = SharedOutcome<RowOutcome>;
 
-    fn key(&self) -> Option<&String> {
+    fn key(&self) -> Option<&IdempotencyKey> {
         Some(&self.key)
-    }
-
-    fn answered(&self, answer: &Carried<Written>) {
-        if let (Some(when_stored), Ok(Written::Once(Once::First))) =
-            (&self.when_stored, &answer.outcome)
-        {
-            when_stored(&self.message);
-        }
     }
 }
 
 /// Where rows gather.
-pub(super) type Submissions = Coalescer<Arc<Row>>;
+pub(super) type Submissions = Coalescer<Arc<Submission>>;
 
 /// A place for rows to gather.
-pub(super) fn submissions() -> Submissions {
-    Coalescer::new(WRITERS, ROWS_MAX)
+pub(super) fn submissions(after_commit: Option<Box<AfterCommit>>) -> Submissions {
+    let submissions = Submissions::new(WRITERS, ROWS_MAX);
+    let Some(after_commit) = after_commit else {
+        return submissions;
+    };
+    submissions.on_answered(Box::new(move |rows| {
+        let firsts = rows.iter().filter(|(_, answer)| is_first(answer));
+        let messages: Vec<&Message> = firsts.map(|(row, _)| &row.message).collect();
+        after_commit(&messages);
+    }))
+}
+
+fn is_first(answer: &SharedOutcome<RowOutcome>) -> bool {
+    matches!(
+        answer.outcome,
+        Ok(RowOutcome::Decided(SubmitOutcome::First))
+    )
 }
 
 impl IdempotencyStore for PostgresStore {
-    fn submit(&self, submission: &Submission<'_>, deadline: Deadline) -> Result<Once, StoreError> {
-        let row = Arc::new(Row::new(submission)?);
+    fn submit(
+        &self,
+        submission: &Arc<Submission>,
+        deadline: Deadline,
+    ) -> Result<SubmitOutcome, StoreError> {
         let Some(Shared { submissions, .. }) = self.shared.as_deref() else {
-            return self.submit_alone(&row, deadline);
+            return self.submit_alone(submission, deadline);
         };
-        let job = Arc::clone(&row);
+        let job = Arc::clone(submission);
         let wait = "wait for a shared commit";
-        let write = |rows: &[&Arc<Row>]| self.write(rows, deadline);
-        match together::run(submissions, job, deadline, wait, write)? {
-            Written::Once(once) => Ok(once),
-            Written::Alone => self.submit_alone(&row, deadline),
+        let write = |rows: &[&Arc<Submission>]| self.write(rows, deadline);
+        match shared_statement::run(submissions, job, deadline, wait, write)? {
+            RowOutcome::Decided(outcome) => Ok(outcome),
+            RowOutcome::NeedsOwnStatement => self.submit_alone(submission, deadline),
         }
     }
 
@@ -174,50 +189,64 @@ impl IdempotencyStore for PostgresStore {
 impl PostgresStore {
     /// One row by itself. Waits for a twin in progress for as long as the session's lock
     /// time-out allows.
-    fn submit_alone(&self, row: &Row, deadline: Deadline) -> Result<Once, StoreError> {
+    fn submit_alone(
+        &self,
+        row: &Submission,
+        deadline: Deadline,
+    ) -> Result<SubmitOutcome, StoreError> {
         let submitted = self.run(SUBMIT, deadline, |connection| {
             for _ in 0..TRIES_MAX {
-                if let Some(once) = submit_one(connection, row)? {
-                    return Ok(once);
+                if let Some(outcome) = submit_one(connection, row)? {
+                    return Ok(outcome);
                 }
             }
-            Ok(Once::Running)
+            Ok(SubmitOutcome::Running)
         });
         match submitted {
-            Err(DatabaseError::LockTimeout) => Ok(Once::Running),
+            Err(DatabaseError::LockTimeout) => Ok(SubmitOutcome::Running),
             other => Ok(other?),
         }
     }
 
     /// What gathered, for each row its own outcome.
-    fn write(&self, rows: &[&Arc<Row>], deadline: Deadline) -> Vec<Carried<Written>> {
+    fn write(
+        &self,
+        rows: &[&Arc<Submission>],
+        deadline: Deadline,
+    ) -> Vec<SharedOutcome<RowOutcome>> {
         let mut statement = None;
         let written = match rows {
             [row] => self.run(SUBMIT, deadline, |connection| {
                 statement = shared_by(1);
-                let once = submit_one(connection, row)?;
-                Ok(vec![once.map_or(Written::Alone, Written::Once)])
+                let outcome = submit_one(connection, row)?;
+                Ok(vec![outcome.map_or(
+                    RowOutcome::NeedsOwnStatement,
+                    RowOutcome::Decided,
+                )])
             }),
             _ => self.run(SUBMIT_MANY, deadline, |connection| {
                 statement = shared_by(rows.len());
                 submit_many(connection, rows)
             }),
         };
-        carried(each(written, rows.len()), statement)
+        with_statement_span(outcome_per_row(written, rows.len()), statement)
     }
 }
 
 /// One try; `None` if the key was taken by a twin of which nothing is to be seen afterwards.
-fn submit_one(connection: &mut Connection, row: &Row) -> Result<Option<Once>, DatabaseError> {
+fn submit_one(
+    connection: &mut Connection,
+    row: &Submission,
+) -> Result<Option<SubmitOutcome>, DatabaseError> {
     let found = connection.query_opt(
         SUBMIT,
         &[
-            &row.key,
-            &&row.request_hash[..],
-            &row.response_status,
-            &row.response.body,
+            &row.key.as_str(),
+            &&row.fingerprint[..],
+            &ACCEPTED,
+            &row.body,
             &row.order.id.0,
-            &row.ttl_seconds,
+            &row.ttl.as_secs_f64(),
             &row.order.customer_email.as_str(),
             &row.order.amount.get(),
             &row.order.created_at,
@@ -226,33 +255,33 @@ fn submit_one(connection: &mut Connection, row: &Row) -> Result<Option<Once>, Da
         ],
     )?;
     if let Some(found) = &found
-        && let Written::Once(once) = outcome(found, row)?
+        && let RowOutcome::Decided(outcome) = interpret_row(found, row)?
     {
-        return Ok(Some(once));
+        return Ok(Some(outcome));
     }
     connection
-        .query_opt(KNOWN, &[&row.key])?
-        .map(|found| known(&found, row))
+        .query_opt(KNOWN, &[&row.key.as_str()])?
+        .map(|found| interpret_known_key(&found, row))
         .transpose()
 }
 
 /// All rows in one statement; for each what became of it.
 fn submit_many(
     connection: &mut Connection,
-    rows: &[&Arc<Row>],
-) -> Result<Vec<Written>, DatabaseError> {
-    fn column<'a, T>(rows: &[&'a Arc<Row>], of: impl Fn(&'a Row) -> T) -> Vec<T> {
+    rows: &[&Arc<Submission>],
+) -> Result<Vec<RowOutcome>, DatabaseError> {
+    fn column<'a, T>(rows: &[&'a Arc<Submission>], of: impl Fn(&'a Submission) -> T) -> Vec<T> {
         rows.iter().map(|row| of(row)).collect()
     }
     let found = connection.query(
         SUBMIT_MANY,
         &[
             &column(rows, |row| row.key.as_str()),
-            &column(rows, |row| &row.request_hash[..]),
-            &column(rows, |row| row.response_status),
-            &column(rows, |row| &row.response.body[..]),
+            &column(rows, |row| &row.fingerprint[..]),
+            &vec![ACCEPTED; rows.len()],
+            &column(rows, |row| &row.body[..]),
             &column(rows, |row| row.order.id.0),
-            &column(rows, |row| row.ttl_seconds),
+            &column(rows, |row| row.ttl.as_secs_f64()),
             &column(rows, |row| row.order.customer_email.as_str()),
             &column(rows, |row| row.order.amount.get()),
             &column(rows, |row| row.order.created_at),
@@ -263,6 +292,6 @@ fn submit_many(
     found
         .iter()
         .zip(rows)
-        .map(|(found, row)| outcome(found, row))
+        .map(|(found, row)| interpret_row(found, row))
         .collect()
 }

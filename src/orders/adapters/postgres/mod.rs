@@ -5,13 +5,13 @@ pub mod migrations;
 mod outbox;
 mod repository;
 pub mod rows;
+mod shared_statement;
 pub mod submission;
-mod together;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::orders::ports::StoreError;
+use crate::orders::ports::{Message, StoreError};
 use tbd_deadline::Deadline;
 use tbd_postgres::migrations::Tables;
 use tbd_postgres::{Connection, DatabaseConfig, DatabaseError, Pool, Statement, retry};
@@ -71,6 +71,10 @@ pub struct PostgresStore {
     shared: Option<Arc<Shared>>,
 }
 
+/// Hears of the events of orders that one commit has stored, before the threads of their requests wake. Called by the
+/// thread that committed; must not block.
+pub type AfterCommit = dyn Fn(&[&Message]) + Send + Sync;
+
 /// Where work gathers while a statement is under way, to share the next one.
 struct Shared {
     submissions: Submissions,
@@ -81,13 +85,22 @@ impl PostgresStore {
     /// A store on the database behind `pool`. With `coalesce`, submissions that
     /// come while a commit is under way share the next one, and so do look-ups of an order.
     pub fn new(pool: Pool, coalesce: bool) -> Self {
-        let shared = Shared {
-            submissions: submissions(),
+        Self::with_after_commit(pool, coalesce, None)
+    }
+
+    /// The same, with `after_commit` called for orders that share a commit.
+    pub fn with_after_commit(
+        pool: Pool,
+        coalesce: bool,
+        after_commit: Option<Box<AfterCommit>>,
+    ) -> Self {
+        let shared = coalesce.then(|| Shared {
+            submissions: submissions(after_commit),
             lookups: lookups(),
-        };
+        });
         Self {
             pool,
-            shared: coalesce.then(|| Arc::new(shared)),
+            shared: shared.map(Arc::new),
         }
     }
 

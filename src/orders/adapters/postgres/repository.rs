@@ -12,7 +12,7 @@ use tbd_deadline::Deadline;
 use tbd_postgres::{Coalescer, DatabaseError, Job, Statement};
 
 use super::rows::{column, order, started_order, uuids};
-use super::together::{self, Carried, carried, shared_by};
+use super::shared_statement::{self, SharedOutcome, shared_by, with_statement_span};
 use super::{PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[
@@ -109,7 +109,7 @@ impl OrderRepository for PostgresStore {
             return Ok(self.look_up(id, deadline)?);
         };
         let wait = "wait for a shared look-up";
-        together::run(lookups, Wanted(id), deadline, wait, |wanted| {
+        shared_statement::run(lookups, Wanted(id), deadline, wait, |wanted| {
             self.look_up_all(wanted, deadline)
         })
     }
@@ -228,7 +228,7 @@ pub(super) struct Wanted(OrderId);
 
 impl Job for Wanted {
     type Key = OrderId;
-    type Answer = Carried<Option<Order>>;
+    type Answer = SharedOutcome<Option<Order>>;
 
     /// Many may want the same order.
     fn key(&self) -> Option<&OrderId> {
@@ -254,10 +254,14 @@ impl PostgresStore {
     }
 
     /// What gathered, for each its own outcome.
-    fn look_up_all(&self, wanted: &[&Wanted], deadline: Deadline) -> Vec<Carried<Option<Order>>> {
+    fn look_up_all(
+        &self,
+        wanted: &[&Wanted],
+        deadline: Deadline,
+    ) -> Vec<SharedOutcome<Option<Order>>> {
         let mut statement = None;
         if let [Wanted(id)] = wanted {
-            return carried([self.look_up(*id, deadline)], None);
+            return with_statement_span([self.look_up(*id, deadline)], None);
         }
         let ids: Vec<Uuid> = wanted.iter().map(|wanted| wanted.0.0).collect();
         // Each order by itself: what one is stored like must not fail another.
@@ -271,6 +275,6 @@ impl PostgresStore {
             let orders = found.as_ref().map_err(Clone::clone)?;
             orders.get(id).cloned().transpose()
         };
-        carried(ids.iter().map(outcome), statement)
+        with_statement_span(ids.iter().map(outcome), statement)
     }
 }

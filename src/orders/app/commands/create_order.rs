@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use crate::orders::app::Delivery;
-use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
+use crate::orders::domain::{Order, OrderEvent};
 use crate::orders::ports::{
-    Caller, EventBus, IdempotencyKey, IdempotencyStore, Message, Meter, Once, PublishError,
-    StoreError, StoredResponse, Submission,
+    Caller, EventBus, IdempotencyKey, IdempotencyStore, Message, Meter, PublishError, StoreError,
+    StoredAnswer, Submission, SubmitOutcome,
 };
 use tbd_deadline::Deadline;
 
@@ -29,17 +28,17 @@ pub struct NewOrder {
     pub caller: Caller,
     /// The client's name for the request.
     pub key: IdempotencyKey,
-    /// Who orders.
-    pub customer_email: CustomerEmail,
-    /// For how much.
-    pub amount: AmountCents,
+    /// The order to accept, unless the key is known.
+    pub order: Order,
+    /// The answer to give and to store, as the adapter writes it.
+    pub body: Vec<u8>,
 }
 
 /// The answer to a new order.
 #[derive(Debug)]
 pub struct Accepted {
     /// The answer, stored with the key.
-    pub response: StoredResponse,
+    pub answer: StoredAnswer,
     /// Whether an earlier request with the same key made the order.
     pub replayed: bool,
 }
@@ -80,88 +79,86 @@ impl CreateOrder {
         }
     }
 
-    /// Stores the order with the answer that `respond` gives for it, and delivers
-    /// its event. Waits for the store, for a twin in progress and, in direct mode,
-    /// for the event bus; until `deadline` at most.
+    /// Stores the order with its answer, and delivers its event. Waits for the store, for a
+    /// twin in progress and, in direct mode, for the event bus; until `deadline` at most.
     ///
     /// # Errors
     /// [`CreateError`]. Repeating the request with the same key is always safe.
-    pub fn handle(
-        &self,
-        new_order: NewOrder,
-        respond: impl FnOnce(&Order) -> StoredResponse,
-        deadline: Deadline,
-    ) -> Result<Accepted, CreateError> {
-        let request_hash = meaning(&new_order);
-        let key = new_order.key.of(&new_order.caller);
-        let order = Order::create(new_order.customer_email, new_order.amount, Timestamp::now());
-        let response = respond(&order);
-        let event = OrderEvent::Created(order);
-        let message = self.bus.encode(&event);
-        let ahead = self.delivery.ahead(&self.bus, deadline);
-        let once = self.store.submit(
-            &Submission {
-                key: &key,
-                request_hash,
-                order: event.order(),
-                response: &response,
-                message: &message,
-                ttl: self.ttl,
-                when_stored: ahead.when_stored.clone(),
-            },
-            deadline,
-        )?;
-        let (accepted, unpublished) = accepted(once, response, message, &*self.meter)?;
+    pub fn handle(&self, new: NewOrder, deadline: Deadline) -> Result<Accepted, CreateError> {
+        let event = OrderEvent::Created(new.order.clone());
+        let submission = Arc::new(Submission {
+            key: new.key.of(&new.caller),
+            fingerprint: request_fingerprint(&new.order),
+            message: self.bus.encode(&event),
+            order: new.order,
+            body: new.body,
+            ttl: self.ttl,
+        });
+        let outcome = self.store.submit(&submission, deadline)?;
+        let (accepted, unpublished) = interpret_outcome(outcome, &submission, &*self.meter)?;
         // A twin must not promise more than the first could: if the event is not
         // known to have arrived, it is delivered (again) before the answer.
         if let Some(message) = unpublished {
             self.delivery
-                .deliver(&*self.bus, message, ahead.begun(), deadline)
+                .deliver(&*self.bus, &message, deadline)
                 .map_err(CreateError::NotPublished)?;
         }
         Ok(accepted)
     }
 }
 
-/// What the store's answer means for the request, counted and logged: the answer (`response`, or an
-/// earlier request's), and the event that has to be delivered before it is given.
+/// What the store's outcome means for the request, counted and logged: its answer, and the event
+/// that has to be delivered before it is given.
 ///
 /// # Errors
 /// [`CreateError::OtherRequest`], [`CreateError::Running`].
-pub fn accepted(
-    once: Once,
-    response: StoredResponse,
-    message: Message,
+pub fn interpret_outcome(
+    outcome: SubmitOutcome,
+    submission: &Submission,
     meter: &dyn Meter,
 ) -> Result<(Accepted, Option<Message>), CreateError> {
-    let (response, unpublished, replayed) = match once {
-        Once::First => {
+    match outcome {
+        SubmitOutcome::First => {
+            let order_id = submission.order.id;
             meter.order_created();
-            log::info!(order_id:% = message.order_id; "order created");
-            (response, Some(message), false)
+            log::info!(order_id:% = order_id; "order created");
+            let answer = StoredAnswer {
+                body: submission.body.clone(),
+                order_id,
+            };
+            let replayed = false;
+            Ok((
+                Accepted { answer, replayed },
+                Some(submission.message.clone()),
+            ))
         }
-        Once::Again {
-            response,
+        SubmitOutcome::Replay {
+            answer,
             unpublished,
         } => {
             meter.idempotency_hit();
-            log::info!(order_id:% = response.order_id; "answer replayed");
-            (response, unpublished, true)
+            log::info!(order_id:% = answer.order_id; "answer replayed");
+            let replayed = true;
+            Ok((Accepted { answer, replayed }, unpublished))
         }
-        Once::OtherRequest => return Err(CreateError::OtherRequest),
-        Once::Running => return Err(CreateError::Running),
-    };
-    Ok((Accepted { response, replayed }, unpublished))
+        SubmitOutcome::OtherRequest => Err(CreateError::OtherRequest),
+        SubmitOutcome::Running => Err(CreateError::Running),
+    }
 }
 
-/// SHA-256 over what the request means, whatever its whitespace or the order of its fields.
-pub fn meaning(new_order: &NewOrder) -> [u8; 32] {
+/// What every fingerprint begins with. Stored keys outlive the program: another text would turn
+/// the retries of an upgrade into other requests.
+const FINGERPRINT_DOMAIN: &[u8] = b"POST /v1/orders\0";
+
+/// SHA-256 over what the customer asks for, whatever the request's whitespace, the order of its
+/// fields, or its protocol.
+pub fn request_fingerprint(order: &Order) -> [u8; 32] {
     let mut hash = Sha256::new();
-    hash.update(b"POST /v1/orders\0");
-    hash.update(new_order.customer_email.as_str());
+    hash.update(FINGERPRINT_DOMAIN);
+    hash.update(order.customer_email.as_str());
     // No address holds a NUL, so no two requests run into one another.
     hash.update(b"\0");
-    hash.update(new_order.amount.get().to_be_bytes());
+    hash.update(order.amount.get().to_be_bytes());
     hash.finalize().into()
 }
 

@@ -5,5 +5,7 @@ mod create_order;
 pub mod process_orders;
 
 pub use cancel_order::{CancelError, CancelOrder};
-pub use create_order::{Accepted, CreateError, CreateOrder, NewOrder, accepted, meaning};
+pub use create_order::{
+    Accepted, CreateError, CreateOrder, NewOrder, interpret_outcome, request_fingerprint,
+};
 pub use process_orders::{ProcessOrders, Processed, Task};

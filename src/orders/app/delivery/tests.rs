@@ -12,9 +12,7 @@ fn a_publish_gets_what_is_left_of_the_request_and_never_more_than_its_budget() {
     let (delivery, _inbox) = Delivery::new(DeliveryMode::Direct);
     for seconds in [1, 3600] {
         let deadline = Deadline::after(Duration::from_secs(seconds));
-        delivery
-            .deliver(&bus, message(&bus), None, deadline)
-            .unwrap();
+        delivery.deliver(&bus, &message(&bus), deadline).unwrap();
     }
     let left = lock(&bus.time_left);
     assert!(left[0] <= Duration::from_secs(1), "{left:?}");
@@ -28,7 +26,7 @@ fn a_publish_gets_what_is_left_of_the_request_and_never_more_than_its_budget() {
 fn a_cleaner_that_falls_behind_or_is_gone_holds_nobody_up() {
     let bus = Bus::default();
     let (delivery, inbox) = Delivery::new(DeliveryMode::Direct);
-    let deliver = || delivery.deliver(&bus, message(&bus), None, Deadline::after(PUBLISH_BUDGET));
+    let deliver = || delivery.deliver(&bus, &message(&bus), Deadline::after(PUBLISH_BUDGET));
     for _ in 0..=ACKNOWLEDGED_MAX {
         deliver().unwrap();
     }
@@ -43,7 +41,7 @@ fn what_is_refused_is_not_acknowledged() {
     let (delivery, inbox) = Delivery::new(DeliveryMode::Direct);
     let refused = message(&bus);
     lock(&bus.refused).push(refused.order_id);
-    let answer = delivery.deliver(&bus, refused, None, Deadline::after(PUBLISH_BUDGET));
+    let answer = delivery.deliver(&bus, &refused, Deadline::after(PUBLISH_BUDGET));
     assert!(matches!(answer, Err(PublishError::Refused(_))));
     assert!(inbox.acknowledged.is_empty());
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::orders::app::fakes::{Bus, Told, lock, order, soon};
 use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::domain::{Order, OrderEvent};
-use crate::orders::ports::{IdempotencyKey, Once, OrderRepository, StoredResponse, Submission};
+use crate::orders::ports::{IdempotencyKey, OrderRepository, Submission, SubmitOutcome};
 
 /// Long enough for another thread's turn on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,22 +43,16 @@ impl Bench {
 
     fn submit(&self, order: Order, ttl: Duration) -> OrderId {
         let id = order.id;
-        let event = OrderEvent::Created(order);
         let submission = Submission {
-            key: &IdempotencyKey::parse(&id.to_string()).unwrap(),
-            request_hash: [0; 32],
-            order: event.order(),
-            response: &StoredResponse {
-                status: 202,
-                body: Vec::new(),
-                order_id: id,
-            },
-            message: &self.bus.encode(&event),
+            key: IdempotencyKey::parse(&id.to_string()).unwrap(),
+            fingerprint: [0; 32],
+            message: self.bus.encode(&OrderEvent::Created(order.clone())),
+            order,
+            body: Vec::new(),
             ttl,
-            when_stored: None,
         };
-        let once = self.memory.submit(&submission, soon());
-        assert!(matches!(once, Ok(Once::First)));
+        let outcome = self.memory.submit(&Arc::new(submission), soon());
+        assert!(matches!(outcome, Ok(SubmitOutcome::First)));
         id
     }
 }
@@ -122,9 +116,7 @@ fn acknowledged_events_are_removed_together() {
         let message = bench
             .bus
             .encode(&OrderEvent::Created(bench.memory.look(id).0));
-        delivery
-            .deliver(&*bench.bus, message, None, soon())
-            .unwrap();
+        delivery.deliver(&*bench.bus, &message, soon()).unwrap();
     }
     let calls = bench.memory.calls();
     let first = inbox.acknowledged.recv().unwrap();
@@ -161,9 +153,7 @@ fn in_outbox_mode_a_new_order_wakes_the_relay() {
         let message = bench
             .bus
             .encode(&OrderEvent::Created(bench.memory.look(id).0));
-        delivery
-            .deliver(&*bench.bus, message, None, soon())
-            .unwrap();
+        delivery.deliver(&*bench.bus, &message, soon()).unwrap();
         let published = bench.bus.acknowledged.recv_timeout(PATIENCE).unwrap();
         assert_eq!(published.order_id, id);
     }
@@ -182,9 +172,7 @@ fn what_was_acknowledged_before_a_stop_is_removed() {
         let message = bench
             .bus
             .encode(&OrderEvent::Created(bench.memory.look(id).0));
-        delivery
-            .deliver(&*bench.bus, message, None, soon())
-            .unwrap();
+        delivery.deliver(&*bench.bus, &message, soon()).unwrap();
     }
     bench.stop.stop();
     threads

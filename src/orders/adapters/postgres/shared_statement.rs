@@ -9,25 +9,25 @@ use tbd_telemetry::semconv;
 use tbd_telemetry::tracing::{self, SpanContext};
 
 /// What the thread that ran the statement says of one job.
-pub struct Carried<T> {
+pub struct SharedOutcome<T> {
     pub(super) outcome: Result<T, DatabaseError>,
     /// The span of the statement.
     statement: Option<SpanContext>,
 }
 
 /// For each job its outcome, by the statement whose span is `statement`.
-pub(super) fn carried<T>(
+pub(super) fn with_statement_span<T>(
     outcomes: impl IntoIterator<Item = Result<T, DatabaseError>>,
     statement: Option<SpanContext>,
-) -> Vec<Carried<T>> {
-    let carried = |outcome| Carried {
+) -> Vec<SharedOutcome<T>> {
+    let shared = |outcome| SharedOutcome {
         outcome,
         statement: statement.clone(),
     };
-    outcomes.into_iter().map(carried).collect()
+    outcomes.into_iter().map(shared).collect()
 }
 
-/// To be called within the statement that does `jobs` of them: puts down how many share it, and gives
+/// To be called within the statement that does `jobs` of them: notes how many share it, and gives
 /// the context of its span.
 pub(super) fn shared_by(jobs: usize) -> Option<SpanContext> {
     if jobs > 1 {
@@ -39,29 +39,29 @@ pub(super) fn shared_by(jobs: usize) -> Option<SpanContext> {
 
 /// Has `job` done by `work`, here or by another request's thread, until `deadline` at most. In the
 /// trace of a request whose job another one's thread did: the wait, named `waited`, with a link to
-/// the statement that carried it.
-pub(super) fn run<J: Job<Answer = Carried<T>>, T>(
+/// the statement that did it.
+pub(super) fn run<J: Job<Answer = SharedOutcome<T>>, T>(
     gathering: &Coalescer<J>,
     job: J,
     deadline: Deadline,
     waited: &'static str,
-    work: impl Fn(&[&J]) -> Vec<Carried<T>>,
+    work: impl Fn(&[&J]) -> Vec<SharedOutcome<T>>,
 ) -> Result<T, StoreError> {
     let began = Instant::now();
     let mut by_itself = false;
-    let carried = gathering.run(job, deadline, |jobs| {
+    let shared = gathering.run(job, deadline, |jobs| {
         by_itself = true;
         work(jobs)
     });
     if !by_itself {
-        let statement = carried.as_ref().ok().and_then(|it| it.statement.clone());
+        let statement = shared.as_ref().ok().and_then(|it| it.statement.clone());
         let wait = tracing::waited(waited, began.elapsed(), statement.into_iter().collect());
-        match carried.as_ref().map(|carried| &carried.outcome) {
+        match shared.as_ref().map(|shared| &shared.outcome) {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => wait.fail(error.kind(), &error.to_string()),
             Err(not_done) => wait.fail("not_done", &not_done.to_string()),
         }
     }
-    let carried = carried.map_err(|not_done| StoreError::Unavailable(not_done.to_string()))?;
-    Ok(carried.outcome?)
+    let shared = shared.map_err(|not_done| StoreError::Unavailable(not_done.to_string()))?;
+    Ok(shared.outcome?)
 }
