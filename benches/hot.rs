@@ -106,10 +106,11 @@ impl House {
             ..ServerConfig::default()
         };
         let fatal = Box::new(|reason: &str| panic!("{reason}"));
+        let workers = config.workers;
         let server = Server::start(
             config,
             routes(Router::new(), api),
-            observers(metrics.http),
+            observers(metrics.http, workers),
             fatal,
         );
         let server = server.expect("a port");

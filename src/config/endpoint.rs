@@ -9,7 +9,7 @@ const HTTP_PORT: &str = "4318";
 
 /// A collector's base URL, and what to tell the user about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
+pub(super) struct Endpoint {
     /// `http://host:port` with an optional path; `None`: no export.
     pub url: Option<String>,
     /// One sentence for the log, if the URL is not what was written.
@@ -19,7 +19,7 @@ pub struct Endpoint {
 /// Reads an endpoint. A bare `host:4317`, the customary default, is the same
 /// collector's gRPC port: its HTTP port is meant. `None` for anything but an
 /// `http` URL without user, query and fragment, a `host`, a `host:port`, or nothing.
-pub fn endpoint(text: &str) -> Option<Endpoint> {
+pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
     let text = text.trim();
     if text.is_empty() {
         return Some(Endpoint::default());
@@ -66,7 +66,7 @@ fn url(rest: &str) -> Option<Endpoint> {
 }
 
 /// A base URL for people's browsers, without a slash at its end; `Some(None)` for nothing.
-pub fn web_address(text: &str) -> Option<Option<String>> {
+pub(super) fn web_address(text: &str) -> Option<Option<String>> {
     let text = text.trim();
     if text.is_empty() {
         return Some(None);

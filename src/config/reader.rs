@@ -50,7 +50,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// Reads variables of one program and remembers what was wrong.
-pub struct Reader<'a> {
+pub(super) struct Reader<'a> {
     program: Program,
     lookup: &'a dyn Fn(&str) -> Option<OsString>,
     errors: Vec<ConfigError>,
@@ -60,7 +60,7 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub fn new(program: Program, lookup: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
+    pub(super) fn new(program: Program, lookup: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
         Self {
             program,
             lookup,
@@ -72,7 +72,7 @@ impl<'a> Reader<'a> {
 
     /// The value of `name`, or its default if it is unset, empty or bad; the
     /// last is remembered.
-    pub fn get<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
+    pub(super) fn get<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
         let variable = self.variable(name);
         if let Some(value) = self.given(name) {
             match value.to_str().and_then(&parse) {
@@ -84,7 +84,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a variable whose empty value differs from an unset one.
-    pub fn get_even_empty<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
+    pub(super) fn get_even_empty<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
         match (self.lookup)(name).and_then(|value| parse(value.to_str()?.trim())) {
             Some(value) => {
                 self.variable(name);
@@ -95,19 +95,19 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether `name` is set and not empty.
-    pub fn is_given(&self, name: &str) -> bool {
+    pub(super) fn is_given(&self, name: &str) -> bool {
         self.given(name).is_some()
     }
 
     /// Remembers that `name`, although well-formed, must be something else.
-    pub fn refuse_combination(&mut self, name: &str, allowed: String) {
+    pub(super) fn refuse_combination(&mut self, name: &str, allowed: String) {
         let variable = self.variable(name);
         let value = self.given(name).unwrap_or_default();
         self.refuse(variable, value, allowed);
     }
 
     /// The configuration, unless something was wrong.
-    pub fn finish<T>(self, config: T) -> Result<T, ConfigErrors> {
+    pub(super) fn finish<T>(self, config: T) -> Result<T, ConfigErrors> {
         if self.errors.is_empty() {
             Ok(config)
         } else {
@@ -144,7 +144,9 @@ impl<'a> Reader<'a> {
 }
 
 /// A number within `range`.
-pub fn number<T: FromStr + PartialOrd>(range: RangeInclusive<T>) -> impl Fn(&str) -> Option<T> {
+pub(super) fn number<T: FromStr + PartialOrd>(
+    range: RangeInclusive<T>,
+) -> impl Fn(&str) -> Option<T> {
     move |text| {
         let number = text.trim().parse().ok()?;
         range.contains(&number).then_some(number)
@@ -152,7 +154,7 @@ pub fn number<T: FromStr + PartialOrd>(range: RangeInclusive<T>) -> impl Fn(&str
 }
 
 /// A duration such as `5m`, `72h`, `1h 30m` or `250ms`, within `range`.
-pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Option<Duration> {
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Option<Duration> {
     move |text| {
         let duration = humantime::parse_duration(text.trim()).ok()?;
         range.contains(&duration).then_some(duration)
@@ -160,7 +162,7 @@ pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Option<Dura
 }
 
 /// A size such as `512MiB`, within `range`; a bare number means bytes.
-pub fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Option<u64> {
+pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Option<u64> {
     move |text| {
         let text = text.trim();
         let unit = text
@@ -185,7 +187,7 @@ pub fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Option<u64> {
 }
 
 /// `true` or `false`, and what else is commonly written for them.
-pub fn boolean(text: &str) -> Option<bool> {
+pub(super) fn boolean(text: &str) -> Option<bool> {
     match text.trim().to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Some(true),
         "false" | "0" | "no" | "off" => Some(false),
@@ -194,7 +196,7 @@ pub fn boolean(text: &str) -> Option<bool> {
 }
 
 /// One of `choices`, whatever its case.
-pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Option<T> {
+pub(super) fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Option<T> {
     move |text| {
         choices
             .iter()
@@ -204,7 +206,7 @@ pub fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Option<T> {
 }
 
 /// Text of 1 to `bytes_max` bytes without control characters.
-pub fn text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
+pub(super) fn text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
     move |text| {
         let text = text.trim();
         is_plain(text, bytes_max).then(|| text.to_owned())
@@ -213,7 +215,7 @@ pub fn text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
 
 /// What `parse` makes of a value, or `None` for an empty one: for variables whose default is
 /// "none".
-pub fn optional<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Option<T>> {
+pub(super) fn optional<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Option<T>> {
     move |text| match text.trim().is_empty() {
         true => Some(None),
         false => parse(text).map(Some),
@@ -222,7 +224,7 @@ pub fn optional<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option
 
 /// Text of 1 to `bytes_max` bytes without control characters, blanks at its
 /// ends included.
-pub fn untrimmed_text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
+pub(super) fn untrimmed_text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
     move |text| is_plain(text, bytes_max).then(|| text.to_owned())
 }
 
@@ -231,7 +233,7 @@ fn is_plain(text: &str, bytes_max: usize) -> bool {
 }
 
 /// A topic's name, by Kafka's rule.
-pub fn topic(text: &str) -> Option<String> {
+pub(super) fn topic(text: &str) -> Option<String> {
     let text = text.trim();
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let is_topic = (1..=249).contains(&text.len())
@@ -241,7 +243,7 @@ pub fn topic(text: &str) -> Option<String> {
 }
 
 /// An address to listen on.
-pub fn address(text: &str) -> Option<IpAddr> {
+pub(super) fn address(text: &str) -> Option<IpAddr> {
     match text.trim() {
         "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         text => text
@@ -253,19 +255,19 @@ pub fn address(text: &str) -> Option<IpAddr> {
 }
 
 /// A host to connect to: a name, an address or a folder of a Unix socket.
-pub fn host(text: &str) -> Option<String> {
+pub(super) fn host(text: &str) -> Option<String> {
     let text = text.trim();
     let is_host = is_plain(text, 255) && !text.contains([' ', '@']);
     is_host.then(|| text.to_owned())
 }
 
 /// One or several values, separated by commas.
-pub fn list<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Vec<T>> {
+pub(super) fn list<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Vec<T>> {
     move |text| text.split(',').map(&parse).collect()
 }
 
 /// `host:port`, or several separated by commas.
-pub fn brokers(text: &str) -> Option<Vec<String>> {
+pub(super) fn brokers(text: &str) -> Option<Vec<String>> {
     text.split(',')
         .map(|broker| {
             let broker = broker.trim();
@@ -277,7 +279,7 @@ pub fn brokers(text: &str) -> Option<Vec<String>> {
 }
 
 /// `host` or `host:port`, parted; an IPv6 address stands in brackets.
-pub fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
+pub(super) fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
     let end_of_host = text.rfind(']').map_or(0, |bracket| bracket + 1);
     match text[end_of_host..].rfind(':') {
         Some(colon) => {
@@ -290,7 +292,7 @@ pub fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
 }
 
 /// A host name, an IPv4 address or an IPv6 address in brackets.
-pub fn is_network_host(host: &str) -> bool {
+pub(super) fn is_network_host(host: &str) -> bool {
     if let Some(address) = host.strip_prefix('[') {
         let address = address.strip_suffix(']').unwrap_or_default();
         return address.parse::<std::net::Ipv6Addr>().is_ok();
@@ -301,7 +303,7 @@ pub fn is_network_host(host: &str) -> bool {
 
 /// `key=value,key=value`, values percent-encoded (OpenTelemetry's resource
 /// specification, after W3C Baggage).
-pub fn key_values(text: &str) -> Option<Vec<(String, String)>> {
+pub(super) fn key_values(text: &str) -> Option<Vec<(String, String)>> {
     text.split(',')
         .map(str::trim)
         .filter(|pair| !pair.is_empty())

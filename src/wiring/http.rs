@@ -34,14 +34,15 @@ pub fn http_server(
         log::error!("self-check failed, ending so that the supervisor restarts us: {reason}");
         process::exit(EXIT_SELF_CHECK);
     };
-    let workers = i64::try_from(config.workers).unwrap_or(i64::MAX);
-    metrics.http.threads.set(workers);
-    let observers = observers(metrics.http.clone());
+    let observers = observers(metrics.http.clone(), config.workers);
     Server::start(config, router, observers, Box::new(on_fatal))
 }
 
-/// Observers of a server's threads: spans, metrics and log lines.
-pub fn observers(metrics: HttpMetrics) -> Observers {
+/// Observers of the threads of a server with so many workers: spans, metrics and log lines.
+pub fn observers(metrics: HttpMetrics, workers: usize) -> Observers {
+    metrics
+        .threads
+        .set(i64::try_from(workers).unwrap_or(i64::MAX));
     for reason in SHED {
         metrics.shed.with_label_values(&[reason]);
     }

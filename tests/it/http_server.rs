@@ -51,7 +51,8 @@ fn start(config: ServerConfig, router: Router) -> House {
     let on_fatal = Box::new(move |reason: &str| {
         let _ = tell.lock().unwrap().send(reason.to_owned());
     });
-    let server = Server::start(config, router, observers(metrics.http.clone()), on_fatal).unwrap();
+    let observers = observers(metrics.http.clone(), config.workers);
+    let server = Server::start(config, router, observers, on_fatal).unwrap();
     House {
         server,
         metrics,
@@ -851,8 +852,13 @@ fn a_taken_port_is_an_error_that_names_it() {
         ..config()
     };
     let metrics = Metrics::new();
-    let error =
-        Server::start(config, router(), observers(metrics.http), Box::new(|_| {})).unwrap_err();
+    let error = Server::start(
+        config,
+        router(),
+        observers(metrics.http, 1),
+        Box::new(|_| {}),
+    )
+    .unwrap_err();
     assert!(
         error.to_string().contains(&house.addr().to_string()),
         "{error}"

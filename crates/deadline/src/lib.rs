@@ -2,7 +2,7 @@
 //!
 //! - [`Deadline`]: the one moment by which a piece of work must end, passed down with it.
 //! - [`StopSignal`]: asks many threads to end, and wakes those that wait.
-//! - [`lock`]: takes a mutex although another thread panicked while it held it.
+//! - [`lock()`]: takes a mutex although another thread panicked while it held it.
 //!
 //! ```
 //! use std::time::Duration;

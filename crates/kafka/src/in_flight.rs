@@ -33,34 +33,34 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    pub fn new(hooks: Arc<dyn ClientHooks>) -> Self {
+    pub(crate) fn new(hooks: Arc<dyn ClientHooks>) -> Self {
         Self {
             requests: VecDeque::new(),
             hooks,
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.requests.len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
 
-    pub fn push(&mut self, correlation_id: i32, api: ApiKey) {
+    pub(crate) fn push(&mut self, correlation_id: i32, api: ApiKey) {
         self.requests
             .push_back((correlation_id, api, Instant::now()));
         self.hooks.request_sent(api);
     }
 
     /// Whose answer comes next.
-    pub fn next(&self) -> Option<i32> {
+    pub(crate) fn next(&self) -> Option<i32> {
         self.requests.front().map(|request| request.0)
     }
 
     /// That answer has come.
-    pub fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         if let Some((_, api, sent)) = self.requests.pop_front() {
             self.hooks.request_ended(api, Some(sent.elapsed()));
         }

@@ -72,7 +72,7 @@ impl Leader {
     }
 
     /// The connection whose answer is waited for.
-    pub fn awaited(&self) -> Option<&Connection> {
+    pub(super) fn awaited(&self) -> Option<&Connection> {
         self.pending.as_ref().and(self.connection.as_ref())
     }
 

@@ -63,16 +63,16 @@ enum PendingRequest {
 
 impl CoordinatorLink {
     /// The connection whose answer is waited for.
-    pub fn awaited(&self) -> Option<&Connection> {
+    pub(super) fn awaited(&self) -> Option<&Connection> {
         self.pending.as_ref().and(self.connection.as_ref())
     }
 
     /// Whether a request is on its way.
-    pub fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         self.pending.is_some()
     }
 
-    pub fn disconnect(&mut self) {
+    pub(super) fn disconnect(&mut self) {
         self.connection = None;
         self.pending = None;
     }

@@ -43,7 +43,7 @@ pub(super) enum IdVerdict {
 
 impl IdVerdict {
     /// Records are asked for, by id or by name.
-    pub fn asked(&mut self, is_by_id: bool) {
+    pub(super) fn asked(&mut self, is_by_id: bool) {
         if !is_by_id {
             *self = Self::NotAsked;
         } else if *self == Self::NotAsked {
@@ -111,7 +111,7 @@ pub(super) struct Partition {
 
 impl Partition {
     /// A partition of the topic with this id, if the group says which one.
-    pub fn new(assigned_id: Option<Uuid>) -> Self {
+    pub(super) fn new(assigned_id: Option<Uuid>) -> Self {
         Self {
             topic_id: assigned_id,
             assigned_id,
@@ -137,17 +137,17 @@ impl Partition {
         }
     }
 
-    pub fn position(&self) -> Option<i64> {
+    pub(super) fn position(&self) -> Option<i64> {
         self.lookup.is_none().then_some(self.position)
     }
 
     /// The group had committed this.
-    pub fn start_committed(&mut self, offset: i64, epoch: i32) {
+    pub(super) fn start_committed(&mut self, offset: i64, epoch: i32) {
         self.begin(offset, epoch, true);
     }
 
     /// Nothing is committed, or it is gone: reading begins here.
-    pub fn start_at(&mut self, offset: i64) {
+    pub(super) fn start_at(&mut self, offset: i64) {
         self.begin(offset, -1, false);
     }
 
@@ -163,7 +163,7 @@ impl Partition {
 
     /// Another topic has the name now: what was committed and read before was the other
     /// one's. Reading begins at the new topic's beginning.
-    pub fn restart(&mut self, id: Uuid) {
+    pub(super) fn restart(&mut self, id: Uuid) {
         self.topic_id = Some(id);
         self.id_verdict = IdVerdict::Confirmed;
         self.has_restarted = true;
@@ -175,7 +175,7 @@ impl Partition {
     }
 
     /// Reads on from elsewhere; what is committed stays.
-    pub fn seek(&mut self, offset: i64) {
+    pub(super) fn seek(&mut self, offset: i64) {
         self.lookup = None;
         self.position = offset;
         self.epoch = -1;
@@ -184,7 +184,7 @@ impl Partition {
 
     /// The leader's log parts from what was fetched before `asked` at `end`: what
     /// follows there is new. Nothing if it is stale news.
-    pub fn diverged(&mut self, asked: i64, end: i64) {
+    pub(super) fn diverged(&mut self, asked: i64, end: i64) {
         if self.fetch_position() != Some(asked) {
             return;
         }
@@ -202,13 +202,13 @@ impl Partition {
     }
 
     /// The position has to be found again, and everything fetched is void.
-    pub fn reset(&mut self, to: ResetTo) {
+    pub(super) fn reset(&mut self, to: ResetTo) {
         self.lookup = Some(Lookup::Reset(to));
         self.drop_fetched();
     }
 
     /// What is not handed out has to be fetched again.
-    pub fn drop_fetched(&mut self) {
+    pub(super) fn drop_fetched(&mut self) {
         self.fetch_position = self.position;
         self.fetch_epoch = self.epoch;
         self.raw = None;
@@ -219,48 +219,48 @@ impl Partition {
     }
 
     /// Hands out again what was handed out since the last commit.
-    pub fn rewind(&mut self) {
+    pub(super) fn rewind(&mut self) {
         if self.lookup.is_none() && self.position != self.anchor {
             self.seek(self.anchor);
         }
     }
 
     /// Whether its position has to be found out, and this was asked for it.
-    pub fn waits_for(&self, asked: &Asked<ResetTo>) -> bool {
+    pub(super) fn waits_for(&self, asked: &Asked<ResetTo>) -> bool {
         self.lookup == Some(Lookup::Reset(asked.what)) && self.topic_id == asked.topic_id
     }
 
     /// Whether nothing is left to hand out.
-    pub fn is_drained(&self) -> bool {
+    pub(super) fn is_drained(&self) -> bool {
         self.raw.is_none() && self.ahead.is_none() && self.records.is_empty()
     }
 
     /// Whether another answer may be fetched: one beyond that which is being handed
     /// out.
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.ahead.is_none()
     }
 
     /// The next offset to fetch, unless it has to be found out.
-    pub fn fetch_position(&self) -> Option<i64> {
+    pub(super) fn fetch_position(&self) -> Option<i64> {
         self.lookup.is_none().then_some(self.fetch_position)
     }
 
     /// Leader epoch of what lies before the next offset to fetch, -1 when unknown.
-    pub fn fetch_epoch(&self) -> i32 {
+    pub(super) fn fetch_epoch(&self) -> i32 {
         self.fetch_epoch
     }
 
     /// What a commit of everything handed out would store, unless it is known
     /// to be stored already.
-    pub fn to_commit(&self) -> Option<(i64, i32)> {
+    pub(super) fn to_commit(&self) -> Option<(i64, i32)> {
         let is_news = self.position > self.anchor
             || (self.position == self.anchor && !self.is_anchor_committed);
         (self.lookup.is_none() && is_news).then_some((self.position, self.epoch))
     }
 
     /// What a commit of `offset` stores.
-    pub fn offset_to_commit(&self, offset: i64) -> OffsetToCommit {
+    pub(super) fn offset_to_commit(&self, offset: i64) -> OffsetToCommit {
         let is_position = offset == self.position;
         OffsetToCommit {
             offset,
@@ -272,17 +272,17 @@ impl Partition {
     /// Whether an offset cannot belong to records that were handed out since the
     /// assignment: reading has not begun, or has not reached it in the topic that has the
     /// name now.
-    pub fn is_foreign(&self, offset: i64) -> bool {
+    pub(super) fn is_foreign(&self, offset: i64) -> bool {
         self.lookup == Some(Lookup::Committed)
             || self.has_restarted && self.position().is_none_or(|position| offset > position)
     }
 
     /// A commit within this generation that would go backwards is not one.
-    pub fn is_backwards(&self, offset: i64) -> bool {
+    pub(super) fn is_backwards(&self, offset: i64) -> bool {
         self.is_anchor_committed && offset < self.anchor
     }
 
-    pub fn committed(&mut self, offset: i64) {
+    pub(super) fn committed(&mut self, offset: i64) {
         if !self.is_backwards(offset) {
             self.anchor = offset;
             self.is_anchor_committed = true;
@@ -291,7 +291,7 @@ impl Partition {
     }
 
     /// Records that are in the log but not committed by this group.
-    pub fn lag(&self) -> Option<i64> {
+    pub(super) fn lag(&self) -> Option<i64> {
         let known = self.lookup.is_none();
         self.high_watermark
             .filter(|_| known)
@@ -300,7 +300,12 @@ impl Partition {
 
     /// Takes records of `answer`, fetched from `offset` on. False when they are
     /// no longer wanted, because the position has changed since.
-    pub fn fetched(&mut self, offset: i64, mut records: Bytes, answer: &AnswerBytes) -> bool {
+    pub(super) fn fetched(
+        &mut self,
+        offset: i64,
+        mut records: Bytes,
+        answer: &AnswerBytes,
+    ) -> bool {
         let is_wanted = self.fetch_position() == Some(offset) && self.has_room();
         if is_wanted && !records.is_empty() {
             if let Some(whole) = whole_batches(&records) {
@@ -323,7 +328,7 @@ impl Partition {
 
     /// Moves up to `max` records to `out`, unpacking batch by batch. Returns
     /// false when what was fetched ended without a single whole batch.
-    pub fn hand_out(
+    pub(super) fn hand_out(
         &mut self,
         name: &TopicPartition,
         max: usize,

@@ -28,13 +28,13 @@ use crate::metrics::TracingMetrics;
 
 /// Spans that may wait for the thread. At about 2 KiB a span this is 16 MiB, and nearly a second of spans under full
 /// load.
-pub const QUEUE_SPANS_MAX: usize = 8192;
+pub(super) const QUEUE_SPANS_MAX: usize = 8192;
 /// Spans in one request to the collector.
 const BATCH_SPANS_MAX: usize = 512;
 /// How long a span waits for others before it is sent.
 const BATCH_DELAY: Duration = Duration::from_secs(1);
 /// The longest that one request to the collector may take, connecting included.
-pub const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two warnings about lost spans.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// What is read of a collector's answer at most.
@@ -44,7 +44,7 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 ///
 /// # Errors
 /// When a standard variable of the exporter (`OTEL_EXPORTER_OTLP_HEADERS`, say) has a value that it cannot use.
-pub fn processor(url: String, metrics: TracingMetrics) -> io::Result<Processor> {
+pub(super) fn processor(url: String, metrics: TracingMetrics) -> io::Result<Processor> {
     let counts = Arc::new(Counts::new(metrics));
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
@@ -131,7 +131,7 @@ impl Counts {
 
 /// The SDK's batch processor behind a bound that counts what it drops.
 #[derive(Debug)]
-pub struct Processor {
+pub(super) struct Processor {
     inner: BatchSpanProcessor,
     counts: Arc<Counts>,
 }

@@ -2,7 +2,7 @@
 //!
 //! The *current* context belongs to the thread: a [`SpanGuard`] makes its span
 //! current while it lives, and spans begun meanwhile become its children. Work
-//! that moves to another thread takes [`SpanGuard::context`] along and begins
+//! that moves to another thread takes [`DetachedSpan::context`] along and begins
 //! its spans there with [`span_in`]; work that moves to another process takes
 //! along what [`inject`] and [`inject_state`] give, or [`serialize`].
 //!
