@@ -8,6 +8,8 @@ WORKDIR /src
 # The dependencies alone, with empty programs: this layer lasts until Cargo.toml or Cargo.lock change.
 COPY Cargo.toml Cargo.lock ./
 COPY crates/deadline/Cargo.toml crates/deadline/
+COPY crates/grpc/Cargo.toml crates/grpc/
+COPY crates/grpc-build/Cargo.toml crates/grpc-build/
 COPY crates/http/Cargo.toml crates/http/
 COPY crates/kafka/Cargo.toml crates/kafka/
 COPY crates/postgres/Cargo.toml crates/postgres/

@@ -16,6 +16,8 @@ KAFKA_VERSION=4.1.0
 MIGRATE_VERSION=v4.19.0
 K6_VERSION=v1.8.1
 VEGETA_VERSION=v12.12.0
+H2SPEC_VERSION=v2.2.1+incompatible # the newest that Go modules know
+GRPC_GO_VERSION=v1.85.0
 KUSTOMIZE_VERSION=v5.7.1
 COLLECTOR_VERSION=0.129.0 # that of docker-compose.yml
 
@@ -28,6 +30,7 @@ python_home() { printf '%s-%s' "$CACHE/$1" "$(sha256sum "$2" | cut -c 1-12)"; }
 SCHEMATHESIS_HOME=$(python_home schemathesis "$ROOT/tests/openapi/requirements.txt")
 KUBERNETES_VALIDATE_HOME=$(python_home kubernetes-validate "$ROOT/tests/kubernetes/requirements.txt")
 PLOTS_HOME=$(python_home plots "$ROOT/loadtest/bench/requirements.txt")
+GRPCIO_HOME=$(python_home grpcio "$ROOT/crates/grpc/tests/grpcio/requirements.txt")
 LIBRDKAFKA_HOME=$(python_home librdkafka "$ROOT/tests/kafka/requirements.txt")
 
 say() { printf '%s\n' "$*" >&2; }

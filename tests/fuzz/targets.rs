@@ -7,6 +7,8 @@ use bytes::Bytes;
 use tbd::orders::adapters::http::{cursor, parse_list_query, parse_new_order};
 use tbd::orders::adapters::kafka::created_order;
 use tbd::orders::ports::IdempotencyKey;
+use tbd_grpc::h2::{Connection, Event, Limits, Role};
+use tbd_grpc::hpack::{Decoder, Encoder, Header, ListSize};
 use tbd_kafka::batch::{next_batch, whole_batches};
 use tbd_kafka::group::protocol::{Subscription, decode_assignment};
 use tbd_kafka::wire;
@@ -29,6 +31,9 @@ pub const ALL: &[(&str, Target)] = &[
     ("http_list_query", http_list_query),
     ("http_idempotency_key", http_idempotency_key),
     ("traceparent", traceparent),
+    ("hpack", hpack),
+    ("http2_server", http2_server),
+    ("http2_client", http2_client),
     ("order_event", order_event),
     ("kafka_batches", kafka_batches),
     ("kafka_subscription", kafka_subscription),
@@ -62,6 +67,67 @@ fn answer<const API: i16>(bytes: &[u8]) {
     // Any byte names a version that is spoken, so that none is wasted.
     let version = range.min + i16::from(version) % (range.max - range.min + 1);
     let _ = wire::try_decode(api, version, Bytes::copy_from_slice(frame));
+}
+
+/// A header block. What is decoded is the same when written anew, and never more than allowed.
+fn hpack(bytes: &[u8]) {
+    const LIST_BYTES_MAX: usize = 4096;
+    let (mut decoder, mut encoder, mut peer) =
+        (Decoder::new(4096), Encoder::new(), Decoder::new(4096));
+    for block in [bytes, bytes] {
+        let mut headers = Vec::new();
+        if decoder.decode(block, LIST_BYTES_MAX, &mut headers).is_err() {
+            return;
+        }
+        assert!(headers.iter().map(Header::size).sum::<usize>() <= LIST_BYTES_MAX);
+        let (mut again, mut written) = (Vec::new(), Vec::new());
+        encoder.encode(&headers, &mut written);
+        let size = peer.decode(&written, LIST_BYTES_MAX, &mut again);
+        assert_eq!(size, Ok(ListSize::Within));
+        assert_eq!(again, headers);
+    }
+}
+
+/// What a client sends to a server that answers every request.
+fn http2_server(bytes: &[u8]) {
+    http2(Connection::new(Role::Server, Limits::default()), bytes);
+}
+
+/// What a server sends to a client that waits for three responses.
+fn http2_client(bytes: &[u8]) {
+    let mut client = Connection::new(Role::Client, Limits::default());
+    let request = [(":method", "POST"), (":scheme", "http"), (":path", "/")];
+    let request = request.map(|(name, value)| Header::new(name, value));
+    for _ in 0..3 {
+        client.open(&request, false).expect("the first streams");
+    }
+    http2(client, bytes);
+}
+
+/// Drives a connection as a program would: answers, consumes, and sends what there is.
+fn http2(mut connection: Connection, bytes: &[u8]) {
+    let now = std::time::Instant::now();
+    let mut output_bytes = 0;
+    for piece in bytes.chunks(100) {
+        let result = connection.receive(piece, now);
+        while let Some(event) = connection.next_event() {
+            match event {
+                Event::Headers { stream, .. } => {
+                    let _ = connection.respond(stream, &[Header::new(":status", "200")], false);
+                    let _ = connection.send_data(stream, Bytes::from_static(&[0; 100]), false);
+                    let _ = connection.send_trailers(stream, vec![Header::new("grpc-status", "0")]);
+                }
+                Event::Data { stream, data, .. } => connection.consume(stream, data.len()),
+                _ => {}
+            }
+        }
+        let length = connection.output().len();
+        connection.sent(length);
+        output_bytes += length;
+        assert_eq!(result.is_err(), connection.error().is_some());
+    }
+    // A frame has nine octets at least, and none is answered by more than a response.
+    assert!(output_bytes <= 1000 + bytes.len() * 30, "{output_bytes}");
 }
 
 /// Record batches, as they lie in an answer to Fetch. The checksums are made right where

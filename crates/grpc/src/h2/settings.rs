@@ -1,0 +1,81 @@
+//! The peer's settings, and what changes with them (RFC 9113, section 6.5).
+
+use super::connection::{Connection, Handshake, Role};
+use super::error::{ErrorCode, Violation, connection_error, protocol_error};
+use super::frame::{self, FrameHeader, flag, frame_size_error, kind, number, setting};
+use super::stream::{Event, WINDOW_MAX};
+
+impl Connection {
+    pub(super) fn receive_settings(
+        &mut self,
+        header: FrameHeader,
+        payload: &[u8],
+    ) -> Result<(), Violation> {
+        if header.stream != 0 {
+            return Err(protocol_error("SETTINGS on a stream"));
+        }
+        if header.has(flag::ACK) {
+            return if payload.is_empty() {
+                Ok(())
+            } else {
+                Err(frame_size_error())
+            };
+        }
+        if !payload.len().is_multiple_of(6) {
+            return Err(frame_size_error());
+        }
+        for entry in payload.chunks_exact(6) {
+            let identifier = u16::from_be_bytes([entry[0], entry[1]]);
+            self.apply_setting(identifier, number(&entry[2..])?)?;
+        }
+        frame::put(&mut self.output, kind::SETTINGS, flag::ACK, 0, &[]);
+        if self.handshake == Handshake::Settings {
+            self.handshake = Handshake::Done;
+            self.events.push_back(Event::Ready);
+        }
+        Ok(())
+    }
+
+    fn apply_setting(&mut self, identifier: u16, value: u32) -> Result<(), Violation> {
+        let size = usize::try_from(value).unwrap_or(usize::MAX);
+        match identifier {
+            setting::HEADER_TABLE_SIZE => self.encoder.set_table_bytes_max(size),
+            setting::ENABLE_PUSH if value > 1 || (value == 1 && self.role == Role::Client) => {
+                return Err(protocol_error("SETTINGS_ENABLE_PUSH has a wrong value"));
+            }
+            setting::MAX_CONCURRENT_STREAMS => {
+                self.peer.concurrent_streams_max = value;
+                self.events.push_back(Event::StreamsAvailable);
+            }
+            setting::INITIAL_WINDOW_SIZE => self.apply_initial_window(value)?,
+            setting::MAX_FRAME_SIZE if !(16_384..=16_777_215).contains(&value) => {
+                return Err(protocol_error("SETTINGS_MAX_FRAME_SIZE has a wrong value"));
+            }
+            // Larger frames than everybody accepts would only make control frames wait.
+            setting::MAX_FRAME_SIZE => {
+                self.peer.payload_bytes_max = size.min(frame::DEFAULT_PAYLOAD_BYTES)
+            }
+            setting::MAX_HEADER_LIST_SIZE => self.peer.header_list_bytes_max = size,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Changes the windows of all streams (RFC 9113, section 6.9.2).
+    fn apply_initial_window(&mut self, value: u32) -> Result<(), Violation> {
+        let value = i64::from(value);
+        let overflow = || connection_error(ErrorCode::FLOW_CONTROL_ERROR, "a window is too large");
+        if value > WINDOW_MAX {
+            return Err(overflow());
+        }
+        let by = value - std::mem::replace(&mut self.peer.initial_window, value);
+        let ids: Vec<u32> = self.streams.keys().copied().collect();
+        for id in ids {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.widen_send_window(by).map_err(|_| overflow())?;
+            }
+            self.schedule(id);
+        }
+        Ok(())
+    }
+}

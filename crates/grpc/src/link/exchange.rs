@@ -1,0 +1,149 @@
+//! What came on one stream, for the thread that works on it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar};
+
+use bytes::Bytes;
+
+use crate::code::Code;
+use crate::h2::ErrorCode;
+use crate::hpack::Header;
+use crate::message::{Assembler, Received};
+use crate::status::Status;
+
+/// How the peer's half of a stream ended.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    /// With trailers, or without any.
+    Trailers(Vec<Header>),
+    /// By RST_STREAM.
+    Reset(ErrorCode),
+    /// By an error that was found here.
+    Failed(Status),
+    /// The connection broke.
+    Lost(Status),
+}
+
+impl Status {
+    /// Whether a stream's end shows that no server has worked on it (RFC 9113, section 8.7).
+    pub(crate) fn seen_unless_refused(self, end: Option<&End>) -> Self {
+        if matches!(end, Some(End::Reset(ErrorCode::REFUSED_STREAM))) {
+            self.unseen()
+        } else {
+            self
+        }
+    }
+}
+
+impl End {
+    /// The status of a call that ended so; None when the trailers decide.
+    pub(crate) fn failure(&self) -> Option<Status> {
+        match self {
+            Self::Trailers(_) => None,
+            Self::Reset(code) => Some(Status::new(
+                Code::from_reset(*code),
+                format!("the stream was reset by the peer: {code}"),
+            )),
+            Self::Failed(status) | Self::Lost(status) => Some(status.clone()),
+        }
+    }
+}
+
+/// One stream's state, guarded by the connection's lock.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    /// The response's header list, at a client.
+    pub(crate) head: Option<Vec<Header>>,
+    assembler: Assembler,
+    messages: VecDeque<Received>,
+    /// Octets that count against the stream's window until the messages are taken.
+    held: usize,
+    /// Whether the response's header list was sent, by a server.
+    pub(crate) is_answered: bool,
+    /// Whether content is read and thrown away.
+    pub(crate) is_discarding: bool,
+    pub(crate) end: Option<End>,
+    /// Whether the peer's half has ended, whatever else is to come.
+    pub(crate) is_remote_done: bool,
+    /// Wakes the thread that works on the stream.
+    pub(crate) changed: Arc<Condvar>,
+}
+
+impl Exchange {
+    pub(crate) fn new() -> Self {
+        Self {
+            head: None,
+            assembler: Assembler::default(),
+            messages: VecDeque::new(),
+            held: 0,
+            is_answered: false,
+            is_discarding: false,
+            end: None,
+            is_remote_done: false,
+            changed: Arc::new(Condvar::new()),
+        }
+    }
+
+    /// Takes in content. Returns how many octets need no memory of their own any more.
+    ///
+    /// The peer may continue a message that is not whole, up to the limit on messages; beyond a whole one that nobody
+    /// has taken it has only the window. So a stream takes at most one message and one window.
+    pub(crate) fn receive(
+        &mut self,
+        data: &Bytes,
+        message_bytes_max: usize,
+    ) -> Result<usize, Status> {
+        if self.is_discarding || self.end.is_some() {
+            return Ok(data.len());
+        }
+        self.assembler
+            .push(data, message_bytes_max, &mut self.messages)?;
+        self.held += data.len();
+        Ok(if self.messages.is_empty() {
+            std::mem::take(&mut self.held)
+        } else {
+            0
+        })
+    }
+
+    /// Octets in memory, those of empty messages among them.
+    pub(crate) fn buffered(&self) -> usize {
+        let messages = self
+            .messages
+            .iter()
+            .map(|message| message.payload.len() + size_of::<Received>());
+        self.assembler.len() + messages.sum::<usize>()
+    }
+
+    /// The next message, and the octets that need no memory any more.
+    pub(crate) fn take(&mut self) -> Option<(Received, usize)> {
+        let message = self.messages.pop_front()?;
+        let released = if self.messages.is_empty() {
+            std::mem::take(&mut self.held)
+        } else {
+            0
+        };
+        Some((message, released))
+    }
+
+    /// Whether content ended within a message.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.assembler.len() > 0
+    }
+
+    /// The number of whole messages that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub(crate) fn finish(&mut self, end: End) {
+        if self.end.is_none() {
+            if !matches!(end, End::Trailers(_)) {
+                self.messages.clear();
+            }
+            self.end = Some(end);
+        }
+        self.is_remote_done = true;
+        self.changed.notify_all();
+    }
+}
