@@ -193,8 +193,8 @@ impl Admin {
             let mut offsets = BTreeMap::new();
             for (node, partitions) in by_leader {
                 let mut connection = self.cluster.connect(node, deadline)?;
-                let told = offsets_at(&mut connection, topic, &partitions, which, deadline)?;
-                offsets.extend(told);
+                let answer = offsets_at(&mut connection, topic, &partitions, which, deadline)?;
+                offsets.extend(answer);
             }
             (0..count)
                 .map(|partition| {

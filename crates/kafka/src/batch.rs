@@ -102,7 +102,7 @@ impl fmt::Debug for Record {
 
 /// One batch: its header, and the records still packed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
+pub struct FetchedBatch {
     /// Offset of the first record the batch was made with.
     pub base_offset: i64,
     /// Offset of the last record the batch was made with; compaction may have
@@ -164,7 +164,7 @@ pub fn whole_batches(input: &[u8]) -> Option<WholeBatches> {
 ///
 /// # Errors
 /// When a whole batch is there but is not one we can read.
-pub fn next_batch(input: &mut Bytes) -> Result<Option<Batch>, BatchError> {
+pub fn next_batch(input: &mut Bytes) -> Result<Option<FetchedBatch>, BatchError> {
     if input.len() < PREFIX_BYTES {
         return Ok(None);
     }
@@ -220,7 +220,7 @@ pub fn next_batch(input: &mut Bytes) -> Result<Option<Batch>, BatchError> {
         4 => Codec::Zstd,
         code => return Err(BatchError::UnknownCompression(code)),
     };
-    Ok(Some(Batch {
+    Ok(Some(FetchedBatch {
         base_offset,
         last_offset,
         leader_epoch,
@@ -233,7 +233,7 @@ pub fn next_batch(input: &mut Bytes) -> Result<Option<Batch>, BatchError> {
     }))
 }
 
-impl Batch {
+impl FetchedBatch {
     /// Where fetching goes on after this batch.
     pub fn next_offset(&self) -> i64 {
         self.last_offset + 1

@@ -161,9 +161,9 @@ impl Consumer {
     ) -> Result<(), Error> {
         let mut failed: Option<ResponseError> = None;
         for topic in &answer.topics {
-            for told in &topic.partitions {
-                let name = TopicPartition::new(&*topic.name.0, told.partition_index);
-                match ResponseError::try_from_code(told.error_code) {
+            for partition_answer in &topic.partitions {
+                let name = TopicPartition::new(&*topic.name.0, partition_answer.partition_index);
+                match ResponseError::try_from_code(partition_answer.error_code) {
                     // An error of the membership says more than one of a partition.
                     Some(code) if failed.is_none_or(|failed| failed.is_retriable()) => {
                         failed = Some(code)

@@ -113,7 +113,7 @@ impl Consumer {
                 self.metadata_wanted = false;
                 self.check_led_counts();
             }
-            Err(error) => self.trouble = Some(error),
+            Err(error) => self.last_error = Some(error),
         }
     }
 
@@ -457,6 +457,6 @@ impl Consumer {
         }
         // A leader that cannot be reached may not be one any more.
         self.want_metadata();
-        self.trouble = Some(error);
+        self.last_error = Some(error);
     }
 }

@@ -35,7 +35,7 @@ impl Consumer {
                     partition.not_before = later;
                 }
             }
-            self.trouble = Some(error);
+            self.last_error = Some(error);
             return Ok(());
         }
         let answers = answer.responses.iter().flat_map(|topic| &topic.partitions);
@@ -43,7 +43,7 @@ impl Consumer {
         let memory = AnswerBytes::new(bytes.sum());
         self.answers.push(Arc::downgrade(&memory));
         let mut result = Ok(());
-        let mut is_trouble = false;
+        let mut has_failed = false;
         for topic in answer.responses {
             // An answer by id has no name in it.
             let by_id = asked
@@ -62,14 +62,14 @@ impl Consumer {
                 if partition.is_none_or(|partition| partition.topic_id != asked.topic_id) {
                     continue;
                 }
-                is_trouble |= !matches!(answer.error_code, 0 | OFFSET_OUT_OF_RANGE);
+                has_failed |= !matches!(answer.error_code, 0 | OFFSET_OUT_OF_RANGE);
                 if let Err(error) = self.partition_answer(&name, asked.what, answer, &memory) {
                     result = Err(error);
                 }
             }
         }
-        if !is_trouble && result.is_ok() {
-            self.trouble = None;
+        if !has_failed && result.is_ok() {
+            self.last_error = None;
         }
         result
     }
@@ -192,7 +192,7 @@ impl Consumer {
             return Err(error);
         }
         self.want_metadata();
-        self.trouble = Some(error);
+        self.last_error = Some(error);
         Ok(())
     }
 }

@@ -130,7 +130,7 @@ impl Consumer {
             Err(error) => {
                 machine.coordinator_not_found(coordinator::failure(&error), Instant::now());
                 drop(machine);
-                self.trouble = Some(error);
+                self.last_error = Some(error);
             }
         }
         self.shared.notify();
@@ -148,7 +148,7 @@ impl Consumer {
         let Some(assigned) = assigned else {
             return false;
         };
-        self.trouble = None;
+        self.last_error = None;
         self.make_up_commits();
         self.take_assignment(assigned);
         self.shared.machine().reconciled(target);
@@ -217,7 +217,7 @@ impl Consumer {
                 "consumer group {}: joining failed: {error}",
                 self.config.group_id
             );
-            self.trouble = Some(error);
+            self.last_error = Some(error);
         }
     }
 
@@ -279,7 +279,7 @@ impl Consumer {
         self.shared
             .machine()
             .offset_fetch_failed(identity, failure, Instant::now());
-        self.trouble = Some(error);
+        self.last_error = Some(error);
     }
 
     /// Takes in the coordinator's answer if it has begun to arrive, and gives
@@ -416,7 +416,7 @@ impl Consumer {
         // Everybody waits for this. What was known before serves if need be;
         // the check after later refreshes mends it.
         if let Err(error) = self.cluster.refresh(&topics, self.step_deadline(deadline)) {
-            self.trouble = Some(error);
+            self.last_error = Some(error);
         }
         let counts: HashMap<Arc<str>, Option<i32>> = topics
             .into_iter()
@@ -457,7 +457,7 @@ impl Consumer {
         if self.classic(|machine| machine.synced(identity, Instant::now())) != Some(true) {
             return;
         }
-        self.trouble = None;
+        self.last_error = None;
         // While nothing is given away yet, so that its next owner need not do it again.
         self.make_up_commits();
         self.take_assignment(assigned.into_iter().map(|name| (name, None)).collect());
@@ -513,7 +513,7 @@ impl Consumer {
             self.config.group_id
         );
         if error.code() != Some(ResponseError::RebalanceInProgress) {
-            self.trouble = Some(error);
+            self.last_error = Some(error);
         }
     }
 
@@ -575,16 +575,16 @@ impl Consumer {
             };
             let is_nobody_there = matches!(&coordinator,
                 Err(error) if coordinator::failure(error) == Failure::Transport);
-            let told = coordinator.and_then(|to| self.say_leaving(&to, &identity, deadline));
+            let answer = coordinator.and_then(|to| self.say_leaving(&to, &identity, deadline));
             let may_wait = !is_nobody_there && deadline.remaining() > RETRY_BACKOFF;
-            match told {
+            match answer {
                 // It is moving: where to, a broker may know next time.
                 Err(error) if may_wait && error.is_transient() => {
                     log::debug!("consumer group {}: {error}", self.config.group_id);
                     self.coordinator.disconnect();
                     std::thread::sleep(RETRY_BACKOFF);
                 }
-                told => return told,
+                answer => return answer,
             }
         }
     }

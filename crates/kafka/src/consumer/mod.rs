@@ -78,7 +78,7 @@ use self::wait::WakeReceiver;
 use super::group::TopicPartition;
 use super::group::assignor::Assignor;
 use super::group::consumer_machine::ConsumerMachine;
-use super::group::heartbeat::{self, Shared};
+use super::group::heartbeat::{self, MembershipShared};
 use super::group::machine::{Identity, Machine, Settings};
 use super::group::member::Member;
 use super::{Cluster, Error};
@@ -104,7 +104,7 @@ pub struct Consumer {
     cluster: Cluster,
     config: Arc<ConsumerConfig>,
     hooks: Box<dyn ConsumerHooks>,
-    shared: Arc<Shared>,
+    shared: Arc<MembershipShared>,
     heartbeat: Option<JoinHandle<()>>,
     waker: Waker,
     wake_receiver: WakeReceiver,
@@ -122,7 +122,7 @@ pub struct Consumer {
     metadata_wanted: bool,
     metadata_not_before: Instant,
     /// What went wrong last and has not gone right since.
-    trouble: Option<Error>,
+    last_error: Option<Error>,
     /// When commits that could not be made are tried again.
     commits_not_before: Instant,
     is_closed: bool,
@@ -168,7 +168,7 @@ impl Consumer {
             GroupProtocol::Classic => Member::Classic(Machine::new(settings, now)),
             GroupProtocol::Consumer => Member::Consumer(ConsumerMachine::new(settings, now)),
         };
-        let shared = Arc::new(Shared::new(member, waker.clone()));
+        let shared = Arc::new(MembershipShared::new(member, waker.clone()));
         let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string();
         let heartbeat = heartbeat::spawn(&name, shared.clone(), cluster.clone(), config.clone())
             .map_err(resource)?;
@@ -189,7 +189,7 @@ impl Consumer {
             turn: 0,
             metadata_wanted: false,
             metadata_not_before: now,
-            trouble: None,
+            last_error: None,
             commits_not_before: now,
             is_closed: false,
         })
@@ -213,7 +213,7 @@ impl Consumer {
     /// stands in the way that may pass: poll again. Others mean that polling again
     /// will not help.
     pub fn poll(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
-        self.turn_wheel(deadline, true)
+        self.poll_until(deadline, true)
     }
 
     /// As [`poll`](Self::poll), but hands out no records: for an application
@@ -223,10 +223,10 @@ impl Consumer {
     /// # Errors
     /// As [`poll`](Self::poll).
     pub fn idle(&mut self, deadline: Deadline) -> Result<(), Error> {
-        self.turn_wheel(deadline, false).map(drop)
+        self.poll_until(deadline, false).map(drop)
     }
 
-    fn turn_wheel(
+    fn poll_until(
         &mut self,
         deadline: Deadline,
         wants_records: bool,
@@ -263,13 +263,13 @@ impl Consumer {
                     look_again = look_again.earlier_of(Deadline::at(until));
                 }
                 if !records.is_empty() {
-                    self.trouble = None;
+                    self.last_error = None;
                     return Ok(records);
                 }
             }
             if deadline.is_past() {
-                return match self.trouble.take() {
-                    Some(trouble) => Err(trouble),
+                return match self.last_error.take() {
+                    Some(error) => Err(error),
                     None => Ok(Vec::new()),
                 };
             }
@@ -339,14 +339,14 @@ impl Consumer {
     /// are passed over.
     pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
         partitions.iter().for_each(|name| self.prepare_seek(name));
-        self.each(partitions, |partition| partition.reset(ResetTo::Earliest));
+        self.for_each_assigned(partitions, |partition| partition.reset(ResetTo::Earliest));
     }
 
     /// Reads on with what comes next, once the next polls have found out where that
     /// is. Those that are not assigned are passed over.
     pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
         partitions.iter().for_each(|name| self.prepare_seek(name));
-        self.each(partitions, |partition| partition.reset(ResetTo::Latest));
+        self.for_each_assigned(partitions, |partition| partition.reset(ResetTo::Latest));
     }
 
     /// Hands out nothing of these until [`resume`](Self::resume), and fetches nothing
@@ -355,12 +355,12 @@ impl Consumer {
     /// that is assigned anew is not paused. Those that are not assigned are passed
     /// over.
     pub fn pause(&mut self, partitions: &[TopicPartition]) {
-        self.each(partitions, |partition| partition.is_paused = true);
+        self.for_each_assigned(partitions, |partition| partition.is_paused = true);
     }
 
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&mut self, partitions: &[TopicPartition]) {
-        self.each(partitions, |partition| partition.is_paused = false);
+        self.for_each_assigned(partitions, |partition| partition.is_paused = false);
     }
 
     /// The partitions that are paused.
@@ -369,7 +369,11 @@ impl Consumer {
         paused.map(|(name, _)| name.clone()).collect()
     }
 
-    fn each(&mut self, partitions: &[TopicPartition], change: impl Fn(&mut Partition)) {
+    fn for_each_assigned(
+        &mut self,
+        partitions: &[TopicPartition],
+        change: impl Fn(&mut Partition),
+    ) {
         for name in partitions {
             if let Some(partition) = self.partitions.get_mut(name) {
                 change(partition);

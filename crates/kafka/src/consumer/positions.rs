@@ -182,7 +182,7 @@ impl Consumer {
         if verdict == Reaction::Report {
             return Err(error);
         }
-        self.trouble = Some(error);
+        self.last_error = Some(error);
         Ok(())
     }
 

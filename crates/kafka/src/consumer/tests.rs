@@ -687,8 +687,8 @@ fn a_member_that_leaves_looks_for_a_coordinator_that_has_moved() {
         let code = ResponseError::NotCoordinator.code();
         incoming.answer(&LeaveGroupResponse::default().with_error_code(code))
     };
-    let told = Arc::new(AtomicUsize::new(0));
-    let count = told.clone();
+    let leave_requests = Arc::new(AtomicUsize::new(0));
+    let count = leave_requests.clone();
     let new = broker(move |incoming, _| {
         let is_leaving = incoming.api == ApiKey::LeaveGroup;
         // At first it does not know of its duty.
@@ -710,7 +710,7 @@ fn a_member_that_leaves_looks_for_a_coordinator_that_has_moved() {
     let mut consumer = consumer(&old, Box::new(()));
     read(&mut consumer, 2);
     consumer.close(soon()).unwrap();
-    assert_eq!(told.load(Ordering::SeqCst), 2);
+    assert_eq!(leave_requests.load(Ordering::SeqCst), 2);
 }
 
 #[test]

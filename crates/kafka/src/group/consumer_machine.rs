@@ -36,7 +36,7 @@ pub type Target = Vec<(Uuid, Vec<i32>)>;
 
 /// What a heartbeat says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beat {
+pub struct HeartbeatRequest {
     /// Who speaks; the generation is the member epoch.
     pub identity: Identity,
     /// Whether subscription and time-outs have to be told (again).
@@ -262,12 +262,12 @@ impl ConsumerMachine {
         self.next_beat = now + self.interval;
         let is_full = self.tell_all || self.phase == Phase::Joining;
         let tells_owned = is_full || self.phase == Phase::Acknowledging;
-        let beat = Beat {
+        let heartbeat = HeartbeatRequest {
             identity: self.identity.clone(),
             is_full,
             owned: tells_owned.then(|| self.owned.clone()),
         };
-        HeartbeatStep::Beat(coordinator, beat)
+        HeartbeatStep::SendConsumer(coordinator, heartbeat)
     }
 
     /// A closed member leaves, if it may have joined, and that is the end.
@@ -300,7 +300,7 @@ impl ConsumerMachine {
     /// A heartbeat was answered. True when the polling thread should hear of it.
     pub fn beat_answered(
         &mut self,
-        sent: &Beat,
+        sent: &HeartbeatRequest,
         result: Result<Answer, Failure>,
         now: Instant,
     ) -> bool {

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::TopicPartition;
 use super::assignor::{Assignment, Assignor};
-use super::consumer_machine::{Answer, Beat, Target};
+use super::consumer_machine::{self, Answer, Target};
 use super::machine::{Coordinator, Failure, Identity};
 use super::protocol::{Subscription, encode_assignment};
 use crate::consumer::ConsumerConfig;
@@ -130,15 +130,15 @@ pub fn heartbeat_request(config: &ConsumerConfig, identity: &Identity) -> Heartb
 /// ConsumerGroupHeartbeat, the consumer protocol's.
 pub fn consumer_heartbeat_request(
     config: &ConsumerConfig,
-    beat: &Beat,
+    heartbeat: &consumer_machine::HeartbeatRequest,
 ) -> ConsumerGroupHeartbeatRequest {
     let mut request = ConsumerGroupHeartbeatRequest::default()
         .with_group_id(group(config))
-        .with_member_id(text(&beat.identity.member_id))
-        .with_member_epoch(beat.identity.generation)
+        .with_member_id(text(&heartbeat.identity.member_id))
+        .with_member_epoch(heartbeat.identity.generation)
         // A static member that leaves has to be recognised by it.
         .with_instance_id(instance(config));
-    if let Some(owned) = &beat.owned {
+    if let Some(owned) = &heartbeat.owned {
         let owned = owned.iter().map(|(topic, partitions)| {
             TopicPartitions::default()
                 .with_topic_id(*topic)
@@ -146,7 +146,7 @@ pub fn consumer_heartbeat_request(
         });
         request.topic_partitions = Some(owned.collect());
     }
-    if beat.is_full {
+    if heartbeat.is_full {
         let topics = config.topics.iter().map(|topic| topic_name(topic));
         request.subscribed_topic_names = Some(topics.collect());
         // The group waits this long for a busy member to give partitions up.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
-use super::consumer_machine::{Answer, Beat};
+use super::consumer_machine::{Answer, HeartbeatRequest};
 use super::coordinator;
 use super::machine::{Coordinator, HeartbeatStep, Identity};
 use super::member::Member;
@@ -24,7 +24,7 @@ use tbd_deadline::Deadline;
 
 /// What the two threads of a consumer share.
 #[derive(Debug)]
-pub struct Shared {
+pub struct MembershipShared {
     machine: Mutex<Member>,
     changed: Condvar,
     waker: Waker,
@@ -32,7 +32,7 @@ pub struct Shared {
     interrupter: Mutex<Option<Interrupter>>,
 }
 
-impl Shared {
+impl MembershipShared {
     /// Around a fresh machine; `waker` interrupts the polling thread's waits.
     pub fn new(machine: Member, waker: Waker) -> Self {
         Self {
@@ -81,18 +81,18 @@ impl Shared {
     }
 }
 
-/// Starts the thread `kafka-heartbeat-<name>`. It ends after [`Shared::stop`], at
+/// Starts the thread `kafka-heartbeat-<name>`. It ends after [`MembershipShared::stop`], at
 /// once unless it is just connecting, which takes a heartbeat interval at most.
 ///
 /// # Errors
 /// When the operating system gives no thread.
 pub fn spawn(
     name: &str,
-    shared: Arc<Shared>,
+    shared: Arc<MembershipShared>,
     cluster: Cluster,
     config: Arc<ConsumerConfig>,
 ) -> io::Result<JoinHandle<()>> {
-    let mut heart = Heart {
+    let mut thread = HeartbeatThread {
         shared,
         cluster,
         config,
@@ -101,11 +101,11 @@ pub fn spawn(
     };
     std::thread::Builder::new()
         .name(format!("kafka-heartbeat-{name}"))
-        .spawn(move || while heart.run_once() {})
+        .spawn(move || while thread.run_once() {})
 }
 
-struct Heart {
-    shared: Arc<Shared>,
+struct HeartbeatThread {
+    shared: Arc<MembershipShared>,
     cluster: Cluster,
     config: Arc<ConsumerConfig>,
     connection: Option<(Coordinator, Connection)>,
@@ -113,7 +113,7 @@ struct Heart {
     is_failing: bool,
 }
 
-impl Heart {
+impl HeartbeatThread {
     /// One step; false when it was the last.
     fn run_once(&mut self) -> bool {
         let now = Instant::now();
@@ -152,8 +152,8 @@ impl Heart {
             }
             HeartbeatStep::Send(coordinator, identity) => {
                 drop(machine);
-                let result = self.beat(&coordinator, &identity);
-                self.note(&result);
+                let result = self.send_heartbeat(&coordinator, &identity);
+                self.log_transition(&result);
                 let result = result.map_err(|error| coordinator::failure(&error));
                 let mut machine = self.shared.machine();
                 let is_news = machine.classic().is_some_and(|machine| {
@@ -164,13 +164,13 @@ impl Heart {
                     self.shared.waker.nudge();
                 }
             }
-            HeartbeatStep::Beat(coordinator, beat) => {
+            HeartbeatStep::SendConsumer(coordinator, heartbeat) => {
                 drop(machine);
-                let result = self.consumer_beat(&coordinator, &beat);
-                self.note(&result);
+                let result = self.send_consumer_heartbeat(&coordinator, &heartbeat);
+                self.log_transition(&result);
                 let result = result.map_err(|error| coordinator::failure(&error));
                 let mut machine = self.shared.machine();
-                let is_news = machine.beat_answered(&beat, result, Instant::now());
+                let is_news = machine.beat_answered(&heartbeat, result, Instant::now());
                 drop(machine);
                 if is_news {
                     self.shared.waker.nudge();
@@ -198,7 +198,7 @@ impl Heart {
         true
     }
 
-    fn note<T>(&mut self, result: &Result<T, Error>) {
+    fn log_transition<T>(&mut self, result: &Result<T, Error>) {
         let group_id = &self.config.group_id;
         match result {
             // A rebalance is nothing wrong.
@@ -216,9 +216,13 @@ impl Heart {
         }
     }
 
-    fn consumer_beat(&mut self, coordinator: &Coordinator, beat: &Beat) -> Result<Answer, Error> {
+    fn send_consumer_heartbeat(
+        &mut self,
+        coordinator: &Coordinator,
+        heartbeat: &HeartbeatRequest,
+    ) -> Result<Answer, Error> {
         let deadline = self.call_deadline();
-        let request = coordinator::consumer_heartbeat_request(&self.config, beat);
+        let request = coordinator::consumer_heartbeat_request(&self.config, heartbeat);
         let answer = self
             .connection_to(coordinator, deadline)?
             .call(&request, deadline)?;
@@ -226,7 +230,11 @@ impl Heart {
         Ok(coordinator::consumer_heartbeat_answer(answer))
     }
 
-    fn beat(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
+    fn send_heartbeat(
+        &mut self,
+        coordinator: &Coordinator,
+        identity: &Identity,
+    ) -> Result<(), Error> {
         let deadline = self.call_deadline();
         let request = coordinator::heartbeat_request(&self.config, identity);
         let answer = self
@@ -237,12 +245,14 @@ impl Heart {
 
     fn leave(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
         if self.config.group_protocol == GroupProtocol::Consumer {
-            let beat = Beat {
+            let heartbeat = HeartbeatRequest {
                 identity: identity.clone(),
                 is_full: false,
                 owned: None,
             };
-            return self.consumer_beat(coordinator, &beat).map(drop);
+            return self
+                .send_consumer_heartbeat(coordinator, &heartbeat)
+                .map(drop);
         }
         let deadline = self.call_deadline();
         let request = coordinator::leave_request(&self.config, identity);

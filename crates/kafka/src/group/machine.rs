@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use kafka_protocol::error::ResponseError;
 
-use super::consumer_machine::{Beat, Target};
+use super::consumer_machine::{HeartbeatRequest, Target};
 use super::ladder::{GroupApi, Reaction, reaction};
 use super::protocol::NO_GENERATION;
 
@@ -103,7 +103,7 @@ pub enum HeartbeatStep {
     /// Send a heartbeat and report its answer.
     Send(Coordinator, Identity),
     /// Consumer protocol: send this heartbeat and report its answer.
-    Beat(Coordinator, Beat),
+    SendConsumer(Coordinator, HeartbeatRequest),
     /// The owner is stuck, or closes (consumer protocol): tell the coordinator that
     /// the member leaves. The machine has already given everything up.
     Leave(Coordinator, Identity),

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::consumer_machine::{Answer, Beat, ConsumerMachine, Target};
+use super::consumer_machine::{Answer, ConsumerMachine, HeartbeatRequest, Target};
 use super::ladder::Reaction;
 use super::machine::{
     CommitVerdict, Coordinator, Failure, HeartbeatStep, Identity, Machine, PollStep,
@@ -134,7 +134,7 @@ impl Member {
 
     pub fn beat_answered(
         &mut self,
-        sent: &Beat,
+        sent: &HeartbeatRequest,
         result: Result<Answer, Failure>,
         now: Instant,
     ) -> bool {

@@ -51,15 +51,15 @@ fn fetch(incoming: &Incoming, code: impl Fn(i64) -> i16) -> Reply {
     let request: FetchRequest = incoming.decode();
     let asked = &request.topics[0].partitions[0];
     let code = code(asked.fetch_offset);
-    let mut told = PartitionData::default()
+    let mut answer = PartitionData::default()
         .with_partition_index(asked.partition)
         .with_error_code(code);
     if code == 0 && asked.fetch_offset < END {
-        told = told.with_records(Some(batch(asked.fetch_offset)));
+        answer = answer.with_records(Some(batch(asked.fetch_offset)));
     }
     let topic = FetchableTopicResponse::default()
         .with_topic(request.topics[0].topic.clone())
-        .with_partitions(vec![told]);
+        .with_partitions(vec![answer]);
     incoming.answer(&FetchResponse::default().with_responses(vec![topic]))
 }
 

@@ -12,9 +12,9 @@ const FETCH_BY_NAME: i16 = 12;
 /// What the cluster is like at the moment.
 struct Site {
     /// The id that metadata tells.
-    told: Mutex<Uuid>,
+    metadata_topic_id: Mutex<Uuid>,
     /// The id that the leader has.
-    led: Mutex<Uuid>,
+    leader_topic_id: Mutex<Uuid>,
     /// How often metadata was asked for.
     asked: AtomicUsize,
     /// The metadata of the offset that the group has committed, 50.
@@ -26,8 +26,8 @@ struct Site {
 impl Site {
     fn new(id: Uuid) -> Arc<Self> {
         Arc::new(Self {
-            told: Mutex::new(id),
-            led: Mutex::new(id),
+            metadata_topic_id: Mutex::new(id),
+            leader_topic_id: Mutex::new(id),
             asked: AtomicUsize::new(0),
             committed_under: Mutex::default(),
             commits: Mutex::default(),
@@ -35,19 +35,23 @@ impl Site {
     }
 
     fn replace(&self, id: Uuid) {
-        *lock(&self.led) = id;
-        *lock(&self.told) = id;
+        *lock(&self.leader_topic_id) = id;
+        *lock(&self.metadata_topic_id) = id;
     }
 
     /// The old topic holds a record at 50, the new one another at 0 and one at 51.
     fn fetch(&self, incoming: &Incoming) -> Reply {
-        let led = *lock(&self.led);
+        let leader_topic_id = *lock(&self.leader_topic_id);
         let request: FetchRequest = incoming.decode();
-        if incoming.version > FETCH_BY_NAME && request.topics[0].topic_id != led {
+        if incoming.version > FETCH_BY_NAME && request.topics[0].topic_id != leader_topic_id {
             let code = ResponseError::UnknownTopicId.code();
             return fetch_answer(incoming, |_, _| (code, None));
         }
-        let offsets: &[i64] = if led == OLD { &[50] } else { &[0, 51] };
+        let offsets: &[i64] = if leader_topic_id == OLD {
+            &[50]
+        } else {
+            &[0, 51]
+        };
         let records = |at: i64| offsets.contains(&at).then(|| batch(at));
         let mut asked = request.topics.iter().flat_map(|topic| &topic.partitions);
         match asked.any(|asked| offsets.contains(&asked.fetch_offset)) {
@@ -62,7 +66,7 @@ impl Site {
                 self.asked.fetch_add(1, Ordering::SeqCst);
                 let mut metadata = incoming.metadata(address, 1);
                 for topic in &mut metadata.topics {
-                    topic.topic_id = *lock(&self.told);
+                    topic.topic_id = *lock(&self.metadata_topic_id);
                 }
                 Some(incoming.answer(&metadata))
             }
@@ -142,7 +146,7 @@ fn an_offset_committed_in_a_topic_that_is_gone_is_not_one_in_the_new_topic() {
 #[test]
 fn a_committed_offset_is_believed_before_metadata_that_may_lag_behind() {
     let site = Site::new(OLD);
-    *lock(&site.told) = NEW;
+    *lock(&site.metadata_topic_id) = NEW;
     *lock(&site.committed_under) = topic_id::commit_metadata(Some(OLD));
     let (broker, journal) = (site.broker(), Journal::default());
     let mut consumer = site.consumer(&broker, journal.clone(), OffsetReset::Earliest);
@@ -169,7 +173,7 @@ fn metadata_that_names_another_id_changes_nothing_while_the_leader_has_the_topic
     let (broker, journal) = (site.broker(), Journal::default());
     let mut consumer = site.consumer(&broker, journal.clone(), OffsetReset::Earliest);
     assert_eq!(read(&mut consumer, 1), [(0, 50)]);
-    *lock(&site.told) = NEW;
+    *lock(&site.metadata_topic_id) = NEW;
     let seen = site.asked.load(Ordering::SeqCst);
     let give_up = Deadline::after(Duration::from_secs(10));
     while site.asked.load(Ordering::SeqCst) < seen + 2 {

@@ -38,11 +38,11 @@ fn refused(code: i16) -> Result<Answer, Failure> {
 }
 
 /// The heartbeat that is due.
-fn beat(machine: &mut ConsumerMachine, now: Instant) -> Beat {
+fn heartbeat(machine: &mut ConsumerMachine, now: Instant) -> HeartbeatRequest {
     match machine.heartbeat_step(now) {
-        HeartbeatStep::Beat(coordinator, beat) => {
+        HeartbeatStep::SendConsumer(coordinator, heartbeat) => {
             assert_eq!(coordinator, here());
-            beat
+            heartbeat
         }
         other => panic!("{other:?}"),
     }
@@ -53,10 +53,10 @@ fn stable(now: Instant) -> ConsumerMachine {
     let mut machine = ConsumerMachine::new(settings(false), now);
     assert!(machine.polled(now));
     machine.coordinator_found(here());
-    let join = beat(&mut machine, now);
+    let join = heartbeat(&mut machine, now);
     assert!(machine.beat_answered(&join, answer(3, Some(target(&[0, 1]))), now));
     machine.reconciled(&target(&[0, 1]));
-    let acknowledgement = beat(&mut machine, now);
+    let acknowledgement = heartbeat(&mut machine, now);
     machine.beat_answered(&acknowledgement, answer(3, None), now);
     assert_eq!(machine.phase, Phase::Stable);
     machine
@@ -72,7 +72,7 @@ fn a_member_joins_when_polled_takes_its_target_over_and_says_so_at_once() {
     assert_eq!(machine.heartbeat_step(now), HeartbeatStep::FindCoordinator);
     machine.coordinator_found(here());
 
-    let join = beat(&mut machine, now);
+    let join = heartbeat(&mut machine, now);
     assert_eq!((join.identity.generation, join.is_full), (0, true));
     assert_eq!(join.owned, Some(Target::new()));
     assert_eq!(machine.poll_step(now), PollStep::AwaitAnswer);
@@ -85,7 +85,7 @@ fn a_member_joins_when_polled_takes_its_target_over_and_says_so_at_once() {
 
     machine.reconciled(&target(&[4]));
     assert_eq!(machine.poll_step(now), PollStep::Ready(here()));
-    let acknowledgement = beat(&mut machine, now);
+    let acknowledgement = heartbeat(&mut machine, now);
     assert_eq!(acknowledgement.owned, Some(target(&[4])));
     assert!(!acknowledgement.is_full);
     machine.beat_answered(&acknowledgement, answer(1, None), now);
@@ -94,7 +94,7 @@ fn a_member_joins_when_polled_takes_its_target_over_and_says_so_at_once() {
     // From then on as often as the coordinator asked for, with nothing to say.
     let due = now + SECOND;
     assert!(matches!(machine.heartbeat_step(now), HeartbeatStep::Wait(Some(at)) if at == due));
-    let usual = beat(&mut machine, due);
+    let usual = heartbeat(&mut machine, due);
     assert_eq!((usual.is_full, usual.owned), (false, None));
 }
 
@@ -102,9 +102,9 @@ fn a_member_joins_when_polled_takes_its_target_over_and_says_so_at_once() {
 fn a_target_replaced_before_it_was_reached_is_not_acknowledged() {
     let now = Instant::now();
     let mut machine = stable(now);
-    let first = beat(&mut machine, now + SECOND);
+    let first = heartbeat(&mut machine, now + SECOND);
     assert!(machine.beat_answered(&first, answer(4, Some(target(&[0]))), now));
-    let second = beat(&mut machine, now + 2 * SECOND);
+    let second = heartbeat(&mut machine, now + 2 * SECOND);
     machine.beat_answered(&second, answer(5, Some(target(&[1]))), now);
     machine.reconciled(&target(&[0]));
     assert_eq!(machine.poll_step(now), PollStep::Reconcile(target(&[1])));
@@ -116,12 +116,12 @@ fn a_fenced_or_forgotten_member_joins_again_once_its_partitions_are_given_up() {
         let now = Instant::now();
         let mut machine = stable(now);
         let name = machine.identity().member_id.clone();
-        let fenced = beat(&mut machine, now + SECOND);
+        let fenced = heartbeat(&mut machine, now + SECOND);
         assert!(machine.beat_answered(&fenced, refused(code), now));
         assert_eq!(machine.commit_identity(), Err(CommitVerdict::Lost));
         assert_eq!(machine.heartbeat_step(now), HeartbeatStep::Wait(None));
         assert!(machine.take_lost());
-        let join = beat(&mut machine, now + SECOND);
+        let join = heartbeat(&mut machine, now + SECOND);
         assert_eq!(join.identity.member_id, name);
         assert_eq!((join.identity.generation, join.is_full), (0, true));
         assert_eq!(join.owned, Some(Target::new()));
@@ -132,7 +132,7 @@ fn a_fenced_or_forgotten_member_joins_again_once_its_partitions_are_given_up() {
 fn after_a_failure_everything_is_told_again() {
     let now = Instant::now();
     let mut machine = stable(now);
-    let lost = beat(&mut machine, now + SECOND);
+    let lost = heartbeat(&mut machine, now + SECOND);
     assert!(!machine.beat_answered(&lost, Err(Failure::Transport), now + SECOND));
     assert!(matches!(
         machine.heartbeat_step(now + SECOND),
@@ -143,7 +143,7 @@ fn after_a_failure_everything_is_told_again() {
         HeartbeatStep::FindCoordinator
     );
     machine.coordinator_found(here());
-    let again = beat(&mut machine, now + 2 * SECOND);
+    let again = heartbeat(&mut machine, now + 2 * SECOND);
     assert_eq!((again.is_full, again.owned), (true, Some(target(&[0, 1]))));
     assert_eq!(again.identity.generation, 3);
 }
@@ -161,7 +161,7 @@ fn an_owner_that_does_not_poll_leaves_and_joins_when_it_polls_again() {
     assert_eq!(machine.commit_identity(), Err(CommitVerdict::Lost));
     assert!(machine.polled(late));
     assert!(machine.take_lost());
-    assert_eq!(beat(&mut machine, late).identity.generation, 0);
+    assert_eq!(heartbeat(&mut machine, late).identity.generation, 0);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_commit_with_an_old_epoch_is_made_again_and_one_of_a_fenced_member_is_lost()
         machine.commit_failed(&sent, code(113)),
         CommitVerdict::Retry
     );
-    let bump = beat(&mut machine, now + SECOND);
+    let bump = heartbeat(&mut machine, now + SECOND);
     machine.beat_answered(&bump, answer(4, None), now);
     assert_eq!(
         machine.commit_failed(&sent, code(110)),
@@ -192,7 +192,7 @@ fn what_will_never_work_is_told_and_ends_the_membership() {
     for code in [112, 30, 35] {
         let now = Instant::now();
         let mut machine = stable(now);
-        let sent = beat(&mut machine, now + SECOND);
+        let sent = heartbeat(&mut machine, now + SECOND);
         assert!(machine.beat_answered(&sent, refused(code), now));
         assert!(matches!(machine.poll_step(now), PollStep::Fail(_)));
         assert!(machine.take_lost());
@@ -207,7 +207,7 @@ fn closing_leaves_once_whatever_the_state() {
         machine.polled(now);
         machine.coordinator_found(here());
         // Its join may have arrived.
-        let _ = beat(&mut machine, now);
+        let _ = heartbeat(&mut machine, now);
         machine.close();
         let HeartbeatStep::Leave(_, leaver) = machine.heartbeat_step(now) else {
             panic!("stays");
