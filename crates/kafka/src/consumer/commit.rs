@@ -1,4 +1,4 @@
-//! Committing: what the application has finished with.
+//! Offset commits, and retries of commits that the coordinator has not accepted.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -17,15 +17,14 @@ use tbd_deadline::Deadline;
 type Offsets = BTreeMap<TopicPartition, OffsetToCommit>;
 
 impl Consumer {
-    /// Commits everything handed out so far, for the partitions this member
-    /// still has. Does nothing when there is nothing new.
+    /// Commits all records handed out so far, for the partitions still assigned to this member.
+    /// Does nothing when all of them are committed.
     ///
-    /// Waits for the coordinator's answer at most until `deadline`, asking
-    /// again when that may help.
+    /// Waits for the coordinator's answer until `deadline` at most, and retries transient failures.
     ///
     /// # Errors
-    /// See [`CommitError`]. After a transient one the next polls make up for it, for
-    /// partitions that stay this member's.
+    /// See [`CommitError`]. After a transient error the next polls retry the commit, for partitions
+    /// that are still assigned.
     pub fn commit_polled(&mut self, deadline: Deadline) -> Result<(), CommitError> {
         let offsets: Offsets = self
             .partitions
@@ -38,12 +37,13 @@ impl Consumer {
         self.commit_offsets(offsets, deadline)
     }
 
-    /// Commits `(partition, next offset to read)`. All of the partitions must be
-    /// this member's, or nothing is committed at all. An offset below the last
-    /// committed one is passed over. A partition that was taken away and has come
-    /// back is this member's again once reading has begun anew: what it had read
-    /// before is not committed. The same holds when the topic was deleted and created
-    /// again: an offset beyond what was handed out of the new one is refused.
+    /// Commits pairs of a partition and the next offset to read. If one of the partitions is not
+    /// assigned to this member, nothing is committed. An offset below the last committed one is
+    /// ignored.
+    ///
+    /// A partition that was revoked and assigned again can be committed once reading has begun
+    /// again; offsets read before are not committed. If its topic was deleted and created again, an
+    /// offset beyond the records handed out of the new topic is refused.
     ///
     /// Waits as [`commit_polled`](Self::commit_polled).
     ///
@@ -68,8 +68,7 @@ impl Consumer {
         self.commit_offsets(wanted, deadline)
     }
 
-    /// Commits what an earlier commit could not, for partitions that are still this
-    /// member's. Waits a second at most.
+    /// Retries owed commits for partitions that are still assigned. Waits one second at most.
     pub(super) fn make_up_commits(&mut self) {
         let owed: Offsets = self
             .partitions
@@ -103,7 +102,7 @@ impl Consumer {
         result
     }
 
-    /// What succeeded is taken out of `offsets`.
+    /// Removes from `offsets` what was committed.
     fn commit_until(
         &mut self,
         offsets: &mut Offsets,
@@ -138,7 +137,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// One attempt. What succeeded is taken out of `offsets`.
+    /// Makes one attempt. Removes from `offsets` what was committed.
     fn try_commit(
         &mut self,
         offsets: &mut Offsets,
@@ -164,7 +163,7 @@ impl Consumer {
             for partition_answer in &topic.partitions {
                 let name = TopicPartition::new(&*topic.name.0, partition_answer.partition_index);
                 match ResponseError::try_from_code(partition_answer.error_code) {
-                    // An error of the membership says more than one of a partition.
+                    // A membership error matters more than an error of one partition.
                     Some(code) if failed.is_none_or(|failed| failed.is_retriable()) => {
                         failed = Some(code)
                     }

@@ -1,4 +1,4 @@
-//! What a consumer is told, gives and complains about.
+//! Consumer settings, records, hooks and commit errors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,81 +11,80 @@ use crate::Error;
 use crate::group::TopicPartition;
 use crate::group::assignor::Assignor;
 
-/// Where to begin in a partition for which the group has committed nothing, whose
-/// committed offset no longer exists, or whose topic was deleted and created again.
+/// Where to begin in a partition when the group has no committed offset, when the committed offset
+/// no longer exists, or when the topic was deleted and created again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OffsetReset {
-    /// With the oldest record.
+    /// At the oldest record.
     Earliest,
-    /// With what comes next.
+    /// At the end of the log.
     Latest,
     /// Nowhere: [`poll`](super::Consumer::poll) fails.
     Error,
 }
 
-/// So often, members hear of a rebalance soon.
+/// At this interval, members learn of a rebalance quickly.
 const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
-/// How a group shares its partitions out.
+/// How a group distributes its partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GroupProtocol {
-    /// One of the members decides, by the assignor that all know.
+    /// One of the members decides, with an assignor that all members support.
     #[default]
     Classic,
-    /// The coordinator decides and moves partitions one by one (KIP-848, Kafka 4.0).
-    /// Session time-out, heartbeat interval and assignor are the broker's then.
+    /// The coordinator decides and moves partitions one by one (KIP-848, Kafka 4.0). The broker
+    /// then sets session time-out, heartbeat interval and assignor.
     Consumer,
 }
 
-/// Settings of one member of a consumer group. The defaults are the Java
-/// client's, except where noted.
+/// Settings of one member of a consumer group. Defaults are those of the Java client, except where
+/// noted.
 #[derive(Debug, Clone)]
 pub struct ConsumerConfig {
     /// The group's name.
     pub group_id: String,
-    /// What the member reads.
+    /// The topics to read.
     pub topics: Vec<String>,
-    /// Members of both protocols may be in a group at the same time, so that one can
-    /// be changed to the other member by member.
+    /// The membership protocol. A group may have members of both protocols, so it can be migrated
+    /// member by member.
     pub group_protocol: GroupProtocol,
-    /// A name that outlives restarts: within the session time-out a restart
-    /// then moves no partitions.
+    /// A name that outlives restarts (static membership): a restart within the session time-out
+    /// moves no partitions.
     pub group_instance_id: Option<String>,
-    /// A member without heartbeats for this long is out. 10 s, where Java's
-    /// 45 s would leave a killed member's records lying for that long.
+    /// The group drops a member without heartbeats for this long. Default 10 s. Java's 45 s would
+    /// leave a killed member's records unread for that long.
     pub session_timeout: Duration,
-    /// Time between heartbeats; a third of the session time-out, a second at most.
-    /// Members learn of a rebalance by heartbeat, so it is also how long partitions
-    /// that move may have to wait. Java: 3 s.
+    /// Time between heartbeats. Java's is 3 s; the default here is a third of the session time-out,
+    /// at most one second. Members learn of a rebalance by heartbeat, so partitions that move may
+    /// wait this long.
     pub heartbeat_interval: Duration,
-    /// A member that is not polled for this long is taken for stuck and leaves.
-    /// Also how long a rebalance waits for a busy member.
+    /// A member that is not polled for this long counts as stuck and leaves. A rebalance waits this
+    /// long for a busy member.
     pub max_poll_interval: Duration,
-    /// The most records one poll returns.
+    /// The most records that one poll returns.
     pub max_poll_records: usize,
-    /// The most bytes of records one answer of a broker should have.
+    /// The target for the bytes of records in one broker answer.
     ///
-    /// It bounds the memory of what is fetched and not handed out by a poll yet, that
-    /// of paused partitions included: twice this for each leader of the partitions
-    /// that are read. An answer counts as a whole until the last of it is handed out,
-    /// because it is one piece of memory. More is asked for only while there is room
-    /// for another answer from each leader; what paused partitions hold is dropped for
-    /// that, and fetched again after they are resumed.
+    /// It bounds the memory of records fetched and not handed out, those of paused partitions
+    /// included: twice this value for each leader that is read from. An answer is one piece of
+    /// memory, so it counts in full until its last record is handed out. The consumer fetches only
+    /// while there is room for another answer from each leader. To make room it drops what paused
+    /// partitions hold, and fetches it again after they are resumed.
     ///
-    /// Beyond this: the one batch of each partition that is being handed out, if it
-    /// was compressed, and a batch larger than the limits, which comes all the same.
-    /// Records that the application keeps are its own affair: keys and values share
-    /// the memory of the answer they came with.
+    /// Two things are not counted: for each partition, the batch being handed out if it was
+    /// compressed; and a batch larger than the limits, which is delivered all the same. Records
+    /// that the application keeps are not counted either. Their keys and values share the memory of
+    /// their answer.
     pub fetch_max_bytes: i32,
-    /// The most bytes of records of one partition in one answer. A single
-    /// larger batch is delivered all the same.
+    /// The most bytes of one partition's records in one answer. A single larger batch is delivered
+    /// all the same.
     pub max_partition_fetch_bytes: i32,
     /// How long a broker may wait for records when it has none.
     pub fetch_max_wait: Duration,
-    /// Where to begin when nothing is committed. Java's default is `Latest`.
+    /// Where to begin without a committed offset. Java's default is `Latest`.
     pub auto_offset_reset: OffsetReset,
-    /// Ways to share partitions out, most wanted first; the group takes one
-    /// that all members know. Java lists range first.
+    /// Assignors, preferred ones first. The group uses one that all members support. Java lists
+    /// range first.
     pub assignors: Vec<Assignor>,
 }
 
@@ -114,8 +113,7 @@ impl ConsumerConfig {
         config
     }
 
-    /// Sets the session time-out, and the heartbeat interval to a third of it, or to a
-    /// second if that is less.
+    /// Sets the session time-out, and the heartbeat interval to a third of it, at most one second.
     pub fn set_session_timeout(&mut self, session_timeout: Duration) {
         self.session_timeout = session_timeout;
         self.heartbeat_interval = (session_timeout / 3).min(HEARTBEAT_INTERVAL_MAX);
@@ -129,7 +127,7 @@ pub struct ConsumerRecord {
     pub topic: Arc<str>,
     /// The partition it was read from.
     pub partition: i32,
-    /// Its position there.
+    /// Its position in the partition.
     pub offset: i64,
     /// Epoch of the leader that wrote it; -1 when unknown.
     pub leader_epoch: i32,
@@ -139,7 +137,7 @@ pub struct ConsumerRecord {
     pub key: Option<Bytes>,
     /// The value; `None` is a tombstone.
     pub value: Option<Bytes>,
-    /// Headers in their order, repeated names kept.
+    /// Headers in order; repeated names are kept.
     pub headers: Vec<(String, Option<Bytes>)>,
 }
 
@@ -149,7 +147,7 @@ impl ConsumerRecord {
         TopicPartition::new(self.topic.clone(), self.partition)
     }
 
-    /// The last header of that name, as Java's `lastHeader`.
+    /// The last header of that name (Java: `lastHeader`).
     pub fn header(&self, name: &str) -> Option<&Bytes> {
         self.headers
             .iter()
@@ -160,7 +158,7 @@ impl ConsumerRecord {
 }
 
 impl fmt::Debug for ConsumerRecord {
-    // Keys, values and headers are the users' data and stay out of logs.
+    // Keys, values and headers are user data and must not appear in logs.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("ConsumerRecord")
@@ -172,28 +170,26 @@ impl fmt::Debug for ConsumerRecord {
     }
 }
 
-/// Why offsets were not committed. Whatever it says, going on with `poll` is
-/// right after everything but [`CommitError::Fatal`]; records may then come again,
-/// here or at another member.
+/// Why offsets were not committed. After any error but [`CommitError::Fatal`], continue with
+/// `poll`. Records may then be delivered again, to this member or to another.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
-    /// The group is rebalancing. The poll that ends it makes the commit, before it
+    /// The group is rebalancing. The poll that ends the rebalance repeats the commit, before it
     /// gives partitions away.
     #[error("the group is rebalancing")]
     Rebalancing,
-    /// The partitions are no longer this member's; somebody else reads them, from
-    /// the last committed offset on. Or their topic was deleted and created again, and the
-    /// offset is beyond what was handed out of the new one. Nothing was changed.
+    /// The partitions belong to another member, which reads from the last committed offset. Or
+    /// their topic was deleted and created again, and the offset is beyond the records handed out
+    /// of the new topic. Nothing was committed.
     #[error("the partitions belong to this member no longer")]
     Lost,
-    /// No answer in time; the commit may have happened. Committing the same
-    /// again is harmless.
+    /// No answer in time, so the outcome is unknown. The same commit may be repeated safely.
     #[error("cannot commit now: {0}")]
     Unavailable(#[source] Error),
-    /// The coordinator refuses these offsets; the membership goes on.
+    /// The coordinator refuses these offsets; the membership continues.
     #[error("the coordinator refuses the commit: {0}")]
     Refused(ResponseError),
-    /// The membership has failed for good.
+    /// The membership has failed permanently.
     #[error("the member cannot commit any more: {0}")]
     Fatal(ResponseError),
 }
@@ -205,26 +201,25 @@ impl CommitError {
     }
 }
 
-/// Told what happens to the membership, on the thread that polls. The
-/// defaults do nothing.
+/// Callbacks about the membership, on the polling thread. The defaults do nothing.
 pub trait ConsumerHooks: Send {
-    /// A rebalance ended; `added` is new here, and may be empty.
+    /// A rebalance ended. `added` lists the new partitions and may be empty.
     fn assigned(&self, added: &[TopicPartition]) {
         let _ = added;
     }
 
-    /// These go to other members, who wait for this.
+    /// These partitions go to other members, which wait until this call returns.
     fn revoked(&self, partitions: &[TopicPartition]) {
         let _ = partitions;
     }
 
-    /// These may belong to others already: the member was out of the group.
+    /// The member was out of the group; others may own these partitions already.
     fn lost(&self, partitions: &[TopicPartition]) {
         let _ = partitions;
     }
 
-    /// These are read again from where [`ConsumerConfig::auto_offset_reset`] says: their
-    /// topic was deleted, and another one has its name now.
+    /// The topic of these partitions was deleted, and another one has its name. They are read again
+    /// from where [`ConsumerConfig::auto_offset_reset`] says.
     fn topic_replaced(&self, partitions: &[TopicPartition]) {
         let _ = partitions;
     }

@@ -1,4 +1,5 @@
-//! Requests to the leaders: one on its way to each, for positions first, then for records.
+//! Fetch and ListOffsets requests: at most one in flight per leader, for positions first, then for
+//! records.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Weak;
@@ -18,17 +19,17 @@ use crate::group::coordinator::topic_name;
 use crate::{Connection, Error};
 use tbd_deadline::Deadline;
 
-/// How often topics that are unknown or long not asked about are looked at.
+/// How often unknown or stale topics are checked.
 const METADATA_CHECK: Duration = Duration::from_secs(1);
-/// How long a leader may wait for records while others of its partitions have some
-/// here that were not handed out: those are asked for again next time.
+/// How long a leader may wait for records when some of its partitions were left out, because they
+/// still hold records to hand out. The next fetch asks for those.
 const SHORT_FETCH_WAIT: Duration = Duration::from_millis(20);
-/// Damaged or refused records are asked for again after this long.
+/// Pause before damaged or refused records are fetched again.
 pub(super) const DAMAGE_PAUSE: Duration = Duration::from_secs(1);
-/// The version of Fetch from which on it addresses topics by id.
+/// First Fetch version that addresses topics by id.
 pub(crate) const FETCH_BY_ID: i16 = 13;
 
-/// The consumer's line to one leader.
+/// The consumer's connection to one leader.
 #[derive(Debug)]
 pub(super) struct Leader {
     connection: Option<Connection>,
@@ -39,7 +40,7 @@ pub(super) struct Leader {
 
 #[derive(Debug)]
 struct Pending {
-    /// With what was asked for which partitions: their positions, or where to reset to.
+    /// The request, and for each partition the position or reset that it asks for.
     request: PendingRequest,
     due: Deadline,
 }
@@ -53,8 +54,8 @@ enum PendingRequest {
     ),
 }
 
-/// What was asked for a partition, and of which topic. The answer is stale if the
-/// partition is of another one by then.
+/// What was asked for a partition, and of which topic. The answer is stale if the partition belongs
+/// to another topic by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Asked<T> {
     pub what: T,
@@ -71,13 +72,13 @@ impl Leader {
         }
     }
 
-    /// The connection whose answer is waited for.
+    /// The connection, if an answer is pending on it.
     pub(super) fn awaited(&self) -> Option<&Connection> {
         self.pending.as_ref().and(self.connection.as_ref())
     }
 
-    /// Closes a connection over which nothing has gone for so long: it leads nothing of
-    /// ours any more.
+    /// Closes a connection that was idle for `max_idle`: its node leads none of the consumer's
+    /// partitions any more.
     fn reap(&mut self, now: Instant, max_idle: Duration) {
         let is_idle = |connection: &Connection| now - connection.last_used() >= max_idle;
         if self.pending.is_none() && self.connection.as_ref().is_some_and(is_idle) {
@@ -93,7 +94,7 @@ impl Leader {
 }
 
 impl Consumer {
-    /// Metadata when somebody asked for it, or when it is getting old.
+    /// Refreshes metadata when it was requested or is getting stale.
     pub(super) fn refresh_metadata(&mut self, deadline: Deadline) {
         let now = Instant::now();
         if now < self.metadata_not_before {
@@ -124,7 +125,7 @@ impl Consumer {
         }
     }
 
-    /// What is fetched already, the partitions taking turns at being first.
+    /// Hands out fetched records. Partitions take turns at being first.
     pub(super) fn take_records(&mut self) -> Result<Vec<ConsumerRecord>, Error> {
         let mut out = Vec::new();
         let mut failed = None;
@@ -148,7 +149,7 @@ impl Consumer {
                 Ok(true) => {}
                 Ok(false) => partition.not_before = Some(Instant::now() + RETRY_BACKOFF),
                 Err(error) => {
-                    // Asked for again, in case it was damaged on the way.
+                    // The fetch is repeated, in case the data was damaged in transit.
                     partition.not_before = Some(Instant::now() + DAMAGE_PAUSE);
                     let reason = format!("{name} at offset {:?}: {error}", partition.position());
                     log::error!("consumer group {}: {reason}", self.config.group_id);
@@ -157,7 +158,7 @@ impl Consumer {
             }
         }
         match failed {
-            // The records of the others are not held up by it.
+            // One failed partition does not delay the records of the others.
             Some(reason) if out.is_empty() => Err(Error::Protocol {
                 address: "the log".to_owned(),
                 reason,
@@ -166,8 +167,8 @@ impl Consumer {
         }
     }
 
-    /// Asks every leader with nothing on its way for what is wanted of it.
-    /// Returns when to look again for those that have to wait.
+    /// Sends a fetch to every leader without a request in flight. Returns when to look again for
+    /// leaders and partitions that back off.
     pub(super) fn send_fetches(&mut self, deadline: Deadline) -> Option<Instant> {
         let now = Instant::now();
         let max_idle = self.cluster.config().connections_max_idle;
@@ -182,7 +183,7 @@ impl Consumer {
             if partition.lookup == Some(Lookup::Committed) {
                 continue;
             }
-            // Where a paused one begins may be found out all the same.
+            // A paused partition may still look up its position.
             if partition.is_paused && partition.lookup.is_none() {
                 continue;
             }
@@ -206,7 +207,7 @@ impl Consumer {
         }
         let leaders = wanted.keys().chain(&left_out).collect::<BTreeSet<_>>();
         if !wanted.is_empty() && !self.make_room(leaders.len()) {
-            // There is something to hand out first.
+            // Records must be handed out first.
             return look_again;
         }
         for (node, mut names) in wanted {
@@ -235,9 +236,9 @@ impl Consumer {
         look_again
     }
 
-    /// Whether what is here leaves room for one more answer from each of so many
-    /// leaders. What paused partitions hold gives way, or they would keep the others
-    /// from being read; what the others hold goes with the next polls.
+    /// Whether memory is left for one more answer from each of `leaders` leaders. Drops the data of
+    /// paused partitions if it must, because it would block the others. Data of the others is freed
+    /// by the next polls.
     fn make_room(&mut self, leaders: usize) -> bool {
         let limit = leaders * usize::try_from(self.config.fetch_max_bytes).unwrap_or(0);
         if self.held_bytes() <= limit {
@@ -251,7 +252,7 @@ impl Consumer {
         self.held_bytes() <= limit
     }
 
-    /// The memory of all answers of which something is not handed out yet.
+    /// The memory of all answers that still hold records to hand out.
     pub(super) fn held_bytes(&mut self) -> usize {
         self.answers.retain(|answer| answer.strong_count() > 0);
         let held = self.answers.iter().filter_map(Weak::upgrade);
@@ -290,7 +291,7 @@ impl Consumer {
         };
         let request = match resets.is_empty() {
             true => self.send_fetch(&mut connection, names, wait, step)?,
-            // Positions first; what is known waits one round trip.
+            // Positions first. Partitions with a position wait one round trip.
             false => {
                 let request = list_offsets_request(&resets);
                 PendingRequest::Offsets(connection.send(&request, step)?, resets)
@@ -307,8 +308,8 @@ impl Consumer {
         Ok(())
     }
 
-    /// By id where leader and cluster know ids, so that no other topic of the same name
-    /// is read (KIP-516).
+    /// Fetches by id if both leader and cluster support ids, so that no other topic of the same
+    /// name is read (KIP-516).
     fn send_fetch(
         &mut self,
         connection: &mut Connection,
@@ -353,14 +354,14 @@ impl Consumer {
             };
             let topic_id = partition.topic_id;
             asked.insert(name.clone(), Asked { what, topic_id });
-            // With the epoch we believe in, a deposed leader answers "fenced"
-            // instead of serving records that may be gone (KIP-320).
+            // With the known epoch, a deposed leader answers "fenced" instead of serving records
+            // that may be gone (KIP-320).
             let epoch = self
                 .cluster
                 .leader(&name.topic, name.partition)
                 .map_or(-1, |(_, epoch)| epoch);
-            // The leader answers where its log parted from what we have read, if an
-            // unclean election has cut it short (KIP-595, version 12).
+            // After an unclean election has cut the log short, the leader answers where it diverges
+            // from the records read (KIP-595, version 12).
             let last_epoch = if version < 12 {
                 -1
             } else {
@@ -393,17 +394,15 @@ impl Consumer {
             .with_max_wait_ms(wait_ms)
             .with_min_bytes(1)
             .with_max_bytes(self.config.fetch_max_bytes)
-            // No fetch session (KIP-227): it would save naming the partitions that have
-            // not changed, but only those with room for another answer are asked for,
-            // which are others each time.
+            // No fetch session (KIP-227). A session avoids naming unchanged partitions, but each
+            // fetch names only partitions with room for another answer, and those differ each time.
             .with_session_id(0)
             .with_session_epoch(-1)
             .with_topics(topics);
         (request, asked)
     }
 
-    /// Takes in a leader's answer if it has begun to arrive, and gives up on
-    /// one that is overdue.
+    /// Receives a leader's answer if it has begun to arrive. Gives up an overdue one.
     pub(super) fn leader_answer(&mut self, node: i32, is_ready: bool) -> Result<(), Error> {
         let Some(leader) = self.leaders.get_mut(&node) else {
             return Ok(());
@@ -419,7 +418,7 @@ impl Consumer {
         else {
             return Ok(());
         };
-        // What has begun to arrive gets the time to arrive whole.
+        // An answer that has begun to arrive gets time to arrive completely.
         let read_by = if is_ready {
             Deadline::after(self.cluster.config().request_timeout)
         } else {
@@ -455,7 +454,7 @@ impl Consumer {
         if let Some(leader) = self.leaders.get_mut(&node) {
             leader.fail();
         }
-        // A leader that cannot be reached may not be one any more.
+        // An unreachable leader may have been replaced.
         self.want_metadata();
         self.last_error = Some(error);
     }

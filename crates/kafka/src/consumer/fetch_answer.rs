@@ -1,4 +1,4 @@
-//! What the leaders answer to fetches.
+//! Fetch answers: records, resets and errors for each partition.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use super::{Consumer, OffsetReset, RETRY_BACKOFF};
 use crate::group::TopicPartition;
 use crate::{Error, topic_id};
 
-/// The code that says so.
+/// The error code for a position outside the log.
 const OFFSET_OUT_OF_RANGE: i16 = 1;
 
-/// What was asked for each partition: its position.
+/// The position asked for in each partition.
 type Positions = BTreeMap<TopicPartition, Asked<i64>>;
 
 impl Consumer {
@@ -45,7 +45,7 @@ impl Consumer {
         let mut result = Ok(());
         let mut has_failed = false;
         for topic in answer.responses {
-            // An answer by id has no name in it.
+            // An answer by id contains no topic name.
             let by_id = asked
                 .iter()
                 .find(|(_, asked)| asked.topic_id == Some(topic.topic_id))
@@ -53,8 +53,8 @@ impl Consumer {
             let topic_name = by_id.unwrap_or_else(|| (*topic.topic.0).into());
             for answer in topic.partitions {
                 let name = TopicPartition::new(Arc::clone(&topic_name), answer.partition_index);
-                // Only what was asked for, of the topic it was asked of, and only as long
-                // as it is ours.
+                // Accept only partitions that were asked for, of the same topic, and still
+                // assigned.
                 let Some(asked) = asked.get(&name) else {
                     continue;
                 };
@@ -114,7 +114,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// The leader's log parts from what was fetched before `asked` at `end`.
+    /// The leader's log diverges at `end` from the records fetched before `asked`.
     fn log_parted(&mut self, name: &TopicPartition, asked: i64, end: i64) -> Result<(), Error> {
         self.doubt_id(name);
         let Some(partition) = self.partitions.get_mut(name) else {
@@ -133,7 +133,7 @@ impl Consumer {
                 return Error::check(ApiKey::Fetch, OFFSET_OUT_OF_RANGE);
             }
         }
-        // From where the logs parted on, everything is new.
+        // Everything from the divergence on is new.
         partition.diverged(asked, end);
         Ok(())
     }
@@ -143,7 +143,7 @@ impl Consumer {
         let Some(partition) = self.partitions.get_mut(name) else {
             return Ok(());
         };
-        // Unless the position has moved since, which makes it stale news.
+        // If the position has moved since, the answer is stale.
         if partition.position() == Some(asked) {
             let Some(to) = reset_to(self.config.auto_offset_reset) else {
                 partition.not_before = Some(Instant::now() + DAMAGE_PAUSE);
@@ -155,14 +155,14 @@ impl Consumer {
             );
             partition.reset(to);
         } else if partition.fetch_position() == Some(asked) {
-            // What was fetched before may still be handed out.
+            // Records fetched earlier may still be handed out.
             partition.not_before = Some(Instant::now() + RETRY_BACKOFF);
         }
         Ok(())
     }
 
-    /// A log that is not what it was may be another topic's: a leader that is not asked
-    /// by id cannot tell, but fresh metadata can.
+    /// An unexpected log may belong to another topic. A leader that is not asked by id cannot tell,
+    /// but fresh metadata can.
     fn doubt_id(&mut self, name: &TopicPartition) {
         let partition = self.partitions.get(name);
         if partition.is_some_and(|partition| partition.id_verdict == IdVerdict::NotAsked) {
@@ -170,7 +170,7 @@ impl Consumer {
         }
     }
 
-    /// A leader refused one partition: most reasons pass.
+    /// A leader refused one partition. Most such errors are transient.
     pub(super) fn partition_refused(
         &mut self,
         name: &TopicPartition,

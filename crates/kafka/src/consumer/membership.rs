@@ -1,5 +1,5 @@
-//! The polling thread's share of the membership: it does what the machine says
-//! next, and turns assignments into partitions.
+//! Group membership on the polling thread: carries out the state machine's steps and applies
+//! assignments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,21 +25,20 @@ use crate::group::protocol::{Subscription, decode_assignment};
 use crate::{Connection, Error};
 use tbd_deadline::Deadline;
 
-/// Assigned partitions, each with its topic's id if the group tells it.
+/// Assigned partitions, each with its topic's id if the group provides it.
 type Assigned = BTreeMap<TopicPartition, Option<Uuid>>;
 
-/// How far the membership is.
+/// The progress of the membership.
 pub(super) enum Progress {
     /// Partitions are assigned.
     Ready,
-    /// An answer of the coordinator is on its way.
+    /// A request to the coordinator is in flight.
     Awaiting,
-    /// Nothing to do before this moment.
+    /// Back off until this moment.
     Pause(Instant),
 }
 
-/// The polling thread's connection to the coordinator, with at most one
-/// request whose answer is waited for.
+/// The polling thread's connection to the coordinator, with at most one request in flight.
 #[derive(Debug, Default)]
 pub(super) struct CoordinatorLink {
     node: Option<Coordinator>,
@@ -47,7 +46,7 @@ pub(super) struct CoordinatorLink {
     pending: Option<Pending>,
 }
 
-/// A request on its way, and by when its answer is due.
+/// A request in flight and the deadline of its answer.
 #[derive(Debug)]
 pub(super) struct Pending {
     request: PendingRequest,
@@ -62,12 +61,12 @@ enum PendingRequest {
 }
 
 impl CoordinatorLink {
-    /// The connection whose answer is waited for.
+    /// The connection, if an answer is pending on it.
     pub(super) fn awaited(&self) -> Option<&Connection> {
         self.pending.as_ref().and(self.connection.as_ref())
     }
 
-    /// Whether a request is on its way.
+    /// Whether a request is in flight.
     pub(super) fn is_busy(&self) -> bool {
         self.pending.is_some()
     }
@@ -79,7 +78,7 @@ impl CoordinatorLink {
 }
 
 impl Consumer {
-    /// Does what the membership needs, without waiting for slow answers.
+    /// Does what the membership requires, without waiting for slow answers.
     pub(super) fn advance_group(&mut self, deadline: Deadline) -> Result<Progress, Error> {
         loop {
             let (step, is_lost) = {
@@ -88,7 +87,7 @@ impl Consumer {
             };
             if is_lost {
                 self.drop_all(|consumer, partitions| consumer.hooks.lost(partitions));
-                // A member that was thrown out joins again now.
+                // A fenced member can join again now.
                 self.shared.notify();
             }
             match step {
@@ -101,7 +100,7 @@ impl Consumer {
                 PollStep::Wait(until) => return Ok(Progress::Pause(until)),
                 PollStep::Ready(_) => return Ok(Progress::Ready),
                 PollStep::Reconcile(target) => {
-                    // What stays flows on while the names of new topics are asked for.
+                    // Kept partitions are read while the names of new topics are looked up.
                     if !self.reconcile(&target, deadline) {
                         return Ok(Progress::Ready);
                     }
@@ -113,7 +112,7 @@ impl Consumer {
         }
     }
 
-    /// Asks or tells the classic protocol's machine, whose steps alone lead here.
+    /// Calls the classic protocol's machine. Only its steps lead here.
     fn classic<T>(&self, change: impl FnOnce(&mut Machine) -> T) -> Option<T> {
         self.shared.machine().classic().map(change)
     }
@@ -136,8 +135,8 @@ impl Consumer {
         self.shared.notify();
     }
 
-    /// Consumer protocol: makes the assignment what the coordinator says. False when
-    /// the topics' names are not known yet.
+    /// Consumer protocol: applies the coordinator's target assignment. Returns false while a
+    /// topic's name is unknown.
     fn reconcile(&mut self, target: &Target, deadline: Deadline) -> bool {
         let mut assigned = self.named(target);
         if assigned.is_none() {
@@ -169,13 +168,13 @@ impl Consumer {
     }
 
     fn join(&mut self, coordinator: Coordinator, deadline: Deadline) {
-        // An eager protocol gives everything up before joining, because the
-        // leader will hand it to others in the same round.
+        // An eager protocol revokes everything before the join, because the leader reassigns it in
+        // the same round.
         if !self.assignor.is_some_and(Assignor::is_cooperative) {
             self.drop_all(|consumer, partitions| consumer.hooks.revoked(partitions));
         }
         let owned = self.assignment();
-        // An answer still due belongs to a membership that is over.
+        // A pending answer belongs to a membership that is over.
         if self.coordinator.is_busy() {
             self.coordinator.disconnect();
         }
@@ -189,8 +188,8 @@ impl Consumer {
             .and_then(|connection| connection.send(&request, step));
         match sent {
             Ok(sent) => {
-                // The coordinator answers when all have joined, which may take
-                // as long as the slowest may be busy (Java adds the same 5 s).
+                // The coordinator answers when all members have joined, which takes as long as the
+                // slowest one may be busy (Java adds the same 5 s).
                 let due = self.config.max_poll_interval + Duration::from_secs(5);
                 let due = Deadline::after(due.max(self.cluster.config().request_timeout));
                 self.coordinator.pending = Some(Pending {
@@ -207,7 +206,7 @@ impl Consumer {
         if failure == Failure::Transport {
             self.coordinator.disconnect();
         }
-        // To be given a name is the first half of joining, no trouble.
+        // MemberIdRequired is the first half of joining, not an error.
         let is_named = member_id.as_ref().is_some_and(|id| !id.is_empty())
             && error.code() == Some(kafka_protocol::error::ResponseError::MemberIdRequired);
         self.classic(|machine| machine.join_failed(failure, member_id, Instant::now()));
@@ -221,7 +220,7 @@ impl Consumer {
         }
     }
 
-    /// The connection to the coordinator, opened when there is none that works.
+    /// Returns the connection to the coordinator, and opens one if none is usable.
     pub(super) fn coordinator_connection(
         &mut self,
         coordinator: &Coordinator,
@@ -241,8 +240,8 @@ impl Consumer {
         Ok(link.connection.insert(connection))
     }
 
-    /// Asks what the group has committed, for partitions that do not know
-    /// where to begin. The answer is waited for like all others.
+    /// Asks for the committed offsets of partitions without a position. Sends only; a later poll
+    /// receives the answer.
     pub(super) fn ask_committed(&mut self, partitions: &[TopicPartition], deadline: Deadline) {
         let (step, identity) = {
             let machine = self.shared.machine();
@@ -282,8 +281,7 @@ impl Consumer {
         self.last_error = Some(error);
     }
 
-    /// Takes in the coordinator's answer if it has begun to arrive, and gives
-    /// up on one that is overdue.
+    /// Receives the coordinator's answer if it has begun to arrive. Gives up an overdue one.
     pub(super) fn group_answer(&mut self, is_ready: bool, deadline: Deadline) -> Result<(), Error> {
         let is_overdue = self
             .coordinator
@@ -299,7 +297,7 @@ impl Consumer {
         let Some(connection) = self.coordinator.connection.as_mut() else {
             return Ok(());
         };
-        // What has begun to arrive gets the time to arrive whole.
+        // An answer that has begun to arrive gets time to arrive completely.
         let read_by = if is_ready {
             Deadline::after(self.cluster.config().request_timeout)
         } else {
@@ -350,8 +348,8 @@ impl Consumer {
         };
         let was_cooperative = self.assignor.is_some_and(Assignor::is_cooperative);
         if was_cooperative && !assignor.is_cooperative() {
-            // A member without our protocol joined and the group fell back. The
-            // leader gives partitions away without waiting for us to let go.
+            // A member without the cooperative protocol joined, so the group fell back. The leader
+            // reassigns partitions without waiting for their owners to revoke them.
             self.drop_all(|consumer, partitions| consumer.hooks.lost(partitions));
         }
         self.assignor = Some(assignor);
@@ -370,7 +368,7 @@ impl Consumer {
         };
         match sent {
             Ok(sent) => {
-                // Others may take their time to sync, the leader above all.
+                // Other members may take long to sync, the leader above all.
                 let due = self.config.max_poll_interval + Duration::from_secs(5);
                 let due = Deadline::after(due.max(self.cluster.config().request_timeout));
                 self.coordinator.pending = Some(Pending {
@@ -382,7 +380,7 @@ impl Consumer {
         }
     }
 
-    /// Shares the partitions out among the members, as their leader.
+    /// Distributes the partitions among the members, as the group's leader.
     fn assign(
         &mut self,
         assignor: Assignor,
@@ -397,7 +395,7 @@ impl Consumer {
                 instance_id: member.group_instance_id.as_ref().map(ToString::to_string),
                 subscription: Subscription::decode(member.metadata.clone()).unwrap_or_else(
                     |error| {
-                        // It gets nothing; the others must not suffer for it.
+                        // This member gets nothing; the others must not suffer for it.
                         log::warn!(
                             "consumer group {}: member {}: {error}",
                             self.config.group_id,
@@ -413,8 +411,8 @@ impl Consumer {
             .flat_map(|member| member.subscription.topics.iter().cloned())
             .collect();
         let topics: Vec<Arc<str>> = topics.into_iter().collect();
-        // Everybody waits for this. What was known before serves if need be;
-        // the check after later refreshes mends it.
+        // All members wait for this call. After a failure the cached counts serve, and the check
+        // after the next refresh corrects them.
         if let Err(error) = self.cluster.refresh(&topics, self.step_deadline(deadline)) {
             self.last_error = Some(error);
         }
@@ -430,7 +428,7 @@ impl Consumer {
         assignor.assign(&members, &known)
     }
 
-    /// The leader watches whether topics appear or grow.
+    /// As the leader, rejoins when topics appear or grow.
     pub(super) fn check_led_counts(&mut self) {
         let has_changed = self.led_counts.as_ref().is_some_and(|counts| {
             counts
@@ -458,13 +456,13 @@ impl Consumer {
             return;
         }
         self.last_error = None;
-        // While nothing is given away yet, so that its next owner need not do it again.
+        // Before partitions move, so that their next owner does not repeat the work.
         self.make_up_commits();
         self.take_assignment(assigned.into_iter().map(|name| (name, None)).collect());
         self.shared.notify();
     }
 
-    /// Revokes what went, takes in what came, keeps the rest running.
+    /// Revokes removed partitions, adds new ones, and leaves the others running.
     fn take_assignment(&mut self, mut assigned: Assigned) {
         let topics = &self.config.topics;
         assigned.retain(|partition, _| topics.iter().any(|topic| **topic == *partition.topic));
@@ -490,12 +488,12 @@ impl Consumer {
             self.partitions
                 .retain(|partition, _| assigned.contains_key(partition));
             self.hooks.revoked(&revoked);
-            // Now that they are free, the next round gives them away.
+            // The revoked partitions are free; the next round assigns them.
             self.classic(Machine::want_rejoin);
         }
         for (partition, id) in assigned {
-            // If only the id is new, the leader refuses the old one, and the partition
-            // restarts then.
+            // If only the id is new, the leader refuses the old one, and the partition restarts
+            // then.
             let known = self.partitions.entry(partition);
             known.or_insert_with(|| Partition::new(id)).assigned_id = id;
         }
@@ -517,7 +515,7 @@ impl Consumer {
         }
     }
 
-    /// Drops all partitions, then tells.
+    /// Drops all partitions, then calls `tell` with them.
     pub(super) fn drop_all(&mut self, tell: impl FnOnce(&Self, &[TopicPartition])) {
         let dropped = self.assignment();
         self.partitions.clear();
@@ -538,9 +536,10 @@ impl Consumer {
         }
     }
 
-    /// Leaves the group, in whatever state the membership is.
+    /// Leaves the group in any state of the membership.
     pub(super) fn leave(&mut self, deadline: Deadline) -> Result<(), Error> {
-        // Whoever has joined leaves, lest one overtakes the other.
+        // The thread that joined is the one that leaves, so that the two requests cannot overtake
+        // each other.
         self.shared.machine().begin_leaving();
         self.shared.notify();
         if !self.shared.wait_left(deadline) {
@@ -552,8 +551,8 @@ impl Consumer {
     }
 
     fn leave_classic(&mut self, deadline: Deadline) -> Result<(), Error> {
-        // A first join is answered at once with our name; without it nobody
-        // could leave, and the group would wait for us for a session.
+        // The coordinator answers a first join at once with the member id. Without it the member
+        // cannot leave, and the group would wait for it until the session time-out.
         let is_nameless = self.shared.machine().identity().member_id.is_empty();
         if is_nameless && let Some(connection) = self.coordinator.awaited() {
             let patience = deadline.earlier_of(Deadline::after(Duration::from_secs(1)));
@@ -564,7 +563,7 @@ impl Consumer {
         let Some((mut known, identity)) = self.classic(Machine::close).flatten() else {
             return Ok(());
         };
-        // The coordinator holds everything back behind an unanswered join.
+        // The coordinator does not read further requests before it has answered the join.
         if self.coordinator.is_busy() {
             self.coordinator.disconnect();
         }
@@ -578,7 +577,7 @@ impl Consumer {
             let answer = coordinator.and_then(|to| self.say_leaving(&to, &identity, deadline));
             let may_wait = !is_nobody_there && deadline.remaining() > RETRY_BACKOFF;
             match answer {
-                // It is moving: where to, a broker may know next time.
+                // The coordinator is moving. A broker may know its new place at the next attempt.
                 Err(error) if may_wait && error.is_transient() => {
                     log::debug!("consumer group {}: {error}", self.config.group_id);
                     self.coordinator.disconnect();
@@ -602,12 +601,12 @@ impl Consumer {
         let codes = answer.members.iter().map(|member| member.error_code);
         std::iter::once(answer.error_code)
             .chain(codes)
-            // An earlier request, whose answer was lost, may have been carried out.
+            // An earlier LeaveGroup may have succeeded although its answer was lost.
             .filter(|&code| code != ResponseError::UnknownMemberId.code())
             .try_for_each(|code| Error::check(ApiKey::LeaveGroup, code))
     }
 
-    /// Waits for an answer about offsets, so that the connection is free.
+    /// Waits for a pending answer about offsets, so that the connection is free.
     pub(super) fn settle_coordinator(&mut self, deadline: Deadline) -> Result<(), Error> {
         if let Some(connection) = self.coordinator.awaited() {
             let is_ready =

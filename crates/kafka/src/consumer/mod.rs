@@ -1,34 +1,31 @@
-//! A member of a consumer group: records in, offsets committed when the
-//! application says so.
+//! A consumer-group member: it polls records and commits offsets on request.
 //!
 //! # Threads
 //!
-//! A [`Consumer`] belongs to one thread, the one that polls. Everything about
-//! records happens there: joining, rebalancing, fetching, committing, and the
-//! hooks. One more thread, `kafka-heartbeat-<n>`, keeps the membership while the
-//! application works, and makes the member leave when it has not polled for
-//! `max_poll_interval`. Each of the two has its own connection to the
-//! coordinator; the polling thread has one more per leader.
+//! A [`Consumer`] belongs to one thread, the polling thread. Joining, rebalancing, fetching,
+//! committing and the hooks all run there. A second thread, `kafka-heartbeat-<n>`, keeps the
+//! membership alive while the application works. It makes the member leave when the application has
+//! not polled for `max_poll_interval`. Each of the two threads has its own connection to the
+//! coordinator. The polling thread has one more connection per leader.
 //!
 //! # How records flow
 //!
-//! What is fetched stays packed until polls come to it, so memory is bounded
-//! ([`ConsumerConfig::fetch_max_bytes`]).
-//! At most one fetch per leader is on its way: for the answer that follows the one
-//! being handed out. It is sent before a poll returns, so that brokers answer while
-//! the application works. A poll waits for all leaders at once and returns as
-//! soon as one has brought records.
+//! Fetched data stays packed until a poll reaches it, so memory is bounded
+//! ([`ConsumerConfig::fetch_max_bytes`]). At most one fetch per leader is in flight: for the answer
+//! after the one being handed out. A poll sends it before it returns, so that brokers answer while
+//! the application works. A poll waits for all leaders at once. It returns as soon as one of them
+//! has delivered records.
 //!
 //! # What it promises
 //!
-//! - A record of a partition that is no longer assigned is never handed out,
-//!   and its offset never committed.
-//! - Nothing is committed but what the application commits.
-//! - An offset belongs to a topic's id, not to its name: of a topic that was deleted and
-//!   created again, no record is passed over because of offsets in the old one.
-//! - A cooperative rebalance stops only the partitions that move: the others go on
-//!   being handed out while it is under way. Commits asked for meanwhile are made up
-//!   for when it ends, before anything is given away.
+//! - A record of a partition that is no longer assigned is never handed out, and its offset is
+//!   never committed.
+//! - Only offsets that the application commits are committed.
+//! - An offset belongs to a topic's id, not to its name. When a topic was deleted and created
+//!   again, offsets of the old topic never skip records of the new one.
+//! - A cooperative rebalance stops only the partitions that move. The others are handed out
+//!   throughout. Commits that fail meanwhile are repeated when it ends, before any partition is
+//!   given away.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -86,20 +83,18 @@ use tbd_deadline::Deadline;
 
 /// Pause before the coordinator or a leader is asked again (Java: `retry.backoff.ms`).
 const RETRY_BACKOFF: Duration = Duration::from_millis(100);
-/// The longest such pause (Java: `retry.backoff.max.ms`).
+/// Longest such pause (Java: `retry.backoff.max.ms`).
 const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Exchanges that a poll waits for (connecting, metadata, finding the
-/// coordinator) get at least this long, or a caller with short polls would
-/// never get anywhere with slow brokers.
+/// The least time for an exchange that a poll waits for: connecting, metadata, finding the
+/// coordinator. With less, short polls would never make progress against slow brokers.
 const STEP_MIN: Duration = Duration::from_secs(1);
-/// How long a closing consumer stays a member for a commit that a rebalance had
-/// refused: time for a second try.
+/// How long a closing consumer remains a member to retry a commit that a rebalance refused.
 const OWED_PATIENCE: Duration = Duration::from_secs(3);
 
-/// One member of a consumer group; see the module.
+/// One member of a consumer group; see the module documentation.
 ///
-/// Dropping it without [`close`](Self::close) is like a crash: the group
-/// notices after the session time-out.
+/// Dropping it without [`close`](Self::close) is like a crash: the group notices after the session
+/// time-out.
 pub struct Consumer {
     cluster: Cluster,
     config: Arc<ConsumerConfig>,
@@ -111,19 +106,19 @@ pub struct Consumer {
     coordinator: CoordinatorLink,
     leaders: BTreeMap<i32, Leader>,
     partitions: Partitions,
-    /// The answers of which something may not be handed out yet.
+    /// The answers that still hold records to hand out.
     answers: Vec<Weak<usize>>,
-    /// What the group agreed on last.
+    /// The assignor that the group last agreed on.
     assignor: Option<Assignor>,
-    /// When this member led the last rebalance: the partition counts it saw.
+    /// The partition counts seen at the last rebalance, if this member led it.
     led_counts: Option<HashMap<Arc<str>, Option<i32>>>,
-    /// Which partition is first in the next round, so that none starves.
+    /// The partition that is first in the next round, so that none starves.
     turn: usize,
     metadata_wanted: bool,
     metadata_not_before: Instant,
-    /// What went wrong last and has not gone right since.
+    /// The last error, until something succeeds.
     last_error: Option<Error>,
-    /// When commits that could not be made are tried again.
+    /// When failed commits are retried.
     commits_not_before: Instant,
     is_closed: bool,
 }
@@ -139,11 +134,11 @@ impl std::fmt::Debug for Consumer {
 }
 
 impl Consumer {
-    /// A member to be. Starts the heartbeat thread and does no other I/O: the
-    /// group is joined by [`poll`](Self::poll), also when Kafka is away for now.
+    /// Creates a consumer that has not joined its group. Starts the heartbeat thread and does no
+    /// other I/O: [`poll`](Self::poll) joins the group, so Kafka may be unavailable now.
     ///
     /// # Errors
-    /// [`Error::Resource`] when the operating system gives no thread or socket pair.
+    /// [`Error::Resource`] when the operating system cannot create a thread or a socket pair.
     pub fn start(
         cluster: Cluster,
         config: ConsumerConfig,
@@ -195,30 +190,28 @@ impl Consumer {
         })
     }
 
-    /// Interrupts a poll of this consumer from another thread.
+    /// A handle that interrupts this consumer's polls from another thread.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
 
-    /// The next records, at most `max_poll_records`, in order within each
-    /// partition. Does on the way what the group asks for.
+    /// Returns the next records, at most `max_poll_records`, in order within each partition. Also
+    /// does what the group requires.
     ///
-    /// Waits until there are records, [`Waker::wake`] is called, or `deadline`
-    /// has passed, and returns none in the latter cases. An answer that has
-    /// begun to arrive is read to its end, and a broker that has to be connected
-    /// to gets a second at least.
+    /// Blocks until there are records, [`Waker::wake`] is called, or `deadline` has passed. In the
+    /// last two cases the result is empty. An answer that has begun to arrive is read to its end.
+    /// Connecting to a broker gets at least one second.
     ///
     /// # Errors
-    /// Transient ones ([`Error::is_transient`]) when at the deadline something
-    /// stands in the way that may pass: poll again. Others mean that polling again
-    /// will not help.
+    /// A transient error ([`Error::is_transient`]) when a temporary problem persists at the
+    /// deadline: poll again. After any other error, polling again does not help.
     pub fn poll(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
         self.poll_until(deadline, true)
     }
 
-    /// As [`poll`](Self::poll), but hands out no records: for an application
-    /// that cannot work now, yet wants to stay a member and let others rebalance.
-    /// Returns at `deadline`, or when woken.
+    /// Like [`poll`](Self::poll), but hands out no records. For an application that cannot work
+    /// now, but must remain a member and let others rebalance. Blocks until `deadline` or a
+    /// wake-up.
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
@@ -243,10 +236,10 @@ impl Consumer {
             }
             let mut look_again = deadline;
             if self.coordinator.is_busy() {
-                // While records flow there is no other wait in which to hear of it.
+                // While records flow, no other wait would notice the coordinator's answer.
                 self.wait(Deadline::after(Duration::ZERO))?;
             }
-            // What is still assigned is read on while the group is busy with itself.
+            // Assigned partitions are read even during a rebalance.
             match self.advance_group(deadline)? {
                 Progress::Ready => {
                     self.make_up_commits();
@@ -277,7 +270,7 @@ impl Consumer {
         }
     }
 
-    /// Waits for an answer, a wake-up or the time, and takes in what came.
+    /// Waits for an answer, a wake-up or the deadline, and processes what arrived.
     fn wait(&mut self, deadline: Deadline) -> Result<(), Error> {
         let mut sources = vec![self.wake_receiver.as_fd()];
         let group = self.coordinator.awaited();
@@ -306,24 +299,24 @@ impl Consumer {
         Ok(())
     }
 
-    /// The partitions this member reads now.
+    /// The partitions currently assigned to this member.
     pub fn assignment(&self) -> Vec<TopicPartition> {
         self.partitions.keys().cloned().collect()
     }
 
-    /// Who this member is to its group at present.
+    /// This member's current identity in its group.
     pub fn group_metadata(&self) -> Identity {
         self.shared.machine().identity().clone()
     }
 
-    /// The next offset [`poll`](Self::poll) will return for a partition, or
-    /// `None` when it is not assigned or not known yet.
+    /// The next offset that [`poll`](Self::poll) will return for a partition. `None` when the
+    /// partition is not assigned or its position is not known yet.
     pub fn position(&self, partition: &TopicPartition) -> Option<i64> {
         self.partitions.get(partition)?.position()
     }
 
-    /// Reads on from `offset`; commits stay as they are. False when the
-    /// partition is not assigned.
+    /// Continues reading at `offset`; commits are unaffected. Returns false when the partition is
+    /// not assigned.
     pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> bool {
         self.prepare_seek(partition);
         let found = self.partitions.get_mut(partition);
@@ -334,26 +327,24 @@ impl Consumer {
         false
     }
 
-    /// Reads on from the oldest record that is still there; as [`seek`](Self::seek),
-    /// but the offset is found out by the next polls. Those that are not assigned
-    /// are passed over.
+    /// Continues reading at the oldest record available, like [`seek`](Self::seek). The next polls
+    /// look the offset up. Partitions that are not assigned are ignored.
     pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
         partitions.iter().for_each(|name| self.prepare_seek(name));
         self.for_each_assigned(partitions, |partition| partition.reset(ResetTo::Earliest));
     }
 
-    /// Reads on with what comes next, once the next polls have found out where that
-    /// is. Those that are not assigned are passed over.
+    /// Continues reading at the end of the log. The next polls look the offset up. Partitions that
+    /// are not assigned are ignored.
     pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
         partitions.iter().for_each(|name| self.prepare_seek(name));
         self.for_each_assigned(partitions, |partition| partition.reset(ResetTo::Latest));
     }
 
-    /// Hands out nothing of these until [`resume`](Self::resume), and fetches nothing
-    /// more. What is fetched already is kept, unless its memory is needed for others
-    /// ([`ConsumerConfig::fetch_max_bytes`]); the membership goes on. A partition
-    /// that is assigned anew is not paused. Those that are not assigned are passed
-    /// over.
+    /// Neither hands out nor fetches records of these partitions until [`resume`](Self::resume).
+    /// Fetched data is kept, unless other partitions need its memory
+    /// ([`ConsumerConfig::fetch_max_bytes`]). The membership continues. A partition that is
+    /// assigned again is not paused. Partitions that are not assigned are ignored.
     pub fn pause(&mut self, partitions: &[TopicPartition]) {
         self.for_each_assigned(partitions, |partition| partition.is_paused = true);
     }
@@ -363,7 +354,7 @@ impl Consumer {
         self.for_each_assigned(partitions, |partition| partition.is_paused = false);
     }
 
-    /// The partitions that are paused.
+    /// The paused partitions.
     pub fn paused(&self) -> Vec<TopicPartition> {
         let paused = self.partitions.iter().filter(|(_, state)| state.is_paused);
         paused.map(|(name, _)| name.clone()).collect()
@@ -381,16 +372,15 @@ impl Consumer {
         }
     }
 
-    /// Forgets what was handed out since the last commit: the next polls hand
-    /// it out again.
+    /// Returns to the last commit: the next polls hand out again all records since then.
     pub fn rewind(&mut self) {
         for partition in self.partitions.values_mut() {
             partition.rewind();
         }
     }
 
-    /// Records in the log beyond what is committed, for each partition whose
-    /// end is known. As fresh as the last answer about it.
+    /// The number of records beyond the committed offset, for each partition whose end is known. As
+    /// fresh as the last answer about the partition.
     pub fn lag(&self) -> Vec<(TopicPartition, i64)> {
         self.partitions
             .iter()
@@ -398,24 +388,26 @@ impl Consumer {
             .collect()
     }
 
-    /// Whether the group is rebalancing, or wants this member to poll so that
-    /// it can. Long work may be cut short on this.
+    /// Whether the group is rebalancing, or needs this member to poll before it can. The
+    /// application may cut long work short.
     pub fn rebalance_pending(&self) -> bool {
         self.shared.machine().is_rebalancing()
     }
 
-    /// Leaves the group, so that others take over at once, and stops the
-    /// heartbeat thread. Tells [`ConsumerHooks::revoked`] what is given up. Commits
-    /// nothing new: that is the application's, before. A commit that a rebalance has
-    /// refused is made up for, though, since no poll follows that could. A coordinator
-    /// that has moved is looked for, while any broker answers (classic protocol; the other
-    /// asks the one it knew).
-    /// Waits at most until `deadline`, plus a heartbeat interval when that thread
-    /// is just connecting to a broker that hangs.
+    /// Leaves the group, so that other members take over at once, and stops the heartbeat thread.
+    /// Calls [`ConsumerHooks::revoked`] for the partitions it gives up.
+    ///
+    /// Commits nothing new: the application commits before. A commit that a rebalance refused is
+    /// retried, because no later poll can. If the coordinator has moved, the classic protocol finds
+    /// it again, as long as any broker answers. The consumer protocol asks only the coordinator it
+    /// knew.
+    ///
+    /// Waits at most until `deadline`, plus a heartbeat interval if that thread is connecting to a
+    /// broker that hangs.
     ///
     /// # Errors
-    /// When the group could not be told; it will notice after the session
-    /// time-out. The consumer is closed all the same.
+    /// When the coordinator could not be told; it notices after the session time-out. The consumer
+    /// is closed all the same.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
         self.see_commits_through(deadline);
         self.is_closed = true;
@@ -425,7 +417,7 @@ impl Consumer {
         left
     }
 
-    /// Stays a member, for [`OWED_PATIENCE`] and until `deadline` at most, while a commit is owed.
+    /// Remains a member while a commit is owed, for [`OWED_PATIENCE`] and until `deadline` at most.
     fn see_commits_through(&mut self, deadline: Deadline) {
         let patience = deadline.earlier_of(Deadline::after(OWED_PATIENCE));
         while self.partitions.values().any(|state| state.owed.is_some()) && !patience.is_past() {
@@ -448,7 +440,7 @@ impl Consumer {
         }
     }
 
-    /// The time one blocking exchange within a poll may take.
+    /// The deadline of one blocking exchange within a poll.
     fn step_deadline(&self, deadline: Deadline) -> Deadline {
         let step = Deadline::at(deadline.instant().max(Deadline::after(STEP_MIN).instant()));
         step.earlier_of(Deadline::after(self.cluster.config().request_timeout))

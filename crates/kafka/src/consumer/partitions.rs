@@ -1,5 +1,5 @@
-//! Where a consumer stands in each of its partitions, and what it has fetched
-//! but not handed out. No I/O.
+//! State of the assigned partitions: positions, commits, and records fetched but not handed out. No
+//! I/O.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::batch::{self, BatchError, Record, whole_batches};
 use crate::group::TopicPartition;
 use crate::group::coordinator::OffsetToCommit;
 
-/// What has to be found out before fetching.
+/// What must be looked up before fetching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lookup {
-    /// What the group has committed.
+    /// The group's committed offset.
     Committed,
-    /// The first offset there is, or the next to come.
+    /// The start or the end of the log.
     Reset(ResetTo),
 }
 
@@ -30,19 +30,19 @@ pub(super) enum ResetTo {
     Latest,
 }
 
-/// What the leader said about the topic id that a partition's offsets belong to.
+/// The leader's last word on the topic id that a partition's offsets belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IdVerdict {
-    /// The log has it.
+    /// The leader has the topic.
     Confirmed,
-    /// It has no such topic: deleted, or not known there yet.
+    /// The leader has no such topic: it was deleted, or is not known there yet.
     Refused,
-    /// It cannot be asked by id, and serves whichever topic has the name.
+    /// The leader cannot be asked by id. It serves the topic that has the name now.
     NotAsked,
 }
 
 impl IdVerdict {
-    /// Records are asked for, by id or by name.
+    /// Records are being asked for, by id or by name.
     pub(super) fn asked(&mut self, is_by_id: bool) {
         if !is_by_id {
             *self = Self::NotAsked;
@@ -52,11 +52,11 @@ impl IdVerdict {
     }
 }
 
-/// How many bytes of records an answer had. They lie in one piece of memory, which is free
-/// again once nobody keeps this any more.
+/// The size of an answer's records in bytes. They share one allocation, which is free once the last
+/// reference to this is dropped.
 pub(super) type AnswerBytes = Arc<usize>;
 
-/// One partition's share of an answer, not looked at yet.
+/// One partition's share of an answer, not unpacked yet.
 #[derive(Debug)]
 struct Packed {
     bytes: Bytes,
@@ -66,43 +66,42 @@ struct Packed {
 /// One assigned partition.
 #[derive(Debug)]
 pub(super) struct Partition {
-    /// The topic whose offsets these are; `None` while the cluster tells no id.
+    /// The topic these offsets belong to; `None` while the cluster provides no id.
     pub topic_id: Option<Uuid>,
-    /// The topic that the group assigned; only the consumer protocol says.
+    /// The topic that the group assigned. Only the consumer protocol provides it.
     pub assigned_id: Option<Uuid>,
     /// What the leader last said about `topic_id`.
     pub id_verdict: IdVerdict,
-    /// Whether another topic took the name since the partition was assigned.
+    /// Whether another topic took the name after the assignment.
     has_restarted: bool,
-    /// `Some` while the position is not known.
+    /// The pending look-up; `Some` while the position is unknown.
     pub lookup: Option<Lookup>,
     /// The next offset to hand out.
     position: i64,
-    /// Leader epoch of what lies before the position: for the commit, and for
-    /// leaders to see whether their log still has it.
+    /// Leader epoch of the records before the position. It is committed, and lets leaders check
+    /// whether their log still has those records.
     epoch: i32,
-    /// Where the group goes on when nothing more is committed: the last
-    /// committed position, or where this member began.
+    /// Where the group resumes if nothing more is committed: the last committed position, or where
+    /// this member began.
     anchor: i64,
     /// Whether the coordinator knows the anchor.
     is_anchor_committed: bool,
-    /// What the application has committed and the coordinator did not take yet.
+    /// An offset that the application committed and the coordinator has not accepted yet.
     pub owed: Option<i64>,
-    /// End of the log as last told.
+    /// End of the log in the last answer.
     pub high_watermark: Option<i64>,
-    /// Whether the application wants no records of it for now.
+    /// Whether the application paused it.
     pub is_paused: bool,
-    /// Not to be asked about before this moment.
+    /// Back off until this moment.
     pub not_before: Option<Instant>,
-    /// The next offset to fetch, and the leader epoch of what lies before it: beyond the
-    /// position by what is here already.
+    /// The next offset to fetch, and the leader epoch of the records before it. Ahead of the
+    /// position by the records already fetched.
     fetch_position: i64,
     fetch_epoch: i32,
-    /// The rest of an answer, and the one that follows if it came before that was
-    /// handed out.
+    /// The rest of an answer, and the next answer if it arrived before that was handed out.
     raw: Option<Packed>,
     ahead: Option<Packed>,
-    /// Records of the batch in hand, and the answer it came with.
+    /// Records of the batch being handed out, and the answer that it came with.
     records: VecDeque<Record>,
     batch_answer: Option<AnswerBytes>,
     batch_epoch: i32,
@@ -110,7 +109,7 @@ pub(super) struct Partition {
 }
 
 impl Partition {
-    /// A partition of the topic with this id, if the group says which one.
+    /// Creates a partition of the topic with this id, if the group provides one.
     pub(super) fn new(assigned_id: Option<Uuid>) -> Self {
         Self {
             topic_id: assigned_id,
@@ -141,12 +140,12 @@ impl Partition {
         self.lookup.is_none().then_some(self.position)
     }
 
-    /// The group had committed this.
+    /// Reading begins at the committed offset.
     pub(super) fn start_committed(&mut self, offset: i64, epoch: i32) {
         self.begin(offset, epoch, true);
     }
 
-    /// Nothing is committed, or it is gone: reading begins here.
+    /// Reading begins here: nothing is committed, or the committed offset is gone.
     pub(super) fn start_at(&mut self, offset: i64) {
         self.begin(offset, -1, false);
     }
@@ -161,20 +160,20 @@ impl Partition {
         self.drop_fetched();
     }
 
-    /// Another topic has the name now: what was committed and read before was the other
-    /// one's. Reading begins at the new topic's beginning.
+    /// Another topic has the name now. Commits and positions belong to the old one, so reading
+    /// begins at the start of the new one.
     pub(super) fn restart(&mut self, id: Uuid) {
         self.topic_id = Some(id);
         self.id_verdict = IdVerdict::Confirmed;
         self.has_restarted = true;
         self.owed = None;
         self.high_watermark = None;
-        // A new log begins at 0. A leader that lags behind could still answer a question
-        // for the beginning, which goes by name, for the old log.
+        // A new log begins at 0. Asking for the start goes by name, so a leader that lags behind
+        // could answer for the old log.
         self.start_at(0);
     }
 
-    /// Reads on from elsewhere; what is committed stays.
+    /// Continues reading at another offset; commits are unaffected.
     pub(super) fn seek(&mut self, offset: i64) {
         self.lookup = None;
         self.position = offset;
@@ -182,14 +181,14 @@ impl Partition {
         self.drop_fetched();
     }
 
-    /// The leader's log parts from what was fetched before `asked` at `end`: what
-    /// follows there is new. Nothing if it is stale news.
+    /// The leader's log diverges at `end` from the records fetched before `asked`; its records from
+    /// there on are new. Ignores a stale answer.
     pub(super) fn diverged(&mut self, asked: i64, end: i64) {
         if self.fetch_position() != Some(asked) {
             return;
         }
         if end >= self.position && asked > self.position {
-            // What was handed out is still there, what was not may be not.
+            // The records handed out are still in the log; those not handed out may not be.
             return self.drop_fetched();
         }
         let end = end.min(self.position);
@@ -201,13 +200,13 @@ impl Partition {
         self.seek(end);
     }
 
-    /// The position has to be found again, and everything fetched is void.
+    /// The position must be looked up again, and fetched records are void.
     pub(super) fn reset(&mut self, to: ResetTo) {
         self.lookup = Some(Lookup::Reset(to));
         self.drop_fetched();
     }
 
-    /// What is not handed out has to be fetched again.
+    /// Discards records that were not handed out; they must be fetched again.
     pub(super) fn drop_fetched(&mut self) {
         self.fetch_position = self.position;
         self.fetch_epoch = self.epoch;
@@ -218,41 +217,39 @@ impl Partition {
         self.batch_next = 0;
     }
 
-    /// Hands out again what was handed out since the last commit.
+    /// Returns to the last commit, to hand out the records since then again.
     pub(super) fn rewind(&mut self) {
         if self.lookup.is_none() && self.position != self.anchor {
             self.seek(self.anchor);
         }
     }
 
-    /// Whether its position has to be found out, and this was asked for it.
+    /// Whether this look-up of the position is still wanted.
     pub(super) fn waits_for(&self, asked: &Asked<ResetTo>) -> bool {
         self.lookup == Some(Lookup::Reset(asked.what)) && self.topic_id == asked.topic_id
     }
 
-    /// Whether nothing is left to hand out.
+    /// Whether no fetched record is left to hand out.
     pub(super) fn is_drained(&self) -> bool {
         self.raw.is_none() && self.ahead.is_none() && self.records.is_empty()
     }
 
-    /// Whether another answer may be fetched: one beyond that which is being handed
-    /// out.
+    /// Whether another answer may be fetched: at most one beyond the one being handed out.
     pub(super) fn has_room(&self) -> bool {
         self.ahead.is_none()
     }
 
-    /// The next offset to fetch, unless it has to be found out.
+    /// The next offset to fetch; `None` while the position is unknown.
     pub(super) fn fetch_position(&self) -> Option<i64> {
         self.lookup.is_none().then_some(self.fetch_position)
     }
 
-    /// Leader epoch of what lies before the next offset to fetch, -1 when unknown.
+    /// Leader epoch of the records before the next offset to fetch; -1 when unknown.
     pub(super) fn fetch_epoch(&self) -> i32 {
         self.fetch_epoch
     }
 
-    /// What a commit of everything handed out would store, unless it is known
-    /// to be stored already.
+    /// The offset and epoch to commit for all records handed out; `None` if already committed.
     pub(super) fn to_commit(&self) -> Option<(i64, i32)> {
         let is_news = self.position > self.anchor
             || (self.position == self.anchor && !self.is_anchor_committed);
@@ -269,15 +266,14 @@ impl Partition {
         }
     }
 
-    /// Whether an offset cannot belong to records that were handed out since the
-    /// assignment: reading has not begun, or has not reached it in the topic that has the
-    /// name now.
+    /// Whether an offset cannot belong to records handed out since the assignment. Reading has not
+    /// begun, or has not reached the offset in the topic that has the name now.
     pub(super) fn is_foreign(&self, offset: i64) -> bool {
         self.lookup == Some(Lookup::Committed)
             || self.has_restarted && self.position().is_none_or(|position| offset > position)
     }
 
-    /// A commit within this generation that would go backwards is not one.
+    /// Whether a commit would go backwards within this generation. Such a commit is ignored.
     pub(super) fn is_backwards(&self, offset: i64) -> bool {
         self.is_anchor_committed && offset < self.anchor
     }
@@ -290,7 +286,7 @@ impl Partition {
         self.owed = self.owed.filter(|owed| *owed > offset);
     }
 
-    /// Records that are in the log but not committed by this group.
+    /// The number of records in the log that this group has not committed.
     pub(super) fn lag(&self) -> Option<i64> {
         let known = self.lookup.is_none();
         self.high_watermark
@@ -298,8 +294,8 @@ impl Partition {
             .map(|end| (end - self.anchor).max(0))
     }
 
-    /// Takes records of `answer`, fetched from `offset` on. False when they are
-    /// no longer wanted, because the position has changed since.
+    /// Takes the records of an answer to a fetch at `offset`. Returns false when the answer is
+    /// stale, because the position has changed since.
     pub(super) fn fetched(
         &mut self,
         offset: i64,
@@ -309,7 +305,7 @@ impl Partition {
         let is_wanted = self.fetch_position() == Some(offset) && self.has_room();
         if is_wanted && !records.is_empty() {
             if let Some(whole) = whole_batches(&records) {
-                // The beginning of one more comes again, whole.
+                // The incomplete last batch is fetched again as a whole.
                 records.truncate(whole.bytes);
                 self.fetch_position = self.fetch_position.max(whole.next_offset);
                 self.fetch_epoch = whole.leader_epoch;
@@ -326,8 +322,8 @@ impl Partition {
         is_wanted
     }
 
-    /// Moves up to `max` records to `out`, unpacking batch by batch. Returns
-    /// false when what was fetched ended without a single whole batch.
+    /// Moves up to `max` records to `out`, unpacking batch by batch. Returns false when the fetched
+    /// data ended without a single whole batch.
     pub(super) fn hand_out(
         &mut self,
         name: &TopicPartition,
@@ -358,7 +354,7 @@ impl Partition {
                 return Ok(true);
             }
             self.batch_answer = None;
-            // Past what the batch ever held: compaction leaves gaps at its end.
+            // Skip past the batch's last offset: compaction leaves gaps at its end.
             if self.batch_next > self.position {
                 self.position = self.batch_next;
                 self.epoch = self.batch_epoch;
@@ -391,7 +387,7 @@ impl Partition {
         }
         self.batch_epoch = batch.leader_epoch;
         self.batch_next = batch.next_offset();
-        // A batch begins where it was written, which may be before our position.
+        // A batch may begin before the position.
         let position = self.position;
         if batch.last_offset >= position {
             self.records = batch

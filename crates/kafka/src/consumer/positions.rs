@@ -1,5 +1,5 @@
-//! Where reading begins: what the group has committed, the reset policy's place, and the
-//! beginning of a topic that took a deleted one's name.
+//! Start positions: the committed offset, the reset policy, or the start of a topic that replaced a
+//! deleted one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::group::machine::{Failure, Identity};
 use crate::{Error, topic_id};
 use tbd_deadline::Deadline;
 
-/// The earlier of two moments, where `None` is never.
+/// The earlier of two moments; `None` means never.
 pub(super) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     a.into_iter().chain(b).min()
 }
 
 impl Consumer {
-    /// Sees to it that positions become known: committed offsets are asked of
-    /// the coordinator, resets of the leaders. Returns when to look again.
+    /// Looks up unknown positions: committed offsets from the coordinator, resets from the leaders.
+    /// Returns when to look again.
     pub(super) fn advance_positions(
         &mut self,
         deadline: Deadline,
@@ -56,11 +56,11 @@ impl Consumer {
         Ok(look_again)
     }
 
-    /// Partitions whose topic is gone, while another one has its name, begin again in that
-    /// one, where the reset policy says. What was fetched of the old topic is handed out
+    /// Restarts partitions whose topic was deleted while another one has its name. They begin in
+    /// the new topic where the reset policy says. Records fetched from the old topic are handed out
     /// first.
     fn restart_replaced(&mut self) -> Result<(), Error> {
-        // What is known may be older than the leader's refusal.
+        // The cached metadata may be older than the leader's refusal.
         if self.metadata_wanted {
             return Ok(());
         }
@@ -94,9 +94,9 @@ impl Consumer {
         Ok(())
     }
 
-    /// The ids of the topic a partition belongs to and of the one that has its name now,
-    /// if the leader does not have the former. Metadata alone does not prove it: a broker
-    /// that lags behind may still name an old id.
+    /// The id of the partition's topic and the id of the topic that has its name now, if the leader
+    /// does not have the former. Metadata alone proves nothing: a broker that lags behind may still
+    /// name an old id.
     fn replacement(&self, name: &TopicPartition, partition: &Partition) -> Option<(Uuid, Uuid)> {
         if partition.id_verdict == IdVerdict::Confirmed {
             return None;
@@ -119,7 +119,7 @@ impl Consumer {
         }
     }
 
-    /// Takes in what the group has committed.
+    /// Takes the committed offsets from an answer.
     pub(super) fn committed_answer(
         &mut self,
         answer: &OffsetFetchResponse,
@@ -146,20 +146,20 @@ impl Consumer {
                     continue;
                 }
                 if entry.committed_offset >= 0 {
-                    // The offset is one in this topic, whichever has the name now. If it
-                    // is gone, its leader says so.
+                    // The offset belongs to this topic, even if another one has the name now. If
+                    // the topic is gone, its leader refuses the fetch.
                     let id = topic_id::from_commit_metadata(entry.metadata.as_deref());
                     partition.topic_id = id.or(partition.topic_id);
                     partition.start_committed(entry.committed_offset, entry.committed_leader_epoch);
                 } else {
-                    // Nothing committed yet.
+                    // Nothing is committed yet.
                     let to = reset_to(self.config.auto_offset_reset)
                         .ok_or_else(|| refused(ResponseError::OffsetOutOfRange))?;
                     partition.reset(to);
                 }
             }
         }
-        // A partition the answer passed over is asked about again, but not at once.
+        // Partitions missing from the answer are asked about again after a pause.
         let later = Instant::now() + RETRY_BACKOFF;
         for partition in self.partitions.values_mut() {
             if partition.lookup == Some(Lookup::Committed) {
@@ -211,7 +211,7 @@ impl Consumer {
                 }
             }
         }
-        // Partitions the answer passed over are asked about again, but not at once.
+        // Partitions missing from the answer are asked about again after a pause.
         let later = Some(Instant::now() + RETRY_BACKOFF);
         for (name, asked) in resets {
             if let Some(partition) = self.partitions.get_mut(name)

@@ -1,5 +1,5 @@
-//! Waiting for several things at once on one thread: answers from brokers, a
-//! wake-up from another thread, or the time.
+//! A poll(2) wait for several events on one thread: broker answers, a wake-up from another thread,
+//! or the deadline.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use tbd_deadline::Deadline;
 
-/// Interrupts a consumer's wait from any thread. Cheap to clone.
+/// Wakes a consumer's wait from any thread. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Waker {
     inner: Arc<Inner>,
@@ -24,16 +24,16 @@ struct Inner {
 }
 
 impl Waker {
-    /// Makes the current poll, or else the next one, return at once without
-    /// records. Never waits; calls before a poll add up to one.
+    /// Makes the current poll, or else the next one, return at once without records. Never blocks;
+    /// several calls before a poll count as one.
     pub fn wake(&self) {
         self.inner.is_woken.store(true, Ordering::SeqCst);
         self.nudge();
     }
 
-    /// Makes a wait look around again without ending the poll.
+    /// Ends a wait without ending the poll.
     pub(crate) fn nudge(&self) {
-        // A full buffer means a wake-up is on its way already.
+        // A full buffer means that a wake-up is already pending.
         let _ = (&self.inner.sender).write(&[1]);
     }
 }
@@ -45,10 +45,10 @@ pub(crate) struct WakeReceiver {
     receiver: UnixStream,
 }
 
-/// A waker and its waiting side.
+/// Creates a waker and its waiting side.
 ///
 /// # Errors
-/// When the operating system gives no socket pair.
+/// When the operating system cannot create a socket pair.
 pub(crate) fn waker() -> io::Result<(Waker, WakeReceiver)> {
     let (sender, receiver) = UnixStream::pair()?;
     sender.set_nonblocking(true)?;
@@ -66,12 +66,12 @@ pub(crate) fn waker() -> io::Result<(Waker, WakeReceiver)> {
 }
 
 impl WakeReceiver {
-    /// Whether [`Waker::wake`] was called since the last time.
+    /// Whether [`Waker::wake`] was called since the last call.
     pub(crate) fn take(&self) -> bool {
         self.inner.is_woken.swap(false, Ordering::SeqCst)
     }
 
-    /// Swallows the bytes that made it readable.
+    /// Reads and discards the bytes that made it readable.
     pub(crate) fn drain(&self) {
         let mut bytes = [0; 64];
         while matches!((&self.receiver).read(&mut bytes), Ok(count) if count > 0) {}
@@ -84,9 +84,9 @@ impl AsFd for WakeReceiver {
     }
 }
 
-/// Waits until one of `sources` can be read (or is broken), at most until
-/// `deadline`. Says for each whether it can. An interrupted or failed wait says
-/// no for all: the caller looks around and waits again.
+/// Waits until one of `sources` is readable or broken, or until `deadline`. Returns for each source
+/// whether it is. An interrupted or failed wait returns false for all: the caller checks its state
+/// and waits again.
 pub(crate) fn readable(sources: &[BorrowedFd<'_>], deadline: Deadline) -> Vec<bool> {
     let mut descriptors: Vec<PollFd<'_>> = sources
         .iter()

@@ -1,8 +1,8 @@
-//! The thread that keeps a member alive while its owner works on a batch.
+//! The heartbeat thread, which keeps a member alive while its owner works on a batch.
 //!
-//! It has a connection of its own and shares nothing with the polling thread
-//! but the machine, whose lock neither holds across I/O. It sleeps on a condition
-//! variable until the next heartbeat is due or something changes.
+//! It has its own connection. It shares only the state machine with the polling thread, and neither
+//! holds the machine's lock across I/O. It sleeps on a condition variable until the next heartbeat
+//! is due or something changes.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,18 +22,18 @@ use crate::consumer::{ConsumerConfig, GroupProtocol};
 use crate::{Cluster, Connection, Error, lock};
 use tbd_deadline::Deadline;
 
-/// What the two threads of a consumer share.
+/// The state that the two threads of a consumer share.
 #[derive(Debug)]
 pub struct MembershipShared {
     machine: Mutex<Member>,
     changed: Condvar,
     waker: Waker,
-    /// Breaks the heartbeat thread's connection off, when there is one.
+    /// Closes the heartbeat thread's connection, if there is one.
     interrupter: Mutex<Option<Interrupter>>,
 }
 
 impl MembershipShared {
-    /// Around a fresh machine; `waker` interrupts the polling thread's waits.
+    /// Wraps a new machine; `waker` interrupts the polling thread's waits.
     pub fn new(machine: Member, waker: Waker) -> Self {
         Self {
             machine: Mutex::new(machine),
@@ -43,20 +43,19 @@ impl MembershipShared {
         }
     }
 
-    /// The machine, for a moment: never keep the guard across I/O.
+    /// Locks the machine. Never keep the guard across I/O.
     pub fn machine(&self) -> MutexGuard<'_, Member> {
-        // Each transition is complete or not begun, so a panic elsewhere leaves
-        // nothing half done behind.
+        // Each transition is complete or not begun, so a panic leaves the machine consistent.
         lock(&self.machine)
     }
 
-    /// Makes the heartbeat thread look at the machine again.
+    /// Wakes the heartbeat thread to look at the machine again.
     pub fn notify(&self) {
         self.changed.notify_all();
     }
 
-    /// Waits until the heartbeat thread has done all that it can to leave a group
-    /// of the consumer protocol; false when `deadline` came first.
+    /// Consumer protocol: waits until the heartbeat thread has done all it can to leave the group.
+    /// Returns false when `deadline` passed first.
     pub fn wait_left(&self, deadline: Deadline) -> bool {
         let mut machine = self.machine();
         while matches!(&*machine, Member::Consumer(machine) if !machine.has_left()) {
@@ -70,8 +69,7 @@ impl MembershipShared {
         true
     }
 
-    /// Closes the machine and ends what the heartbeat thread may be waiting
-    /// for, so that it can be joined.
+    /// Closes the machine and interrupts the heartbeat thread's waits, so that it can be joined.
     pub fn stop(&self) {
         self.machine().stop();
         self.notify();
@@ -81,11 +79,11 @@ impl MembershipShared {
     }
 }
 
-/// Starts the thread `kafka-heartbeat-<name>`. It ends after [`MembershipShared::stop`], at
-/// once unless it is just connecting, which takes a heartbeat interval at most.
+/// Starts the thread `kafka-heartbeat-<name>`. It ends at once after [`MembershipShared::stop`],
+/// unless it is connecting, which takes a heartbeat interval at most.
 ///
 /// # Errors
-/// When the operating system gives no thread.
+/// When the operating system cannot create a thread.
 pub fn spawn(
     name: &str,
     shared: Arc<MembershipShared>,
@@ -109,12 +107,12 @@ struct HeartbeatThread {
     cluster: Cluster,
     config: Arc<ConsumerConfig>,
     connection: Option<(Coordinator, Connection)>,
-    /// Whether the last heartbeat failed, to say so once and not every second.
+    /// Whether the last heartbeat failed: a series of failures is logged once.
     is_failing: bool,
 }
 
 impl HeartbeatThread {
-    /// One step; false when it was the last.
+    /// Runs one step. Returns false after the last.
     fn run_once(&mut self) -> bool {
         let now = Instant::now();
         let mut machine = self.shared.machine();
@@ -125,7 +123,7 @@ impl HeartbeatThread {
                 return false;
             }
             HeartbeatStep::Wait(until) => {
-                // With nothing due, look again anyway: no wait is without end.
+                // Every wait is bounded, even with nothing due.
                 let far = now + self.config.heartbeat_interval;
                 let pause = until.unwrap_or(far).saturating_duration_since(now);
                 let woken = self.shared.changed.wait_timeout(machine, pause);
@@ -201,7 +199,7 @@ impl HeartbeatThread {
     fn log_transition<T>(&mut self, result: &Result<T, Error>) {
         let group_id = &self.config.group_id;
         match result {
-            // A rebalance is nothing wrong.
+            // A rebalance is not a failure.
             Err(error) if error.code() == Some(ResponseError::RebalanceInProgress) => {}
             Err(error) if !self.is_failing => {
                 log::warn!("consumer group {group_id}: heartbeat failed: {error}");
@@ -284,9 +282,8 @@ impl HeartbeatThread {
         Ok(connection)
     }
 
-    /// A coordinator that does not answer within a heartbeat interval is asked
-    /// anew: waiting longer would spend the session on one lost packet, and
-    /// would make closing slow.
+    /// A coordinator that does not answer within a heartbeat interval is asked again. A longer wait
+    /// could spend the session on one lost packet, and would slow closing down.
     fn call_deadline(&self) -> Deadline {
         Deadline::after(
             self.config

@@ -1,11 +1,10 @@
-//! The life of one group member under the classic protocol, without I/O: answers and the time go in, the
-//! next step comes out.
+//! State machine of a group member under the classic protocol, without I/O: answers and the time go
+//! in, the next step comes out.
 //!
-//! Two threads drive it, one lock around it: the polling thread joins and
-//! syncs ([`Machine::poll_step`]), the heartbeat thread keeps the member alive
-//! and makes it leave when its owner is stuck ([`Machine::heartbeat_step`]).
-//! Every answer is judged with the identity its request was sent with: if the
-//! generation has moved on since, an error says nothing about today.
+//! Two threads drive it under one lock. The polling thread joins and syncs
+//! ([`Machine::poll_step`]). The heartbeat thread keeps the member alive and makes it leave when
+//! its owner is stuck ([`Machine::heartbeat_step`]). Every answer is judged with the identity that
+//! its request carried: an error about an older generation says nothing about the current one.
 //!
 //! ```text
 //!            join sent            join answered         sync answered
@@ -22,31 +21,30 @@ use super::consumer_machine::{HeartbeatRequest, Target};
 use super::ladder::{GroupApi, Reaction, reaction};
 use super::protocol::NO_GENERATION;
 
-/// A cooperative rebalance often has a second round right after the first, and
-/// members learn of it by heartbeat. For this long after joining they beat
-/// briskly, so that the second round does not wait for the usual interval.
+/// How long heartbeats are frequent after a join. A cooperative rebalance often has a second round
+/// right after the first, and members learn of it by heartbeat.
 const BRISK_FOR: Duration = Duration::from_secs(5);
-/// The interval while beating briskly.
+/// The heartbeat interval meanwhile.
 const BRISK_INTERVAL: Duration = Duration::from_millis(300);
 
-/// The limits a member lives by.
+/// A member's time limits.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Without a heartbeat for this long the coordinator drops the member.
+    /// The coordinator drops a member without heartbeats for this long.
     pub session_timeout: Duration,
     /// Time between heartbeats.
     pub heartbeat_interval: Duration,
-    /// An owner that does not poll for this long is stuck; the member leaves.
+    /// An owner that does not poll for this long is stuck, and the member leaves.
     pub max_poll_interval: Duration,
     /// First pause after a failure; doubles up to `retry_backoff_max`.
     pub retry_backoff: Duration,
-    /// Longest pause after repeated failures.
+    /// Longest pause between retries.
     pub retry_backoff_max: Duration,
-    /// A static member (one with an instance id) never says it leaves.
+    /// A static member (one with an instance id) never sends LeaveGroup.
     pub is_static: bool,
 }
 
-/// Where the group's coordinator listens.
+/// The group coordinator's node and address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Coordinator {
     /// The broker's id.
@@ -55,16 +53,16 @@ pub struct Coordinator {
     pub address: String,
 }
 
-/// Who a request speaks for.
+/// The member and generation that a request is sent for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The id the coordinator gave, empty before the first.
+    /// The id from the coordinator; empty until it has given one.
     pub member_id: String,
-    /// The generation, -1 for none; the member epoch under the consumer protocol.
+    /// The generation, -1 for none. Under the consumer protocol, the member epoch.
     pub generation: i32,
 }
 
-/// Why a request brought no success.
+/// Why a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// The coordinator refused it.
@@ -76,27 +74,27 @@ pub enum Failure {
 /// What the polling thread does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PollStep {
-    /// Nothing before this moment.
+    /// Wait until this moment.
     Wait(Instant),
     /// Ask any broker for the coordinator.
     FindCoordinator,
-    /// Give up what must be given up, then call [`Machine::start_join`] and send JoinGroup.
+    /// Revoke what must be revoked, then call [`Machine::start_join`] and send JoinGroup.
     Join(Coordinator),
-    /// JoinGroup or SyncGroup is on its way; its answer decides.
+    /// JoinGroup or SyncGroup is in flight; wait for its answer.
     AwaitAnswer,
-    /// Consumer protocol: own exactly this, then call
+    /// Consumer protocol: own exactly this target, then call
     /// [`ConsumerMachine::reconciled`](super::consumer_machine::ConsumerMachine::reconciled).
     Reconcile(Target),
     /// The member has its partitions.
     Ready(Coordinator),
-    /// The membership has failed for good.
+    /// The membership has failed permanently.
     Fail(ResponseError),
 }
 
 /// What the heartbeat thread does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeartbeatStep {
-    /// Nothing before this moment, or before somebody changes the machine.
+    /// Wait until this moment, or until the machine changes.
     Wait(Option<Instant>),
     /// Ask any broker for the coordinator.
     FindCoordinator,
@@ -104,8 +102,8 @@ pub enum HeartbeatStep {
     Send(Coordinator, Identity),
     /// Consumer protocol: send this heartbeat and report its answer.
     SendConsumer(Coordinator, HeartbeatRequest),
-    /// The owner is stuck, or closes (consumer protocol): tell the coordinator that
-    /// the member leaves. The machine has already given everything up.
+    /// The owner is stuck, or closes (consumer protocol): tell the coordinator that the member
+    /// leaves. The machine has already given up all partitions.
     Leave(Coordinator, Identity),
     /// The consumer is closed.
     Stop,
@@ -114,15 +112,15 @@ pub enum HeartbeatStep {
 /// What a failed commit means to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitVerdict {
-    /// Try the same again after a pause, with the coordinator found anew if need be.
+    /// Retry after a pause; find the coordinator again if it is unknown.
     Retry,
-    /// The group is rebalancing; partitions kept through it may be committed after it.
+    /// The group is rebalancing. Partitions that the member keeps can be committed afterwards.
     Rebalancing,
-    /// The member is out; others own the partitions by now.
+    /// The member is out of the group; others may own the partitions by now.
     Lost,
     /// The member can never commit again.
     Fatal(ResponseError),
-    /// This commit is refused, the membership goes on.
+    /// This commit is refused; the membership continues.
     Report(ResponseError),
 }
 
@@ -134,7 +132,7 @@ enum Phase {
     Stable,
 }
 
-/// Pauses between repeated failures.
+/// Back-off between repeated failures.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Backoff {
     failures: u32,
@@ -159,7 +157,7 @@ impl Backoff {
     }
 }
 
-/// One member's state; see the module.
+/// A member's state; see the module documentation.
 #[derive(Debug)]
 pub struct Machine {
     settings: Settings,
@@ -173,7 +171,7 @@ pub struct Machine {
     last_poll: Instant,
     last_heartbeat: Instant,
     brisk_until: Instant,
-    /// When the coordinator last gave a sign that it counts us in.
+    /// When the coordinator last confirmed the membership.
     last_sign: Instant,
     poll_backoff: Backoff,
     heartbeat_backoff: Backoff,
@@ -228,21 +226,21 @@ impl Machine {
         }
     }
 
-    /// Whether partitions were lost since the last call: others may own them
-    /// already, so they must be dropped without a commit.
+    /// Whether partitions were lost since the last call. Others may own them already, so drop them
+    /// without a commit.
     pub fn take_lost(&mut self) -> bool {
         std::mem::take(&mut self.lost)
     }
 
-    /// JoinGroup is being sent for the identity returned.
+    /// JoinGroup is about to be sent for the identity returned.
     pub fn start_join(&mut self) -> Identity {
         self.phase = Phase::Joining;
         self.rejoin_wanted = false;
         self.identity.clone()
     }
 
-    /// JoinGroup succeeded: heartbeats begin now. False when the machine was
-    /// reset meanwhile and the answer is worth nothing.
+    /// JoinGroup succeeded, and heartbeats begin. Returns false when the machine was reset
+    /// meanwhile and the answer is stale.
     pub fn joined(&mut self, member_id: String, generation: i32, now: Instant) -> bool {
         if self.phase != Phase::Joining {
             return false;
@@ -277,8 +275,8 @@ impl Machine {
         }
     }
 
-    /// SyncGroup succeeded for `sent`. False when that generation is over
-    /// already and the assignment is worth nothing.
+    /// SyncGroup succeeded for `sent`. Returns false when that generation is over and the
+    /// assignment is stale.
     pub fn synced(&mut self, sent: &Identity, now: Instant) -> bool {
         if self.phase != Phase::Syncing || self.identity != *sent {
             return false;
@@ -294,7 +292,7 @@ impl Machine {
         if self.phase != Phase::Syncing || self.identity != *sent {
             return;
         }
-        // Whatever it was, this rebalance is over and the next begins with a join.
+        // After any error this rebalance is over, and the next one begins with a join.
         self.phase = Phase::Unjoined;
         let verdict = self.judge(GroupApi::Sync, failure);
         self.apply(verdict, failure);
@@ -303,8 +301,7 @@ impl Machine {
         }
     }
 
-    /// The member wants a new assignment: it gave partitions up, or the
-    /// leader saw topics change.
+    /// Requests a new assignment: the member gave partitions up, or the leader saw topics change.
     pub fn want_rejoin(&mut self) {
         if self.phase == Phase::Stable {
             self.rejoin_wanted = true;
@@ -333,7 +330,7 @@ impl Machine {
         self.poll_backoff.fail(now, &self.settings);
     }
 
-    /// An OffsetFetch failed; the membership reacts as the ladder says.
+    /// An OffsetFetch failed. The ladder gives the membership's reaction.
     pub fn offset_fetch_failed(
         &mut self,
         sent: &Identity,
@@ -350,16 +347,16 @@ impl Machine {
 
     // --- commits ---
 
-    /// Whom a commit speaks for. Broken off here, without asking the
-    /// coordinator, while there is no generation to speak for.
+    /// The identity for a commit. Without a generation the commit fails here, and the coordinator
+    /// is not asked.
     ///
     /// # Errors
-    /// What to tell the caller.
+    /// The verdict for the caller.
     pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
         match (self.fatal, self.phase) {
             (Some(code), _) => Err(CommitVerdict::Fatal(code)),
             (None, Phase::Stable) => Ok(self.identity.clone()),
-            // Owned partitions survive a cooperative rebalance, so it is not lost yet.
+            // Owned partitions survive a cooperative rebalance, so they are not lost yet.
             (None, Phase::Joining | Phase::Syncing) => Err(CommitVerdict::Rebalancing),
             (None, Phase::Unjoined) if self.identity.generation != NO_GENERATION => {
                 Err(CommitVerdict::Rebalancing)
@@ -371,8 +368,8 @@ impl Machine {
     /// A commit sent for `sent` failed.
     pub fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
         let verdict = self.judge(GroupApi::OffsetCommit, failure);
-        // Applied only while the commit's generation is today's and no rebalance
-        // runs: rejoining on its account would throw the running one away.
+        // Applied only if the commit's generation is current and no rebalance runs: rejoining would
+        // abort the running rebalance.
         let is_current = self.identity == *sent && self.phase == Phase::Stable;
         if is_current || verdict == Reaction::Fatal || verdict == Reaction::FindCoordinator {
             self.apply(verdict, failure);
@@ -391,13 +388,13 @@ impl Machine {
 
     // --- the heartbeat thread ---
 
-    /// What the heartbeat thread does next. A step is taken by asking for it:
-    /// the next heartbeat is due one interval after this one was handed out.
+    /// What the heartbeat thread does next. Asking counts as taking the step: the next heartbeat is
+    /// due one interval after this one was returned.
     pub fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
         if self.closed {
             return HeartbeatStep::Stop;
         }
-        // A pending JoinGroup is itself the sign of life (Java: hasNotJoinedGroup).
+        // A pending JoinGroup is itself a sign of life (Java: hasNotJoinedGroup).
         if self.fatal.is_some() || !matches!(self.phase, Phase::Syncing | Phase::Stable) {
             return HeartbeatStep::Wait(None);
         }
@@ -433,7 +430,7 @@ impl Machine {
         HeartbeatStep::Send(coordinator, self.identity.clone())
     }
 
-    /// A heartbeat was answered. True when the polling thread should hear of it.
+    /// A heartbeat was answered. Returns true when the polling thread must be woken.
     pub fn heartbeat_answered(
         &mut self,
         sent: &Identity,
@@ -451,7 +448,8 @@ impl Machine {
             Err(_) if self.identity != *sent || self.phase == Phase::Unjoined => false,
             Err(failure) => match self.judge(GroupApi::Heartbeat, failure) {
                 Reaction::Rejoin => {
-                    // The coordinator counts us in, it only wants us to join again.
+                    // The member is still in the group; the coordinator only wants it to join
+                    // again.
                     self.last_sign = now;
                     let is_news = self.phase == Phase::Stable && !self.rejoin_wanted;
                     self.want_rejoin();
@@ -461,7 +459,7 @@ impl Machine {
                     let was_syncing = self.phase == Phase::Syncing;
                     self.apply(verdict, failure);
                     self.heartbeat_backoff.fail(now, &self.settings);
-                    // Due again as soon as the pause is over, not an interval later.
+                    // The retry is due as soon as the pause is over, not an interval later.
                     self.last_heartbeat = now
                         .checked_sub(self.settings.heartbeat_interval)
                         .unwrap_or(now);
@@ -483,8 +481,8 @@ impl Machine {
 
     // --- both ---
 
-    /// The consumer closes: whom LeaveGroup should speak for and where, if
-    /// there is anybody to leave as. Static members do not say they leave.
+    /// The consumer closes. Returns the identity for LeaveGroup and the coordinator, if known.
+    /// `None` for a static member, which never sends LeaveGroup, and for a member without an id.
     pub fn close(&mut self) -> Option<(Option<Coordinator>, Identity)> {
         self.closed = true;
         let leaves = !self.settings.is_static && !self.identity.member_id.is_empty();
@@ -496,7 +494,7 @@ impl Machine {
         self.closed
     }
 
-    /// The identity of today, if the member is in a generation.
+    /// The current identity.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -527,7 +525,7 @@ impl Machine {
 
     fn lose_coordinator(&mut self) {
         self.coordinator = None;
-        // The answer to SyncGroup died with it.
+        // The answer to SyncGroup is lost with the coordinator.
         if self.phase == Phase::Syncing {
             self.phase = Phase::Unjoined;
         }
@@ -541,7 +539,7 @@ impl Machine {
         }
     }
 
-    /// Back to the start; what was owned is lost.
+    /// Back to the initial phase; owned partitions are lost.
     fn reset(&mut self, forget_member: bool) {
         self.phase = Phase::Unjoined;
         self.rejoin_wanted = false;
