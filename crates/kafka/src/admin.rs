@@ -1,4 +1,4 @@
-//! Topics and offsets, asked for and arranged from outside any group.
+//! Admin client: creates, lists and deletes topics, and reads offsets and lag.
 
 use std::collections::BTreeMap;
 
@@ -19,41 +19,40 @@ use super::error::Error;
 use super::topic_id::from_commit_metadata;
 use tbd_deadline::Deadline;
 
-/// ListOffsets: the offset the next record will get.
+/// ListOffsets: the offset of the next record.
 const LATEST: i64 = -1;
-/// ListOffsets: the offset of the oldest record that is still there.
+/// ListOffsets: the offset of the oldest record available.
 const EARLIEST: i64 = -2;
 
-/// A topic to be made.
+/// A topic to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSpec {
     /// Its name.
     pub name: String,
-    /// How many partitions it gets.
+    /// The number of partitions.
     pub partitions: i32,
-    /// How many copies of each there are.
+    /// The number of replicas of each partition.
     pub replication: i16,
 }
 
-/// Administration of one cluster. Every call opens a connection of its own and
-/// repeats transient failures, with growing pauses, until its deadline; all calls
-/// are safe to repeat.
+/// Admin client for one cluster. Every call opens its own connection and retries transient failures
+/// with back-off until its deadline. All calls are safe to repeat.
 #[derive(Clone, Debug)]
 pub struct Admin {
     cluster: Cluster,
 }
 
 impl Admin {
-    /// Administration of `cluster`. No I/O.
+    /// Creates an admin client for `cluster`. No I/O.
     pub fn new(cluster: Cluster) -> Self {
         Self { cluster }
     }
 
-    /// Makes sure that all these topics exist. One that exists already is left as
-    /// it is, whatever its size.
+    /// Creates the missing ones of these topics. An existing topic is left unchanged, even if its
+    /// partition count differs.
     ///
     /// # Errors
-    /// The first topic's that could not be made.
+    /// The error of the first topic that could not be created.
     pub fn create_topics(&self, topics: &[TopicSpec], deadline: Deadline) -> Result<(), Error> {
         let specs = topics.iter().map(|topic| {
             CreatableTopic::default()
@@ -82,11 +81,11 @@ impl Admin {
         })
     }
 
-    /// Those of `topics` that the cluster does not have, asked once.
+    /// Returns those of `topics` that the cluster does not have. Asks once, without retries.
     ///
     /// # Errors
-    /// When no broker answered, or the one that did sees no controller; the first topic's
-    /// about which it refused to say anything.
+    /// When no broker answered, or the one that did sees no controller. Otherwise the error of the
+    /// first topic that it refused to describe.
     pub fn missing_topics<T: AsRef<str>>(
         &self,
         topics: &[T],
@@ -116,10 +115,10 @@ impl Admin {
         Ok(missing)
     }
 
-    /// Makes sure that none of these topics exists.
+    /// Deletes those of these topics that exist.
     ///
     /// # Errors
-    /// The first topic's that could not be deleted.
+    /// The error of the first topic that could not be deleted.
     pub fn delete_topics<T: AsRef<str>>(
         &self,
         topics: &[T],
@@ -142,7 +141,7 @@ impl Admin {
         })
     }
 
-    /// The names of all topics but Kafka's internal ones.
+    /// Returns the names of all topics except Kafka's internal ones.
     ///
     /// # Errors
     /// When no broker answered in time.
@@ -150,7 +149,7 @@ impl Admin {
         self.repeat(deadline, || self.cluster.list_topics(deadline))
     }
 
-    /// How many partitions `topic` has, asked now.
+    /// Returns the current number of partitions of `topic`.
     ///
     /// # Errors
     /// [`Error::Broker`] when it does not exist.
@@ -161,7 +160,7 @@ impl Admin {
         })
     }
 
-    /// For each partition of `topic`, by number, the offset its next record will get.
+    /// Returns the offset of the next record, for each partition of `topic` by number.
     ///
     /// # Errors
     /// When a partition's leader did not answer in time.
@@ -169,8 +168,8 @@ impl Admin {
         self.offsets(topic, LATEST, deadline)
     }
 
-    /// For each partition of `topic`, by number, the offset of the oldest record that
-    /// retention has left; the end offset when there is none.
+    /// Returns the offset of the oldest record that retention has left, for each partition of
+    /// `topic` by number. The end offset when there is none.
     ///
     /// # Errors
     /// When a partition's leader did not answer in time.
@@ -207,9 +206,9 @@ impl Admin {
         })
     }
 
-    /// The offsets committed by `group` for `topics`: by topic and partition, the
-    /// next offset to be read. Partitions without a commit are left out, and those whose
-    /// commit names a topic that had the name before.
+    /// Returns the offsets that `group` committed for `topics`: by topic and partition, the next
+    /// offset to read. Leaves out partitions without a commit, and commits of a deleted topic that
+    /// had the same name.
     ///
     /// # Errors
     /// When the group's coordinator did not answer in time.
@@ -253,9 +252,8 @@ impl Admin {
         })
     }
 
-    /// How many records of `topics` the group has not committed yet, for every
-    /// partition, whether it has members or not. Without a commit, all records that
-    /// are there count.
+    /// Returns the number of records that the group has not committed, for every partition of
+    /// `topics`, even if the group has no members. Without a commit, all available records count.
     ///
     /// # Errors
     /// As [`committed_offsets`](Self::committed_offsets) and [`end_offsets`](Self::end_offsets).
@@ -265,7 +263,7 @@ impl Admin {
         topics: &[T],
         deadline: Deadline,
     ) -> Result<BTreeMap<(String, i32), i64>, Error> {
-        // First what is committed, then the ends: so no lag is below what it was.
+        // Commits before ends: the result is then never below the lag at the start of the call.
         let committed = self.committed_offsets(group, topics, deadline)?;
         let mut lags = BTreeMap::new();
         for topic in topics.iter().map(AsRef::as_ref) {
@@ -301,8 +299,8 @@ impl Admin {
         }
     }
 
-    /// Repeats what is safe to repeat until it succeeds, fails for good, or the
-    /// deadline is too near for another pause.
+    /// Retries `attempt` until it succeeds, fails permanently, or the deadline leaves no time for
+    /// another pause. `attempt` must be safe to repeat.
     pub(super) fn repeat<T>(
         &self,
         deadline: Deadline,
@@ -324,7 +322,7 @@ impl Admin {
     }
 }
 
-/// What one leader says of its `partitions`: (partition, offset).
+/// Asks one leader for its `partitions`' offsets: (partition, offset).
 fn offsets_at(
     connection: &mut Connection,
     topic: &str,
@@ -363,8 +361,7 @@ fn group_id(name: &str) -> GroupId {
     GroupId(StrBytes::from_string(name.to_owned()))
 }
 
-/// What a broker may take to do as asked: half of what is left, so that its answer
-/// still reaches us.
+/// The time-out for the broker: half of the time left, so that its answer still arrives in time.
 fn millis(deadline: Deadline) -> i32 {
     i32::try_from(deadline.remaining().as_millis() / 2).unwrap_or(i32::MAX)
 }

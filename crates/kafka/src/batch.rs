@@ -1,14 +1,13 @@
-//! Walks the record batches of a fetch answer, safely on any bytes.
+//! Decoder for the record batches of a fetch answer, safe on any bytes.
 //!
-//! The codec's own record decoder throws a batch's last offset away (so a
-//! compacted topic would be fetched for ever), trusts claimed counts when it
-//! reserves memory, folds duplicate headers, and unpacks without a limit. So
-//! batches are read here: nothing is allocated because a length field says so,
-//! nothing is added without a check, and a batch cut short at the end of an
-//! answer, which is normal, simply ends the walk.
+//! The codec's own record decoder discards a batch's last offset, so a compacted topic would be
+//! fetched for ever. It also trusts claimed counts when it reserves memory, merges duplicate
+//! headers, and decompresses without a limit. This decoder allocates nothing because a length field
+//! says so, and checks every addition. A batch cut short at the end of an answer is normal and ends
+//! the input.
 //!
-//! Format: Kafka protocol guide, "Record Batch" (magic 2). Older magics are
-//! refused with a typed error.
+//! Format: Kafka protocol guide, "Record Batch" (magic 2). Older magics are refused with a typed
+//! error.
 
 use std::fmt;
 use std::io::Read;
@@ -16,27 +15,27 @@ use std::io::Read;
 use bytes::{Buf, Bytes};
 use thiserror::Error;
 
-/// Bytes before the length field's coverage begins: base offset (8) and length (4).
+/// Bytes before those that the length field counts: base offset (8) and length (4).
 const PREFIX_BYTES: usize = 12;
 /// Bytes of a whole batch header, up to the first record.
 const HEADER_BYTES: usize = 61;
 /// The checksum covers everything from the attributes on.
 const CRC_START: usize = 21;
-/// The most one batch may unpack to. The packed size is bounded by the frame
-/// limit; this bounds what a few hostile kilobytes can ask of the memory.
+/// The most bytes that one batch may decompress to. The frame limit bounds the compressed size;
+/// this limit bounds the memory that a few hostile kilobytes can claim.
 pub const UNPACKED_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// The smallest possible record: length, attributes, two deltas, key and value
-/// length, header count, one byte each.
+/// The smallest possible record: length, attributes, two deltas, key and value length, header
+/// count, one byte each.
 const RECORD_BYTES_MIN: usize = 7;
 
-/// Why bytes are not a record batch. Never transient in itself, though damage
-/// done on the way may be gone after fetching again.
+/// Why bytes are not a record batch. Not transient, but damage in transit may be gone after another
+/// fetch.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BatchError {
     /// A message format this client does not read (magic 0 and 1 ended with Kafka 0.11).
     #[error("record format with magic {0} is not supported, only 2")]
     UnsupportedMagic(i8),
-    /// A compression code nobody has defined.
+    /// An undefined compression code.
     #[error("unknown compression code {0}")]
     UnknownCompression(i16),
     /// The checksum of a whole batch does not match.
@@ -48,18 +47,18 @@ pub enum BatchError {
     /// The bytes contradict the format.
     #[error("malformed record batch: {0}")]
     Malformed(&'static str),
-    /// The compressed part does not unpack.
+    /// The compressed part cannot be decompressed.
     #[error("record batch does not unpack: {0}")]
     Unpack(String),
-    /// The compressed part would unpack to more than [`UNPACKED_BYTES_MAX`].
+    /// The compressed part would decompress to more than [`UNPACKED_BYTES_MAX`].
     #[error("record batch unpacks to more than {UNPACKED_BYTES_MAX} bytes")]
     TooLarge,
 }
 
-/// How the records of a batch are packed.
+/// The compression of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
-    /// Not at all.
+    /// Uncompressed.
     None,
     /// gzip (RFC 1952).
     Gzip,
@@ -71,24 +70,24 @@ pub enum Codec {
     Zstd,
 }
 
-/// One record as the log holds it.
+/// One record of the log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Record {
     /// Position in the partition.
     pub offset: i64,
-    /// Milliseconds since 1970 UTC: the producer's time, or the broker's for
-    /// topics with log-append time. -1 when there is none.
+    /// Milliseconds since 1970 UTC; -1 when there is none. The producer's time, or the broker's for
+    /// topics with log-append time.
     pub timestamp_ms: i64,
     /// The key, if any.
     pub key: Option<Bytes>,
     /// The value; `None` is a tombstone.
     pub value: Option<Bytes>,
-    /// Headers in their order, repeated names kept.
+    /// Headers in order; repeated names are kept.
     pub headers: Vec<(String, Option<Bytes>)>,
 }
 
 impl fmt::Debug for Record {
-    // Keys and values are the users' data and stay out of logs.
+    // Keys and values are user data and must not appear in logs.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Record")
@@ -100,41 +99,40 @@ impl fmt::Debug for Record {
     }
 }
 
-/// One batch: its header, and the records still packed.
+/// One batch: its header, and its records still packed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedBatch {
-    /// Offset of the first record the batch was made with.
+    /// Offset of the batch's first record when it was written.
     pub base_offset: i64,
-    /// Offset of the last record the batch was made with; compaction may have
-    /// removed that record, but fetching goes on after it all the same.
+    /// Offset of the batch's last record when it was written. Compaction may have removed that
+    /// record; fetching still continues after it.
     pub last_offset: i64,
     /// Epoch of the leader that wrote the batch; -1 when unknown.
     pub leader_epoch: i32,
-    /// Control batches (transaction markers) hold nothing for users.
+    /// Whether this is a control batch (transaction marker), which has no records for users.
     pub is_control: bool,
-    /// How the records are packed.
+    /// The compression of the records.
     pub codec: Codec,
-    /// `Some` when the broker's time at appending stands for all records.
+    /// The broker's append time, if it replaces the timestamps of all records.
     log_append_time_ms: Option<i64>,
     base_timestamp_ms: i64,
     record_count: usize,
     packed: Bytes,
 }
 
-/// Where the whole batches at the front of an answer end.
+/// The extent of the whole batches at the front of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WholeBatches {
-    /// Bytes they take.
+    /// Their size in bytes.
     pub bytes: usize,
-    /// Where fetching goes on after them.
+    /// The next offset to fetch after them.
     pub next_offset: i64,
     /// Epoch of the leader that wrote the last of them; -1 when unknown.
     pub leader_epoch: i32,
 }
 
-/// Looks how far the whole batches at the front of `input` reach, by their headers
-/// alone: what is wrong inside of them [`next_batch`] tells. `None` when there is no
-/// whole batch at the front, or none of a kind we read.
+/// Finds the whole batches at the front of `input` by their headers alone; [`next_batch`] checks
+/// their content. `None` when there is no whole batch at the front, or its format is unsupported.
 pub fn whole_batches(input: &[u8]) -> Option<WholeBatches> {
     let mut whole = None;
     let mut end = 0;
@@ -159,11 +157,11 @@ pub fn whole_batches(input: &[u8]) -> Option<WholeBatches> {
 
 /// Takes the next whole batch off the front of `input`.
 ///
-/// `Ok(None)`: nothing left, or only the beginning of a batch (`input` then
-/// holds that rest). After an error `input` is unspecified: fetch again.
+/// `Ok(None)`: nothing is left, or only the beginning of a batch, which `input` then holds. After
+/// an error `input` is unspecified: fetch again.
 ///
 /// # Errors
-/// When a whole batch is there but is not one we can read.
+/// When a whole batch is there but cannot be decoded.
 pub fn next_batch(input: &mut Bytes) -> Result<Option<FetchedBatch>, BatchError> {
     if input.len() < PREFIX_BYTES {
         return Ok(None);
@@ -175,8 +173,8 @@ pub fn next_batch(input: &mut Bytes) -> Result<Option<FetchedBatch>, BatchError>
     let total = PREFIX_BYTES
         .checked_add(length)
         .ok_or(BatchError::Malformed("batch length"))?;
-    // The magic sits at the same place in every format, so look at it first:
-    // an old message set must not pass for a short batch.
+    // Every format has the magic at the same place. Check it first: an old message set must not
+    // pass for a short batch.
     if let Some(&magic) = input.get(16)
         && magic != 2
     {
@@ -234,13 +232,13 @@ pub fn next_batch(input: &mut Bytes) -> Result<Option<FetchedBatch>, BatchError>
 }
 
 impl FetchedBatch {
-    /// Where fetching goes on after this batch.
+    /// The next offset to fetch after this batch.
     pub fn next_offset(&self) -> i64 {
         self.last_offset + 1
     }
 
-    /// Unpacks the records, in order. A control batch has none for users, and
-    /// a batch emptied by compaction has none at all.
+    /// Unpacks the records, in order. A control batch has none for users, and a batch emptied by
+    /// compaction has none at all.
     ///
     /// # Errors
     /// When the packed part is damaged or too large; no record is returned then.
@@ -249,7 +247,7 @@ impl FetchedBatch {
             return Ok(Vec::new());
         }
         let unpacked = unpack(self.codec, &self.packed)?;
-        // The count is a claim; what is there bounds what it may reserve.
+        // The count is a claim; the bytes present limit what it may reserve.
         if self.record_count > unpacked.len() / RECORD_BYTES_MIN {
             return Err(BatchError::Malformed("more records claimed than fit"));
         }
@@ -296,7 +294,7 @@ impl FetchedBatch {
         let key = body.nullable()?;
         let value = body.nullable()?;
         let header_count = length(body.varint()?)?.ok_or(BatchError::Malformed("header count"))?;
-        // Each header takes two bytes at least.
+        // Each header takes at least two bytes.
         if header_count > body.left() / 2 {
             return Err(BatchError::Malformed("more headers claimed than fit"));
         }
@@ -305,8 +303,8 @@ impl FetchedBatch {
             let name = body
                 .nullable()?
                 .ok_or(BatchError::Malformed("header without name"))?;
-            // A name that is not UTF-8 is against the format; losing the whole
-            // record over it would stop the partition for ever.
+            // A header name that is not UTF-8 violates the format. Failing the whole record would
+            // stop the partition for ever.
             let name = String::from_utf8_lossy(&name).into_owned();
             headers.push((name, body.nullable()?));
         }
@@ -320,8 +318,8 @@ impl FetchedBatch {
     }
 }
 
-/// A part of unpacked bytes, and how far it is read. Only what a record keeps is cut
-/// out of them: counting references to them costs more than reading.
+/// A read position in a part of the unpacked bytes. Only what a record keeps becomes a slice:
+/// reference counting costs more than reading.
 struct Cursor<'a> {
     bytes: &'a Bytes,
     at: usize,
@@ -333,7 +331,7 @@ impl<'a> Cursor<'a> {
         self.end - self.at
     }
 
-    /// The next `size` bytes, to be read by themselves.
+    /// Splits off the next `size` bytes as their own cursor.
     fn part(&mut self, size: usize) -> Result<Cursor<'a>, BatchError> {
         if size > self.left() {
             return Err(BatchError::Malformed("length beyond the end"));
@@ -361,7 +359,7 @@ impl<'a> Cursor<'a> {
         Err(BatchError::Malformed("number does not end"))
     }
 
-    /// Bytes behind their length, -1 being none at all.
+    /// Reads bytes after their length; length -1 means none.
     fn nullable(&mut self) -> Result<Option<Bytes>, BatchError> {
         match length(self.varint()?)? {
             None => Ok(None),
@@ -373,7 +371,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// A length field: -1 is "absent", other negative numbers are refused.
+/// Converts a length field: -1 means absent, other negative numbers are refused.
 fn length(value: i64) -> Result<Option<usize>, BatchError> {
     match value {
         -1 => Ok(None),
@@ -411,7 +409,7 @@ fn unpack_error(error: impl fmt::Display) -> BatchError {
     BatchError::Unpack(error.to_string())
 }
 
-/// Reads to the end, growing as bytes really arrive, up to the limit.
+/// Reads to the end, up to the limit. The buffer grows only as bytes arrive.
 fn read_bounded(reader: impl Read, bytes_max: usize) -> Result<Bytes, BatchError> {
     let mut unpacked = Vec::new();
     reader
@@ -427,8 +425,8 @@ fn read_bounded(reader: impl Read, bytes_max: usize) -> Result<Bytes, BatchError
 /// The first eight bytes of snappy-java's framing; two version numbers follow.
 const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\x00";
 
-/// Java frames snappy in blocks (`SnappyOutputStream`), librdkafka and others
-/// send one raw block; both are read, as Java does.
+/// Java frames snappy in blocks (`SnappyOutputStream`); librdkafka and others send one raw block.
+/// Both are read, as in Java.
 fn unpack_snappy(packed: &Bytes) -> Result<Bytes, BatchError> {
     let mut unpacked = Vec::new();
     if !packed.starts_with(XERIAL_MAGIC) {
@@ -448,8 +446,8 @@ fn unpack_snappy(packed: &Bytes) -> Result<Bytes, BatchError> {
 fn snappy_block(block: &[u8], unpacked: &mut Vec<u8>) -> Result<(), BatchError> {
     let size = snap::raw::decompress_len(block).map_err(unpack_error)?;
     let start = unpacked.len();
-    // Snappy copies at most 64 bytes per three-byte tag, so a claim far beyond
-    // that ratio is a lie and gets no memory.
+    // Snappy copies at most 64 bytes per three-byte tag. A claim far beyond that ratio is false and
+    // gets no memory.
     if size > block.len().saturating_mul(64) {
         return Err(BatchError::Malformed("snappy block claims too much"));
     }

@@ -1,5 +1,4 @@
-//! A broker that does as a test tells it: the in-process peer for faults that a
-//! real one shows too rarely.
+//! A scripted in-process broker for tests, for faults that a real one shows too rarely.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -22,7 +21,7 @@ use kafka_protocol::protocol::{
 use super::lock;
 use super::wire::{Request, supported};
 
-/// A request as it came in.
+/// A request as received.
 pub(crate) struct Incoming {
     pub(crate) api: ApiKey,
     pub(crate) version: i16,
@@ -30,15 +29,15 @@ pub(crate) struct Incoming {
     body: Bytes,
 }
 
-/// What the broker does about a request.
+/// The broker's reaction to a request.
 pub(crate) enum Reply {
-    /// These bytes, as they are.
+    /// Send these bytes.
     Bytes(Vec<u8>),
-    /// These bytes one by one, with a pause between them.
+    /// Send these bytes one by one, with a pause before each.
     Drip(Vec<u8>, Duration),
-    /// These bytes, then the connection ends.
+    /// Send these bytes, then close the connection.
     BytesThenClose(Vec<u8>),
-    /// Nothing, and the connection stays open.
+    /// Send nothing and keep the connection open.
     Silence,
 }
 
@@ -47,7 +46,7 @@ impl Incoming {
         R::decode(&mut self.body.clone(), self.version).unwrap()
     }
 
-    /// A whole frame with `response` in the request's version.
+    /// A complete frame with `response` in the request's version.
     pub(crate) fn frame<M: Encodable + HeaderVersion>(&self, response: &M) -> Vec<u8> {
         self.frame_as(response, self.version, self.correlation_id)
     }
@@ -71,7 +70,7 @@ impl Incoming {
         Reply::Bytes(self.frame(response))
     }
 
-    /// All versions this client speaks.
+    /// All versions that this client supports.
     pub(crate) fn versions(&self) -> ApiVersionsResponse {
         let keys = (0..100).filter_map(|key| ApiKey::try_from(key).ok());
         let ranges = keys.filter_map(|api| {
@@ -86,8 +85,8 @@ impl Incoming {
         ApiVersionsResponse::default().with_api_keys(ranges.collect())
     }
 
-    /// One broker, node 1 at `address`, leading `partitions` of every topic asked
-    /// for.
+    /// Metadata with one broker: node 1 at `address`, the leader of `partitions` of every topic
+    /// asked for.
     pub(crate) fn metadata(&self, address: SocketAddr, partitions: i32) -> MetadataResponse {
         let asked: MetadataRequest = self.decode();
         let topics = asked.topics.unwrap_or_default().into_iter().map(|topic| {
@@ -112,7 +111,7 @@ impl Incoming {
     }
 }
 
-/// `body` with its length before it.
+/// `body` preceded by its length.
 pub(crate) fn framed(body: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
     frame.extend_from_slice(body);
@@ -128,7 +127,7 @@ pub(crate) struct FakeBroker {
 }
 
 impl FakeBroker {
-    /// Answers each request with what `handler` says.
+    /// Starts a broker that answers each request as `handler` says.
     pub(crate) fn start(
         handler: impl Fn(&Incoming, SocketAddr) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -168,12 +167,12 @@ impl FakeBroker {
         }
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub(crate) fn connections(&self) -> usize {
         lock(&self.sockets).len()
     }
 
-    /// Waits until so many connections are open.
+    /// Waits until `count` connections are open.
     pub(crate) fn wait_for_connections(&self, count: usize) {
         let give_up = Instant::now() + Duration::from_secs(10);
         while self.connections() != count {
@@ -236,7 +235,7 @@ fn read_request(socket: &mut TcpStream) -> Option<Incoming> {
     })
 }
 
-/// The newest version this client speaks of a request, for tests' expectations.
+/// The newest version of a request that this client supports.
 pub(crate) fn newest<R: Request>() -> i16 {
     R::VERSIONS.max
 }

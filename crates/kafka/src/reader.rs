@@ -1,5 +1,5 @@
-//! Ranges of a topic, read from outside any group: no membership, no commits, an end
-//! that is known beforehand. For tools that look into a topic.
+//! A reader of offset ranges outside any consumer group, for tools that inspect a topic. It has no
+//! membership and no commits, and knows the end beforehand.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -20,30 +20,30 @@ use super::error::Error;
 use super::topic_id;
 use tbd_deadline::Deadline;
 
-/// The most bytes of one answer; a single larger batch comes all the same.
+/// The most bytes of one answer. A single larger batch is delivered all the same.
 const FETCH_BYTES: i32 = 1 << 20;
-/// How long a broker may wait for a record that it does not have yet, in milliseconds.
+/// How long a broker may wait for new records, in milliseconds.
 const FETCH_WAIT_MS: i32 = 500;
 
-/// Reads ranges of offsets one after another, on one connection at a time.
+/// Reads ranges of offsets one after another, over one connection at a time.
 #[derive(Debug)]
 pub struct Reader {
     cluster: Cluster,
     admin: Admin,
     topic: Arc<str>,
-    /// The topic whose offsets the ranges are; `None` when the cluster tells no ids.
+    /// The topic that the offsets belong to; `None` when the cluster provides no ids.
     topic_id: Option<Uuid>,
-    /// Whether the leader has said that it has no such topic.
+    /// Whether the leader has answered that it has no such topic.
     is_id_refused: bool,
     left: VecDeque<(i32, Range<i64>)>,
-    /// A line to this node.
+    /// The node and the connection to it.
     connection: Option<(i32, Connection)>,
 }
 
 impl Reader {
-    /// A reader of `ranges` of `topic`: partitions and offsets, read in the order given.
-    /// They are offsets in the topic that `cluster` has last seen under this name, as
-    /// [`Reader::ranges`] has. No I/O.
+    /// Creates a reader of `ranges` of `topic`: partitions and offsets, read in the given order.
+    /// The offsets belong to the topic that `cluster` last saw under this name, as those of
+    /// [`Reader::ranges`] do. No I/O.
     pub fn new(
         cluster: Cluster,
         topic: impl Into<Arc<str>>,
@@ -61,8 +61,8 @@ impl Reader {
         }
     }
 
-    /// Every partition's offsets, by number: from the oldest record to the end as it is
-    /// now. Waits at most until `deadline`.
+    /// Returns the offsets of every partition, by number: from the oldest record to the current
+    /// end. Waits until `deadline` at most.
     ///
     /// # Errors
     /// When the topic does not exist, or a leader did not answer in time.
@@ -81,13 +81,13 @@ impl Reader {
             .collect())
     }
 
-    /// The next records, in order within each range; none at the end of the last one.
-    /// Records that retention or compaction has taken away are passed over. Waits at most
-    /// until `deadline` and repeats transient failures until then.
+    /// Returns the next records, in order within each range; none after the last range. Records
+    /// that retention or compaction removed are skipped. Waits until `deadline` at most, and
+    /// retries transient failures until then.
     ///
     /// # Errors
-    /// The last failure; reading again goes on where it stopped. [`Error::TopicReplaced`]
-    /// when the topic was deleted and created again: the ranges mean nothing then.
+    /// The last failure; the next call continues there. [`Error::TopicReplaced`] when the topic was
+    /// deleted and created again, because the ranges are then meaningless.
     pub fn read(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
         while let Some((partition, range)) = self.left.front().cloned() {
             if range.is_empty() {
@@ -110,7 +110,7 @@ impl Reader {
         Ok(Vec::new())
     }
 
-    /// One answer's records within `range`, and where reading goes on.
+    /// Returns one answer's records within `range`, and the next offset to read.
     fn fetch(
         &mut self,
         partition: i32,
@@ -133,7 +133,7 @@ impl Reader {
         })
     }
 
-    /// The range's start is gone: on to what is still there, or to the range's end.
+    /// The range's start was removed: skips to the oldest record left, or to the range's end.
     fn skip_removed(
         &self,
         partition: i32,
@@ -149,8 +149,8 @@ impl Reader {
         Ok((Vec::new(), start))
     }
 
-    /// The bytes of one answer, from `offset` on. A failure ends the connection: it may be
-    /// broken, or lead to a broker that is not the leader any more.
+    /// Returns the bytes of one answer from `offset` on. A failure closes the connection: it may be
+    /// broken, or its broker may no longer be the leader.
     fn fetch_at(
         &mut self,
         partition: i32,
@@ -175,7 +175,7 @@ impl Reader {
             Some(_) => i16::MAX,
             None => FETCH_BY_ID - 1,
         };
-        // Metadata may come from a broker that lags behind, so the leader is believed first.
+        // Metadata may come from a broker that lags behind, so the leader's answer has precedence.
         if self.is_id_refused || connection.version_of(ApiKey::Fetch)? < FETCH_BY_ID {
             self.check_topic()?;
         }
@@ -183,7 +183,7 @@ impl Reader {
         let sent = connection.send_at_most(&request, newest, deadline)?;
         let response = connection.receive(sent, deadline)?;
         Error::check(ApiKey::Fetch, response.error_code)?;
-        // One topic was asked for. By id, its name is not in the answer.
+        // The request named one topic. An answer by id contains no name.
         let answers = response.responses.into_iter();
         let mut partitions = answers.flat_map(|topic| topic.partitions);
         let answer = partitions.find(|answer| answer.partition_index == partition);
@@ -213,7 +213,7 @@ impl Reader {
             .with_max_wait_ms(FETCH_WAIT_MS)
             .with_min_bytes(1)
             .with_max_bytes(FETCH_BYTES)
-            // No fetch session, and none wanted (KIP-227).
+            // No fetch session (KIP-227): none is needed.
             .with_session_epoch(-1)
             .with_topics(vec![
                 FetchTopic::default()
@@ -224,7 +224,7 @@ impl Reader {
     }
 }
 
-/// The records of an answer that lie within `range`, and where reading goes on.
+/// Returns an answer's records within `range`, and the next offset to read.
 fn take_records(
     topic: &Arc<str>,
     partition: i32,
@@ -236,7 +236,7 @@ fn take_records(
         && let Some(batch) = next_batch(&mut bytes)?
     {
         let wanted = batch.records()?.into_iter();
-        // A batch comes whole, also when the range begins or ends in its middle.
+        // A batch arrives whole, even if the range begins or ends in the middle of it.
         let wanted = wanted.filter(|record| range.contains(&record.offset));
         records.extend(wanted.map(|record| ConsumerRecord {
             topic: Arc::clone(topic),

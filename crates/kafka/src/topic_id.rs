@@ -1,6 +1,8 @@
-//! Topic ids (KIP-516) in text: as Kafka's tools write them, and in the metadata of committed offsets.
+//! Topic ids (KIP-516) as text: in the form of Kafka's tools, and in the metadata of committed
+//! offsets.
 //!
-//! Offsets are committed under a topic's name. The id next to an offset says which topic of that name it belongs to.
+//! Offsets are committed under a topic's name. The id next to an offset says which topic of that
+//! name it belongs to.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,10 +11,10 @@ use uuid::Uuid;
 
 use super::error::Error;
 
-/// What a committed offset's metadata begins with if it holds a topic id.
+/// Prefix of a committed offset's metadata that contains a topic id.
 const PREFIX: &str = "topic-id=";
 
-/// An id as `kafka-topics.sh --describe` writes it.
+/// Formats an id as `kafka-topics.sh --describe` does.
 pub(crate) fn to_text(id: Uuid) -> String {
     URL_SAFE_NO_PAD.encode(id.as_bytes())
 }
@@ -22,15 +24,15 @@ pub(crate) fn commit_metadata(id: Option<Uuid>) -> String {
     id.map_or_else(String::new, |id| format!("{PREFIX}{}", to_text(id)))
 }
 
-/// The id of the topic that a committed offset belongs to. `None` for other clients' metadata, which says nothing
-/// about it.
+/// The id of the topic that a committed offset belongs to. `None` for metadata of other clients,
+/// which contains no id.
 pub(crate) fn from_commit_metadata(metadata: Option<&str>) -> Option<Uuid> {
     let text = metadata?.strip_prefix(PREFIX)?;
     let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
     Uuid::from_slice(&bytes).ok().filter(|id| !id.is_nil())
 }
 
-/// Whether a leader's answer to a Fetch by id says that it has no such topic.
+/// Whether a leader's answer to a Fetch by id means that it has no such topic.
 pub(crate) fn is_refusal(code: i16) -> bool {
     matches!(
         ResponseError::try_from_code(code),
@@ -38,7 +40,7 @@ pub(crate) fn is_refusal(code: i16) -> bool {
     )
 }
 
-/// The error of a reader of `old` who finds `new` under the same name.
+/// The error of a reader of `old` that finds `new` under the same name.
 pub(crate) fn replaced(topic: &str, old: Uuid, new: Uuid) -> Error {
     Error::TopicReplaced {
         topic: topic.to_owned(),

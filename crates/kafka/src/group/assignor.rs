@@ -1,11 +1,10 @@
-//! Who gets which partition: the leader of a group decides with one of these.
+//! Assignors, with which the leader of a group distributes partitions.
 //!
-//! *range* gives each member a run of neighbouring partitions, topic by topic.
-//! *cooperative-sticky* balances all topics together and moves as little as it
-//! can; a partition that has to move is first left with nobody, until its owner
-//! has let go of it, and given away in the rebalance that follows at once.
-//! Members of other clients take part with the same names and rules
-//! (`RangeAssignor`, `CooperativeStickyAssignor` of the Java client).
+//! *range* gives each member a run of neighbouring partitions, topic by topic. *cooperative-sticky*
+//! balances all topics together and moves as few partitions as it can. A partition that must move
+//! is first assigned to nobody, until its owner has revoked it. The rebalance that follows at once
+//! assigns it. Members of other clients can be in the same group, because names and rules are the
+//! same (`RangeAssignor`, `CooperativeStickyAssignor` of the Java client).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,23 +14,23 @@ use bytes::{Buf, Bytes};
 use super::TopicPartition;
 use super::protocol::Subscription;
 
-/// A way to share partitions out, by the name all clients know it by.
+/// A distribution strategy, under the name that all clients know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Assignor {
-    /// Neighbouring partitions; everything is given up before each rebalance.
+    /// Neighbouring partitions; all are revoked before each rebalance.
     Range,
-    /// Balanced over all topics, moving little, keeping the rest running.
+    /// Balanced over all topics; moves few partitions and keeps the rest running.
     CooperativeSticky,
 }
 
 /// A member as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// The id the coordinator gave it.
+    /// The id from the coordinator.
     pub member_id: String,
-    /// Its lasting name, for static members.
+    /// The instance id of a static member.
     pub instance_id: Option<String>,
-    /// What it said when it joined.
+    /// The subscription from its JoinGroup.
     pub subscription: Subscription,
 }
 
@@ -47,20 +46,20 @@ impl Assignor {
         }
     }
 
-    /// The assignor of that name.
+    /// The assignor with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Range, Self::CooperativeSticky]
             .into_iter()
             .find(|assignor| assignor.name() == name)
     }
 
-    /// Whether members keep what they own while they rejoin.
+    /// Whether members keep their partitions while they rejoin.
     pub fn is_cooperative(self) -> bool {
         matches!(self, Self::CooperativeSticky)
     }
 
-    /// The assignor's own bytes in a subscription: cooperative-sticky repeats
-    /// the generation there for peers older than subscription version 2.
+    /// The assignor's own bytes in a subscription. Cooperative-sticky repeats the generation there,
+    /// for peers older than subscription version 2.
     pub fn user_data(self, generation: Option<i32>) -> Option<Bytes> {
         match self {
             Self::Range => None,
@@ -71,9 +70,9 @@ impl Assignor {
         }
     }
 
-    /// Shares out the partitions 0..n of each topic in `partition_counts`
-    /// among the members subscribed to it. Topics not listed are left out.
-    /// The result depends on the input only, not on its order.
+    /// Distributes the partitions 0..n of each topic in `partition_counts` among the members
+    /// subscribed to it. Other topics are ignored. The result does not depend on the order of the
+    /// input.
     pub fn assign(
         self,
         members: &[Member],
@@ -88,8 +87,8 @@ impl Assignor {
     }
 }
 
-/// Java's order of members: static ones first, by instance id, so that a
-/// restart with a new member id changes nothing.
+/// Java's order of members: static ones first, by instance id, so that a restart with a new member
+/// id changes nothing.
 fn sort_key(member: &Member) -> (bool, &str) {
     match &member.instance_id {
         Some(instance_id) => (false, instance_id),
@@ -143,8 +142,8 @@ fn cooperative_sticky(
         subscribed[member].contains(partition.topic.as_ref())
     };
 
-    // What every member says it owns. Of rival claims the newest generation's
-    // wins; two in one generation cannot both be right, so neither counts.
+    // The partitions that each member claims to own. Of rival claims the newest generation wins.
+    // Two claims in one generation contradict each other, so neither counts.
     let claims: Vec<(i32, BTreeSet<TopicPartition>)> = members
         .iter()
         .map(|member| {
@@ -193,8 +192,8 @@ fn cooperative_sticky(
     }
     while move_one(&mut held, takes) {}
 
-    // A partition changing hands between members that are both here is given
-    // to nobody in this round: its owner must let go first.
+    // A partition that moves between two present members is assigned to nobody in this round: its
+    // owner must revoke it first.
     let still_owned: HashMap<&TopicPartition, Vec<usize>> = {
         let mut owners: HashMap<&TopicPartition, Vec<usize>> = HashMap::new();
         for (member, (_, owned)) in claims.iter().enumerate() {
@@ -216,8 +215,8 @@ fn cooperative_sticky(
     sorted(assignment)
 }
 
-/// Moves one partition from a fuller member to one with at least two fewer, if
-/// that is possible. Each move lowers the sum of squares, so a loop over this ends.
+/// Moves one partition from a member to one with at least two fewer, if possible. Each move lowers
+/// the sum of squares, so a loop over this ends.
 fn move_one(
     held: &mut [BTreeSet<TopicPartition>],
     takes: impl Fn(usize, &TopicPartition) -> bool,
@@ -244,8 +243,8 @@ fn move_one(
     false
 }
 
-/// The generation a member's claim is from: the subscription's field, or the
-/// assignor's user data of peers that are older than the field.
+/// The generation of a member's claim: the subscription's field, or the assignor's user data of
+/// peers older than that field.
 fn claimed_generation(subscription: &Subscription) -> i32 {
     let from_user_data = || {
         subscription

@@ -1,15 +1,15 @@
-//! The life of one member under the consumer protocol (KIP-848), without I/O.
+//! State machine of a group member under the consumer protocol (KIP-848), without I/O.
 //!
-//! The coordinator decides who gets what and tells it in its answers to
-//! heartbeats; there is no leader, no join and no sync. The heartbeat thread does
-//! all the talking ([`ConsumerMachine::heartbeat_step`]); the polling thread gives
-//! up and takes over partitions ([`PollStep::Reconcile`]), since they are its.
+//! The coordinator decides which member gets which partitions, and sends that in heartbeat answers.
+//! There is no leader, no join and no sync. The heartbeat thread sends all membership requests
+//! ([`ConsumerMachine::heartbeat_step`]). The polling thread owns the partitions, so it revokes and
+//! adds them ([`PollStep::Reconcile`]).
 //!
 //! ```text
 //!          polled            answered           reconciled            acknowledged
 //! Outside -------> Joining ------------> Reconciling ------> Acknowledging ------> Stable
 //!    ^               ^                     ^   ^                                  |
-//!    |               | told of the loss    |   +--------- another target ---------+
+//!    |               | loss reported       |   +--------- another target ---------+
 //!    |             Fenced <-- fenced or forgotten, from any state of a member
 //!    +-- nobody polls, from any state but Fenced
 //! ```
@@ -24,54 +24,54 @@ use super::machine::{
     Backoff, CommitVerdict, Coordinator, Failure, HeartbeatStep, Identity, PollStep, Settings,
 };
 
-/// The epoch that joins.
+/// The member epoch of a join.
 const JOIN: i32 = 0;
-/// The epoch that leaves.
+/// The member epoch of a leave.
 const LEAVE: i32 = -1;
-/// The epoch with which a static member leaves, to come back under the same name.
+/// The member epoch with which a static member leaves, to return under the same name.
 const LEAVE_STATIC: i32 = -2;
 
-/// Partitions by topic id, as the coordinator names them.
+/// Partitions by topic id, in the coordinator's form.
 pub type Target = Vec<(Uuid, Vec<i32>)>;
 
-/// What a heartbeat says.
+/// The content of one heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeartbeatRequest {
-    /// Who speaks; the generation is the member epoch.
+    /// The member; the generation is the member epoch.
     pub identity: Identity,
-    /// Whether subscription and time-outs have to be told (again).
+    /// Whether to send subscription and time-outs (again).
     pub is_full: bool,
-    /// What the member owns, if that is to be told.
+    /// The partitions owned, if they must be sent.
     pub owned: Option<Target>,
 }
 
-/// What the coordinator answered to it.
+/// The coordinator's answer to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// The member epoch from now on.
+    /// The new member epoch.
     pub epoch: i32,
-    /// How often it wants to hear from us.
+    /// The heartbeat interval that the coordinator wants.
     pub interval: Duration,
-    /// What the member may own from now on; `None`: as before.
+    /// The partitions the member may own from now on; `None`: unchanged.
     pub target: Option<Target>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No member, and will not be before somebody polls.
+    /// Not a member, and does not join before a poll.
     Outside,
     /// The next heartbeat joins.
     Joining,
     /// A target waits for the polling thread.
     Reconciling,
-    /// The coordinator waits to hear that it is reached.
+    /// The target is reached, but not acknowledged to the coordinator yet.
     Acknowledging,
     Stable,
-    /// Thrown out; the polling thread has not given its partitions up yet.
+    /// Fenced or forgotten; the polling thread has not dropped its partitions yet.
     Fenced,
 }
 
-/// One member's state; see the module.
+/// A member's state; see the module documentation.
 #[derive(Debug)]
 pub struct ConsumerMachine {
     settings: Settings,
@@ -80,7 +80,7 @@ pub struct ConsumerMachine {
     identity: Identity,
     target: Target,
     owned: Target,
-    /// The coordinator may not know what we have told it before.
+    /// Whether the coordinator may have lost what it was sent before.
     tell_all: bool,
     interval: Duration,
     next_beat: Instant,
@@ -94,8 +94,7 @@ pub struct ConsumerMachine {
 }
 
 impl ConsumerMachine {
-    /// A member that has not joined yet, under a name of its own making that it
-    /// keeps for its life.
+    /// A member that has not joined yet. It chooses its id itself and keeps it.
     pub fn new(settings: Settings, now: Instant) -> Self {
         Self {
             settings,
@@ -127,7 +126,7 @@ impl ConsumerMachine {
 
     // --- the polling thread ---
 
-    /// The owner is polling. True when the heartbeat thread has to join for it.
+    /// The owner is polling. Returns true when the heartbeat thread must join for it.
     pub fn polled(&mut self, now: Instant) -> bool {
         self.last_poll = now;
         let joins = self.phase == Phase::Outside;
@@ -155,8 +154,8 @@ impl ConsumerMachine {
         }
     }
 
-    /// Whether partitions were lost since the last call: they must be dropped
-    /// without a commit. After that the member may join again.
+    /// Whether partitions were lost since the last call: drop them without a commit. The member may
+    /// join again afterwards.
     pub fn take_lost(&mut self) -> bool {
         if self.phase == Phase::Fenced {
             self.phase = Phase::Joining;
@@ -164,7 +163,7 @@ impl ConsumerMachine {
         std::mem::take(&mut self.lost)
     }
 
-    /// The polling thread owns exactly `target` now.
+    /// The polling thread now owns exactly `target`.
     pub fn reconciled(&mut self, target: &Target) {
         if self.phase == Phase::Reconciling && self.target == *target {
             self.owned.clone_from(target);
@@ -172,7 +171,7 @@ impl ConsumerMachine {
         }
     }
 
-    /// Whether partitions are about to move or the member is not in the group.
+    /// Whether partitions are about to move, or the member is not in the group.
     pub fn is_rebalancing(&self) -> bool {
         self.phase != Phase::Stable
     }
@@ -200,10 +199,10 @@ impl ConsumerMachine {
 
     // --- commits ---
 
-    /// Whom a commit speaks for.
+    /// The identity for a commit.
     ///
     /// # Errors
-    /// What to tell the caller when there is nobody to speak for.
+    /// The verdict for the caller when there is no membership.
     pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
         match self.fatal {
             Some(code) => Err(CommitVerdict::Fatal(code)),
@@ -217,7 +216,7 @@ impl ConsumerMachine {
         let verdict = judge(GroupApi::OffsetCommit, failure);
         let is_out = matches!(verdict, Reaction::ResetGeneration | Reaction::ResetMember);
         if is_out && self.identity != *sent {
-            // The epoch has moved on meanwhile: once more with today's.
+            // The epoch has changed meanwhile: retry with the current one.
             return CommitVerdict::Retry;
         }
         self.apply(verdict, failure);
@@ -243,7 +242,7 @@ impl ConsumerMachine {
         if now >= stuck_at {
             let leaver = self.leaver();
             self.lost |= self.is_member();
-            self.start_anew(Phase::Outside);
+            self.reset(Phase::Outside);
             return match self.coordinator.clone() {
                 Some(coordinator) => HeartbeatStep::Leave(coordinator, leaver),
                 None => HeartbeatStep::Wait(None),
@@ -270,7 +269,7 @@ impl ConsumerMachine {
         HeartbeatStep::SendConsumer(coordinator, heartbeat)
     }
 
-    /// A closed member leaves, if it may have joined, and that is the end.
+    /// A closed member leaves if it may have joined, and then stops.
     fn leaving_step(&mut self) -> HeartbeatStep {
         let is_in = self.is_member() || self.phase == Phase::Joining;
         match self.coordinator.clone() {
@@ -297,7 +296,7 @@ impl ConsumerMachine {
         }
     }
 
-    /// A heartbeat was answered. True when the polling thread should hear of it.
+    /// A heartbeat was answered. Returns true when the polling thread must be woken.
     pub fn beat_answered(
         &mut self,
         sent: &HeartbeatRequest,
@@ -310,7 +309,7 @@ impl ConsumerMachine {
         match result {
             Ok(answer) => self.take_answer(answer, now),
             Err(failure) => {
-                // It may have got some of it, or none.
+                // The coordinator may have processed the request, or not.
                 self.tell_all = true;
                 self.heartbeat_backoff.fail(now, &self.settings);
                 let verdict = judge(GroupApi::ConsumerHeartbeat, failure);
@@ -354,7 +353,7 @@ impl ConsumerMachine {
         self.closed = true;
     }
 
-    /// The heartbeat thread ends, whether or not it has left.
+    /// The heartbeat thread ends, even if the member has not left.
     pub fn stop(&mut self) {
         self.closed = true;
         self.left = true;
@@ -365,12 +364,12 @@ impl ConsumerMachine {
         self.closed
     }
 
-    /// Whether a closed member has done all that it can to leave.
+    /// Whether a closed member has done all it can to leave.
     pub fn has_left(&self) -> bool {
         self.left
     }
 
-    /// The identity of today.
+    /// The current identity.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -385,7 +384,7 @@ impl ConsumerMachine {
             Reaction::ResetGeneration | Reaction::ResetMember => {
                 if self.is_member() {
                     self.lost = true;
-                    self.start_anew(Phase::Fenced);
+                    self.reset(Phase::Fenced);
                 }
             }
             Reaction::Fatal => {
@@ -393,7 +392,7 @@ impl ConsumerMachine {
                     self.fatal = Some(code);
                 }
                 self.lost |= self.is_member();
-                self.start_anew(Phase::Outside);
+                self.reset(Phase::Outside);
             }
         }
     }
@@ -406,8 +405,8 @@ impl ConsumerMachine {
         }
     }
 
-    /// Not a member any more; the name stays.
-    fn start_anew(&mut self, phase: Phase) {
+    /// Resets the membership; the member id is kept.
+    fn reset(&mut self, phase: Phase) {
         self.phase = phase;
         self.identity.generation = JOIN;
         self.target.clear();

@@ -1,4 +1,4 @@
-//! The requests a member sends to its coordinator, and how to find it.
+//! Requests to the group coordinator, and the look-up of its address.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,10 +31,10 @@ use tbd_deadline::Deadline;
 
 const PROTOCOL_TYPE: &str = "consumer";
 
-/// Asks any broker where the group's coordinator is. Waits at most until `deadline`.
+/// Asks any broker for the group's coordinator. Waits until `deadline` at most.
 ///
 /// # Errors
-/// When no broker answered, or the one that did knows no coordinator (yet).
+/// When no broker answered, or the one that did knows no coordinator yet.
 pub fn find(cluster: &Cluster, group_id: &str, deadline: Deadline) -> Result<Coordinator, Error> {
     let request = FindCoordinatorRequest::default().with_key(text(group_id));
     let answer = cluster.connect_any(deadline)?.call(&request, deadline)?;
@@ -51,18 +51,18 @@ pub fn find(cluster: &Cluster, group_id: &str, deadline: Deadline) -> Result<Coo
     })
 }
 
-/// What an error says to the membership.
+/// What an error means for the membership.
 pub fn failure(error: &Error) -> Failure {
     match error {
         Error::Broker { code, .. } => Failure::Code(*code),
-        // Asking again would fail again, for ever.
+        // A retry would fail the same way, for ever.
         Error::UnsupportedVersion { .. } => Failure::Code(ResponseError::UnsupportedVersion),
         Error::Encode { .. } => Failure::Code(ResponseError::InvalidRequest),
         _ => Failure::Transport,
     }
 }
 
-/// JoinGroup, announcing what is still owned.
+/// JoinGroup, with the partitions still owned.
 pub fn join_request(
     config: &ConsumerConfig,
     identity: &Identity,
@@ -88,7 +88,7 @@ pub fn join_request(
     JoinGroupRequest::default()
         .with_group_id(group(config))
         .with_session_timeout_ms(millis(config.session_timeout))
-        // The group waits this long for a busy member to come back and join.
+        // The group waits this long for a busy member to rejoin.
         .with_rebalance_timeout_ms(millis(config.max_poll_interval))
         .with_member_id(text(&identity.member_id))
         .with_group_instance_id(instance(config))
@@ -96,7 +96,7 @@ pub fn join_request(
         .with_protocols(protocols.collect())
 }
 
-/// SyncGroup: the leader brings everybody's assignment, the others nothing.
+/// SyncGroup. The leader sends every member's assignment, the others send none.
 pub fn sync_request(
     config: &ConsumerConfig,
     identity: &Identity,
@@ -127,7 +127,7 @@ pub fn heartbeat_request(config: &ConsumerConfig, identity: &Identity) -> Heartb
         .with_group_instance_id(instance(config))
 }
 
-/// ConsumerGroupHeartbeat, the consumer protocol's.
+/// ConsumerGroupHeartbeat, the consumer protocol's heartbeat.
 pub fn consumer_heartbeat_request(
     config: &ConsumerConfig,
     heartbeat: &consumer_machine::HeartbeatRequest,
@@ -136,7 +136,7 @@ pub fn consumer_heartbeat_request(
         .with_group_id(group(config))
         .with_member_id(text(&heartbeat.identity.member_id))
         .with_member_epoch(heartbeat.identity.generation)
-        // A static member that leaves has to be recognised by it.
+        // The coordinator recognises a leaving static member by it.
         .with_instance_id(instance(config));
     if let Some(owned) = &heartbeat.owned {
         let owned = owned.iter().map(|(topic, partitions)| {
@@ -149,18 +149,18 @@ pub fn consumer_heartbeat_request(
     if heartbeat.is_full {
         let topics = config.topics.iter().map(|topic| topic_name(topic));
         request.subscribed_topic_names = Some(topics.collect());
-        // The group waits this long for a busy member to give partitions up.
+        // The group waits this long for a busy member to revoke partitions.
         request.rebalance_timeout_ms = millis(config.max_poll_interval);
     }
     request
 }
 
-/// What the answer to it means; the codes are looked at already.
+/// Converts a heartbeat's answer, whose error code is already checked.
 pub fn consumer_heartbeat_answer(answer: ConsumerGroupHeartbeatResponse) -> Answer {
     let interval = u64::try_from(answer.heartbeat_interval_ms).unwrap_or(0);
     Answer {
         epoch: answer.member_epoch,
-        // A broker's odd answer must not make us busy.
+        // The minimum protects against a broker that asks for constant heartbeats.
         interval: Duration::from_millis(interval.max(100)),
         target: answer.assignment.map(|assignment| {
             let mut target: Target = assignment
@@ -187,18 +187,18 @@ pub fn leave_request(config: &ConsumerConfig, identity: &Identity) -> LeaveGroup
         .with_members(vec![member])
 }
 
-/// What is committed for a partition.
+/// The offset to commit for a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OffsetToCommit {
     /// The next offset to read.
     pub offset: i64,
-    /// Epoch of the leader that wrote what lies before it; -1 when unknown.
+    /// Epoch of the leader that wrote the records before it; -1 when unknown.
     pub leader_epoch: i32,
     /// The topic that the offset belongs to, if it has an id.
     pub topic_id: Option<Uuid>,
 }
 
-/// OffsetCommit. Offsets are kept under the topic's name; the metadata tells the id.
+/// OffsetCommit. Offsets are stored under the topic's name; the metadata contains the topic's id.
 pub fn commit_request(
     config: &ConsumerConfig,
     identity: &Identity,
@@ -228,7 +228,7 @@ pub fn commit_request(
         .with_topics(topics.collect())
 }
 
-/// OffsetFetch for the partitions named.
+/// OffsetFetch for `partitions`.
 pub fn offset_fetch_request(
     config: &ConsumerConfig,
     partitions: &[TopicPartition],
@@ -250,7 +250,7 @@ pub fn offset_fetch_request(
         .with_topics(Some(topics.collect()))
 }
 
-/// A topic's name as the codec wants it.
+/// A topic's name in the codec's type.
 pub fn topic_name(topic: &str) -> TopicName {
     TopicName(text(topic))
 }

@@ -1,14 +1,13 @@
-//! What each error code of the coordinator means for a member, as one table.
+//! Group error codes: a member's reaction to each, as one table.
 //!
-//! The rules are those of Java's `AbstractCoordinator` and
-//! `ConsumerCoordinator`. Two cells are milder than Java's, which calls them
-//! unexpected and gives up: "coordinator is loading" in answer to SyncGroup
-//! and Heartbeat. Apache Kafka never says that there, but a broker that does is
-//! coming up, and a member that waits is right again in a moment.
+//! The rules are those of Java's `AbstractCoordinator` and `ConsumerCoordinator`. Two cells are
+//! milder: "coordinator is loading" in answer to SyncGroup and to Heartbeat. Java calls it
+//! unexpected there and gives up. Apache Kafka never sends it there. A broker that does is
+//! starting, so a member that waits soon recovers.
 
 use kafka_protocol::error::ResponseError;
 
-/// The request an error code came in answer to.
+/// The request that the error code answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupApi {
     /// FindCoordinator.
@@ -19,8 +18,7 @@ pub enum GroupApi {
     Sync,
     /// Heartbeat.
     Heartbeat,
-    /// ConsumerGroupHeartbeat, which is all that the consumer protocol has besides
-    /// offsets.
+    /// ConsumerGroupHeartbeat, the consumer protocol's only request apart from offsets.
     ConsumerHeartbeat,
     /// OffsetCommit, for the whole answer or one partition of it.
     OffsetCommit,
@@ -28,28 +26,28 @@ pub enum GroupApi {
     OffsetFetch,
 }
 
-/// What a member does about an error code.
+/// A member's reaction to an error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reaction {
-    /// Back off and ask the same again.
+    /// Back off and retry.
     Retry,
-    /// The coordinator is elsewhere or not up: find it, then go on.
+    /// The coordinator has moved or is down: find it, then continue.
     FindCoordinator,
-    /// Join again with the member id the answer brought.
+    /// Join again with the member id from the answer.
     TakeMemberId,
-    /// Join again; member id, generation and partitions are kept meanwhile.
+    /// Join again; member id, generation and partitions are kept until then.
     Rejoin,
     /// The generation is over: partitions are lost, the member id is kept.
     ResetGeneration,
     /// The group has forgotten the member: partitions and member id are lost.
     ResetMember,
-    /// The request failed for good, the membership is untouched.
+    /// The request failed permanently; the membership is unaffected.
     Report,
-    /// Nothing this member does will help; it stops.
+    /// No retry can help; the member stops.
     Fatal,
 }
 
-/// Looks the table up.
+/// Looks up the reaction in the table.
 pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
     use GroupApi::{
         ConsumerHeartbeat, FindCoordinator, Heartbeat, Join, OffsetCommit, OffsetFetch, Sync,
@@ -77,9 +75,9 @@ pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
             Reaction::ResetGeneration
         }
         (ConsumerHeartbeat, E::UnknownMemberId) => Reaction::ResetGeneration,
-        // The next heartbeat brings the epoch that is meant.
+        // The next heartbeat returns the current epoch.
         (OffsetCommit | OffsetFetch, E::StaleMemberEpoch) => Reaction::Retry,
-        // Whoever had the name before is gone after a session (Java gives up).
+        // The previous owner of the name is gone after a session time-out (Java gives up).
         (ConsumerHeartbeat, E::UnreleasedInstanceId) => Reaction::Retry,
 
         (Join, E::MemberIdRequired) => Reaction::TakeMemberId,
@@ -92,7 +90,7 @@ pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
             Reaction::ResetMember
         }
 
-        // Also when the topic is unknown (3), which heals with the next metadata.
+        // This includes an unknown topic (3), which the next metadata resolves.
         (_, code) if code.is_retriable() => Reaction::Retry,
         (OffsetCommit | OffsetFetch, _) => Reaction::Report,
         _ => Reaction::Fatal,
@@ -103,7 +101,7 @@ pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
 mod tests {
     use super::*;
 
-    /// The table as the protocol's users know it; columns Join, Sync, Heartbeat, OffsetCommit.
+    /// The table by error code; columns Join, Sync, Heartbeat, OffsetCommit.
     #[test]
     fn the_ladder_is_javas() {
         use Reaction::{

@@ -1,4 +1,4 @@
-//! A member's state machine, whichever protocol its group speaks.
+//! State machine of a group member, for either protocol.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use super::machine::{
     CommitVerdict, Coordinator, Failure, HeartbeatStep, Identity, Machine, PollStep,
 };
 
-/// One of the two; what both know is asked here, see there for what it means.
+/// One of the two machines. Their methods are documented there.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "their pages say it")]
 pub enum Member {
@@ -16,7 +16,7 @@ pub enum Member {
     Consumer(ConsumerMachine),
 }
 
-/// Passes a call on to whichever it is.
+/// Forwards a call to the machine in use.
 macro_rules! either {
     ($self:ident, $machine:ident => $call:expr) => {
         match $self {
@@ -28,7 +28,7 @@ macro_rules! either {
 
 #[expect(missing_docs, reason = "the machines say it")]
 impl Member {
-    /// True when the heartbeat thread should look again.
+    /// Returns true when the heartbeat thread must be woken.
     pub fn polled(&mut self, now: Instant) -> bool {
         match self {
             Self::Classic(machine) => {
@@ -75,7 +75,7 @@ impl Member {
     }
 
     /// # Errors
-    /// What to tell the caller when there is nobody to speak for.
+    /// The verdict for the caller when there is no membership.
     pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
         either!(self, machine => machine.commit_identity())
     }
@@ -96,7 +96,7 @@ impl Member {
         either!(self, machine => machine.identity())
     }
 
-    /// The heartbeat thread ends, whether or not the member has left.
+    /// The heartbeat thread ends, even if the member has not left.
     pub fn stop(&mut self) {
         match self {
             Self::Classic(machine) => drop(machine.close()),
@@ -109,7 +109,7 @@ impl Member {
         either!(self, machine => machine.is_closed())
     }
 
-    // --- what only one of them knows; the other one does nothing ---
+    // --- for one of the machines only; no effect on the other ---
 
     /// The classic protocol's machine, for the polling thread's joins and syncs.
     pub fn classic(&mut self) -> Option<&mut Machine> {

@@ -1,19 +1,17 @@
-//! Membership of a consumer group, by the classic protocol or the consumer protocol
-//! (KIP-848).
+//! Membership of a consumer group, under the classic or the consumer protocol (KIP-848).
 //!
-//! | file | thought |
+//! | File | Content |
 //! |---|---|
 //! | `ladder` | what each error code means for a member, as a table |
-//! | `machine` | the member's life, classic protocol: answers and the clock in, next steps out; no I/O |
-//! | `consumer_machine` | the same, consumer protocol |
-//! | `member` | one of the two |
-//! | `protocol` | the bytes members exchange: subscription and assignment |
-//! | `assignor` | who gets which partition: range and cooperative-sticky |
+//! | `machine` | the classic protocol's state machine: answers and the time in, next steps out; no I/O |
+//! | `consumer_machine` | the consumer protocol's state machine |
+//! | `member` | either of the two machines |
+//! | `protocol` | wire format of subscriptions and assignments |
+//! | `assignor` | the assignors range and cooperative-sticky |
 //! | `heartbeat` | the thread that keeps a member alive while its owner works |
 //! | `coordinator` | the requests to the group's coordinator |
 //!
-//! Lock order: there is one lock, the machine's, and nobody holds it across I/O
-//! or a callback.
+//! Lock order: there is one lock, the machine's. No thread holds it across I/O or a callback.
 
 pub mod assignor;
 pub mod consumer_machine;
@@ -37,7 +35,7 @@ pub struct TopicPartition {
 }
 
 impl TopicPartition {
-    /// Names a partition.
+    /// Creates the name of a partition.
     pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
         Self {
             topic: topic.into(),

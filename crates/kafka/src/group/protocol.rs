@@ -1,10 +1,9 @@
-//! The bytes group members exchange through their coordinator: what a member
-//! subscribes to and owns, and what the leader gives it.
+//! Wire format of group metadata: subscriptions that members send, and assignments that the leader
+//! sends.
 //!
-//! Format: `ConsumerProtocolSubscription` and `ConsumerProtocolAssignment` of
-//! Apache Kafka. A newer version is read as the newest known one, as Java does,
-//! since fields are only ever added at the end. The bytes come from other
-//! members, so no length in them is trusted.
+//! Format: `ConsumerProtocolSubscription` and `ConsumerProtocolAssignment` of Apache Kafka. Newer
+//! versions only append fields, so a newer version is read as the newest known one, as Java does.
+//! The bytes come from other members, so no length in them is trusted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,30 +13,30 @@ use thiserror::Error;
 
 use super::TopicPartition;
 
-/// The subscription version written; 3 is what Java 3.5 and later write.
+/// The subscription version written. Java 3.5 and later write 3.
 const SUBSCRIPTION_VERSION: i16 = 3;
-/// The assignment's layout never changed since version 0, which every peer reads.
+/// The assignment's layout has not changed since version 0, which every peer reads.
 const ASSIGNMENT_VERSION: i16 = 0;
-/// Stands for "no generation" in the wire format.
+/// "No generation" in the wire format.
 pub const NO_GENERATION: i32 = -1;
 
-/// Bytes from another member that are not what the format says.
+/// Bytes from another member that contradict the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("malformed group metadata: {0}")]
 pub struct MalformedMetadata(&'static str);
 
-/// What a member tells the group when it joins.
+/// A member's subscription, sent when it joins.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Subscription {
-    /// The topics it wants.
+    /// The topics to read.
     pub topics: Vec<Arc<str>>,
     /// The assignor's own bytes.
     pub user_data: Option<Bytes>,
-    /// What it still owns (version 1), empty for eager members.
+    /// The partitions still owned (version 1); empty for eager members.
     pub owned: Vec<TopicPartition>,
-    /// The generation it owned that in (version 2), if it said so.
+    /// The generation in which they were owned (version 2), if known.
     pub generation: Option<i32>,
-    /// Its rack (version 3).
+    /// The member's rack (version 3).
     pub rack: Option<String>,
 }
 
@@ -60,7 +59,7 @@ impl Subscription {
         buffer.freeze()
     }
 
-    /// Reads another member's bytes; never panics, allocates no more than they hold.
+    /// Decodes another member's bytes. Never panics, and allocates no more than they hold.
     ///
     /// # Errors
     /// When the bytes contradict the format.
@@ -109,8 +108,8 @@ pub fn encode_assignment(partitions: &[TopicPartition]) -> Bytes {
     buffer.freeze()
 }
 
-/// Reads the assignment the leader made. Empty bytes are an empty assignment:
-/// that is what a leader unaware of us leaves behind.
+/// Decodes an assignment. Empty bytes are an empty assignment: a leader that does not know this
+/// member leaves them.
 ///
 /// # Errors
 /// When the bytes contradict the format.
@@ -124,7 +123,7 @@ pub fn decode_assignment(mut input: Bytes) -> Result<Vec<TopicPartition>, Malfor
     Ok(partitions)
 }
 
-/// Partitions grouped by topic, in order.
+/// Writes partitions grouped by topic, in order.
 fn put_partitions(buffer: &mut BytesMut, partitions: &[TopicPartition]) {
     let mut by_topic: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
     for partition in partitions {
@@ -145,7 +144,7 @@ fn put_partitions(buffer: &mut BytesMut, partitions: &[TopicPartition]) {
 }
 
 fn put_string(buffer: &mut BytesMut, text: &str) {
-    // Topic names are at most 249 characters; a longer rack would be cut.
+    // Topic names have at most 249 characters. A longer rack is cut off.
     let text = &text.as_bytes()[..text.len().min(i16::MAX as usize)];
     buffer.put_i16(text.len() as i16);
     buffer.put_slice(text);
@@ -174,8 +173,8 @@ fn get_i32(input: &mut Bytes) -> Result<i32, MalformedMetadata> {
         .map_err(|_| MalformedMetadata("number cut short"))
 }
 
-/// An array's length. Whatever it claims, elements are read one by one, so a
-/// lie ends at the end of the input.
+/// An array's length. It is not trusted: elements are read one by one, so a false length fails at
+/// the end of the input.
 fn get_count(input: &mut Bytes) -> Result<i32, MalformedMetadata> {
     Ok(get_i32(input)?.max(0))
 }
@@ -232,8 +231,8 @@ mod tests {
             .collect()
     }
 
-    /// What `ConsumerProtocol.serializeSubscription` of Java writes for topic
-    /// "t", cooperative-sticky user data of generation 7, owning t-0 and t-2.
+    /// Output of Java's `ConsumerProtocol.serializeSubscription`: topic "t", cooperative-sticky
+    /// user data of generation 7, owning t-0 and t-2.
     const JAVA_V3: &str = "0003 00000001 0001 74 00000004 00000007 \
                            00000001 0001 74 00000002 00000000 00000002 00000007 ffff";
 
