@@ -15,7 +15,7 @@ const COMPRESSIONS: [Compression; 5] = [
     Compression::Zstd,
 ];
 
-/// A batch as the codec writes it: `count` records from `base_offset` on.
+/// A batch written by the codec: `count` records from `base_offset` on.
 fn batch_of(base_offset: i64, count: usize, compression: Compression) -> Vec<u8> {
     let records: Vec<records::Record> = (0..count)
         .map(|index| records::Record {
@@ -47,7 +47,7 @@ fn batch_of(base_offset: i64, count: usize, compression: Compression) -> Vec<u8>
     bytes.to_vec()
 }
 
-/// Makes length and checksum right again after a change.
+/// Corrects length and checksum after a change.
 fn seal(mut bytes: Vec<u8>) -> Bytes {
     let length = (bytes.len() - PREFIX_BYTES) as i32;
     bytes[8..12].copy_from_slice(&length.to_be_bytes());
@@ -56,7 +56,7 @@ fn seal(mut bytes: Vec<u8>) -> Bytes {
     bytes.into()
 }
 
-/// A header for `count` claimed records with `packed` behind it.
+/// A header that claims `count` records, followed by `packed`.
 fn handmade(attributes: i16, count: i32, packed: &[u8]) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_i64(100);
@@ -117,8 +117,8 @@ fn batches_follow_each_other_and_one_cut_short_ends_the_walk() {
 }
 
 #[test]
-fn a_compacted_batch_still_says_where_to_go_on() {
-    // The record at the end and all others were compacted away.
+fn a_compacted_batch_still_says_where_to_continue() {
+    // All records, the one at the end included, were compacted away.
     let mut input = handmade(0, 0, b"");
     let batch = next_batch(&mut input).unwrap().unwrap();
     assert_eq!(
@@ -154,7 +154,7 @@ fn repeated_headers_are_kept_in_order() {
 }
 
 #[test]
-fn log_append_time_stands_for_every_record() {
+fn log_append_time_applies_to_every_record() {
     let mut record = TWIN_HEADERS.to_vec();
     record.push(1);
     record[0] = 2 * (record.len() as u8 - 1);

@@ -574,7 +574,7 @@ impl Consumer {
             };
             let is_nobody_there = matches!(&coordinator,
                 Err(error) if coordinator::failure(error) == Failure::Transport);
-            let answer = coordinator.and_then(|to| self.say_leaving(&to, &identity, deadline));
+            let answer = coordinator.and_then(|to| self.send_leave(&to, &identity, deadline));
             let may_wait = !is_nobody_there && deadline.remaining() > RETRY_BACKOFF;
             match answer {
                 // The coordinator is moving. A broker may know its new place at the next attempt.
@@ -588,7 +588,7 @@ impl Consumer {
         }
     }
 
-    fn say_leaving(
+    fn send_leave(
         &mut self,
         to: &Coordinator,
         identity: &Identity,

@@ -409,7 +409,7 @@ impl Consumer {
     /// When the coordinator could not be told; it notices after the session time-out. The consumer
     /// is closed all the same.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
-        self.see_commits_through(deadline);
+        self.await_owed_commits(deadline);
         self.is_closed = true;
         self.drop_all(|consumer, partitions| consumer.hooks.revoked(partitions));
         let left = self.leave(deadline);
@@ -418,7 +418,7 @@ impl Consumer {
     }
 
     /// Remains a member while a commit is owed, for [`OWED_PATIENCE`] and until `deadline` at most.
-    fn see_commits_through(&mut self, deadline: Deadline) {
+    fn await_owed_commits(&mut self, deadline: Deadline) {
         let patience = deadline.earlier_of(Deadline::after(OWED_PATIENCE));
         while self.partitions.values().any(|state| state.owed.is_some()) && !patience.is_past() {
             let moment = Deadline::after(RETRY_BACKOFF).earlier_of(patience);

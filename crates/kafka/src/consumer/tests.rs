@@ -1,4 +1,4 @@
-//! A whole consumer against a broker that misbehaves on purpose.
+//! Tests of a whole consumer against a broker that misbehaves on purpose.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -60,7 +60,7 @@ fn batch(offset: i64) -> Bytes {
     bytes.freeze()
 }
 
-/// Answers a fetch: for each partition asked for, an error code and records.
+/// Answers a fetch with an error code and records for each partition asked for.
 fn fetch_answer(incoming: &Incoming, tell: impl Fn(i32, i64) -> (i16, Option<Bytes>)) -> Reply {
     let request: FetchRequest = incoming.decode();
     let topics = request.topics.into_iter().map(|topic| {
@@ -81,7 +81,7 @@ fn fetch_answer(incoming: &Incoming, tell: impl Fn(i32, i64) -> (i16, Option<Byt
 }
 
 fn nothing_fetched(incoming: &Incoming) -> Reply {
-    // As a broker with nothing to give: late.
+    // A broker without new records answers late.
     std::thread::sleep(Duration::from_millis(20));
     fetch_answer(incoming, |_, _| (0, None))
 }
@@ -101,7 +101,7 @@ fn commit_answer(incoming: &Incoming, code: impl Fn(i32) -> i16) -> Reply {
     incoming.answer(&OffsetCommitResponse::default().with_topics(topics.collect()))
 }
 
-/// A group of one, two partitions, committed at 50.
+/// A group with one member and two partitions, committed at 50.
 fn usual(incoming: &Incoming, address: SocketAddr) -> Reply {
     match incoming.api {
         ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
@@ -162,7 +162,7 @@ fn usual(incoming: &Incoming, address: SocketAddr) -> Reply {
             });
             incoming.answer(&ListOffsetsResponse::default().with_topics(topics.collect()))
         }
-        // One record where the group begins, then nothing.
+        // One record at the committed offset, then nothing.
         ApiKey::Fetch => {
             let request: FetchRequest = incoming.decode();
             let mut asked = request.topics.iter().flat_map(|topic| &topic.partitions);
@@ -177,7 +177,7 @@ fn usual(incoming: &Incoming, address: SocketAddr) -> Reply {
     }
 }
 
-/// The usual broker, but where `special` has something to say.
+/// The usual broker, except where `special` returns a reply.
 fn broker(
     special: impl Fn(&Incoming, SocketAddr) -> Option<Reply> + Send + Sync + 'static,
 ) -> FakeBroker {
@@ -202,7 +202,7 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(5))
 }
 
-/// Polls until there are `count` records; their (partition, offset), in order.
+/// Polls until there are `count` records. Returns their (partition, offset), in order.
 fn read(consumer: &mut Consumer, count: usize) -> Vec<(i32, i64)> {
     let give_up = Instant::now() + Duration::from_secs(10);
     let mut records = Vec::new();
@@ -292,7 +292,7 @@ fn a_broker_that_moved_to_another_address_is_read_on_there() {
     *lock(&address) = Some(new.address().parse().unwrap());
     drop(old);
     assert_eq!(read(&mut consumer, 2), [(0, 51), (1, 51)]);
-    // The coordinator, which was that broker, is left at its new address, too.
+    // The member leaves the coordinator, which was that broker, at its new address, too.
     consumer.close(soon()).unwrap();
 }
 
@@ -365,7 +365,7 @@ fn a_log_that_was_cut_short_is_read_again_from_there() {
         }
         let request: FetchRequest = incoming.decode();
         let asked = &request.topics[0].partitions[0];
-        // What lies before 51 is of epoch 0; the new leader's log parts at 45.
+        // The records before 51 are of epoch 0; the new leader's log diverges at 45.
         if (asked.fetch_offset, asked.last_fetched_epoch) != (51, 0) {
             return Some(fetch_answer(incoming, |_, at| match at {
                 45 | 50 => (0, Some(batch(at))),
@@ -425,7 +425,7 @@ fn a_paused_partition_gives_nothing_and_is_not_fetched_until_it_is_resumed() {
 fn what_paused_partitions_hold_counts_and_gives_way_to_the_others() {
     let two = |at| Bytes::from([batch(at), batch(at + 1)].concat());
     let bytes = two(0).len();
-    // As much as may be in an answer goes to the partition that is asked for first.
+    // The partition that is asked for first fills the answer to its limit.
     let broker = broker(move |incoming, address| match incoming.api {
         ApiKey::Metadata => Some(incoming.answer(&incoming.metadata(address, 8))),
         ApiKey::Fetch => {
@@ -452,7 +452,7 @@ fn what_paused_partitions_hold_counts_and_gives_way_to_the_others() {
     }
     let (last, _) = read(&mut consumer, 1)[0];
     assert_eq!(read(&mut consumer, 3), [51, 52, 53].map(|at| (last, at)));
-    // What had to be dropped comes again.
+    // Dropped records are fetched again.
     consumer.pause(&[TopicPartition::new("t", last)]);
     for partition in paused {
         consumer.resume(std::slice::from_ref(&partition));
@@ -513,7 +513,7 @@ fn a_moved_leader_and_garbled_answers_are_got_over() {
             0 => Some(fetch_answer(incoming, |_, _| (6, None))),
             1 => Some(fetch_answer(incoming, |_, _| (56, None))),
             2 => Some(fetch_answer(incoming, |_, _| (74, None))),
-            // An answer to another request, an answer cut short, a claim.
+            // An answer to another request, a truncated answer, a false claim.
             3 => Some(Reply::Bytes(framed(&[9; 40]))),
             4 => Some(Reply::BytesThenClose(vec![0, 0, 1, 0, 0])),
             5 => Some(Reply::Bytes(vec![0x7f, 0xff, 0xff, 0xff])),
@@ -555,7 +555,7 @@ fn a_partition_refused_within_a_good_commit_answer_is_noticed() {
     );
     consumer.commit_polled(soon()).unwrap();
     consumer.commit_polled(soon()).unwrap();
-    // Only what was refused is committed again, and then nothing.
+    // Only the refused offset is committed again, and afterwards nothing.
     assert_eq!(*lock(&asked), [2, 1]);
     consumer.close(soon()).unwrap();
 }
@@ -625,7 +625,7 @@ fn a_forgotten_member_loses_its_partitions_and_joins_as_a_new_one() {
     let journal = Journal::default();
     let mut consumer = consumer(&broker, Box::new(journal.clone()));
     assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
-    // Nothing was committed, so it comes again.
+    // Nothing was committed, so the records come again.
     assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
     assert_eq!(
         *lock(&journal.0),
@@ -636,7 +636,7 @@ fn a_forgotten_member_loses_its_partitions_and_joins_as_a_new_one() {
 }
 
 #[test]
-fn a_group_that_refuses_for_good_is_told_to_the_caller_every_time() {
+fn every_poll_reports_a_group_that_refuses_permanently() {
     let broker = broker(|incoming, _| {
         (incoming.api == ApiKey::JoinGroup)
             .then(|| incoming.answer(&JoinGroupResponse::default().with_error_code(30)))
@@ -669,7 +669,7 @@ fn a_commit_refused_by_a_rebalance_is_made_up_for_before_the_member_leaves() {
         matches!(refused, Err(CommitError::Rebalancing)),
         "{refused:?}"
     );
-    // No poll comes between.
+    // No poll follows.
     consumer.close(soon()).unwrap();
     assert_eq!(
         *lock(&asked),
@@ -691,7 +691,7 @@ fn a_member_that_leaves_looks_for_a_coordinator_that_has_moved() {
     let count = leave_requests.clone();
     let new = broker(move |incoming, _| {
         let is_leaving = incoming.api == ApiKey::LeaveGroup;
-        // At first it does not know of its duty.
+        // At first it does not know that it is the coordinator.
         let is_early = is_leaving && count.fetch_add(1, Ordering::SeqCst) == 0;
         is_early.then(|| elsewhere(incoming))
     });
@@ -724,7 +724,7 @@ fn a_backlog_is_not_held_up_by_a_partition_that_is_read_to_its_end() {
                 let wait = u64::try_from(request.max_wait_ms).unwrap();
                 std::thread::sleep(Duration::from_millis(wait));
             }
-            // More than a poll takes at once.
+            // More than one poll takes.
             let two = |at| [batch(at), batch(at + 1)].concat().into();
             fetch_answer(incoming, |partition, at| {
                 (0, (partition == 0).then(|| two(at)))

@@ -81,9 +81,9 @@ pub struct ConsumerMachine {
     target: Target,
     owned: Target,
     /// Whether the coordinator may have lost what it was sent before.
-    tell_all: bool,
+    send_all: bool,
     interval: Duration,
-    next_beat: Instant,
+    next_heartbeat: Instant,
     lost: bool,
     fatal: Option<ResponseError>,
     closed: bool,
@@ -106,9 +106,9 @@ impl ConsumerMachine {
             },
             target: Target::new(),
             owned: Target::new(),
-            tell_all: true,
+            send_all: true,
             interval: settings.heartbeat_interval,
-            next_beat: now,
+            next_heartbeat: now,
             lost: false,
             fatal: None,
             closed: false,
@@ -255,16 +255,16 @@ impl ConsumerMachine {
             return HeartbeatStep::FindCoordinator;
         };
         let is_urgent = matches!(self.phase, Phase::Joining | Phase::Acknowledging);
-        if !is_urgent && now < self.next_beat {
-            return HeartbeatStep::Wait(Some(self.next_beat.min(stuck_at)));
+        if !is_urgent && now < self.next_heartbeat {
+            return HeartbeatStep::Wait(Some(self.next_heartbeat.min(stuck_at)));
         }
-        self.next_beat = now + self.interval;
-        let is_full = self.tell_all || self.phase == Phase::Joining;
-        let tells_owned = is_full || self.phase == Phase::Acknowledging;
+        self.next_heartbeat = now + self.interval;
+        let is_full = self.send_all || self.phase == Phase::Joining;
+        let sends_owned = is_full || self.phase == Phase::Acknowledging;
         let heartbeat = HeartbeatRequest {
             identity: self.identity.clone(),
             is_full,
-            owned: tells_owned.then(|| self.owned.clone()),
+            owned: sends_owned.then(|| self.owned.clone()),
         };
         HeartbeatStep::SendConsumer(coordinator, heartbeat)
     }
@@ -297,7 +297,7 @@ impl ConsumerMachine {
     }
 
     /// A heartbeat was answered. Returns true when the polling thread must be woken.
-    pub fn beat_answered(
+    pub fn heartbeat_answered(
         &mut self,
         sent: &HeartbeatRequest,
         result: Result<Answer, Failure>,
@@ -310,7 +310,7 @@ impl ConsumerMachine {
             Ok(answer) => self.take_answer(answer, now),
             Err(failure) => {
                 // The coordinator may have processed the request, or not.
-                self.tell_all = true;
+                self.send_all = true;
                 self.heartbeat_backoff.fail(now, &self.settings);
                 let verdict = judge(GroupApi::ConsumerHeartbeat, failure);
                 self.apply(verdict, failure);
@@ -321,10 +321,10 @@ impl ConsumerMachine {
 
     fn take_answer(&mut self, answer: Answer, now: Instant) -> bool {
         self.heartbeat_backoff.reset();
-        self.tell_all = false;
+        self.send_all = false;
         self.identity.generation = answer.epoch;
         self.interval = answer.interval;
-        self.next_beat = now + answer.interval;
+        self.next_heartbeat = now + answer.interval;
         let was = self.phase;
         if matches!(was, Phase::Joining | Phase::Acknowledging) {
             self.phase = Phase::Stable;
@@ -379,7 +379,7 @@ impl ConsumerMachine {
             Reaction::Retry | Reaction::Report | Reaction::TakeMemberId | Reaction::Rejoin => {}
             Reaction::FindCoordinator => {
                 self.coordinator = None;
-                self.tell_all = true;
+                self.send_all = true;
             }
             Reaction::ResetGeneration | Reaction::ResetMember => {
                 if self.is_member() {
@@ -411,7 +411,7 @@ impl ConsumerMachine {
         self.identity.generation = JOIN;
         self.target.clear();
         self.owned.clear();
-        self.tell_all = true;
+        self.send_all = true;
     }
 }
 

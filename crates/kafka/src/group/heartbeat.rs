@@ -168,7 +168,8 @@ impl HeartbeatThread {
                 self.log_transition(&result);
                 let result = result.map_err(|error| coordinator::failure(&error));
                 let mut machine = self.shared.machine();
-                let is_news = machine.beat_answered(&heartbeat, result, Instant::now());
+                let is_news =
+                    machine.consumer_heartbeat_answered(&heartbeat, result, Instant::now());
                 drop(machine);
                 if is_news {
                     self.shared.waker.nudge();

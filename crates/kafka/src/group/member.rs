@@ -132,7 +132,7 @@ impl Member {
         }
     }
 
-    pub fn beat_answered(
+    pub fn consumer_heartbeat_answered(
         &mut self,
         sent: &HeartbeatRequest,
         result: Result<Answer, Failure>,
@@ -140,7 +140,7 @@ impl Member {
     ) -> bool {
         match self {
             Self::Classic(_) => false,
-            Self::Consumer(machine) => machine.beat_answered(sent, result, now),
+            Self::Consumer(machine) => machine.heartbeat_answered(sent, result, now),
         }
     }
 }

@@ -16,7 +16,8 @@ use super::*;
 use crate::ClientConfig;
 use crate::fake_broker::{FakeBroker, Incoming, Reply};
 
-/// The oldest record that is still there, and the end: batches of four, the first one cut by retention.
+/// The oldest record available, and the end. Batches have four records; retention cut the first
+/// one.
 const START: i64 = 6;
 const END: i64 = 16;
 

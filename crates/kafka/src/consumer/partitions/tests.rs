@@ -6,7 +6,7 @@ use kafka_protocol::records::{
 use super::*;
 
 #[test]
-fn a_log_cut_short_is_read_again_from_where_it_parts_and_committed_anew() {
+fn a_truncated_log_is_read_and_committed_again_from_its_divergence() {
     let mut partition = Partition::new(None);
     partition.start_committed(50, 3);
     partition.diverged(49, 40);
@@ -15,12 +15,12 @@ fn a_log_cut_short_is_read_again_from_where_it_parts_and_committed_anew() {
     assert_eq!(partition.position(), Some(40));
     assert_eq!(partition.to_commit(), Some((40, -1)));
     assert!(!partition.is_backwards(41));
-    // Parted before what was read, but no shorter: nothing is passed over.
+    // The logs diverge before the position, but the new one is no shorter: nothing is skipped.
     partition.diverged(40, 90);
     assert_eq!(partition.position(), Some(40));
 }
 
-/// A batch with these offsets; the last may be claimed higher than any record.
+/// A batch with these offsets. `last` may be higher than any of them.
 fn batch(offsets: &[i64], last: i64) -> Vec<u8> {
     let records: Vec<records::Record> = offsets
         .iter()
@@ -77,7 +77,7 @@ fn at(offset: i64) -> Partition {
 #[test]
 fn records_below_the_position_are_dropped_and_gaps_are_passed_over() {
     let mut partition = at(12);
-    // Fetching at 12 brings the batch from 10 on, whose end was compacted away.
+    // A fetch at 12 returns the batch from 10 on, whose end was compacted away.
     assert!(fetched(&mut partition, 12, batch(&[10, 12, 13], 19).into()));
     assert_eq!(hand_out(&mut partition, 9), [12, 13]);
     assert!(partition.is_drained());
@@ -88,7 +88,7 @@ fn records_below_the_position_are_dropped_and_gaps_are_passed_over() {
 #[test]
 fn a_batch_that_compaction_emptied_moves_the_position_on() {
     let mut partition = at(12);
-    // All its records lie below the position, yet it reaches to 19.
+    // All its records are below the position, but the batch extends to 19.
     assert!(fetched(&mut partition, 12, batch(&[10], 19).into()));
     assert_eq!(hand_out(&mut partition, 9), [0; 0]);
     assert_eq!(partition.position(), Some(20));
@@ -106,7 +106,7 @@ fn an_answer_for_an_earlier_position_is_stale() {
 }
 
 #[test]
-fn what_was_handed_out_in_part_goes_on_in_order() {
+fn a_partly_handed_out_batch_continues_in_order() {
     let mut partition = at(0);
     let mut bytes = batch(&[0, 1, 2], 2);
     bytes.extend(batch(&[3, 4], 4));
@@ -195,7 +195,7 @@ fn half_a_batch_is_no_progress_and_damage_is_an_error_once() {
 fn one_answer_is_fetched_ahead_of_the_one_that_is_handed_out() {
     let mut partition = at(0);
     let next = batch(&[2], 2);
-    // Cut short in the next batch, which comes again.
+    // The next batch is truncated and comes again.
     let first = [&batch(&[0, 1], 1)[..], &next[..30]].concat();
     assert!(fetched(&mut partition, 0, first.into()));
     assert_eq!(
@@ -220,7 +220,7 @@ fn what_was_fetched_ahead_is_dropped_when_the_position_moves() {
         assert_eq!(hand_out(&mut partition, 1), [0]);
         match seek {
             true => partition.seek(7),
-            // The log parts behind what was handed out.
+            // The log diverges after the records handed out.
             false => partition.diverged(3, 2),
         }
         assert!(partition.is_drained());

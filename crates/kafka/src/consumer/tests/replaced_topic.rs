@@ -1,4 +1,4 @@
-//! A topic that was deleted and created again, as metadata, leaders and committed offsets show it.
+//! Tests of a deleted and recreated topic, as metadata, leaders and committed offsets show it.
 
 use uuid::Uuid;
 
@@ -9,15 +9,15 @@ const OLD: Uuid = Uuid::from_u128(1);
 const NEW: Uuid = Uuid::from_u128(2);
 const FETCH_BY_NAME: i16 = 12;
 
-/// What the cluster is like at the moment.
+/// The state of the cluster.
 struct Site {
-    /// The id that metadata tells.
+    /// The topic id in metadata.
     metadata_topic_id: Mutex<Uuid>,
-    /// The id that the leader has.
+    /// The topic id that the leader has.
     leader_topic_id: Mutex<Uuid>,
-    /// How often metadata was asked for.
+    /// How many times metadata was asked for.
     asked: AtomicUsize,
-    /// The metadata of the offset that the group has committed, 50.
+    /// The metadata of the group's committed offset, 50.
     committed_under: Mutex<String>,
     /// The commits made: offset and metadata.
     commits: Mutex<Vec<(i64, String)>>,
@@ -39,7 +39,7 @@ impl Site {
         *lock(&self.metadata_topic_id) = id;
     }
 
-    /// The old topic holds a record at 50, the new one another at 0 and one at 51.
+    /// The old topic has a record at 50, the new one records at 0 and 51.
     fn fetch(&self, incoming: &Incoming) -> Reply {
         let leader_topic_id = *lock(&self.leader_topic_id);
         let request: FetchRequest = incoming.decode();
@@ -207,7 +207,7 @@ fn a_leader_that_cannot_be_asked_by_id_is_believed_as_far_as_metadata_agrees() {
     let mut consumer = site.consumer(&broker, journal.clone(), OffsetReset::Earliest);
     assert_eq!(read(&mut consumer, 1), [(0, 50)]);
     site.replace(NEW);
-    // It is longer than the position, so one record is read in its middle before.
+    // The new log is longer than the position, so one record in its middle is read first.
     let mut records = read(&mut consumer, 1);
     if records == [(0, 51)] {
         records = read(&mut consumer, 1);
@@ -225,7 +225,7 @@ fn with_the_policy_latest_a_new_topic_is_read_from_its_end() {
     assert_eq!(read(&mut consumer, 1), [(0, 50)]);
     site.replace(NEW);
     let give_up = Deadline::after(Duration::from_secs(10));
-    // Where the log ends, as the usual broker says.
+    // The end of the log, from the usual broker.
     while consumer.position(&partition()) != Some(7) {
         assert!(!give_up.is_past(), "{:?}", consumer.position(&partition()));
         let polled = consumer.poll(Deadline::after(Duration::from_millis(100)));

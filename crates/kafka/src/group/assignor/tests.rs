@@ -33,7 +33,7 @@ fn flat(assignment: &Assignment) -> Vec<TopicPartition> {
     assignment.values().flatten().cloned().collect()
 }
 
-/// The members rejoin owning what they were given, as real ones do.
+/// The members rejoin owning their assigned partitions, as real ones do.
 fn rejoin(members: &mut [Member], assignment: &Assignment, generation: i32) {
     for member in members {
         member.subscription.owned = assignment[&member.member_id].clone();
@@ -41,7 +41,7 @@ fn rejoin(members: &mut [Member], assignment: &Assignment, generation: i32) {
     }
 }
 
-/// Runs rebalances until nothing changes; returns the result and how many it took.
+/// Runs rebalances until nothing changes. Returns the result and the number of rounds.
 fn settle(
     members: &mut [Member],
     partition_counts: &HashMap<Arc<str>, i32>,
@@ -172,7 +172,7 @@ proptest! {
         members.extend((0..joining).map(|id| member(20 + id, &["t"])));
         let stayed: Vec<String> = members.iter().map(|member| member.member_id.clone()).filter(|id| old.contains_key(id)).collect();
 
-        // At no time does anybody get what another present member still owns.
+        // No member ever gets a partition that another present member still owns.
         let first = Assignor::CooperativeSticky.assign(&members, &partition_counts);
         for (id, partitions) in &first {
             for other in stayed.iter().filter(|other| *other != id) {
@@ -182,8 +182,7 @@ proptest! {
         let (new, rounds) = settle(&mut members, &partition_counts);
         prop_assert!(rounds <= 2);
         prop_assert_eq!(flat(&new).len(), partition_count as usize);
-        // Whoever stayed and now has no more than the fair share rounded up lost
-        // only what was above it.
+        // A member that stayed keeps what it had, up to the fair share rounded down.
         let fair_floor = partition_count as usize / members.len();
         for id in &stayed {
             let kept = new[id].iter().filter(|partition| old[id].contains(partition)).count();

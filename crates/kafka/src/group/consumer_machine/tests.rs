@@ -37,7 +37,7 @@ fn refused(code: i16) -> Result<Answer, Failure> {
     Err(Failure::Code(ResponseError::try_from_code(code).unwrap()))
 }
 
-/// The heartbeat that is due.
+/// The heartbeat that is due now.
 fn heartbeat(machine: &mut ConsumerMachine, now: Instant) -> HeartbeatRequest {
     match machine.heartbeat_step(now) {
         HeartbeatStep::SendConsumer(coordinator, heartbeat) => {
@@ -54,10 +54,10 @@ fn stable(now: Instant) -> ConsumerMachine {
     assert!(machine.polled(now));
     machine.coordinator_found(here());
     let join = heartbeat(&mut machine, now);
-    assert!(machine.beat_answered(&join, answer(3, Some(target(&[0, 1]))), now));
+    assert!(machine.heartbeat_answered(&join, answer(3, Some(target(&[0, 1]))), now));
     machine.reconciled(&target(&[0, 1]));
     let acknowledgement = heartbeat(&mut machine, now);
-    machine.beat_answered(&acknowledgement, answer(3, None), now);
+    machine.heartbeat_answered(&acknowledgement, answer(3, None), now);
     assert_eq!(machine.phase, Phase::Stable);
     machine
 }
@@ -76,9 +76,9 @@ fn a_member_joins_when_polled_takes_its_target_over_and_says_so_at_once() {
     assert_eq!((join.identity.generation, join.is_full), (0, true));
     assert_eq!(join.owned, Some(Target::new()));
     assert_eq!(machine.poll_step(now), PollStep::AwaitAnswer);
-    assert!(machine.beat_answered(&join, answer(1, Some(target(&[4]))), now));
+    assert!(machine.heartbeat_answered(&join, answer(1, Some(target(&[4]))), now));
     assert_eq!(machine.poll_step(now), PollStep::Reconcile(target(&[4])));
-    // Not before it is done.
+    // Nothing is sent before the target is reached.
     assert!(
         matches!(machine.heartbeat_step(now), HeartbeatStep::Wait(Some(at)) if at == now + SECOND)
     );
@@ -88,10 +88,10 @@ fn a_member_joins_when_polled_takes_its_target_over_and_says_so_at_once() {
     let acknowledgement = heartbeat(&mut machine, now);
     assert_eq!(acknowledgement.owned, Some(target(&[4])));
     assert!(!acknowledgement.is_full);
-    machine.beat_answered(&acknowledgement, answer(1, None), now);
+    machine.heartbeat_answered(&acknowledgement, answer(1, None), now);
     assert!(!machine.is_rebalancing());
 
-    // From then on as often as the coordinator asked for, with nothing to say.
+    // From then on at the coordinator's interval, with no content.
     let due = now + SECOND;
     assert!(matches!(machine.heartbeat_step(now), HeartbeatStep::Wait(Some(at)) if at == due));
     let usual = heartbeat(&mut machine, due);
@@ -103,9 +103,9 @@ fn a_target_replaced_before_it_was_reached_is_not_acknowledged() {
     let now = Instant::now();
     let mut machine = stable(now);
     let first = heartbeat(&mut machine, now + SECOND);
-    assert!(machine.beat_answered(&first, answer(4, Some(target(&[0]))), now));
+    assert!(machine.heartbeat_answered(&first, answer(4, Some(target(&[0]))), now));
     let second = heartbeat(&mut machine, now + 2 * SECOND);
-    machine.beat_answered(&second, answer(5, Some(target(&[1]))), now);
+    machine.heartbeat_answered(&second, answer(5, Some(target(&[1]))), now);
     machine.reconciled(&target(&[0]));
     assert_eq!(machine.poll_step(now), PollStep::Reconcile(target(&[1])));
 }
@@ -117,7 +117,7 @@ fn a_fenced_or_forgotten_member_joins_again_once_its_partitions_are_given_up() {
         let mut machine = stable(now);
         let name = machine.identity().member_id.clone();
         let fenced = heartbeat(&mut machine, now + SECOND);
-        assert!(machine.beat_answered(&fenced, refused(code), now));
+        assert!(machine.heartbeat_answered(&fenced, refused(code), now));
         assert_eq!(machine.commit_identity(), Err(CommitVerdict::Lost));
         assert_eq!(machine.heartbeat_step(now), HeartbeatStep::Wait(None));
         assert!(machine.take_lost());
@@ -129,11 +129,11 @@ fn a_fenced_or_forgotten_member_joins_again_once_its_partitions_are_given_up() {
 }
 
 #[test]
-fn after_a_failure_everything_is_told_again() {
+fn after_a_failure_everything_is_sent_again() {
     let now = Instant::now();
     let mut machine = stable(now);
     let lost = heartbeat(&mut machine, now + SECOND);
-    assert!(!machine.beat_answered(&lost, Err(Failure::Transport), now + SECOND));
+    assert!(!machine.heartbeat_answered(&lost, Err(Failure::Transport), now + SECOND));
     assert!(matches!(
         machine.heartbeat_step(now + SECOND),
         HeartbeatStep::Wait(Some(_))
@@ -176,7 +176,7 @@ fn a_commit_with_an_old_epoch_is_made_again_and_one_of_a_fenced_member_is_lost()
         CommitVerdict::Retry
     );
     let bump = heartbeat(&mut machine, now + SECOND);
-    machine.beat_answered(&bump, answer(4, None), now);
+    machine.heartbeat_answered(&bump, answer(4, None), now);
     assert_eq!(
         machine.commit_failed(&sent, code(110)),
         CommitVerdict::Retry
@@ -187,20 +187,20 @@ fn a_commit_with_an_old_epoch_is_made_again_and_one_of_a_fenced_member_is_lost()
 }
 
 #[test]
-fn what_will_never_work_is_told_and_ends_the_membership() {
+fn a_permanent_error_is_reported_and_ends_the_membership() {
     // Unsupported assignor, not authorized, version unknown to the broker.
     for code in [112, 30, 35] {
         let now = Instant::now();
         let mut machine = stable(now);
         let sent = heartbeat(&mut machine, now + SECOND);
-        assert!(machine.beat_answered(&sent, refused(code), now));
+        assert!(machine.heartbeat_answered(&sent, refused(code), now));
         assert!(matches!(machine.poll_step(now), PollStep::Fail(_)));
         assert!(machine.take_lost());
     }
 }
 
 #[test]
-fn closing_leaves_once_whatever_the_state() {
+fn closing_leaves_once_in_every_state() {
     let now = Instant::now();
     for (is_static, epoch) in [(false, -1), (true, -2)] {
         let mut machine = ConsumerMachine::new(settings(is_static), now);

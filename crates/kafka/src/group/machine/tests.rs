@@ -46,7 +46,7 @@ fn at(phase: Phase, start: Instant) -> Machine {
     machine
 }
 
-/// What can be seen of a machine after an answer.
+/// The visible state of a machine after an answer.
 #[derive(Debug, PartialEq)]
 struct After {
     phase: Phase,
@@ -74,7 +74,7 @@ fn after(machine: &Machine) -> After {
     }
 }
 
-/// Stable in generation 5 and untouched.
+/// Stable in generation 5 and unchanged.
 const FINE: After = After {
     phase: Phase::Stable,
     knows_coordinator: true,
@@ -84,22 +84,22 @@ const FINE: After = After {
     is_fatal: false,
     rejoins: false,
 };
-/// To join again, as itself.
+/// Rejoins under the same identity.
 const UNJOINED: After = After {
     phase: Phase::Unjoined,
     ..FINE
 };
-/// The same with the coordinator to be found first.
+/// Rejoins after finding the coordinator.
 const UNJOINED_AWAY: After = After {
     knows_coordinator: false,
     ..UNJOINED
 };
-/// Stable, with the coordinator to be found.
+/// Stable, and must find the coordinator.
 const AWAY: After = After {
     knows_coordinator: false,
     ..FINE
 };
-/// Thrown out, named no more.
+/// Thrown out, without a member id.
 const FORGOTTEN: After = After {
     phase: Phase::Unjoined,
     member: "",
@@ -107,7 +107,7 @@ const FORGOTTEN: After = After {
     is_lost: true,
     ..FINE
 };
-/// Thrown out of the generation only.
+/// Thrown out of the generation, with a member id.
 const OUTDATED: After = After {
     member: "me",
     ..FORGOTTEN
@@ -129,7 +129,7 @@ fn a_member_joins_syncs_and_beats() {
     assert_eq!(machine.poll_step(start), PollStep::Join(here()));
     machine.start_join();
     assert_eq!(machine.poll_step(start), PollStep::AwaitAnswer);
-    // Heartbeats begin with the join's answer, before the sync's.
+    // Heartbeats begin after the join's answer, before the sync's.
     assert_eq!(machine.heartbeat_step(start), HeartbeatStep::Wait(None));
     assert!(machine.joined("me".into(), 5, start));
     assert_eq!(
@@ -140,7 +140,7 @@ fn a_member_joins_syncs_and_beats() {
         machine.heartbeat_step(start + BRISK_INTERVAL),
         HeartbeatStep::Send(here(), me(5))
     );
-    // Later they come at their usual pace.
+    // Later heartbeats come at the normal interval.
     let later = start + BRISK_FOR;
     assert_eq!(
         machine.heartbeat_step(later),
@@ -186,7 +186,7 @@ fn each_join_error_has_its_consequence() {
         machine.start_join();
         machine.join_failed(error, Some("new".into()), start);
         assert_eq!(after(&machine), expected, "{error:?}");
-        // Only a name is answered at once; everything else pauses.
+        // Only a new member id is used at once; all other failures pause.
         let pauses = matches!(machine.poll_step(start), PollStep::Wait(_));
         assert_eq!(pauses, error != code(79), "{error:?}");
     }
@@ -317,7 +317,7 @@ fn an_answer_for_an_older_generation_changes_nothing() {
         assert!(!machine.synced(&me(4), start));
         assert_eq!(after(&machine), FINE, "sync {error:?}");
     }
-    // A commit of generation 4 refused in generation 5 costs nothing but itself.
+    // A commit of generation 4 that is refused in generation 5 has no other effect.
     let mut machine = at(Phase::Stable, Instant::now());
     assert_eq!(
         machine.commit_failed(&me(4), code(22)),
@@ -359,7 +359,7 @@ fn commits_are_refused_here_when_there_is_no_generation_to_speak_for() {
 }
 
 #[test]
-fn a_heartbeats_news_of_a_rebalance_is_told_once_and_not_during_one() {
+fn a_heartbeat_reports_a_rebalance_once_and_not_during_one() {
     let start = Instant::now();
     let mut machine = at(Phase::Stable, start);
     assert!(machine.heartbeat_answered(&me(5), Err(code(27)), start));
@@ -406,7 +406,7 @@ fn a_static_member_never_says_it_leaves() {
 }
 
 #[test]
-fn a_session_without_signs_makes_the_coordinator_be_found_anew() {
+fn a_session_without_signs_makes_the_coordinator_be_found_again() {
     let start = Instant::now();
     let mut machine = at(Phase::Stable, start);
     let silent = start + 10 * SECOND;
