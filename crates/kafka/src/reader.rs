@@ -20,7 +20,7 @@ use super::error::Error;
 use super::topic_id;
 use tbd_deadline::Deadline;
 
-/// The most bytes of one answer. A single larger batch is delivered all the same.
+/// The most bytes of one answer. A single larger batch is delivered nevertheless.
 const FETCH_BYTES: i32 = 1 << 20;
 /// How long a broker may wait for new records, in milliseconds.
 const FETCH_WAIT_MS: i32 = 500;

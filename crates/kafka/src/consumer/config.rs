@@ -11,8 +11,8 @@ use crate::Error;
 use crate::group::TopicPartition;
 use crate::group::assignor::Assignor;
 
-/// Where to begin in a partition when the group has no committed offset, when the committed offset
-/// no longer exists, or when the topic was deleted and created again.
+/// Where to begin in a partition if the group has no committed offset, or if that offset no longer
+/// exists. Also where to begin after the topic was deleted and created again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OffsetReset {
     /// At the oldest record.
@@ -66,18 +66,18 @@ pub struct ConsumerConfig {
     /// The target for the bytes of records in one broker answer.
     ///
     /// It bounds the memory of records fetched and not handed out, those of paused partitions
-    /// included: twice this value for each leader that is read from. An answer is one piece of
-    /// memory, so it counts in full until its last record is handed out. The consumer fetches only
-    /// while there is room for another answer from each leader. To make room it drops what paused
-    /// partitions hold, and fetches it again after they are resumed.
+    /// included. The bound is twice this value for each leader that is read from. An answer is one
+    /// piece of memory, so it counts in full until its last record is handed out. The consumer
+    /// fetches only while there is room for another answer from each leader. To make room it drops
+    /// what paused partitions hold, and fetches it again after they are resumed.
     ///
-    /// Two things are not counted: for each partition, the batch being handed out if it was
-    /// compressed; and a batch larger than the limits, which is delivered all the same. Records
-    /// that the application keeps are not counted either. Their keys and values share the memory of
-    /// their answer.
+    /// Not counted are the batch being handed out in each partition, if it was compressed, and a
+    /// batch larger than the limits. A larger batch is delivered nevertheless. Records that the
+    /// application keeps are not counted either. Their keys and values share the memory of their
+    /// answer.
     pub fetch_max_bytes: i32,
     /// The most bytes of one partition's records in one answer. A single larger batch is delivered
-    /// all the same.
+    /// nevertheless.
     pub max_partition_fetch_bytes: i32,
     /// How long a broker may wait for records when it has none.
     pub fetch_max_wait: Duration,

@@ -407,7 +407,7 @@ impl Consumer {
     ///
     /// # Errors
     /// When the coordinator could not be told; it notices after the session time-out. The consumer
-    /// is closed all the same.
+    /// is closed nevertheless.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
         self.await_owed_commits(deadline);
         self.is_closed = true;

@@ -10,7 +10,7 @@ use super::machine::{
 
 /// One of the two machines. Their methods are documented there.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "their pages say it")]
+#[expect(missing_docs, reason = "the machines document it")]
 pub enum Member {
     Classic(Machine),
     Consumer(ConsumerMachine),
@@ -26,7 +26,7 @@ macro_rules! either {
     };
 }
 
-#[expect(missing_docs, reason = "the machines say it")]
+#[expect(missing_docs, reason = "the machines document it")]
 impl Member {
     /// Returns true when the heartbeat thread must be woken.
     pub fn polled(&mut self, now: Instant) -> bool {
