@@ -1,8 +1,7 @@
 //! Who leads which partition, and how to reach them.
 //!
-//! The picture of the cluster is a cache that any thread may read at any time.
-//! Its lock guards memory only: while metadata is being asked for, nobody waits
-//! who does not ask too.
+//! The metadata is a cache that any thread may read at any time. Its lock guards memory only:
+//! while one thread asks for metadata, only threads that ask too wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -34,13 +33,13 @@ pub struct Cluster {
 #[derive(Debug)]
 struct Inner {
     config: ClientConfig,
-    picture: Mutex<Picture>,
-    /// The connection metadata was last asked on. Taken out while in use.
-    spare: Mutex<Option<Connection>>,
+    metadata: Mutex<Metadata>,
+    /// The connection of the last metadata request. Taken out while in use.
+    idle_connection: Mutex<Option<Connection>>,
 }
 
 #[derive(Debug, Default)]
-struct Picture {
+struct Metadata {
     nodes: BTreeMap<i32, String>,
     controller: Option<i32>,
     topics: HashMap<String, Topic>,
@@ -70,8 +69,8 @@ impl Cluster {
         Self {
             inner: Arc::new(Inner {
                 config,
-                picture: Mutex::default(),
-                spare: Mutex::new(None),
+                metadata: Mutex::default(),
+                idle_connection: Mutex::new(None),
             }),
         }
     }
@@ -107,9 +106,9 @@ impl Cluster {
     ) -> Result<(), Error> {
         let max_age = self.inner.config.metadata_max_age;
         let stale: Vec<&str> = {
-            let picture = self.picture();
+            let metadata = self.metadata();
             let fresh = |name: &str| {
-                picture.topics.get(name).is_some_and(|topic| {
+                metadata.topics.get(name).is_some_and(|topic| {
                     topic.error.is_none() && topic.refreshed.elapsed() < max_age
                 })
             };
@@ -144,23 +143,23 @@ impl Cluster {
     /// when the partition is unknown or has no leader at present. Does not wait.
     pub fn leader(&self, topic: &str, partition: i32) -> Option<(i32, i32)> {
         let index = usize::try_from(partition).ok()?;
-        let picture = self.picture();
-        let leader = picture.topics.get(topic)?.partitions.get(index)?;
+        let metadata = self.metadata();
+        let leader = metadata.topics.get(topic)?.partitions.get(index)?;
         leader.node.map(|node| (node, leader.epoch))
     }
 
     /// How many partitions `topic` has, or `None` while that is unknown. Does not
     /// wait.
     pub fn partitions(&self, topic: &str) -> Option<i32> {
-        let picture = self.picture();
-        let count = picture.topics.get(topic)?.partitions.len();
+        let metadata = self.metadata();
+        let count = metadata.topics.get(topic)?.partitions.len();
         i32::try_from(count).ok().filter(|count| *count > 0)
     }
 
     /// The topic of that id, among those that were asked about. Does not wait.
     pub fn topic_of(&self, id: Uuid) -> Option<Arc<str>> {
-        let picture = self.picture();
-        let mut topics = picture.topics.iter();
+        let metadata = self.metadata();
+        let mut topics = metadata.topics.iter();
         let found = topics.find(|(_, topic)| topic.id == id && !id.is_nil());
         found.map(|(name, _)| name.as_str().into())
     }
@@ -169,15 +168,15 @@ impl Cluster {
     /// deleted and created again has another one. `None` when the topic is unknown or the
     /// broker tells no ids. Does not wait.
     pub fn topic_id(&self, topic: &str) -> Option<Uuid> {
-        let picture = self.picture();
-        let id = picture.topics.get(topic)?.id;
+        let metadata = self.metadata();
+        let id = metadata.topics.get(topic)?.id;
         (!id.is_nil()).then_some(id)
     }
 
     /// What the cluster said about `topic` when it was last asked, if that was an
     /// error. Does not wait.
     pub fn topic_error(&self, topic: &str) -> Option<ResponseError> {
-        self.picture().topics.get(topic)?.error
+        self.metadata().topics.get(topic)?.error
     }
 
     /// Notes what a broker let slip about a partition's leader in another answer.
@@ -186,12 +185,12 @@ impl Cluster {
         let Ok(index) = usize::try_from(partition) else {
             return;
         };
-        let mut picture = self.picture();
+        let mut metadata = self.metadata();
         // A node that cannot be dialled yet is no help.
-        if !picture.nodes.contains_key(&node) {
+        if !metadata.nodes.contains_key(&node) {
             return;
         }
-        if let Some(leader) = picture
+        if let Some(leader) = metadata
             .topics
             .get_mut(topic)
             .and_then(|topic| topic.partitions.get_mut(index))
@@ -206,7 +205,7 @@ impl Cluster {
 
     /// The address of a node, if the cluster has told it.
     pub fn address(&self, node: i32) -> Option<String> {
-        self.picture().nodes.get(&node).cloned()
+        self.metadata().nodes.get(&node).cloned()
     }
 
     /// Opens a new connection to a node, waiting at most until `deadline`.
@@ -248,7 +247,7 @@ impl Cluster {
 
     /// The controller's node id as last told by a broker.
     pub fn controller(&self) -> Option<i32> {
-        self.picture().controller
+        self.metadata().controller
     }
 
     /// Asks the cluster how it is, waiting at most until `deadline`: fine means
@@ -269,40 +268,39 @@ impl Cluster {
 
     fn ask(&self, topics: Vec<&str>, deadline: Deadline) -> Result<(), Error> {
         let response = self.exchange(&metadata_request(Some(&topics)), deadline)?;
-        self.picture().take_in(&response);
+        self.metadata().take_in(&response);
         Ok(())
     }
 
-    /// One metadata exchange, on the spare connection or a new one. A spare that
-    /// fails is replaced once: it may have been closed for idleness, and asking
-    /// twice for metadata does no harm.
+    /// One metadata exchange, on the idle connection or a new one. An idle connection that fails is
+    /// replaced once: the broker may have closed it, and a second metadata request does no harm.
     fn exchange(
         &self,
         request: &MetadataRequest,
         deadline: Deadline,
     ) -> Result<MetadataResponse, Error> {
-        let spare = lock(&self.inner.spare).take();
-        if let Some(mut connection) = spare
+        let idle_connection = lock(&self.inner.idle_connection).take();
+        if let Some(mut connection) = idle_connection
             && connection.is_usable()
         {
             // A broker that hangs must leave time to ask another.
             let left = deadline.remaining();
             let half = deadline.earlier_of(Deadline::after(left / 2));
             if let Ok(response) = connection.call(request, half) {
-                *lock(&self.inner.spare) = Some(connection);
+                *lock(&self.inner.idle_connection) = Some(connection);
                 return Ok(response);
             }
         }
         let mut connection = self.connect_any(deadline)?;
         let response = connection.call(request, deadline)?;
-        *lock(&self.inner.spare) = Some(connection);
+        *lock(&self.inner.idle_connection) = Some(connection);
         Ok(response)
     }
 
     /// Every address worth trying: known nodes from a random one on, then the
     /// configured ones, which may be the only ones left after a move.
     fn candidates(&self) -> Vec<String> {
-        let mut candidates: Vec<String> = self.picture().nodes.values().cloned().collect();
+        let mut candidates: Vec<String> = self.metadata().nodes.values().cloned().collect();
         if !candidates.is_empty() {
             let start = getrandom::u32().unwrap_or(0) as usize % candidates.len();
             candidates.rotate_left(start);
@@ -315,8 +313,8 @@ impl Cluster {
         candidates
     }
 
-    fn picture(&self) -> MutexGuard<'_, Picture> {
-        lock(&self.inner.picture)
+    fn metadata(&self) -> MutexGuard<'_, Metadata> {
+        lock(&self.inner.metadata)
     }
 }
 
@@ -331,7 +329,7 @@ fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
         .with_allow_auto_topic_creation(false)
 }
 
-impl Picture {
+impl Metadata {
     fn take_in(&mut self, response: &MetadataResponse) {
         if !response.brokers.is_empty() {
             self.nodes = response
@@ -446,7 +444,7 @@ mod tests {
     fn cluster_after(answers: &[MetadataResponse]) -> Cluster {
         let cluster = Cluster::new(ClientConfig::default());
         for answer in answers {
-            cluster.picture().take_in(answer);
+            cluster.metadata().take_in(answer);
         }
         cluster
     }

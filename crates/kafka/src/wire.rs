@@ -1,43 +1,41 @@
-//! Frames, headers, and the request versions we speak.
+//! Frames, headers, and the supported request versions.
 //!
-//! A frame is an i32 length and that many bytes: a header (with a correlation
-//! id), then the message in a version both sides know. The codec for headers and
-//! messages is `kafka-protocol`; this file decides versions and limits, and
-//! stands between the codec and hostile bytes. It does no I/O.
+//! A frame is an i32 length and that many bytes: a header with a correlation id, then the message
+//! in a version that both sides know. `kafka-protocol` encodes and decodes headers and messages.
+//! This module decides versions and limits, and protects the codec from hostile bytes. It does no
+//! I/O.
 
 use bytes::{Buf, Bytes, BytesMut, TryGetError};
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::buf::ByteBuf;
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes, VersionRange};
 
-/// The largest frame with fetched records that is accepted: twice what a
-/// consumer asks for by default, because one batch may exceed the limit it asked.
+/// The largest Fetch response that is accepted: twice what a consumer requests by default, because
+/// one batch may exceed the requested limit.
 const FETCH_FRAME_BYTES_MAX: usize = 100 * 1024 * 1024;
 
-/// The largest other frame that is accepted. Metadata of 10,000 partitions takes
-/// about 1 MiB.
+/// The largest other response that is accepted. Metadata of 10,000 partitions takes about 1 MiB.
 const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Counts and numbers up to this size are taken at face value: memory reserved
-/// for so many elements is small.
+/// Counts up to this size are not checked: the memory for so many elements is small.
 const HARMLESS_COUNT: usize = 10_000;
 
-/// As [`HARMLESS_COUNT`], for the old fixed-width fields, where a count cannot be
-/// told from a node id or a generation number. A reservation for a million
-/// elements that never come is address space, not memory.
+/// As [`HARMLESS_COUNT`], for the old fixed-width fields. There a count looks like a node id or a
+/// generation number. A reservation for a million elements that never come is address space, not
+/// memory.
 const HARMLESS_NUMBER: usize = 1_000_000;
 
 /// A request that this client sends.
 pub trait Request: Encodable + HeaderVersion {
-    /// Which one it is.
+    /// Its API key.
     const API: ApiKey;
-    /// The versions of it that this client speaks.
+    /// The versions that this client supports.
     const VERSIONS: VersionRange;
-    /// What answers it.
+    /// Its response.
     type Response: Decodable + HeaderVersion;
 }
 
-/// One line per request: its type, its answer's, and the versions we speak.
+/// One line per request: its type, its response's type, and the supported versions.
 macro_rules! requests {
     ($($(#[$comment:meta])* $api:ident: $request:ident => $response:ident, $min:literal to $max:literal;)*) => {
         $(
@@ -48,8 +46,8 @@ macro_rules! requests {
             }
         )*
 
-        /// The versions of `api` that this client speaks, or `None` when it never
-        /// sends that request.
+        /// The versions of `api` that this client supports, or `None` if it never sends that
+        /// request.
         pub fn supported(api: ApiKey) -> Option<VersionRange> {
             match api {
                 $(ApiKey::$api => Some(<$request as Request>::VERSIONS),)*
@@ -60,13 +58,12 @@ macro_rules! requests {
         /// Every request this client sends.
         pub const APIS: &[ApiKey] = &[$(ApiKey::$api),*];
 
-        /// Decodes the frame (without its length) of an answer to `api`, as a
-        /// [`Connection`](super::Connection) does, and drops it: what fuzzing and
-        /// replays of recorded traffic call.
+        /// Decodes and drops a response to `api` (the frame without its length), as a
+        /// [`Connection`](super::Connection) does. For fuzzing and replays of recorded traffic.
         ///
         /// # Errors
-        /// When the bytes are no such answer, or we never send that request or
-        /// do not speak that version of it.
+        /// When the bytes are no such response, or when the client does not support that request
+        /// or version.
         pub fn try_decode(api: ApiKey, version: i16, frame: Bytes) -> Result<(), String> {
             match api {
                 $(ApiKey::$api if (<$request as Request>::VERSIONS.min..=<$request as Request>::VERSIONS.max).contains(&version) => {
@@ -78,13 +75,13 @@ macro_rules! requests {
     };
 }
 
-// Upper ends: the newest version whose fields we use; beyond Produce and Fetch, the newest
-// that addresses topics by name. Lower ends: the oldest with the fields we need; all
-// are offered by Kafka 2.8 to 4.1 and by Redpanda.
+// The upper bound is the newest version whose fields we use; except for Produce and Fetch, the
+// newest that addresses topics by name. The lower bound is the oldest with the fields we need.
+// Kafka 2.8 to 4.1 and Redpanda offer all of them.
 requests! {
-    // 13 addresses topics by id, and is sent only for topics whose ids are known.
+    // 13 addresses topics by id; it is sent only for topics whose ids are known.
     Produce: ProduceRequest => ProduceResponse, 3 to 13;
-    // 13 addresses topics by id; where an id is not known, 12 serves.
+    // 13 addresses topics by id; 12 is sent where an id is not known.
     Fetch: FetchRequest => FetchResponse, 4 to 13;
     ListOffsets: ListOffsetsRequest => ListOffsetsResponse, 1 to 7;
     // 4 can be told not to create topics; 13 adds re-bootstrapping.
@@ -108,19 +105,19 @@ requests! {
     CreateTopics: CreateTopicsRequest => CreateTopicsResponse, 2 to 7;
     // 6 addresses topics by id.
     DeleteTopics: DeleteTopicsRequest => DeleteTopicsResponse, 1 to 5;
-    // 1 goes on with SaslAuthenticate instead of bare bytes.
+    // 1 continues with SaslAuthenticate instead of bare bytes.
     SaslHandshake: SaslHandshakeRequest => SaslHandshakeResponse, 1 to 1;
-    // 1 tells how long the session lasts.
+    // 1 contains the session's lifetime.
     SaslAuthenticate: SaslAuthenticateRequest => SaslAuthenticateResponse, 0 to 2;
 }
 
-/// The newest version that both sides speak.
+/// The newest version that both sides support.
 pub fn common_version(api: ApiKey, broker: VersionRange) -> Option<i16> {
     let common = supported(api)?.intersect(&broker);
     (!common.is_empty()).then_some(common.max)
 }
 
-/// The largest answer to `api` that is accepted, in bytes.
+/// The largest response to `api` that is accepted, in bytes.
 pub(crate) fn frame_bytes_max(api: ApiKey) -> usize {
     match api {
         ApiKey::Fetch => FETCH_FRAME_BYTES_MAX,
@@ -131,8 +128,8 @@ pub(crate) fn frame_bytes_max(api: ApiKey) -> usize {
 /// Appends the whole frame of a request to `out`.
 ///
 /// # Errors
-/// The codec's words, when a field is set that this version does not have, or is
-/// too long. `out` is left as it was.
+/// The codec's message, when a field is too long, or is set although this version does not have
+/// it. `out` is then unchanged.
 pub(crate) fn encode_request<R: Request>(
     out: &mut BytesMut,
     request: &R,
@@ -166,7 +163,7 @@ pub(crate) fn encode_request<R: Request>(
     }
 }
 
-/// The correlation id of an answer: its first four bytes, in every version.
+/// The correlation id of a response: its first four bytes, in every version.
 pub(crate) fn correlation_id(frame: &[u8]) -> Option<i32> {
     frame
         .get(..4)
@@ -174,42 +171,40 @@ pub(crate) fn correlation_id(frame: &[u8]) -> Option<i32> {
         .map(i32::from_be_bytes)
 }
 
-/// Decodes an answer's frame (without its length).
+/// Decodes a response's frame (without its length).
 pub(crate) fn decode_response<R: Request>(
     frame: Bytes,
     version: i16,
 ) -> Result<R::Response, String> {
-    let mut buf = Claims::new(frame);
+    let mut buf = BoundedBuffer::new(frame);
     ResponseHeader::decode(&mut buf, R::Response::header_version(version))
         .and_then(|_| R::Response::decode(&mut buf, version))
         .map_err(|error| error.to_string())
 }
 
-/// Decodes a message that is embedded in another (member metadata, assignments)
-/// with the same care as an answer.
+/// Decodes a message that is embedded in another (member metadata, assignments), with the same
+/// limits as a response.
 ///
 /// # Errors
-/// The codec's words, when the bytes are not such a message.
+/// The codec's message, when the bytes are not such a message.
 pub fn decode_embedded<M: Decodable>(bytes: Bytes, version: i16) -> Result<M, String> {
-    M::decode(&mut Claims::new(bytes), version).map_err(|error| error.to_string())
+    M::decode(&mut BoundedBuffer::new(bytes), version).map_err(|error| error.to_string())
 }
 
-/// A buffer that refuses claims it cannot honour.
+/// A buffer that refuses counts larger than the bytes that remain.
 ///
-/// The codec reserves memory for as many elements as an array's count says
-/// before it reads the first one, so nine bytes could ask for gigabytes, and a
-/// refused reservation ends the process. A count is the one thing the codec
-/// reads as a varint (new versions) or as an i32 (old ones), and every element
-/// takes a byte at least: a count beyond the bytes that are left is a lie, and
-/// is reported as missing bytes.
-struct Claims {
+/// The codec reserves memory for an array's count before it reads the first element. So nine bytes
+/// could request gigabytes, and a failed allocation ends the process. The codec reads a count as a
+/// varint (new versions) or as an i32 (old ones), and every element takes at least one byte. So a
+/// count beyond the remaining bytes is false, and is reported as missing bytes.
+struct BoundedBuffer {
     bytes: Bytes,
-    /// The varint being read, byte by byte, and its width so far in bits.
+    /// The varint that is being read, byte by byte, and its width so far in bits.
     varint: u64,
     varint_bits: u32,
 }
 
-impl Claims {
+impl BoundedBuffer {
     fn new(bytes: Bytes) -> Self {
         Self {
             bytes,
@@ -230,7 +225,7 @@ impl Claims {
     }
 }
 
-impl Buf for Claims {
+impl Buf for BoundedBuffer {
     fn remaining(&self) -> usize {
         self.bytes.remaining()
     }
@@ -247,14 +242,14 @@ impl Buf for Claims {
         self.bytes.copy_to_bytes(len)
     }
 
-    /// Booleans come this way too: one byte, no claim either way.
+    /// Booleans are read here too: one byte, never a large count.
     fn try_get_u8(&mut self) -> Result<u8, TryGetError> {
         let byte = self.bytes.try_get_u8()?;
         if self.varint_bits < 64 {
             self.varint |= u64::from(byte & 0x7f) << self.varint_bits;
         }
         self.varint_bits += 7;
-        // The codec stops after five bytes whatever they say.
+        // The codec stops after five bytes in any case.
         if byte & 0x80 == 0 || self.varint_bits >= 35 {
             let claim = usize::try_from(self.varint).unwrap_or(usize::MAX);
             self.varint = 0;
@@ -271,7 +266,7 @@ impl Buf for Claims {
     }
 }
 
-impl ByteBuf for Claims {
+impl ByteBuf for BoundedBuffer {
     fn peek_bytes(&mut self, range: std::ops::Range<usize>) -> Bytes {
         self.bytes.slice(range)
     }

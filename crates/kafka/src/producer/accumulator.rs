@@ -113,7 +113,7 @@ impl Queued {
 
 /// Records of one partition that travel together.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct OutgoingBatch {
     pub(super) topic: Arc<str>,
     /// The topic's id, or nil.
     pub(super) topic_id: Uuid,
@@ -134,7 +134,7 @@ pub(super) struct Batch {
     refused: Option<Error>,
 }
 
-impl Batch {
+impl OutgoingBatch {
     /// How many of its records were sent before.
     pub(super) fn repeated(&self) -> usize {
         match &self.encoded {
@@ -294,7 +294,7 @@ impl Accumulator {
         node: i32,
         now: Instant,
         ahead: bool,
-    ) -> (Vec<Batch>, Vec<Completion>) {
+    ) -> (Vec<OutgoingBatch>, Vec<Completion>) {
         let mut batches = Vec::new();
         let mut expired = Vec::new();
         let mut request_bytes = 0;
@@ -336,7 +336,7 @@ impl Accumulator {
         index: usize,
         now: Instant,
         expired: &mut Vec<Completion>,
-    ) -> Option<Batch> {
+    ) -> Option<OutgoingBatch> {
         let identity = self.identity?;
         let partition = &mut self.partitions[index];
         let mut records = Vec::new();
@@ -376,7 +376,7 @@ impl Accumulator {
             Compression::None if is_too_large => Compression::Zstd,
             compression => compression,
         };
-        let batch = Batch {
+        let batch = OutgoingBatch {
             topic: Arc::clone(&partition.topic),
             topic_id: partition.topic_id,
             partition: partition.number,
@@ -418,7 +418,7 @@ impl Accumulator {
                 }
             }
             let timeout = self.limits.delivery_timeout;
-            let is_over = |batch: &Batch| now >= batch.cut_at + timeout;
+            let is_over = |batch: &OutgoingBatch| now >= batch.cut_at + timeout;
             while self.partitions[index].returned.front().is_some_and(is_over)
                 && let Some(batch) = self.partitions[index].returned.pop_front()
             {

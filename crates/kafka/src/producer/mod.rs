@@ -1,38 +1,37 @@
-//! Records out: acknowledged by all in-sync replicas, in order, once.
+//! Idempotent producer: records are acknowledged by all in-sync replicas, in order, once.
 //!
 //! # Threads
 //!
 //! | Thread | Waits for | Ends |
 //! | --- | --- | --- |
 //! | the caller's | room in the buffer; its record's outcome | - |
-//! | `kafka-producer-<node>`, one per leading broker | records; the broker's answer | [`Producer::close`] |
-//! | `kafka-producer` | something to find out: leaders, a producer id, overdue records | [`Producer::close`] |
+//! | `kafka-producer-<node>` (sender), one per leader | records; the broker's response | [`Producer::close`] |
+//! | `kafka-producer` (metadata) | unknown leaders, a missing producer id, overdue records | [`Producer::close`] |
 //!
-//! While a leader's answer is awaited, records for it gather, and the next request
-//! takes them all. So a lone record leaves at once, and a flood travels in large
-//! batches, without any tuning. What fills a batch does not wait for the answer: up to
-//! [`ProducerConfig::max_in_flight`] requests are under way on one connection.
+//! While a request is in flight, records for its leader gather, and the next request takes them
+//! all. So a lone record leaves at once, and many records leave in large batches, without any
+//! tuning. A full batch does not wait for the response: up to [`ProducerConfig::max_in_flight`]
+//! requests are in flight on one connection.
 //!
 //! # Guarantees
 //!
-//! - Records of one partition (so: of one key) are written in the order they were
-//!   handed over, unless one of them fails.
-//! - The producer is idempotent: a batch whose answer got lost is sent again and
-//!   recognised by the broker. A record acknowledged once is in the topic once.
+//! - Records of one partition (and so of one key) are written in the order of their `send` calls,
+//!   unless one of them fails.
+//! - The producer is idempotent: it retries a batch whose response is lost, and the broker
+//!   recognises the repetition. An acknowledged record is in the topic once.
 //! - A failed record says whether it may be in the topic ([`Certainty`]).
-//! - When a topic is deleted and created again, what waits is partitioned again, each key
-//!   in its order. A topic that is missing keeps only its own records waiting.
-//! - Memory is bounded: when the buffer is full, handing over waits, at most until
-//!   the record's deadline.
+//! - When a topic is deleted and created again, waiting records are partitioned again; each key
+//!   keeps its order. A missing topic keeps only its own records waiting.
+//! - Memory is bounded: when the buffer is full, `send` waits, at most until the record's deadline.
 //!
 //! # Locks
 //!
-//! `Shared::state` first, then the cluster's picture or a record's slot; no lock
-//! is held while bytes move or hooks run.
+//! `ProducerShared::state` first, then the cluster's metadata or a record's slot. No lock is held
+//! during I/O or while hooks run.
 
 mod accumulator;
 mod batch;
-mod keeper;
+mod metadata_thread;
 mod record;
 mod sender;
 
@@ -55,56 +54,53 @@ use accumulator::{Accumulator, Completion, Limits, Queued};
 use record::{GaveUp, Slot};
 use tbd_deadline::Deadline;
 
-/// How a producer works. The defaults suit events of some kilobytes published by
-/// request threads.
+/// Settings of a producer. The defaults suit request threads that publish events of a few
+/// kilobytes.
 #[derive(Clone, Debug)]
 pub struct ProducerConfig {
-    /// Topics whose leaders are found out, and connected to, at the start instead of at
-    /// the first record; [`Producer::warm_up`] waits for it.
+    /// Topics whose leaders the producer finds and connects to at the start, not at the first
+    /// record; [`Producer::warm_up`] waits for it.
     pub topics: Vec<String>,
     /// How batches are compressed; Kafka's `compression.type`.
     #[doc(alias = "compression.type")]
     pub compression: Compression,
-    /// How long a record waits for company although its leader is idle; Kafka's
+    /// How long a record waits for others to share its batch although its leader is idle; Kafka's
     /// `linger.ms`.
     #[doc(alias = "linger.ms")]
     pub linger: Duration,
-    /// About the largest batch, in bytes before compression. Brokers refuse more
-    /// than 1 MiB unless told otherwise. Kafka's `batch.size`.
+    /// Approximate size of the largest batch, in bytes before compression. By default brokers
+    /// refuse more than 1 MiB. Kafka's `batch.size`.
     ///
-    /// A larger record is a batch of its own. That batch is compressed with zstd if
-    /// [`compression`](Self::compression) is none, and so is one record that a broker
-    /// has found too large.
+    /// A larger record is a batch of its own. If [`compression`](Self::compression) is none, that
+    /// batch is compressed with zstd, and so is a single record that a broker found too large.
     #[doc(alias = "batch.size")]
     pub batch_bytes: usize,
-    /// The largest record, in bytes before compression; Kafka's `max.request.size`.
-    /// Far below the 100 MB of a request at which brokers close the connection.
+    /// The largest record, in bytes before compression; Kafka's `max.request.size`. Far below the
+    /// request size of 100 MB at which brokers close the connection.
     #[doc(alias = "max.request.size")]
     pub record_bytes: usize,
-    /// About the largest request, in bytes before compression, unless one record has
-    /// more.
+    /// Approximate size of the largest request, in bytes before compression, unless one record is
+    /// larger.
     pub request_bytes: usize,
-    /// About the memory that unacknowledged records may take, in bytes; Kafka's
-    /// `buffer.memory`. Who wants more waits, until the record's deadline.
+    /// Approximate memory for unacknowledged records, in bytes; Kafka's `buffer.memory`. When it
+    /// is full, `send` waits until the record's deadline.
     #[doc(alias = "buffer.memory")]
     pub buffer_bytes: usize,
-    /// How many requests may wait for answers on one connection, 1 to 5; Kafka's
-    /// `max.in.flight.requests.per.connection`. The order is kept in any case; brokers
-    /// remember a producer's last five batches of a partition.
+    /// How many requests may be in flight on one connection, 1 to 5; Kafka's
+    /// `max.in.flight.requests.per.connection`. The order is kept in any case. Brokers remember
+    /// a producer's last five batches of a partition.
     #[doc(alias = "max.in.flight.requests.per.connection")]
     pub max_in_flight: usize,
-    /// How long one produce request may go without an answer before its
-    /// connection is given up; Kafka's `request.timeout.ms`.
+    /// How long one produce request waits for its response before its connection is closed;
+    /// Kafka's `request.timeout.ms`.
     #[doc(alias = "request.timeout.ms")]
     pub request_timeout: Duration,
-    /// How long a batch that may have been written is kept and repeated in the
-    /// hope for an answer. Its partition is blocked meanwhile, to keep the order. Kafka's
-    /// `delivery.timeout.ms`, though a record has a deadline of its own, too.
+    /// How long a batch of unknown outcome is retried. Its partition is blocked meanwhile, to keep
+    /// the order. Kafka's `delivery.timeout.ms`; here each record also has its own deadline.
     #[doc(alias = "delivery.timeout.ms")]
     pub delivery_timeout: Duration,
-    /// The pauses before a record is offered again that a broker refused for a
-    /// passing reason; after the last it fails. Waiting for a new leader or for a
-    /// connection does not count.
+    /// The pauses before each retry of a record that a broker refused for a transient reason; it
+    /// fails after the last. Waiting for a new leader or for a connection does not count.
     pub refusal_pauses: [Duration; 3],
 }
 
@@ -130,20 +126,20 @@ impl Default for ProducerConfig {
     }
 }
 
-/// What a producer tells its owner. Called on the producer's threads, without
-/// locks held; must return quickly.
+/// Hooks that observe a producer. It calls them on its threads, without locks; they must return
+/// quickly.
 pub trait ProducerHooks: Send + Sync {
-    /// A record's outcome is certain, `latency` after it was handed over.
+    /// A record's outcome is certain, `latency` after its `send` call.
     fn record_settled(&self, topic: &str, latency: Duration, outcome: &Outcome) {
         let _ = (topic, latency, outcome);
     }
 
-    /// So many records, which were sent before, are about to be sent again.
+    /// `records` records that were sent before are about to be sent again.
     fn records_repeated(&self, topic: &str, records: usize) {
         let _ = (topic, records);
     }
 
-    /// A produce request ended: `records` in `bytes` sent to `node`.
+    /// A produce request to `node` ended: it had `records` records in `bytes` bytes.
     fn request_ended(&self, node: i32, records: usize, bytes: usize, result: Result<(), &Error>) {
         let _ = (node, records, bytes, result);
     }
@@ -152,60 +148,61 @@ pub trait ProducerHooks: Send + Sync {
 /// No hooks.
 impl ProducerHooks for () {}
 
-/// A running producer. Shared by any number of threads; see the module's page.
+/// A running producer. Any number of threads may share it; see the module's documentation.
 ///
-/// Dropping it without [`Producer::close`] gives up what is not acknowledged yet.
+/// Dropping it without [`Producer::close`] gives up unacknowledged records.
 pub struct Producer {
-    shared: Arc<Shared>,
-    keeper: Mutex<Option<JoinHandle<()>>>,
+    shared: Arc<ProducerShared>,
+    metadata_thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// A record on its way.
+/// A record whose outcome is pending.
 #[must_use = "the outcome is known only to who waits for it"]
 pub struct Pending {
-    shared: Arc<Shared>,
+    shared: Arc<ProducerShared>,
     slot: Arc<Slot>,
     topic: Arc<str>,
     queued_at: Instant,
 }
 
-struct Shared {
+struct ProducerShared {
     cluster: Cluster,
     config: ProducerConfig,
     hooks: Arc<dyn ProducerHooks>,
-    state: Mutex<State>,
-    /// Wakes the keeper.
-    errand: Condvar,
+    state: Mutex<ProducerState>,
+    /// Wakes the metadata thread.
+    metadata_wakeup: Condvar,
     /// Wakes callers: room in the buffer, news about a topic, all sent.
     progress: Condvar,
 }
 
-struct State {
+struct ProducerState {
     records: Accumulator,
     nodes: HashMap<i32, Arc<Node>>,
-    /// No new records.
+    /// No new records are taken.
     closing: bool,
-    /// Threads are to end.
+    /// Threads must end.
     stopping: bool,
-    /// Callers of [`Producer::warm_up`] that wait.
+    /// How many callers of [`Producer::warm_up`] wait.
     warming: usize,
-    /// One of them has just come: the keeper does not finish its pause.
+    /// A caller has just started to wait: the metadata thread cuts its pause short.
     is_hurried: bool,
-    /// What stands in the way at present, to explain time-outs.
-    trouble: Option<Error>,
+    /// The latest error, to explain time-outs. Cleared by success.
+    last_error: Option<Error>,
 }
 
-/// One leading broker's thread, seen from outside.
+/// One sender thread, as other threads see it.
 struct Node {
     id: i32,
-    /// Wakes the thread; goes with `Shared::state`.
-    wake: Condvar,
-    /// Whether the thread sleeps and nobody has woken it yet; changed under
-    /// `Shared::state` only. To wake nobody costs a call of the system, too.
+    /// Wakes the thread; used with `ProducerShared::state`.
+    wakeup: Condvar,
+    /// Whether the thread sleeps and nobody has woken it yet; changed only under
+    /// `ProducerShared::state`. It saves a system call: waking nobody costs one too.
     sleeps: AtomicBool,
-    /// Whether a connection is open, as far as is known; changed under `Shared::state` only.
+    /// Whether a connection is open, as far as is known; changed only under
+    /// `ProducerShared::state`.
     connected: AtomicBool,
-    /// Breaks off what the thread may be waiting for.
+    /// Interrupts the thread's I/O.
     interrupter: Mutex<Option<Interrupter>>,
 }
 
@@ -213,34 +210,38 @@ impl Node {
     fn new(id: i32) -> Self {
         Self {
             id,
-            wake: Condvar::new(),
+            wakeup: Condvar::new(),
             sleeps: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             interrupter: Mutex::new(None),
         }
     }
 
-    /// Wakes the node's thread if it sleeps. Only with `Shared::state` locked.
-    fn rouse(&self) {
+    /// Wakes the node's thread if it sleeps. Call it only with `ProducerShared::state` locked.
+    fn wake(&self) {
         if self.sleeps.swap(false, Ordering::Relaxed) {
-            self.wake.notify_one();
+            self.wakeup.notify_one();
         }
     }
 
-    /// Sleeps until roused, at most for `at_most`.
-    fn sleep<'a>(&self, guard: MutexGuard<'a, State>, at_most: Duration) -> MutexGuard<'a, State> {
+    /// Sleeps until [`Node::wake`], at most for `at_most`.
+    fn sleep<'a>(
+        &self,
+        guard: MutexGuard<'a, ProducerState>,
+        at_most: Duration,
+    ) -> MutexGuard<'a, ProducerState> {
         self.sleeps.store(true, Ordering::Relaxed);
-        let guard = wait(&self.wake, guard, at_most);
+        let guard = wait(&self.wakeup, guard, at_most);
         self.sleeps.store(false, Ordering::Relaxed);
         guard
     }
 }
 
 impl Producer {
-    /// Starts a producer. Does no I/O and works with the cluster away.
+    /// Starts a producer. Does no I/O, and succeeds while the cluster is unreachable.
     ///
     /// # Errors
-    /// [`Error::Resource`] when no thread can be started.
+    /// [`Error::Resource`] when the thread cannot be started.
     pub fn start(
         cluster: Cluster,
         config: ProducerConfig,
@@ -256,46 +257,47 @@ impl Producer {
             refusal_pauses: config.refusal_pauses,
         };
         let topics = config.topics.iter().map(|topic| Arc::from(topic.as_str()));
-        let state = State {
+        let state = ProducerState {
             records: Accumulator::new(limits, topics),
             nodes: HashMap::new(),
             closing: false,
             stopping: false,
             warming: 0,
             is_hurried: false,
-            trouble: None,
+            last_error: None,
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProducerShared {
             cluster,
             config,
             hooks,
             state: Mutex::new(state),
-            errand: Condvar::new(),
+            metadata_wakeup: Condvar::new(),
             progress: Condvar::new(),
         });
-        let for_keeper = Arc::clone(&shared);
-        let keeper = std::thread::Builder::new()
+        let for_thread = Arc::clone(&shared);
+        let metadata_thread = std::thread::Builder::new()
             .name("kafka-producer".to_owned())
-            .spawn(move || keeper::run(&for_keeper))
+            .spawn(move || metadata_thread::run(&for_thread))
             .map_err(|error| Error::Resource {
                 reason: error.to_string(),
             })?;
         Ok(Self {
             shared,
-            keeper: Mutex::new(Some(keeper)),
+            metadata_thread: Mutex::new(Some(metadata_thread)),
         })
     }
 
-    /// Waits, at most until `deadline`, until records for [`ProducerConfig::topics`] can
-    /// leave at once: their partitions all have leaders, those are connected to, and
-    /// there is a producer id. A producer begins with that by itself. This is for who
-    /// wants the first record to be as fast as those that follow, at the start or after
-    /// an outage, and for who has just made the topics: they are looked for at once.
-    /// In Java `partitionsFor`, for each topic, goes about half of the way.
+    /// Waits, at most until `deadline`, until records for [`ProducerConfig::topics`] can leave at
+    /// once: all partitions have leaders, the leaders are connected, and there is a producer id.
+    /// A producer starts this work by itself.
+    ///
+    /// A caller that waits here makes the first record as fast as the next ones, at the start or
+    /// after an outage. A caller that has just created the topics makes the producer look for them
+    /// at once. Java's `partitionsFor`, called for each topic, does about half of this.
     ///
     /// # Errors
-    /// [`Error::Timeout`], which says what stands in the way; [`Error::Closed`]; at once
-    /// [`Error::Tls`] and [`Error::Authentication`]. The producer goes on trying.
+    /// [`Error::Timeout`], with the reason; [`Error::Closed`]; [`Error::Tls`] and
+    /// [`Error::Authentication`] without waiting. The producer continues to try.
     pub fn warm_up(&self, deadline: Deadline) -> Result<(), Error> {
         let shared = &self.shared;
         let mut state = shared.state();
@@ -317,13 +319,13 @@ impl Producer {
                 let what = "the kafka producer to be ready".to_owned();
                 break Err(shared.timed_out(&state, what, &shared.config.topics));
             }
-            // The caller has reason to think that it works now.
+            // The caller has a reason to expect success now.
             state.is_hurried |= !has_hurried;
             has_hurried = true;
             if !are_led {
                 state.records.doubt_leaders();
             }
-            shared.errand.notify_one();
+            shared.metadata_wakeup.notify_one();
             state.wake_all();
             state = wait(&shared.progress, state, left);
         };
@@ -331,12 +333,11 @@ impl Producer {
         outcome
     }
 
-    /// Hands a record over, to be delivered by `deadline`. Waits, at most until
-    /// then, for room in the buffer and, for a topic never heard of, for its
-    /// partitions to be known.
+    /// Queues a record for delivery by `deadline`. Waits, at most until then, for room in the
+    /// buffer, and for the partitions of a topic that is not known yet.
     ///
-    /// A record that has not left by `deadline` never will. One that has is
-    /// pursued further; see [`Pending::wait`].
+    /// A record that has not been sent by `deadline` will not be sent. The producer still retries a
+    /// record that has been sent; see [`Pending::wait`].
     ///
     /// # Errors
     /// Always [`Certainty::NotSent`].
@@ -362,11 +363,11 @@ impl Producer {
                 Some(index) if state.records.has_room(weight) => break index,
                 Some(_) => "room in the kafka producer's buffer",
                 None => {
-                    // Not before a password or a certificate is set right.
+                    // Only a new password or certificate helps.
                     if let Some(refusal) = state.refusal() {
                         return Err(ProduceError::not_sent(refusal));
                     }
-                    shared.errand.notify_one();
+                    shared.metadata_wakeup.notify_one();
                     "the kafka topic's partitions"
                 }
             };
@@ -388,8 +389,8 @@ impl Producer {
         Ok(self.queue(&mut state, index, record, deadline, started))
     }
 
-    /// As [`send`](Self::send), but waits for nothing: `None`, and the record is forgotten, where
-    /// that would wait or fail.
+    /// As [`send`](Self::send), but never waits: returns `None` and drops the record if `send`
+    /// would wait or fail.
     pub fn try_send(&self, record: Record, deadline: Deadline) -> Option<Pending> {
         let mut state = self.shared.state();
         let fits = !state.closing
@@ -402,7 +403,7 @@ impl Producer {
 
     fn queue(
         &self,
-        state: &mut State,
+        state: &mut ProducerState,
         index: usize,
         record: Record,
         deadline: Deadline,
@@ -425,14 +426,14 @@ impl Producer {
         );
         let leader = state.records.push(index, queued);
         match leader.and_then(|leader| state.nodes.get(&leader)) {
-            Some(node) if !state.records.needs_identity() => node.rouse(),
-            _ => shared.errand.notify_one(),
+            Some(node) if !state.records.needs_identity() => node.wake(),
+            _ => shared.metadata_wakeup.notify_one(),
         }
         pending
     }
 
-    /// Hands records over together and waits for all outcomes, at most until
-    /// `deadline`. The outcomes are in the order of the records.
+    /// Sends the records and waits for all outcomes, at most until `deadline`. The outcomes are in
+    /// the order of the records.
     pub fn publish(&self, records: Vec<Record>, deadline: Deadline) -> Vec<Outcome> {
         let pending: Vec<Result<Pending, ProduceError>> = records
             .into_iter()
@@ -444,8 +445,8 @@ impl Producer {
             .collect()
     }
 
-    /// Waits, at most until `deadline`, until nothing is on its way: neither what
-    /// was handed over before nor what other threads hand over meanwhile.
+    /// Waits, at most until `deadline`, until no record is pending, including records that other
+    /// threads send meanwhile.
     ///
     /// # Errors
     /// [`Error::Timeout`].
@@ -467,16 +468,16 @@ impl Producer {
         Ok(())
     }
 
-    /// Takes no more records, delivers what it has until `deadline`, gives up the
-    /// rest, ends all threads and waits for them. That takes a moment beyond the
-    /// deadline at most; while the cluster is away, up to three seconds, because an
-    /// attempt to reach it is not broken off. Closing twice does nothing.
+    /// Takes no more records, delivers pending ones until `deadline`, gives up the rest, and joins
+    /// all threads. This may end shortly after the deadline; while the cluster is unreachable, up
+    /// to three seconds after it, because a connection attempt is not interrupted. A second call
+    /// does nothing.
     ///
     /// # Errors
-    /// [`Error::Timeout`] when records were given up; each told its owner.
+    /// [`Error::Timeout`] when records were given up; each owner gets its record's error.
     pub fn close(&self, deadline: Deadline) -> Result<(), Error> {
         self.shared.state().closing = true;
-        // Callers that wait for room learn that there will be none.
+        // Wakes callers that wait for room: there will be none.
         self.shared.progress.notify_all();
         let flushed = self.flush(deadline);
         self.stop();
@@ -497,10 +498,10 @@ impl Producer {
             }
             given_up
         };
-        self.shared.errand.notify_all();
+        self.shared.metadata_wakeup.notify_all();
         self.shared.tell(given_up);
-        if let Some(keeper) = lock(&self.keeper).take()
-            && keeper.join().is_err()
+        if let Some(metadata_thread) = lock(&self.metadata_thread).take()
+            && metadata_thread.join().is_err()
         {
             log::error!("the kafka producer's thread panicked");
         }
@@ -517,9 +518,8 @@ impl Pending {
     /// Waits for the record's outcome, at most until `deadline`.
     ///
     /// # Errors
-    /// Giving up before the record left takes it back
-    /// ([`Certainty::NotSent`]); giving up later leaves it to its fate
-    /// ([`Certainty::MaybeSent`]).
+    /// At the deadline a record that has not been sent is withdrawn ([`Certainty::NotSent`]). The
+    /// outcome of a record that has been sent stays unknown ([`Certainty::MaybeSent`]).
     pub fn wait(self, deadline: Deadline) -> Outcome {
         let gave_up = match self.slot.wait(deadline) {
             Ok(outcome) => return outcome,
@@ -542,14 +542,18 @@ impl Pending {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl ProducerShared {
+    fn state(&self) -> MutexGuard<'_, ProducerState> {
         lock(&self.state)
     }
 
-    /// A time-out of what concerns these `topics` (none: all), with what stood in the way,
-    /// if that is known.
-    fn timed_out(&self, state: &State, mut what: String, topics: &[impl AsRef<str>]) -> Error {
+    /// A time-out that concerns these `topics` (none: all), with its reason if that is known.
+    fn timed_out(
+        &self,
+        state: &ProducerState,
+        mut what: String,
+        topics: &[impl AsRef<str>],
+    ) -> Error {
         let concerns = |error: &&Error| match error {
             Error::Topic { topic, .. } => {
                 topics.is_empty() || topics.iter().any(|one| one.as_ref() == &**topic)
@@ -558,13 +562,13 @@ impl Shared {
         };
         let mut names = topics.iter().map(AsRef::as_ref);
         let refusal = names.find_map(|topic| self.topic_refusal(topic));
-        if let Some(reason) = refusal.or(state.trouble.as_ref().filter(concerns).cloned()) {
+        if let Some(reason) = refusal.or(state.last_error.as_ref().filter(concerns).cloned()) {
             what = format!("{what} ({reason})");
         }
         Error::Timeout { what }
     }
 
-    /// Why the cluster could not say who leads a topic, if that is so.
+    /// The error of the last metadata response for a topic, if it had one.
     fn topic_refusal(&self, topic: &str) -> Option<Error> {
         let code = self.cluster.topic_error(topic)?;
         Some(Error::Topic {
@@ -574,7 +578,7 @@ impl Shared {
         })
     }
 
-    /// Tells owners and hooks; never called with a lock held.
+    /// Reports outcomes to owners and hooks. Never call it with a lock held.
     fn tell(&self, completions: Vec<Completion>) {
         if completions.is_empty() {
             return;
@@ -591,7 +595,7 @@ impl Shared {
     }
 }
 
-impl State {
+impl ProducerState {
     /// Whether there is a connection to every leader.
     fn is_connected(&self) -> bool {
         let is_connected = |node: &Arc<Node>| node.connected.load(Ordering::Relaxed);
@@ -599,32 +603,32 @@ impl State {
         leaders.all(|leader| self.nodes.get(&leader).is_some_and(is_connected))
     }
 
-    /// Why brokers do not let us in, if that is the trouble.
+    /// Why brokers do not admit the client, if the last error was that.
     fn refusal(&self) -> Option<Error> {
         let is_refusal =
             |error: &&Error| matches!(error, Error::Tls { .. } | Error::Authentication { .. });
-        self.trouble.as_ref().filter(is_refusal).cloned()
+        self.last_error.as_ref().filter(is_refusal).cloned()
     }
 
     fn wake_all(&self) {
         for node in self.nodes.values() {
-            node.rouse();
+            node.wake();
         }
     }
 }
 
 fn wait<'a>(
     condvar: &Condvar,
-    guard: MutexGuard<'a, State>,
+    guard: MutexGuard<'a, ProducerState>,
     at_most: Duration,
-) -> MutexGuard<'a, State> {
+) -> MutexGuard<'a, ProducerState> {
     match condvar.wait_timeout(guard, at_most) {
         Ok((guard, _)) => guard,
         Err(poisoned) => poisoned.into_inner().0,
     }
 }
 
-/// Milliseconds since 1970; 0 with a clock set before.
+/// Milliseconds since 1970; 0 if the clock is before that.
 fn now_ms() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -12,9 +12,9 @@ use kafka_protocol::messages::{ApiKey, ProduceRequest, ProduceResponse, TopicNam
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::accumulator::{Answer, Batch, Ready};
+use super::accumulator::{Answer, OutgoingBatch, Ready};
 use super::batch::encode;
-use super::{Node, Shared};
+use super::{Node, ProducerShared};
 use crate::config::Backoff;
 use crate::connection::{Connection, Sent};
 use crate::error::Error;
@@ -36,7 +36,7 @@ const BY_ID_FROM: i16 = 13;
 const ACKS_ALL: i16 = -1;
 
 /// Works until the producer stops.
-pub(super) fn run(shared: &Shared, node: &Node) {
+pub(super) fn run(shared: &ProducerShared, node: &Node) {
     let config = shared.cluster.config();
     let mut sender = Sender {
         shared,
@@ -53,7 +53,7 @@ pub(super) fn run(shared: &Shared, node: &Node) {
 }
 
 struct Sender<'a> {
-    shared: &'a Shared,
+    shared: &'a ProducerShared,
     node: &'a Node,
     connection: Option<Connection>,
     /// Requests that wait for their answers on the connection, the oldest first.
@@ -63,7 +63,7 @@ struct Sender<'a> {
 
 struct InFlight {
     sent: Sent<ProduceRequest>,
-    batches: Vec<Batch>,
+    batches: Vec<OutgoingBatch>,
     deadline: Deadline,
     size: Size,
 }
@@ -76,7 +76,7 @@ struct Size {
 }
 
 impl Size {
-    fn of(batches: &[Batch]) -> Self {
+    fn of(batches: &[OutgoingBatch]) -> Self {
         let encoded = batches.iter().filter_map(|batch| batch.encoded.as_ref());
         Self {
             records: batches.iter().map(|batch| batch.records.len()).sum(),
@@ -145,7 +145,7 @@ impl Sender<'_> {
 
     /// What shall go in a request now. While answers are owed, only what is worth a
     /// request of its own.
-    fn cut(&self, connection: &Connection) -> Vec<Batch> {
+    fn cut(&self, connection: &Connection) -> Vec<OutgoingBatch> {
         let ahead = !self.in_flight.is_empty();
         let limit = self.shared.config.max_in_flight.clamp(1, 5);
         if ahead && (self.in_flight.len() >= limit || connection.must_log_in()) {
@@ -180,9 +180,9 @@ impl Sender<'_> {
                     true => Vec::new(),
                     false => state.records.fail_queued(Some(self.node.id), &error),
                 };
-                state.trouble = Some(error);
+                state.last_error = Some(error);
                 state.records.doubt_leaders();
-                self.shared.errand.notify_one();
+                self.shared.metadata_wakeup.notify_one();
                 drop(state);
                 self.shared.tell(failed);
                 let mut state = self.shared.state();
@@ -195,7 +195,11 @@ impl Sender<'_> {
     }
 
     /// Sends one produce request. An error means that the connection is lost.
-    fn send(&mut self, connection: &mut Connection, batches: Vec<Batch>) -> Result<(), Error> {
+    fn send(
+        &mut self,
+        connection: &mut Connection,
+        batches: Vec<OutgoingBatch>,
+    ) -> Result<(), Error> {
         for batch in &batches {
             let repeated = batch.repeated();
             if repeated > 0 {
@@ -229,7 +233,7 @@ impl Sender<'_> {
             // It did not leave the process, nor ever will.
             Err(error @ (Error::UnsupportedVersion { .. } | Error::Encode { .. })) => {
                 self.ended(size, Err(&error));
-                self.shared.state().trouble = Some(error.clone());
+                self.shared.state().last_error = Some(error.clone());
                 let answer = Answer::Impossible(error);
                 self.settle(batches.into_iter().map(|batch| (batch, answer.clone())));
                 Ok(())
@@ -269,7 +273,7 @@ impl Sender<'_> {
         }
     }
 
-    fn unknown(&self, batches: Vec<Batch>, size: Size, error: &Error) {
+    fn unknown(&self, batches: Vec<OutgoingBatch>, size: Size, error: &Error) {
         self.ended(size, Err(error));
         let answer = Answer::Unknown(error.clone());
         self.settle(batches.into_iter().map(|batch| (batch, answer.clone())));
@@ -285,11 +289,14 @@ impl Sender<'_> {
         lock(&self.node.interrupter).take();
         let mut state = self.shared.state();
         self.node.connected.store(false, Ordering::Relaxed);
-        state.trouble = Some(error);
+        state.last_error = Some(error);
     }
 
     /// Encodes what is not encoded yet; second, what cannot be.
-    fn encode(&self, batches: Vec<Batch>) -> (Vec<Batch>, Vec<(Batch, Answer)>) {
+    fn encode(
+        &self,
+        batches: Vec<OutgoingBatch>,
+    ) -> (Vec<OutgoingBatch>, Vec<(OutgoingBatch, Answer)>) {
         let mut ready = Vec::with_capacity(batches.len());
         let mut impossible = Vec::new();
         for mut batch in batches {
@@ -321,10 +328,10 @@ impl Sender<'_> {
     /// Finds each batch's answer in the response.
     fn answers(
         &self,
-        batches: Vec<Batch>,
+        batches: Vec<OutgoingBatch>,
         response: &ProduceResponse,
         by_id: bool,
-    ) -> Vec<(Batch, Answer)> {
+    ) -> Vec<(OutgoingBatch, Answer)> {
         let mut found: HashMap<(Uuid, &str, i32), &PartitionProduceResponse> = HashMap::new();
         for topic in &response.responses {
             for partition in &topic.partition_responses {
@@ -348,7 +355,7 @@ impl Sender<'_> {
             .collect()
     }
 
-    fn answer(&self, batch: &Batch, partition: &PartitionProduceResponse) -> Answer {
+    fn answer(&self, batch: &OutgoingBatch, partition: &PartitionProduceResponse) -> Answer {
         let Some(code) = ResponseError::try_from_code(partition.error_code) else {
             return Answer::Written(Some(partition.base_offset).filter(|offset| *offset >= 0));
         };
@@ -371,18 +378,18 @@ impl Sender<'_> {
         Answer::Refused(code)
     }
 
-    fn settle(&self, answers: impl IntoIterator<Item = (Batch, Answer)>) {
+    fn settle(&self, answers: impl IntoIterator<Item = (OutgoingBatch, Answer)>) {
         let mut completions = Vec::new();
         {
             let mut state = self.shared.state();
             let now = Instant::now();
-            let mut trouble = None;
+            let mut last_error = None;
             let mut written = false;
             for (batch, answer) in answers {
                 match &answer {
                     Answer::Written(_) => written = true,
                     Answer::Refused(code) => {
-                        trouble = Some(Error::Topic {
+                        last_error = Some(Error::Topic {
                             topic: Arc::clone(&batch.topic),
                             api: ApiKey::Produce,
                             code: *code,
@@ -392,11 +399,11 @@ impl Sender<'_> {
                 }
                 completions.extend(state.records.settle(batch, answer, now));
             }
-            if trouble.is_some() || written {
-                state.trouble = trouble;
+            if last_error.is_some() || written {
+                state.last_error = last_error;
             }
             if state.records.needs_leaders() || state.records.needs_identity() {
-                self.shared.errand.notify_one();
+                self.shared.metadata_wakeup.notify_one();
             }
         }
         self.shared.tell(completions);
@@ -411,7 +418,7 @@ fn answer_key(by_id: bool, id: Uuid, name: &str, partition: i32) -> (Uuid, &str,
     }
 }
 
-fn request(batches: &[Batch], timeout: Duration) -> ProduceRequest {
+fn request(batches: &[OutgoingBatch], timeout: Duration) -> ProduceRequest {
     let mut by_topic: HashMap<(&Arc<str>, Uuid), Vec<PartitionProduceData>> = HashMap::new();
     for batch in batches {
         let topic = (&batch.topic, batch.topic_id);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
-use super::{Accumulator, Batch, Completion, Queued, completion};
+use super::{Accumulator, Completion, OutgoingBatch, Queued, completion};
 use crate::error::Error;
 use crate::producer::batch::{Compression, Identity};
 use crate::producer::record::{Outcome, ProduceError, RecordMetadata};
@@ -34,7 +34,7 @@ impl Accumulator {
     /// Takes the answer to a batch that was cut.
     pub(in crate::producer) fn settle(
         &mut self,
-        batch: Batch,
+        batch: OutgoingBatch,
         answer: Answer,
         now: Instant,
     ) -> Vec<Completion> {
@@ -52,7 +52,12 @@ impl Accumulator {
         completions
     }
 
-    fn refused(&mut self, mut batch: Batch, code: ResponseError, now: Instant) -> Vec<Completion> {
+    fn refused(
+        &mut self,
+        mut batch: OutgoingBatch,
+        code: ResponseError,
+        now: Instant,
+    ) -> Vec<Completion> {
         use ResponseError::*;
         let error = Error::Topic {
             topic: Arc::clone(&batch.topic),
@@ -60,7 +65,7 @@ impl Accumulator {
             code,
         };
         let partition = &mut self.partitions[batch.index];
-        let follows = |other: &Batch| other.number < batch.number;
+        let follows = |other: &OutgoingBatch| other.number < batch.number;
         match code {
             DuplicateSequenceNumber => self.written(batch, None),
             // It goes on from one that was not taken, which will be sent before it.
@@ -121,7 +126,7 @@ impl Accumulator {
         }
     }
 
-    fn written(&mut self, batch: Batch, base_offset: Option<i64>) -> Vec<Completion> {
+    fn written(&mut self, batch: OutgoingBatch, base_offset: Option<i64>) -> Vec<Completion> {
         let partition = &mut self.partitions[batch.index];
         partition.pauses = 0;
         partition.not_before = None;
@@ -137,7 +142,7 @@ impl Accumulator {
     }
 
     /// Keeps a batch whose fate is unknown, to send it again as it is.
-    fn keep(&mut self, mut batch: Batch, error: Error, now: Instant) -> Vec<Completion> {
+    fn keep(&mut self, mut batch: OutgoingBatch, error: Error, now: Instant) -> Vec<Completion> {
         if self.aborted || now >= batch.cut_at + self.limits.delivery_timeout {
             return self.fail_unknown(batch, error);
         }
@@ -151,7 +156,7 @@ impl Accumulator {
     }
 
     /// Puts a batch where it is sent again from, or undone.
-    fn give_back(&mut self, batch: Batch) -> Vec<Completion> {
+    fn give_back(&mut self, batch: OutgoingBatch) -> Vec<Completion> {
         let returned = &mut self.partitions[batch.index].returned;
         let place = returned.partition_point(|other| other.number < batch.number);
         returned.insert(place, batch);
@@ -160,7 +165,7 @@ impl Accumulator {
 
     /// As `give_back`, of a batch that is definitely not in the log, whatever became of
     /// earlier attempts. Each record bears only so many refusals.
-    fn give_back_counting(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
+    fn give_back_counting(&mut self, mut batch: OutgoingBatch, error: Error) -> Vec<Completion> {
         batch.unknown = false;
         batch.refused = Some(error);
         self.give_back(batch)
@@ -183,7 +188,7 @@ impl Accumulator {
         undone.flat_map(|batch| self.undo(batch, now)).collect()
     }
 
-    fn undo(&mut self, mut batch: Batch, now: Instant) -> Vec<Completion> {
+    fn undo(&mut self, mut batch: OutgoingBatch, now: Instant) -> Vec<Completion> {
         if self.aborted {
             return self.fail(batch, Error::Closed);
         }
@@ -219,13 +224,13 @@ impl Accumulator {
         }
     }
 
-    fn fail_unknown(&mut self, mut batch: Batch, error: Error) -> Vec<Completion> {
+    fn fail_unknown(&mut self, mut batch: OutgoingBatch, error: Error) -> Vec<Completion> {
         batch.unknown = true;
         self.fail(batch, error)
     }
 
     /// Ends a batch without success.
-    pub(super) fn fail(&mut self, batch: Batch, error: Error) -> Vec<Completion> {
+    pub(super) fn fail(&mut self, batch: OutgoingBatch, error: Error) -> Vec<Completion> {
         let partition = &mut self.partitions[batch.index];
         let is_last = partition.in_flight == 0 && partition.returned.is_empty();
         let error = if batch.unknown {

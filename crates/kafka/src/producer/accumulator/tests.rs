@@ -79,14 +79,14 @@ fn push(records: &mut Accumulator, value: &str, now: Instant) -> Arc<Slot> {
 }
 
 /// The one batch that is due.
-fn cut_one(records: &mut Accumulator, now: Instant) -> Batch {
+fn cut_one(records: &mut Accumulator, now: Instant) -> OutgoingBatch {
     let (mut batches, expired) = records.cut(NODE, now, false);
     assert!(expired.is_empty());
     assert_eq!(batches.len(), 1);
     batches.remove(0)
 }
 
-fn values(batch: &Batch) -> Vec<String> {
+fn values(batch: &OutgoingBatch) -> Vec<String> {
     let value = |queued: &Queued| queued.record.value.clone().unwrap();
     batch
         .records
@@ -410,7 +410,7 @@ fn a_full_buffer_has_no_room_but_an_empty_one_takes_anything() {
 }
 
 /// Three full batches on their way, and something that fills none.
-fn three_in_flight(records: &mut Accumulator, now: Instant) -> Vec<Batch> {
+fn three_in_flight(records: &mut Accumulator, now: Instant) -> Vec<OutgoingBatch> {
     records.limits.batch_bytes = 80;
     for value in ["a", "b", "c", "d"] {
         // The size of a record leaves no room for a second one in a batch.

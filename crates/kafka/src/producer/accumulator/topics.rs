@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{Accumulator, Batch, Completion, Queued};
+use super::{Accumulator, Completion, OutgoingBatch, Queued};
 use crate::cluster::Cluster;
 use crate::error::Error;
 use crate::partitioner::partition_for_key;
@@ -85,7 +85,7 @@ pub(super) struct Partition {
     /// others went with it each time, they would forget it.
     pub(super) is_repeating: bool,
     /// Batches that came back and are not undone, in their order.
-    pub(super) returned: VecDeque<Batch>,
+    pub(super) returned: VecDeque<OutgoingBatch>,
     /// The next batch's.
     pub(super) batch_number: u64,
     /// No attempt before this moment.

@@ -26,7 +26,7 @@ struct Log {
 impl Log {
     /// Without `ids` in requests, a new log meets producers that have counted in the old
     /// one: a broker takes the first sequence number that it sees of a producer.
-    fn append(&mut self, batch: &Batch, ids: Ids) -> Answer {
+    fn append(&mut self, batch: &OutgoingBatch, ids: Ids) -> Answer {
         let size = batch.records.len();
         let last = self.last.entry(batch.identity.producer_id).or_default();
         let same = |known: &&(i32, usize, i64)| (known.0, known.1) == (batch.base_sequence, size);
@@ -51,7 +51,7 @@ impl Log {
     }
 
     /// What a broker answers when `fault` happens.
-    fn answer(&mut self, batch: &Batch, ids: Ids, fault: u8) -> Answer {
+    fn answer(&mut self, batch: &OutgoingBatch, ids: Ids, fault: u8) -> Answer {
         match fault % 12 {
             0 => lost(),
             1 => {
@@ -114,7 +114,7 @@ impl Broker {
         }
     }
 
-    fn answer(&mut self, batch: &Batch, fault: u8) -> Answer {
+    fn answer(&mut self, batch: &OutgoingBatch, fault: u8) -> Answer {
         let is_meant = self.ids != Ids::InRequests || batch.topic_id.as_u128() == self.id;
         match fault % 12 {
             0 => lost(),
@@ -160,7 +160,7 @@ struct Sent {
 struct Run {
     records: Accumulator,
     broker: Broker,
-    requests: VecDeque<Vec<Batch>>,
+    requests: VecDeque<Vec<OutgoingBatch>>,
     sent: Vec<Sent>,
     now: Instant,
     producer_id: i64,

@@ -61,7 +61,7 @@ fn push_keyed(records: &mut Accumulator, key: &str, value: &str, now: Instant) -
 }
 
 /// All that can be sent now: partition, values.
-fn cut_all(records: &mut Accumulator, now: Instant) -> Vec<Batch> {
+fn cut_all(records: &mut Accumulator, now: Instant) -> Vec<OutgoingBatch> {
     let (batches, expired) = records.cut(NODE, now, false);
     assert!(expired.is_empty());
     batches

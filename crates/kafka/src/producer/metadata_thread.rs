@@ -1,5 +1,7 @@
-//! The thread that finds out what the senders need: who leads what, a producer
-//! id, a sender for a new leader. It also sorts out what waited too long.
+//! The producer's metadata thread.
+//!
+//! It finds the leaders, requests a producer id, and starts a sender for each new leader. It also
+//! fails overdue records.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,58 +10,58 @@ use std::time::{Duration, Instant};
 use kafka_protocol::messages::{ApiKey, InitProducerIdRequest, ProducerId};
 
 use super::batch::Identity;
-use super::{Node, Shared, State, sender, wait};
+use super::{Node, ProducerShared, ProducerState, sender, wait};
 use crate::config::Backoff;
 use crate::error::Error;
 use tbd_deadline::Deadline;
 
-/// How often a cluster that answers is asked for a leader it does not have yet. An
-/// election takes most of a publish budget; what follows should take little.
+/// The period of metadata requests while a leader is missing. An election takes most of a publish
+/// budget; finding its result should take little of it.
 const ELECTION_PERIOD: Duration = Duration::from_millis(100);
 
-/// How often at least a cluster that answers is asked for a topic that is not there yet.
+/// The longest period of metadata requests while a topic is missing.
 const MISSING_PERIOD: Duration = Duration::from_millis(250);
 
-/// How often overdue records are looked for while there are any.
+/// How often overdue records are looked for while records are pending.
 const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
-/// The longest one question to the cluster may take. Nothing interrupts it, so it
-/// is also the longest that closing the producer may be late.
+/// The time-out of one request to the cluster. Nothing interrupts the request, so closing the
+/// producer may be late by as much.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Works until the producer stops, then joins the senders.
-pub(super) fn run(shared: &Arc<Shared>) {
+pub(super) fn run(shared: &Arc<ProducerShared>) {
     let config = shared.cluster.config();
-    let mut keeper = Keeper {
+    let mut metadata_thread = MetadataThread {
         shared,
         senders: Vec::new(),
         backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
         asked: Instant::now(),
         not_before: Instant::now(),
     };
-    while keeper.wait_for_errand() {
-        keeper.run_once();
+    while metadata_thread.wait_for_work() {
+        metadata_thread.run_once();
     }
-    for sender in keeper.senders {
+    for sender in metadata_thread.senders {
         if sender.join().is_err() {
             log::error!("a kafka producer's sender panicked");
         }
     }
 }
 
-struct Keeper<'a> {
-    shared: &'a Arc<Shared>,
+struct MetadataThread<'a> {
+    shared: &'a Arc<ProducerShared>,
     senders: Vec<JoinHandle<()>>,
     backoff: Backoff,
-    /// When the cluster was last asked who leads what.
+    /// When the last metadata request was made.
     asked: Instant,
-    /// No question before this moment, unless a caller warms up.
+    /// No request before this moment, unless a caller warms up.
     not_before: Instant,
 }
 
-impl Keeper<'_> {
-    /// Waits until something is to be found out; false when it is time to end.
-    fn wait_for_errand(&self) -> bool {
+impl MetadataThread<'_> {
+    /// Waits until there is something to find out; false when the thread must end.
+    fn wait_for_work(&self) -> bool {
         loop {
             let overdue = {
                 let mut state = self.shared.state();
@@ -75,15 +77,15 @@ impl Keeper<'_> {
                     0 => due - now,
                     _ => SWEEP_PERIOD.min(due - now),
                 };
-                state = wait(&self.shared.errand, state, pause);
+                state = wait(&self.shared.metadata_wakeup, state, pause);
                 state.records.sweep(Instant::now())
             };
             self.shared.tell(overdue);
         }
     }
 
-    /// When to ask the cluster next. A topic that is missing delays no other.
-    fn due(&self, state: &State) -> Instant {
+    /// When to ask the cluster next. A missing topic delays no other topic.
+    fn due(&self, state: &ProducerState) -> Instant {
         let records = &state.records;
         let due = if records.needs_leaders() || records.needs_identity() {
             self.not_before
@@ -104,7 +106,7 @@ impl Keeper<'_> {
             Ok(()) => {
                 self.backoff.reset();
                 if state.refusal().is_some() {
-                    state.trouble = None;
+                    state.last_error = None;
                 }
                 match state.records.needs_leaders() || state.records.needs_identity() {
                     true => ELECTION_PERIOD,
@@ -113,11 +115,11 @@ impl Keeper<'_> {
             }
             Err(error) => {
                 log::debug!("kafka producer: {error}");
-                // No broker lets us in.
+                // No broker admits the client.
                 if matches!(error, Error::Tls { .. } | Error::Authentication { .. }) {
                     failed = state.records.fail_queued(None, &error);
                 }
-                state.trouble = Some(error);
+                state.last_error = Some(error);
                 self.shared.progress.notify_all();
                 self.backoff.next_pause()
             }
