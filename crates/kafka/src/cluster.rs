@@ -1,4 +1,4 @@
-//! Who leads which partition, and how to reach them.
+//! Cached cluster metadata: partition leaders and broker addresses.
 //!
 //! The metadata is a cache that any thread may read at any time. Its lock guards memory only:
 //! while one thread asks for metadata, only threads that ask too wait.
@@ -20,11 +20,10 @@ use super::error::Error;
 use super::lock;
 use tbd_deadline::Deadline;
 
-/// A leader epoch that the broker did not tell.
+/// The leader epoch if the broker sent none.
 const NO_EPOCH: i32 = -1;
 
-/// A handle on one Kafka cluster: its configuration and what is known about it.
-/// Clones share the knowledge.
+/// A handle on one Kafka cluster: its configuration and its cached metadata. Clones share both.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     inner: Arc<Inner>,
@@ -50,7 +49,7 @@ struct Topic {
     id: Uuid,
     /// By partition number, without gaps.
     partitions: Vec<Leader>,
-    /// Why the cluster could not say more, the last time it was asked.
+    /// The error of the last metadata response, if it had one for this topic.
     error: Option<ResponseError>,
     refreshed: Instant,
 }
@@ -58,13 +57,13 @@ struct Topic {
 /// Who leads a partition, as far as is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Leader {
-    /// `None` while an election is under way.
+    /// `None` during an election.
     node: Option<i32>,
     epoch: i32,
 }
 
 impl Cluster {
-    /// A cluster of which only the configured addresses are known. No I/O.
+    /// A cluster without metadata: only the configured addresses are known. No I/O.
     pub fn new(config: ClientConfig) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -75,7 +74,7 @@ impl Cluster {
         }
     }
 
-    /// The settings this handle was made with.
+    /// The settings of this handle.
     pub fn config(&self) -> &ClientConfig {
         &self.inner.config
     }
@@ -83,8 +82,8 @@ impl Cluster {
     /// Asks the cluster about `topics` (none: only about its nodes), waiting at
     /// most until `deadline`. Never creates a topic.
     ///
-    /// That a topic is missing is no error here: ask [`Cluster::topic_error`] or
-    /// [`Cluster::partitions`] afterwards.
+    /// A missing topic is no error here: call [`Cluster::topic_error`] or [`Cluster::partitions`]
+    /// afterwards.
     ///
     /// # Errors
     /// When no broker answered.
@@ -93,9 +92,8 @@ impl Cluster {
         self.ask(names.into_iter().collect(), deadline).map(drop)
     }
 
-    /// As [`Cluster::refresh`], but only for those `topics` about which nothing is
-    /// known or whose knowledge is older than the configured maximum age. Does
-    /// not wait when all are fresh.
+    /// As [`Cluster::refresh`], but only for those `topics` whose metadata is missing, an error, or
+    /// older than the configured maximum age. Does not wait when all are fresh.
     ///
     /// # Errors
     /// As [`Cluster::refresh`].
@@ -124,8 +122,8 @@ impl Cluster {
         self.refresh(&stale, deadline)
     }
 
-    /// The names of all topics of the cluster that are not its own internal ones.
-    /// Waits at most until `deadline`.
+    /// The names of all topics of the cluster, without internal ones. Waits at most until
+    /// `deadline`.
     ///
     /// # Errors
     /// When no broker answered.
@@ -139,8 +137,8 @@ impl Cluster {
             .collect())
     }
 
-    /// The leader's node id and epoch (-1 when the broker tells none), or `None`
-    /// when the partition is unknown or has no leader at present. Does not wait.
+    /// The leader's node id and epoch (-1 when the broker sent none), or `None` when the partition
+    /// is unknown or has no leader now. Does not wait.
     pub fn leader(&self, topic: &str, partition: i32) -> Option<(i32, i32)> {
         let index = usize::try_from(partition).ok()?;
         let metadata = self.metadata();
@@ -148,15 +146,14 @@ impl Cluster {
         leader.node.map(|node| (node, leader.epoch))
     }
 
-    /// How many partitions `topic` has, or `None` while that is unknown. Does not
-    /// wait.
+    /// How many partitions `topic` has, or `None` while that is unknown. Does not wait.
     pub fn partitions(&self, topic: &str) -> Option<i32> {
         let metadata = self.metadata();
         let count = metadata.topics.get(topic)?.partitions.len();
         i32::try_from(count).ok().filter(|count| *count > 0)
     }
 
-    /// The topic of that id, among those that were asked about. Does not wait.
+    /// The name of the topic with that id, if its metadata was requested before. Does not wait.
     pub fn topic_of(&self, id: Uuid) -> Option<Arc<str>> {
         let metadata = self.metadata();
         let mut topics = metadata.topics.iter();
@@ -164,29 +161,28 @@ impl Cluster {
         found.map(|(name, _)| name.as_str().into())
     }
 
-    /// The id of the topic that has this name now, as far as is known: a topic that was
-    /// deleted and created again has another one. `None` when the topic is unknown or the
-    /// broker tells no ids. Does not wait.
+    /// The id of the topic that has this name now, as far as is known. A topic that was deleted
+    /// and created again has another id. `None` when the topic is unknown or the broker sends no
+    /// ids. Does not wait.
     pub fn topic_id(&self, topic: &str) -> Option<Uuid> {
         let metadata = self.metadata();
         let id = metadata.topics.get(topic)?.id;
         (!id.is_nil()).then_some(id)
     }
 
-    /// What the cluster said about `topic` when it was last asked, if that was an
-    /// error. Does not wait.
+    /// The error of the last metadata response for `topic`, if it had one. Does not wait.
     pub fn topic_error(&self, topic: &str) -> Option<ResponseError> {
         self.metadata().topics.get(topic)?.error
     }
 
-    /// Notes what a broker let slip about a partition's leader in another answer.
-    /// Older news than what is known is ignored.
+    /// Records a partition's leader that a broker named in a response other than Metadata. An epoch
+    /// that is not newer than the known one is ignored.
     pub fn observe_leader(&self, topic: &str, partition: i32, node: i32, epoch: i32) {
         let Ok(index) = usize::try_from(partition) else {
             return;
         };
         let mut metadata = self.metadata();
-        // A node that cannot be dialled yet is no help.
+        // A node without a known address cannot be dialled yet.
         if !metadata.nodes.contains_key(&node) {
             return;
         }
@@ -203,7 +199,7 @@ impl Cluster {
         }
     }
 
-    /// The address of a node, if the cluster has told it.
+    /// The address of a node, if metadata has named it.
     pub fn address(&self, node: i32) -> Option<String> {
         self.metadata().nodes.get(&node).cloned()
     }
@@ -218,9 +214,9 @@ impl Cluster {
         Connection::open(&address, &self.inner.config, deadline)
     }
 
-    /// Opens a new connection to whichever broker answers first when all known
-    /// nodes and all configured addresses are tried once each, in turn. Waits at
-    /// most until `deadline`, and gives no single one more than its share.
+    /// Opens a new connection to the first broker that answers. Tries all known nodes and all
+    /// configured addresses once each, in turn. Waits at most until `deadline`, and gives each
+    /// address only its share of the time.
     ///
     /// # Errors
     /// The last attempt's.
@@ -245,16 +241,16 @@ impl Cluster {
         Err(last)
     }
 
-    /// The controller's node id as last told by a broker.
+    /// The controller's node id in the last metadata response.
     pub fn controller(&self) -> Option<i32> {
         self.metadata().controller
     }
 
-    /// Asks the cluster how it is, waiting at most until `deadline`: fine means
-    /// that a broker answers and knows a controller.
+    /// Checks the cluster's health, waiting at most until `deadline`: a broker must answer and know
+    /// a controller.
     ///
     /// # Errors
-    /// When no broker answered, or the one that did sees no controller.
+    /// When no broker answered, or the one that answered knows no controller.
     pub fn ping(&self, deadline: Deadline) -> Result<(), Error> {
         self.ask(Vec::new(), deadline)?;
         match self.controller() {
@@ -283,7 +279,7 @@ impl Cluster {
         if let Some(mut connection) = idle_connection
             && connection.is_usable()
         {
-            // A broker that hangs must leave time to ask another.
+            // If this broker hangs, there must be time to ask another.
             let left = deadline.remaining();
             let half = deadline.earlier_of(Deadline::after(left / 2));
             if let Ok(response) = connection.call(request, half) {
@@ -297,8 +293,8 @@ impl Cluster {
         Ok(response)
     }
 
-    /// Every address worth trying: known nodes from a random one on, then the
-    /// configured ones, which may be the only ones left after a move.
+    /// All addresses to try: known nodes in turn from a random one, then the configured addresses.
+    /// After a move of the cluster, only the configured ones may work.
     fn candidates(&self) -> Vec<String> {
         let mut candidates: Vec<String> = self.metadata().nodes.values().cloned().collect();
         if !candidates.is_empty() {
@@ -357,11 +353,11 @@ impl Metadata {
         known.refreshed = Instant::now();
         known.error = error;
         if news.partitions.is_empty() {
-            // "Unknown topic" may be a broker that has not heard of it yet. What
-            // was known stays: leaders that are wrong will say so themselves.
+            // A broker that does not know the topic yet answers "unknown topic". The known leaders
+            // are kept: a wrong leader refuses requests.
             return;
         }
-        // A topic that was deleted and made anew starts its epochs again.
+        // A topic that was deleted and created again starts its epochs again.
         let same_topic = known.id == news.topic_id;
         known.id = news.topic_id;
         let highest = news
@@ -370,7 +366,7 @@ impl Metadata {
             .map(|partition| partition.partition_index);
         let count = usize::try_from(highest.max().unwrap_or(-1) + 1)
             .unwrap_or(0)
-            // A made-up partition number must not become a made-up allocation.
+            // A false partition number must not become a huge allocation.
             .min(news.partitions.len());
         let nobody = Leader {
             node: None,

@@ -1,4 +1,4 @@
-//! Where the brokers are and how long to wait for them.
+//! Client settings: broker addresses, time-outs, backoff.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,35 +6,36 @@ use std::time::Duration;
 use super::in_flight::ClientHooks;
 use super::security::Security;
 
-/// Settings shared by everything that talks to one Kafka cluster.
+/// Settings shared by all clients of one Kafka cluster.
 ///
 /// The defaults are the Java client's, except where noted.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// Addresses to start from, each `host:port`. The cluster names the rest.
+    /// Bootstrap addresses, each `host:port`. The cluster's metadata names the rest.
     pub brokers: Vec<String>,
-    /// The name brokers write in their request logs and quotas.
+    /// The name that brokers use in request logs and quotas.
     pub client_id: String,
     /// How connections are protected.
     pub security: Security,
-    /// The longest one connection may take to be made, TLS handshake, version
-    /// negotiation and login included.
+    /// The time-out of one connection attempt, including TLS handshake, version negotiation and
+    /// login.
     pub connect_timeout: Duration,
-    /// The longest to wait for one answer, for owners that have no deadline of
-    /// their own (background threads).
+    /// The time-out of one request from a thread that has no deadline of its own (background
+    /// threads).
     pub request_timeout: Duration,
-    /// The pause after a first failed connection attempt; it doubles from there.
+    /// The pause after the first failed connection attempt; it doubles with each further failure.
     pub reconnect_backoff: Duration,
     /// The longest pause between connection attempts.
     pub reconnect_backoff_max: Duration,
-    /// A connection of a producer, or of a consumer to a leader, that is idle for longer is
-    /// closed, before brokers close it (they do after ten minutes); Kafka's
-    /// `connections.max.idle.ms`. The others are hardly idle for so long, and looked at
-    /// before they are used again.
+    /// How long a connection may be idle before the client closes it; Kafka's
+    /// `connections.max.idle.ms`. Brokers close idle connections after ten minutes.
+    ///
+    /// It applies to connections of a producer, and of a consumer to leaders. Other connections are
+    /// rarely idle for so long; they are checked before they are used again.
     pub connections_max_idle: Duration,
-    /// How old the picture of the cluster may become before it is asked for again.
+    /// The age at which metadata is requested again.
     pub metadata_max_age: Duration,
-    /// Told of every request on every connection.
+    /// Observe every request on every connection.
     pub hooks: Arc<dyn ClientHooks>,
 }
 
@@ -44,9 +45,8 @@ impl Default for ClientConfig {
             brokers: vec!["localhost:9092".to_owned()],
             client_id: "tbd".to_owned(),
             security: Security::default(),
-            // Java allows 10 s per attempt. A broker on the way up refuses or
-            // answers at once; one that swallows packets must leave time to
-            // try another within a 10 s publish budget.
+            // Java allows 10 s per attempt. A broker that starts up refuses or answers at once. If
+            // a broker drops packets, a publish budget of 10 s must leave time to try another.
             connect_timeout: Duration::from_secs(3),
             request_timeout: Duration::from_secs(30),
             reconnect_backoff: Duration::from_millis(50),
@@ -58,8 +58,8 @@ impl Default for ClientConfig {
     }
 }
 
-/// A pause that doubles with every failure, up to a limit, with a fifth of
-/// chance in it so that many clients do not come back at the same instant.
+/// Exponential backoff with a limit and 20 % jitter, so that many clients do not return at the same
+/// instant.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -68,7 +68,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A backoff that starts at `first` and never exceeds `max` (plus chance).
+    /// A backoff that starts at `first` and never exceeds `max` (plus jitter).
     pub fn new(first: Duration, max: Duration) -> Self {
         Self {
             first,
@@ -94,8 +94,7 @@ impl Backoff {
     }
 }
 
-/// A number in `0.0..1.0`. Without a source of randomness it is the middle:
-/// the jitter is a courtesy, not a need.
+/// A random number in `0.0..=1.0`, or 0.5 without a source of randomness: jitter is not essential.
 pub(super) fn unit_random() -> f64 {
     getrandom::u32().map_or(0.5, |number| f64::from(number) / f64::from(u32::MAX))
 }

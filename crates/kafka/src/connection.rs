@@ -1,9 +1,8 @@
-//! One socket to one broker.
+//! A connection to one broker: version negotiation, login, requests and responses.
 //!
-//! A connection belongs to one thread at a time. Requests may be sent ahead of
-//! their answers; answers are taken in the order of the requests. Any failure
-//! poisons the connection: what was in flight has an unknown fate, and bytes that
-//! come later could be taken for an answer to something else.
+//! A connection belongs to one thread at a time. Several requests may be in flight; responses come
+//! in the order of the requests. Any failure poisons the connection: requests in flight have an
+//! unknown outcome, and later bytes could be mistaken for another request's response.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -28,26 +27,26 @@ use super::transport::Transport;
 use super::wire::{self, Request};
 use tbd_deadline::Deadline;
 
-/// What one read asks the socket for, at least. Buffers grow by what arrives, so
-/// that a claimed length alone never takes memory.
+/// The smallest read from the socket. Buffers grow only by what arrives, so a false length alone
+/// takes no memory.
 const READ_BYTES_MIN: usize = 16 * 1024;
 
-/// What one read asks the socket for, at most.
+/// The largest read from the socket.
 const READ_BYTES_MAX: usize = 256 * 1024;
 
-/// Requests that may wait for answers on one connection; more is a fault of ours.
+/// Requests that may be in flight on one connection; more is a bug in this client.
 const IN_FLIGHT_MAX: usize = 64;
 
-/// An open connection to a broker, versions negotiated, logged in.
+/// An open connection to a broker, after version negotiation and login.
 #[derive(Debug)]
 pub struct Connection {
     transport: Transport,
     address: String,
     client_id: String,
     security: Security,
-    /// When to log in again: brokers end sessions that outlive their time (KIP-368).
+    /// When to log in again: brokers end expired sessions (KIP-368).
     log_in_at: Option<Instant>,
-    /// Whether the broker has answered anything but how to speak to it.
+    /// Whether the broker has answered a request other than ApiVersions.
     is_proven: bool,
     versions: HashMap<i16, VersionRange>,
     next_correlation_id: i32,
@@ -59,9 +58,8 @@ pub struct Connection {
     last_used: Instant,
 }
 
-/// A request whose answer has not been taken yet: the claim ticket for
-/// [`Connection::receive`]. Dropping it poisons nothing, but the connection then
-/// refuses to go on, because answers come in order.
+/// A ticket for the response of a request in flight, see [`Connection::receive`]. Do not drop it:
+/// responses come in order, so the connection could then receive no other response.
 #[derive(Debug)]
 #[must_use = "the answer has to be received"]
 pub struct Sent<R> {
@@ -71,22 +69,22 @@ pub struct Sent<R> {
 }
 
 impl<R> Sent<R> {
-    /// The version the request was sent in, which its answer has too.
+    /// The version of the request and of its response.
     pub fn version(&self) -> i16 {
         self.version
     }
 }
 
 impl std::os::fd::AsFd for Connection {
-    /// For waiting on several connections at once: readable means that an answer
-    /// has begun to arrive. Holds as long as no more than one request is in
-    /// flight, because answers that came together are read together.
+    /// For waiting on several connections at once: readable means that a response has begun to
+    /// arrive. This holds only with at most one request in flight, because responses that arrive
+    /// together are read together.
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.transport.as_fd()
     }
 }
 
-/// Breaks a [`Connection`] off, so that a thread that waits on it goes on with
+/// Closes a [`Connection`] from another thread. A thread that waits on the connection gets
 /// [`Error::ConnectionLost`].
 #[derive(Debug)]
 pub struct Interrupter {
@@ -94,26 +92,25 @@ pub struct Interrupter {
 }
 
 impl Interrupter {
-    /// Breaks the connection off. Does not wait.
+    /// Closes the connection. Does not wait.
     pub fn interrupt(&self) {
-        // It may be closed already, which is what we want.
+        // An error means that it is closed already.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 
 impl Connection {
-    /// Connects to `address` (`host:port`), secures the connection as configured,
-    /// negotiates versions and logs in.
+    /// Connects to `address` (`host:port`), starts TLS if configured, negotiates versions and logs
+    /// in.
     ///
-    /// Waits at most until the earlier of `deadline` and the configured connect
-    /// time-out; name resolution goes by the operating system's own limits. A name
-    /// with several addresses is tried in order, each with a fair share of what
-    /// is left.
+    /// Waits at most until the earlier of `deadline` and the configured connect time-out; name
+    /// resolution has the operating system's own limits. If the name has several addresses, tries
+    /// them in order, each with a fair share of the remaining time.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when no address could be connected to; [`Error::Tls`] and
-    /// [`Error::Authentication`] when we do not trust the broker or it does not let
-    /// us in; otherwise as [`Connection::call`].
+    /// [`Error::Unreachable`] when no address accepts a connection; [`Error::Tls`] when the client
+    /// does not trust the broker; [`Error::Authentication`] when the login fails; otherwise as
+    /// [`Connection::call`].
     pub fn open(address: &str, config: &ClientConfig, deadline: Deadline) -> Result<Self, Error> {
         let deadline = deadline.earlier_of(Deadline::after(config.connect_timeout));
         let mut transport =
@@ -148,12 +145,12 @@ impl Connection {
         Ok(connection)
     }
 
-    /// The address this connection was dialled with.
+    /// The address that was dialled.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The version in which `api` is spoken on this connection.
+    /// The negotiated version of `api` on this connection.
     ///
     /// # Errors
     /// [`Error::UnsupportedVersion`] when the two sides have none in common.
@@ -167,13 +164,13 @@ impl Connection {
             })
     }
 
-    /// Sends a request and waits for its answer, at most until `deadline`.
+    /// Sends a request and waits for its response, at most until `deadline`.
     ///
     /// # Errors
-    /// [`Error::Timeout`], [`Error::ConnectionLost`] or [`Error::Protocol`] leave
-    /// the request's fate unknown and the connection poisoned;
-    /// [`Error::UnsupportedVersion`] and [`Error::Encode`] mean nothing was sent
-    /// and the connection is fine. Error codes inside the answer are the caller's.
+    /// After [`Error::Timeout`], [`Error::ConnectionLost`] or [`Error::Protocol`] the request's
+    /// outcome is unknown and the connection is poisoned. After [`Error::UnsupportedVersion`] and
+    /// [`Error::Encode`] nothing was sent and the connection is fine. The caller must check error
+    /// codes in the response.
     pub fn call<R: Request>(
         &mut self,
         request: &R,
@@ -183,9 +180,9 @@ impl Connection {
         self.receive(sent, deadline)
     }
 
-    /// Sends a request without waiting for its answer. Waits, at most until
-    /// `deadline`, for the socket to take the bytes; now and then also for a new
-    /// login, when nothing is in flight and the broker's session is about to end.
+    /// Sends a request without waiting for its response. Waits, at most until `deadline`, for the
+    /// socket to take the bytes. If nothing is in flight and the session is about to expire, also
+    /// waits for a new login.
     ///
     /// # Errors
     /// As [`Connection::call`]; [`Error::Authentication`].
@@ -193,8 +190,8 @@ impl Connection {
         self.send_at_most(request, i16::MAX, deadline)
     }
 
-    /// As [`Connection::send`], in no version newer than `newest`: for requests whose
-    /// fields the newer ones do not have.
+    /// As [`Connection::send`], in no version newer than `newest`: for requests with fields that
+    /// newer versions do not have.
     ///
     /// # Errors
     /// As [`Connection::send`].
@@ -215,8 +212,8 @@ impl Connection {
         self.send_as(request, version, deadline)
     }
 
-    /// Waits, at most until `deadline`, for the answer to the oldest request in
-    /// flight, which `sent` must be the ticket of.
+    /// Waits, at most until `deadline`, for the response to the oldest request in flight. `sent`
+    /// must be the ticket of that request.
     ///
     /// # Errors
     /// As [`Connection::call`].
@@ -231,18 +228,18 @@ impl Connection {
             .map_err(|reason| self.poison_protocol(format!("{:?}: {reason}", R::API)))
     }
 
-    /// Whether the next request that finds nothing in flight logs in first. Who keeps
-    /// requests in flight at all times should let them be answered once this is true.
+    /// Whether the next request logs in first, if nothing is in flight then. A caller that always
+    /// keeps requests in flight should wait for all responses once this is true.
     pub fn must_log_in(&self) -> bool {
         self.log_in_at
             .is_some_and(|moment| moment <= Instant::now())
     }
 
-    /// Whether the connection can still be used, as far as is known without
-    /// asking the broker: nothing failed on it, and the broker has neither closed
-    /// it nor sent what nobody asked for. Does not wait. Brokers close connections
-    /// that were idle for some minutes; finding out before a request is sent saves
-    /// a request of unknown fate.
+    /// Whether the connection can still be used, as far as is known without a request: nothing
+    /// failed on it, and the broker has neither closed it nor sent unexpected bytes. Does not wait.
+    ///
+    /// Brokers close connections after some idle minutes. A check before a request prevents a
+    /// request of unknown outcome.
     pub fn is_usable(&mut self) -> bool {
         if self.poison.is_some() || !self.in_flight.is_empty() {
             return self.poison.is_none();
@@ -253,8 +250,8 @@ impl Connection {
         self.poison.is_none()
     }
 
-    /// A way to break this connection off from another thread, or `None` when the
-    /// operating system has no descriptor left for it.
+    /// A handle that closes this connection from another thread, or `None` when the operating
+    /// system has no descriptor left.
     pub fn interrupter(&self) -> Option<Interrupter> {
         self.transport
             .try_clone_socket()
@@ -262,13 +259,13 @@ impl Connection {
             .map(|stream| Interrupter { stream })
     }
 
-    /// When the last request was sent or the last answer received.
+    /// When the last request was sent or the last response received.
     pub fn last_used(&self) -> Instant {
         self.last_used
     }
 
-    /// ApiVersions. A broker that does not know our version of this very request
-    /// answers with code 35 in the oldest form, and is asked again in that one.
+    /// Sends ApiVersions. A broker that does not know the client's version of ApiVersions answers
+    /// with code 35 in version 0; the client then repeats the request in version 0.
     fn negotiate(&mut self, deadline: Deadline) -> Result<(), Error> {
         let newest = wire::supported(ApiKey::ApiVersions).map_or(0, |range| range.max);
         let mut response = self.ask_versions(newest, deadline)?;
@@ -292,7 +289,7 @@ impl Connection {
         Ok(())
     }
 
-    /// SaslHandshake and as many SaslAuthenticate as the mechanism needs.
+    /// Sends SaslHandshake, then SaslAuthenticate as many times as the mechanism needs.
     fn log_in(&mut self, sasl: &Sasl, deadline: Deadline) -> Result<(), Error> {
         let mechanism = sasl.mechanism.name();
         let request =
@@ -329,13 +326,13 @@ impl Connection {
             Err(Failure::Asking(error)) => return Err(error),
             Err(Failure::Distrust(reason)) => return Err(self.poison_login(reason)),
         }
-        // In good time, and not everybody at once; as the Java client does.
+        // Before the session ends, with jitter, as the Java client does.
         let share = 0.85 + 0.1 * unit_random();
         self.log_in_at = (!lifetime.is_zero()).then(|| Instant::now() + lifetime.mul_f64(share));
         Ok(())
     }
 
-    /// A request and its answer before the connection is ready for others.
+    /// As [`Connection::call`], without the check for a new login.
     fn exchange<R: Request>(
         &mut self,
         request: &R,
@@ -358,8 +355,8 @@ impl Connection {
         }
         let sent = self.send_as(&request, version, deadline)?;
         let mut frame = self.receive_frame(&sent, deadline)?;
-        // The code is the first field in every version; a refusal of the version
-        // itself comes in version 0, whatever was asked.
+        // The code is the first field in every version. A refusal of the version always comes in
+        // version 0.
         let code = frame
             .get(4..6)
             .map(|code| i16::from_be_bytes([code[0], code[1]]));
@@ -412,7 +409,7 @@ impl Connection {
             .map_err(|error| self.io_error(&error, "to take a request"))
     }
 
-    /// The next frame, without its length, checked to be the answer to `sent`.
+    /// The next frame, without its length, after a check that it is the response to `sent`.
     fn receive_frame<R: Request>(
         &mut self,
         sent: &Sent<R>,
@@ -424,7 +421,7 @@ impl Connection {
         }
         let api = R::API;
         self.fill(4, deadline)?;
-        // A TLS record's type and major version; as a length it would be 350 MB.
+        // The type and major version of a TLS record; as a length they would mean 350 MB.
         if !self.transport.is_secure() && matches!(self.received[..2], [0x15 | 0x16, 3]) {
             let reason = "it speaks TLS here; use the security protocol of this listener";
             return Err(self.poisoned(Error::Tls {
@@ -473,7 +470,7 @@ impl Connection {
             return self.poisoned(Error::Timeout { what });
         }
         match tls_error(error) {
-            // The server's last word: it wanted a certificate of ours, say.
+            // The broker says why it ends the session; for example, it wants a client certificate.
             Some(alert @ rustls::Error::AlertReceived(_)) => {
                 self.poisoned(tls_failure(&self.address, alert))
             }
@@ -488,7 +485,7 @@ impl Connection {
 
     fn poison_lost(&mut self, mut reason: String) -> Error {
         if !self.is_proven {
-            // How brokers take what is not their listener's protocol.
+            // Brokers close a connection whose protocol is not the listener's.
             let protocol = self.security.protocol();
             reason.push_str(&format!(
                 " before it answered any request; perhaps its listener is not for {protocol}"
@@ -508,15 +505,15 @@ impl Connection {
         self.poisoned(Error::Protocol { address, reason })
     }
 
-    /// Remembers the first failure. The socket is shut down at once, so that the
-    /// broker need not wait for the owner to drop us.
+    /// Stores the first failure. Shuts the socket down at once, so that the broker need not wait
+    /// until the owner drops the connection.
     fn poisoned(&mut self, error: Error) -> Error {
         self.transport.shutdown();
         self.poison.get_or_insert(error).clone()
     }
 }
 
-/// The TLS session's own error inside of an input or output error.
+/// The TLS session's error inside an I/O error.
 fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
@@ -575,7 +572,7 @@ mod tests {
         connection.call(&MetadataRequest::default(), deadline)
     }
 
-    /// Asks once more and expects the first error again.
+    /// Sends one more request and expects the first error again.
     fn assert_poisoned(connection: &mut Connection, first: &Error) {
         let again = ask(connection, in_ms(1000)).unwrap_err();
         assert_eq!(again.to_string(), first.to_string());
@@ -691,13 +688,13 @@ mod tests {
     #[test]
     fn hostile_bytes_are_an_error() {
         let hostile: [&[u8]; 5] = [
-            // Lengths that no answer has.
+            // Lengths that no response has.
             &[0xff, 0xff, 0xff, 0xff],
             &[0x7f, 0xff, 0xff, 0xff],
             &[0, 0, 0, 0],
-            // Another protocol altogether.
+            // Another protocol.
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
-            // The right correlation id, and then nonsense.
+            // The right correlation id, then invalid bytes.
             &[
                 0, 0, 0, 12, 0, 0, 0, 1, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
             ],
@@ -714,7 +711,7 @@ mod tests {
         let name = "x".repeat(2_000_000);
         let broker = broker(move |incoming| {
             if incoming.decode::<MetadataRequest>().topics.is_none() {
-                // 16 MiB are claimed and four bytes come.
+                // The length is 16 MiB, and four bytes come.
                 return Reply::BytesThenClose(vec![1, 0, 0, 0, 0, 0, 0, 1]);
             }
             let name = Some(StrBytes::from_string(name.clone()));
@@ -739,7 +736,7 @@ mod tests {
         });
         let mut connection = connect(&broker);
         ask(&mut connection, in_ms(2000)).unwrap();
-        // The rest may be on its way still.
+        // The rest may not have arrived yet.
         let until = in_ms(2000);
         while connection.is_usable() && !until.is_past() {}
         assert!(!connection.is_usable());

@@ -1,12 +1,12 @@
-//! What can go wrong between us and a Kafka cluster.
+//! Errors of the Kafka client.
 
 use std::sync::Arc;
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
-/// A failed exchange with the cluster. Cheap to clone, because one lost
-/// connection is told to everybody who waited on it.
+/// A failed exchange with the cluster. Cheap to clone, because each request in flight on a lost
+/// connection gets its error.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -15,25 +15,24 @@ pub enum Error {
     Unreachable {
         /// `host:port` as dialled.
         address: String,
-        /// The operating system's words.
+        /// The operating system's message.
         reason: String,
     },
-    /// An established connection broke; requests in flight may have been done.
+    /// An established connection was lost; the outcome of requests in flight is unknown.
     #[error("lost the connection to kafka broker {address}: {reason}")]
     ConnectionLost {
         /// `host:port` as dialled.
         address: String,
-        /// What was seen.
+        /// How it was lost.
         reason: String,
     },
-    /// The deadline passed before the work was done; a request in flight may
-    /// have been done.
+    /// The deadline passed before the work was done; the outcome of a request in flight is unknown.
     #[error("timed out waiting for {what}")]
     Timeout {
-        /// What was being waited for.
+        /// What the caller waited for.
         what: String,
     },
-    /// The peer sent bytes that are not a valid answer. The connection is dead.
+    /// The peer sent bytes that are not a valid response. The connection cannot be used again.
     #[error("kafka broker {address} sent an invalid answer: {reason}")]
     Protocol {
         /// `host:port` as dialled.
@@ -73,10 +72,10 @@ pub enum Error {
     Authentication {
         /// `host:port` as dialled.
         address: String,
-        /// What is wrong, mostly in the broker's words.
+        /// What is wrong; mostly the broker's message.
         reason: String,
     },
-    /// The broker speaks no version of this request that we speak too.
+    /// The broker and this client have no version of this request in common.
     #[error("kafka broker {address} supports no version of {api:?} that this client speaks")]
     UnsupportedVersion {
         /// `host:port` as dialled.
@@ -84,29 +83,29 @@ pub enum Error {
         /// The request in question.
         api: ApiKey,
     },
-    /// The cluster does not know the node we wanted to talk to (any more).
+    /// The cluster does not know the node, or no longer knows it.
     #[error("kafka node {node} is not part of the known cluster")]
     UnknownNode {
         /// The broker's node id.
         node: i32,
     },
-    /// A request cannot be put into bytes in the negotiated version: our own
-    /// fault or a field too large. Nothing was sent.
+    /// A request cannot be encoded in the negotiated version: a bug in this client, or a field that
+    /// is too large. Nothing was sent.
     #[error("cannot encode {api:?}: {reason}")]
     Encode {
         /// The request in question.
         api: ApiKey,
-        /// The codec's words.
+        /// The codec's message.
         reason: String,
     },
-    /// What the caller handed over cannot be sent as it is.
+    /// The caller's record cannot be sent as it is.
     #[error("invalid record: {reason}")]
     InvalidRecord {
         /// What is wrong with it.
         reason: String,
     },
-    /// The topic was deleted and another one has its name now, so the offsets that were
-    /// asked for mean nothing any more.
+    /// The topic was deleted and another one has its name now, so the requested offsets no longer
+    /// mean anything.
     #[error("topic {topic} was deleted and created again: its id was {old} and is {new} now")]
     TopicReplaced {
         /// The topic's name.
@@ -130,12 +129,12 @@ pub enum Error {
     /// The operating system refused a thread or another resource.
     #[error("cannot start the kafka client: {reason}")]
     Resource {
-        /// The operating system's words.
+        /// The operating system's message.
         reason: String,
     },
 }
 
-/// Whether the coordinator says that it knows the member, its generation or its epoch no longer.
+/// Whether the coordinator no longer knows the member, its generation or its epoch.
 fn is_membership_over(code: ResponseError) -> bool {
     matches!(
         code,
@@ -148,21 +147,21 @@ fn is_membership_over(code: ResponseError) -> bool {
 }
 
 impl Error {
-    /// Whether the same request may succeed later, with nothing changed on our side. A
-    /// membership that is over counts: the consumer joins anew by itself (as Java's does).
+    /// Whether the same request may succeed later without a change in this program. A membership
+    /// that is over counts: the consumer joins again by itself, as Java's does.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. }
             | Self::ConnectionLost { .. }
             | Self::Timeout { .. }
             | Self::UnknownNode { .. }
-            // Half a cluster may be of another make or being upgraded, and a
-            // garbled answer may have been a proxy's: a new connection decides.
+            // The invalid response may come from a proxy, or from a broker of another version
+            // during an upgrade. A new connection may reach another broker.
             | Self::Protocol { .. } => true,
             Self::Broker { code, .. } | Self::Topic { code, .. } => {
                 code.is_retriable() || is_membership_over(*code)
             }
-            // A certificate or a password has to be changed first.
+            // A certificate or a password must change first.
             Self::Tls { .. }
             | Self::Authentication { .. }
             | Self::UnsupportedVersion { .. }
@@ -175,8 +174,7 @@ impl Error {
         }
     }
 
-    /// The operation on the topic that the user we log in as would have to be allowed, when
-    /// that is the trouble.
+    /// The operation on the topic that the user lacks permission for, if that is the cause.
     pub fn missing_right(&self) -> Option<&'static str> {
         use ResponseError::{ClusterAuthorizationFailed, TopicAuthorizationFailed};
         let Self::Topic { api, code, .. } = self else {
@@ -192,7 +190,7 @@ impl Error {
         }
     }
 
-    /// The code, when a broker answered with one.
+    /// Kafka's error code, if a broker sent one.
     pub fn code(&self) -> Option<ResponseError> {
         match self {
             Self::Broker { code, .. } | Self::Topic { code, .. } => Some(*code),

@@ -1,4 +1,4 @@
-//! The requests of one connection that wait for their answers, and who watches them.
+//! Requests in flight on one connection, and the hooks that observe them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::ApiKey;
 
-/// Told of every request of a cluster's connections, on the thread that makes it. The
-/// defaults do nothing.
+/// Hooks that observe every request of a cluster's connections, called on the requesting thread.
+/// The defaults do nothing.
 pub trait ClientHooks: fmt::Debug + Send + Sync {
     /// A request was sent.
     fn request_sent(&self, api: ApiKey) {
         let _ = api;
     }
 
-    /// A request was answered after `latency`, for better or worse: error codes are
-    /// the callers'. `None`: its connection ended without an answer.
+    /// A request got its response after `latency`; the response may contain error codes. `None`:
+    /// its connection ended without a response.
     fn request_ended(&self, api: ApiKey, latency: Option<Duration>) {
         let _ = (api, latency);
     }
@@ -25,7 +25,7 @@ pub trait ClientHooks: fmt::Debug + Send + Sync {
 /// No hooks.
 impl ClientHooks for () {}
 
-/// A queue of correlation ids. What is left in it when it goes has failed.
+/// A queue of correlation ids. Requests that are still in it when it is dropped have failed.
 #[derive(Debug)]
 pub(super) struct InFlight {
     requests: VecDeque<(i32, ApiKey, Instant)>,
@@ -54,12 +54,12 @@ impl InFlight {
         self.hooks.request_sent(api);
     }
 
-    /// Whose answer comes next.
+    /// The request whose response comes next.
     pub(crate) fn next(&self) -> Option<i32> {
         self.requests.front().map(|request| request.0)
     }
 
-    /// That answer has come.
+    /// Records that response.
     pub(crate) fn answered(&mut self) {
         if let Some((_, api, sent)) = self.requests.pop_front() {
             self.hooks.request_ended(api, Some(sent.elapsed()));

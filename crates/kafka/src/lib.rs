@@ -1,49 +1,54 @@
 //! A blocking Kafka client on plain threads.
 //!
-//! Built on the message codec `kafka-protocol`; everything that moves bytes,
-//! waits, retries or remembers is here. It knows no orders, no metrics and no
-//! tracing: whoever wants to watch gives it hooks.
+//! The crate `kafka-protocol` encodes and decodes messages. This crate moves bytes, waits, retries
+//! and keeps state. It knows no orders, no metrics and no tracing: an application observes it
+//! through hooks.
 //!
 //! # The parts
 //!
-//! | File | Thought |
+//! | Module | Content |
 //! | --- | --- |
-//! | `config` | where the brokers are and how long to wait for them |
-//! | `error` | what can go wrong, and whether trying again may help |
-//! | `wire` | frames, headers, the request versions we speak, hostile bytes |
-//! | `security` | TLS and SASL as settings |
-//! | `transport` | the bytes' way: a socket, in the clear or inside TLS, deadlines |
-//! | `sasl` | what each SASL mechanism says, without I/O |
-//! | `connection` | one broker: version negotiation, login, answers in order |
-//! | `in_flight` | a connection's requests that wait for answers, and the hooks that hear of them |
-//! | `cluster` | who leads which partition, and how to reach them |
-//! | `topic_id` | topic ids in text, next to committed offsets |
-//! | `partitioner` | which partition a key belongs to, as the Java client decides it |
-//! | `admin` | make, list and delete topics, read offsets |
-//! | `batch` | the record batches of a fetch answer, walked safely on any bytes |
-//! | `group` | membership of a consumer group, by either protocol: heartbeats, assignors, every error's meaning |
-//! | `consumer` | records in: one thread polls, works and commits, another keeps the membership |
-//! | `reader` | ranges of a topic, read from outside any group |
-//! | `producer` | records out: one thread per leader, acknowledged, in order, once |
+//! | `config` | broker addresses and time-outs |
+//! | `error` | errors, and whether a retry may help |
+//! | `wire` | frames, headers, supported request versions, limits for hostile bytes |
+//! | `security` | settings of TLS and SASL |
+//! | `transport` | a socket with deadlines, plain or TLS |
+//! | `sasl` | the messages of each SASL mechanism, without I/O |
+//! | `connection` | one broker: version negotiation, login, responses in order |
+//! | `in_flight` | a connection's requests in flight, and the hooks that observe them |
+//! | `cluster` | cached metadata: leaders and addresses |
+//! | `topic_id` | topic ids as text, in the metadata of committed offsets |
+//! | `partitioner` | the partition of a key, as the Java client computes it |
+//! | `admin` | creates, lists and deletes topics, reads offsets |
+//! | `batch` | the record batches of a fetch response, decoded safely from any bytes |
+//! | `group` | membership of a consumer group, by either protocol: heartbeats, assignors, error codes |
+//! | `consumer` | consumer in a group: one thread polls, works and commits, another sends heartbeats |
+//! | `reader` | ranges of a topic, read outside any group |
+//! | `producer` | idempotent producer: one thread per leader; acknowledged, in order, once |
 //!
-//! # What it promises
+//! # Guarantees
 //!
-//! - Every call takes a [`Deadline`](tbd_deadline::Deadline) and returns by then. The exceptions are the
-//!   operating system's name resolution, which has time-outs of its own, and a
-//!   consumer's poll, which reads an answer that has begun to its end.
-//! - A connection that failed in any way is never used again.
-//! - No lock is held while bytes move.
-//! - A claim in a broker's answer ("two billion topics follow") never makes us
-//!   reserve memory for more than has arrived.
+//! - Every call takes a [`Deadline`](tbd_deadline::Deadline) and returns by then, with two
+//!   exceptions. Name resolution has the operating system's own time-outs. A consumer's poll reads
+//!   a response to its end once it has begun.
+//! - A failed connection is never used again.
+//! - No lock is held during I/O.
+//! - A count in a broker's response ("two billion topics follow") never makes the client reserve
+//!   memory for more than has arrived.
 //!
-//! # What it does not do
+//! # Limits
 //!
-//! Client certificates, SASL mechanisms other than PLAIN and SCRAM; transactions (reading is always `read_uncommitted`); fetch sessions
-//! (only partitions with room for another answer are asked for, others each time); fetching from followers;
-//! automatic commits; requests that address topics by id, except Fetch and the
-//! consumer protocol's.
+//! The client does not support:
 //!
-//! # Who comes from the Java client
+//! - client certificates, and SASL mechanisms other than PLAIN and SCRAM;
+//! - transactions: reading is always `read_uncommitted`;
+//! - fetch sessions: a fetch names only partitions with room for another response, and those
+//!   differ each time;
+//! - fetching from followers;
+//! - automatic commits;
+//! - requests that address topics by id, except Produce, Fetch and those of the consumer protocol.
+//!
+//! # From the Java client
 //!
 //! | Java | Here |
 //! | --- | --- |

@@ -1,8 +1,7 @@
-//! Which partition a key belongs to.
+//! The partition of a key, as the Java client computes it.
 //!
-//! The Java client's rule, so that every peer puts the same order into the same
-//! partition: `(murmur2(key) & 0x7fffffff) % partitions`
-//! (`org.apache.kafka.common.utils.Utils.murmur2`).
+//! The same rule in all clients puts a key into the same partition:
+//! `(murmur2(key) & 0x7fffffff) % partitions` (`org.apache.kafka.common.utils.Utils.murmur2`).
 
 /// The partition of `key` among `partitions`; 0 when there are none.
 pub fn partition_for_key(key: &[u8], partitions: i32) -> i32 {
@@ -10,7 +9,7 @@ pub fn partition_for_key(key: &[u8], partitions: i32) -> i32 {
         return 0;
     }
     let positive = murmur2(key) & 0x7fff_ffff;
-    // Both are below 2^31, so nothing is lost on the way.
+    // Both are below 2^31, so the conversion is exact.
     i32::try_from(positive).unwrap_or(0) % partitions
 }
 
@@ -19,7 +18,7 @@ fn murmur2(data: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const M: u32 = 0x5bd1_e995;
     const R: u32 = 24;
-    // Java's lengths are 32 bits wide; a longer key could not be sent anyway.
+    // Java's lengths have 32 bits; a longer key cannot be sent anyway.
     let mut hash = SEED ^ (data.len() as u32);
     let mut words = data.chunks_exact(4);
     for word in &mut words {

@@ -1,5 +1,5 @@
-//! Logging in: what each SASL mechanism says, and how a broker proves that it knows
-//! the password, too. Does no I/O of its own.
+//! SASL mechanisms PLAIN and SCRAM: their messages, and the broker's proof that it knows the
+//! password. Does no I/O.
 
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -11,14 +11,14 @@ use ring::{digest, hmac, pbkdf2};
 
 use super::security::{Sasl, SaslMechanism};
 
-/// Rounds of hashing that a broker may ask for: at least what RFC 7677 demands; at most
-/// some tens of milliseconds. Kafka itself allows 4096 to 16384.
+/// The iteration counts that a broker may request: at least RFC 7677's minimum, at most some tens
+/// of milliseconds of hashing. Kafka itself allows 4096 to 16384.
 const ROUNDS: RangeInclusive<u32> = 4096..=100_000;
 
-/// Bytes of chance in a nonce.
+/// Random bytes in a nonce.
 const NONCE_BYTES: usize = 24;
 
-/// What ends a login early: `E` when asking the broker failed, or a sentence about the
+/// A failed login: `E` when an exchange with the broker failed, or the reason not to trust the
 /// broker.
 #[derive(Debug)]
 pub(super) enum Failure<E> {
@@ -26,11 +26,11 @@ pub(super) enum Failure<E> {
     Distrust(String),
 }
 
-/// Logs in. `ask` takes the next message to the broker and returns its answer, which is
-/// an error when the broker refuses.
+/// Logs in. `ask` sends the next message to the broker and returns its answer, or an error when the
+/// broker refuses.
 ///
 /// # Errors
-/// `ask`'s, or that the broker does not know the password itself.
+/// An error of `ask`, or a broker that does not know the password.
 pub(super) fn log_in<E>(
     sasl: &Sasl,
     mut ask: impl FnMut(Vec<u8>) -> Result<Bytes, E>,
@@ -74,14 +74,14 @@ impl Hash {
 
 fn nonce<E>() -> Result<String, Failure<E>> {
     let mut bytes = [0; NONCE_BYTES];
-    // A predictable nonce would let an answer be prepared: better no login.
+    // With a predictable nonce an attacker could prepare an answer, so the login fails instead.
     getrandom::fill(&mut bytes)
         .map_err(|error| Failure::Distrust(format!("no random numbers for a nonce: {error}")))?;
     Ok(BASE64.encode(bytes))
 }
 
-/// SCRAM without channel binding (RFC 5802). Like Kafka's own client it takes names and
-/// passwords as their UTF-8 bytes, without SASLprep.
+/// SCRAM without channel binding (RFC 5802). Like Kafka's own client, it uses the UTF-8 bytes of
+/// names and passwords, without SASLprep.
 fn scram<E>(
     sasl: &Sasl,
     hash: &Hash,
@@ -169,7 +169,7 @@ mod tests {
 
     type Outcome = Result<(), Failure<()>>;
 
-    /// The example of RFC 7677 section 3, with the server's two messages as given.
+    /// The example of RFC 7677 section 3, with these two server messages.
     fn converse(answers: [&str; 2]) -> (Vec<String>, Outcome) {
         let mut said = Vec::new();
         let outcome = scram(
@@ -223,10 +223,10 @@ mod tests {
     fn a_first_message_out_of_order_gets_no_proof_of_ours() {
         let ours = "r=rOprNGfwEbeRWgbNEkqO";
         for first in [
-            // Another's nonce, and ours with nothing added.
+            // Another nonce, and the client's nonce with nothing added.
             "r=somebodyelse,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096".to_owned(),
             format!("{ours},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"),
-            // So few rounds would let the password be guessed, so many would stall us.
+            // With 1 round the password could be guessed; 2 billion would block the client.
             format!("{ours}x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=1"),
             format!("{ours}x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=2000000000"),
             format!("{ours}x,s=*,i=4096"),

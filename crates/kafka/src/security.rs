@@ -1,4 +1,4 @@
-//! Whom we trust and who we say we are: TLS and SASL, as settings.
+//! Security settings: TLS and SASL.
 
 use std::fmt;
 use std::path::Path;
@@ -16,14 +16,14 @@ use super::transport::host_of;
 /// `security.protocol`; the default is PLAINTEXT.
 #[derive(Clone, Debug, Default)]
 pub struct Security {
-    /// Encrypt, and check the brokers' certificates.
+    /// Encryption, and the check of brokers' certificates.
     pub tls: Option<Tls>,
-    /// Log in.
+    /// The login.
     pub sasl: Option<Sasl>,
 }
 
 impl Security {
-    /// Its name as Kafka's `security.protocol` has it.
+    /// Its name in Kafka's `security.protocol`.
     pub fn protocol(&self) -> &'static str {
         match (&self.tls, &self.sasl) {
             (None, None) => "PLAINTEXT",
@@ -34,22 +34,22 @@ impl Security {
     }
 }
 
-/// TLS 1.2 or 1.3, with the certificates that are trusted. Clones share them.
+/// TLS 1.2 or 1.3, with the trusted certificates. Clones share them.
 #[derive(Clone)]
 pub struct Tls {
     pub(super) config: Arc<ClientConfig>,
 }
 
 impl Tls {
-    /// Trusts what the operating system trusts. Reads its files (or those that
-    /// `SSL_CERT_FILE` and `SSL_CERT_DIR` name).
+    /// Trusts the operating system's CA certificates. Reads its files, or those that
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
     ///
     /// # Errors
-    /// [`Error::Resource`] when it has no certificates.
+    /// [`Error::Resource`] when there are no certificates.
     pub fn with_system_roots() -> Result<Self, Error> {
         let found = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
-        // A system's store may hold relics that no longer parse.
+        // A system's store may contain old certificates that no longer parse.
         let (added, _) = roots.add_parsable_certificates(found.certs);
         if added == 0 {
             let reason = match found.errors.first() {
@@ -63,10 +63,10 @@ impl Tls {
         Self::with_roots(roots)
     }
 
-    /// Trusts the CA certificates in a PEM file and nobody else. Reads it.
+    /// Trusts only the CA certificates in a PEM file. Reads the file.
     ///
     /// # Errors
-    /// [`Error::Resource`] when it cannot be read or holds none.
+    /// [`Error::Resource`] when the file cannot be read or has no certificates.
     pub fn with_ca_file(path: &Path) -> Result<Self, Error> {
         let unusable = |reason: &dyn fmt::Display| Error::Resource {
             reason: format!("CA certificates in {}: {reason}", path.display()),
@@ -104,7 +104,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// Why there is no TLS session with the broker that was dialled as `address`.
+/// The error of a failed TLS session with the broker that was dialled as `address`, with a hint.
 pub(super) fn tls_failure(address: &str, error: &rustls::Error) -> Error {
     let reason = match error {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
@@ -138,11 +138,11 @@ pub(super) fn tls_failure(address: &str, error: &rustls::Error) -> Error {
 /// A login.
 #[derive(Clone)]
 pub struct Sasl {
-    /// How the password is proven.
+    /// How the client proves the password.
     pub mechanism: SaslMechanism,
-    /// Who logs in.
+    /// The user.
     pub username: String,
-    /// The password; appears in no text this client makes.
+    /// The password. No text of this client contains it.
     pub password: String,
 }
 
@@ -155,19 +155,19 @@ impl fmt::Debug for Sasl {
     }
 }
 
-/// How a password is proven to a broker.
+/// How the client proves its password to a broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaslMechanism {
-    /// By showing it (RFC 4616): only where TLS hides it from others.
+    /// Sends the password (RFC 4616). Use it only with TLS.
     Plain,
-    /// By a proof that the broker answers with one of its own (RFC 5802, RFC 7677).
+    /// Client and broker prove to each other that they know the password (RFC 5802, RFC 7677).
     ScramSha256,
     /// The same with the longer hash.
     ScramSha512,
 }
 
 impl SaslMechanism {
-    /// Its name, as SASL registers it.
+    /// Its registered SASL name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "PLAIN",

@@ -1,5 +1,4 @@
-//! The bytes' way to a broker: a TCP socket, in the clear or inside TLS, with a
-//! deadline on every wait.
+//! Transport to a broker: a TCP socket, plain or with TLS, with a deadline on every wait.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,13 +15,13 @@ use tbd_deadline::Deadline;
 /// A connected socket.
 pub(super) struct Transport {
     socket: TcpStream,
-    /// The TLS session on it, if there is one.
+    /// Its TLS session, if there is one.
     session: Option<Box<ClientConnection>>,
 }
 
 impl Transport {
-    /// Connects to `address` (`host:port`), at most until `deadline`. A name with
-    /// several addresses is tried in order, each with a fair share of what is left.
+    /// Connects to `address` (`host:port`), at most until `deadline`. If the name has several
+    /// addresses, tries them in order, each with a fair share of the remaining time.
     ///
     /// # Errors
     /// The last attempt's.
@@ -37,7 +36,7 @@ impl Transport {
                 break;
             }
             let connected = TcpStream::connect_timeout(socket_address, share).and_then(|socket| {
-                // A request waits for nothing that could fill its packet up.
+                // Without TCP_NODELAY the kernel may delay a small request.
                 socket.set_nodelay(true)?;
                 Ok(socket)
             });
@@ -54,8 +53,8 @@ impl Transport {
         Err(failure)
     }
 
-    /// Makes it a TLS session with the server that was dialled as `address`, whose
-    /// certificate must be valid for that name, at most until `deadline`.
+    /// Starts a TLS session with the server that was dialled as `address`, at most until
+    /// `deadline`. The server's certificate must be valid for that name.
     ///
     /// # Errors
     /// As [`Transport::read`]; `UnexpectedEof` when the server ends the connection.
@@ -79,17 +78,17 @@ impl Transport {
         flush(session, &mut self.socket, deadline)
     }
 
-    /// Whether what travels is encrypted.
+    /// Whether the transport uses TLS.
     pub(super) fn is_secure(&self) -> bool {
         self.session.is_some()
     }
 
-    /// Reads what is there, waiting at most until `deadline` for the first byte;
-    /// 0 means that the server has ended the connection.
+    /// Reads the available bytes, waiting at most until `deadline` for the first one; 0 means that
+    /// the server has ended the connection.
     ///
     /// # Errors
-    /// `TimedOut` at the deadline; `InvalidData` around a [`rustls::Error`] when the
-    /// session cannot go on; the operating system's.
+    /// `TimedOut` at the deadline; `InvalidData` around a [`rustls::Error`] when the TLS session
+    /// fails; errors of the operating system.
     pub(super) fn read(&mut self, buffer: &mut [u8], deadline: Deadline) -> io::Result<usize> {
         let Some(session) = &mut self.session else {
             return patient(deadline, |left| {
@@ -100,8 +99,8 @@ impl Transport {
         loop {
             match session.reader().read(buffer) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                // Brokers end connections without TLS's farewell; a frame cut short
-                // is noticed by its length.
+                // Brokers end connections without TLS's close_notify. The length of a frame reveals
+                // a truncated one.
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
                 other => return other,
             }
@@ -118,7 +117,7 @@ impl Transport {
             let count = match &mut self.session {
                 None => send(&mut self.socket, deadline, |socket| socket.write(bytes))?,
                 Some(session) => {
-                    // It takes as much as its buffer holds, encrypted.
+                    // The session takes only what fits its buffer.
                     let count = session.writer().write(bytes)?;
                     flush(session, &mut self.socket, deadline)?;
                     count
@@ -129,8 +128,8 @@ impl Transport {
         Ok(())
     }
 
-    /// Whether nothing has arrived that was not read, and the server has not ended
-    /// the connection. Does not wait.
+    /// Whether there are no unread bytes and the server has not ended the connection. Does not
+    /// wait.
     pub(super) fn is_silent(&self) -> bool {
         let mut byte = [0];
         self.socket.set_nonblocking(true).is_ok()
@@ -140,7 +139,7 @@ impl Transport {
 
     /// Ends the connection at once, in both directions.
     pub(super) fn shutdown(&self) {
-        // It may be closed already, which is what we want.
+        // An error means that it is closed already.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
@@ -171,7 +170,7 @@ pub(super) fn host_of(address: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
-/// Reads once from the socket into the session; the number of bytes that came.
+/// Reads once from the socket into the session; returns the number of bytes.
 fn fill(
     session: &mut ClientConnection,
     socket: &mut TcpStream,
@@ -182,16 +181,16 @@ fn fill(
         session.read_tls(socket)
     })?;
     if let Err(error) = session.process_new_packets() {
-        // The server learns why, if it can still be told.
+        // Sends the alert that names the error, if that still works.
         let _ = flush(session, socket, deadline);
         return Err(tls_error(error));
     }
-    // New keys are answered with new keys.
+    // A key update needs an answer.
     flush(session, socket, deadline)?;
     Ok(count)
 }
 
-/// Sends what the session has to say.
+/// Sends the session's pending TLS records.
 fn flush(
     session: &mut ClientConnection,
     socket: &mut TcpStream,
@@ -221,8 +220,7 @@ fn send(
     }
 }
 
-/// Tries again after interruptions, with what is left of the time; one kind of error
-/// for its end.
+/// Retries after interruptions until the deadline, with one error kind for every time-out.
 fn patient(
     deadline: Deadline,
     mut attempt: impl FnMut(std::time::Duration) -> io::Result<usize>,
