@@ -1,41 +1,38 @@
-//! What waits to be sent, and what each answer means: the producer's state
-//! machine, without sockets, threads or clocks of its own.
+//! The producer's state machine: record queues, batches in flight, sequence numbers. It has no
+//! sockets, threads or clock.
 //!
 //! # The life of a record
 //!
-//! It is placed in its partition's queue; cut into a batch together with what
-//! else waits there; and settled by the answer. Three things an answer can mean:
+//! A record joins its partition's queue. A sender thread cuts it into a batch with the other
+//! waiting records, and the answer settles the batch. An answer means one of three things:
 //!
-//! - *written*: done.
-//! - *not written*, definitely: the batch is undone. Its records go back to the
-//!   head of the queue, the sequence number steps back, and they may be cut anew.
-//!   Few refusals are that clear.
-//! - *unknown*: the batch is kept, bytes and all, and sent again as it is until an
-//!   answer settles it; only then does the broker recognise a repetition. Its
-//!   owners may give up waiting, the batch does not, short of the delivery
-//!   time-out.
+//! - *written*: the records succeed.
+//! - *certainly not written*: the batch is undone. Its records return to the head of the queue, the
+//!   sequence number steps back, and they may be cut again. Few refusals are so clear.
+//! - *unknown*: the batch keeps its bytes and is retried unchanged until an answer settles it. The
+//!   broker recognises only the same batch as a repetition. Owners may stop waiting for the
+//!   records; the batch is kept until the delivery time-out.
 //!
 //! # Order
 //!
-//! Several batches of a partition may be in flight, on one connection and under one
-//! identity; their sequence numbers go on from one another, so the broker takes none
-//! whose predecessor it did not take. Once one comes back, nothing more of its
-//! partition is sent until all in flight are answered. Then the last of those that came
-//! back are undone as far as they are *not written*; what remains goes out again, one
-//! at a time, before anything new.
+//! Several batches of a partition may be in flight, on one connection and under one identity. Their
+//! sequence numbers are consecutive, so the broker refuses a batch whose predecessor it refused.
+//! After a batch is returned, its partition sends nothing until every batch in flight is answered.
+//! Then the last returned batches are undone, as far as they are *not written*. The remaining ones
+//! are sent again, one at a time, before anything new.
 //!
 //! # Sequence numbers
 //!
-//! They count per partition under one producer identity. When the broker's count
-//! and ours have come apart, or a batch of unknown fate was given up, a new
-//! identity is asked for; each partition starts it at 0 with its next new batch.
+//! They count per partition under one producer identity. A new identity is requested when the
+//! broker's count differs from the client's, or when a batch of unknown outcome was given up. Each
+//! partition restarts at 0 with its next new batch.
 //!
 //! # A topic that was deleted and created again
 //!
-//! It has another id, and its log knows nothing of what the old one held. Once the
-//! batches in flight are answered, what waits is partitioned again, in its order; so are
-//! the records of batches of unknown fate. A new identity keeps the new log from taking
-//! one of them for a repetition of another.
+//! It has another id, and its log has nothing of the old one. When the batches in flight are
+//! answered, the waiting records are partitioned again, in their order, and so are the records of
+//! batches of unknown outcome. Under a new identity, the new log cannot mistake one of them for a
+//! repetition of another.
 
 mod settle;
 mod topics;
@@ -74,16 +71,17 @@ pub(super) struct Queued {
     pub(super) slot: Arc<Slot>,
     pub(super) deadline: Deadline,
     pub(super) queued_at: Instant,
-    /// In memory, and in a batch.
+    /// Bytes in memory.
     weight: usize,
+    /// Bytes in a batch.
     size: usize,
-    /// How often a broker said no to it.
+    /// How often a broker refused it.
     refusals: usize,
-    /// Whether it was in a batch that came back.
+    /// Whether it was in a batch that was returned.
     is_returned: bool,
     /// Whether a broker found it too large, alone and not compressed.
     is_too_large: bool,
-    /// Whether that batch may have been written, though to a log that is gone.
+    /// Whether that batch may have been written, but to a log that no longer exists.
     is_unknown: bool,
 }
 
@@ -111,7 +109,7 @@ impl Queued {
     }
 }
 
-/// Records of one partition that travel together.
+/// Records of one partition that are sent together.
 #[derive(Debug)]
 pub(super) struct OutgoingBatch {
     pub(super) topic: Arc<str>,
@@ -122,15 +120,15 @@ pub(super) struct OutgoingBatch {
     pub(super) identity: Identity,
     pub(super) base_sequence: i32,
     pub(super) compression: Compression,
-    /// Set once encoded; then sent again as it is.
+    /// The encoded batch; a retry sends the same bytes.
     pub(super) encoded: Option<Bytes>,
     index: usize,
     cut_at: Instant,
     /// Counts the batches of a partition.
     number: u64,
-    /// An earlier attempt may have been written.
+    /// Whether an earlier attempt may have been written.
     unknown: bool,
-    /// Why the broker took none of it, the last time; counts against its records.
+    /// The error with which the broker last refused all of it; counts as a refusal of its records.
     refused: Option<Error>,
 }
 
@@ -144,7 +142,7 @@ impl OutgoingBatch {
     }
 }
 
-/// A record whose outcome is certain now, to be told outside of all locks.
+/// A record whose outcome is certain. Report it without holding a lock.
 #[derive(Debug)]
 pub(super) struct Completion {
     pub(super) slot: Arc<Slot>,
@@ -161,13 +159,13 @@ pub(super) enum Ready {
     Idle,
 }
 
-/// All records between being handed over and being settled.
+/// All records that are not settled yet.
 #[derive(Debug)]
 pub(super) struct Accumulator {
     limits: Limits,
     topics: HashMap<Arc<str>, Topic>,
     partitions: Vec<Partition>,
-    /// Indices into `partitions` that belong to no topic any more.
+    /// Indices into `partitions` that no longer belong to a topic.
     vacant: Vec<usize>,
     identity: Option<Identity>,
     buffered_bytes: usize,
@@ -175,11 +173,11 @@ pub(super) struct Accumulator {
     outstanding: usize,
     /// Where the next cut starts, so that no partition is always last.
     rotation: usize,
-    /// A leader turned out to be wrong or away.
+    /// A leader was wrong or unreachable.
     leaders_doubtful: bool,
-    /// Callers that wait for everything to be sent: linger no longer.
+    /// How many callers flush; meanwhile nothing lingers.
     pub(super) flushing: usize,
-    /// Given up: nothing is retried any more.
+    /// The producer has stopped: nothing is retried any more.
     aborted: bool,
 }
 
@@ -207,13 +205,13 @@ impl Accumulator {
         self.outstanding
     }
 
-    /// Whether `weight` more bytes may be taken in. An empty buffer takes
-    /// anything, or a large record would wait for ever.
+    /// Whether the buffer has room for `weight` more bytes. An empty buffer takes any record, so
+    /// that a large one does not wait for ever.
     pub(super) fn has_room(&self, weight: usize) -> bool {
         self.outstanding == 0 || self.buffered_bytes + weight <= self.limits.buffer_bytes
     }
 
-    /// Queues a record; returns the node to wake, if its leader is known.
+    /// Queues a record; returns the partition's leader, which must be woken, if it is known.
     pub(super) fn push(&mut self, index: usize, queued: Queued) -> Option<i32> {
         self.buffered_bytes += queued.weight;
         self.outstanding += 1;
@@ -222,8 +220,8 @@ impl Accumulator {
         partition.leader
     }
 
-    /// Whether a producer identity has to be asked for before anything can be cut. Not
-    /// only once something waits: the first record need not wait for it.
+    /// Whether a producer identity must be requested before a batch can be cut. True even before a
+    /// record waits, so that the first record need not wait for the identity.
     pub(super) fn needs_identity(&self) -> bool {
         self.identity.is_none() && !self.partitions.is_empty()
     }
@@ -232,8 +230,8 @@ impl Accumulator {
         self.identity = Some(identity);
     }
 
-    /// Whether there is anything for `node` to send at `now`, or when there will be;
-    /// `ahead`: while it owes answers.
+    /// Whether `node` has something to send at `now`, or when it will have; `ahead`: requests to it
+    /// are in flight.
     pub(super) fn ready(&self, node: i32, now: Instant, ahead: bool) -> Ready {
         let mut earliest: Option<Instant> = None;
         for partition in &self.partitions {
@@ -249,9 +247,8 @@ impl Accumulator {
         earliest.map_or(Ready::Idle, Ready::At)
     }
 
-    /// The moment from which on a partition has something to send to `node`. Ahead of
-    /// answers only full batches go: what is less gathers until the answer comes, and
-    /// travels the cheaper for it.
+    /// When a partition has something to send to `node`. While requests are in flight, only full
+    /// batches are sent: fewer, larger batches cost less.
     fn due(&self, partition: &Partition, node: i32, ahead: bool) -> Option<Instant> {
         let ahead = ahead || partition.in_flight > 0;
         let due = if let Some(batch) = partition.returned.front() {
@@ -287,8 +284,8 @@ impl Accumulator {
         Some(partition.not_before.map_or(due, |pause| pause.max(due)))
     }
 
-    /// Takes what `node` shall send now: at most one batch per partition, in all no
-    /// more than a request may hold. Records past their deadline are sorted out.
+    /// Takes the batches that `node` must send now: at most one per partition, and no more than a
+    /// request may hold. The second value is the records that it removed as overdue or withdrawn.
     pub(super) fn cut(
         &mut self,
         node: i32,
@@ -399,8 +396,8 @@ impl Accumulator {
         Some(batch)
     }
 
-    /// Sorts out what waited too long: records past their deadline or withdrawn,
-    /// and batches of unknown fate past the delivery time-out.
+    /// Removes records that are past their deadline or withdrawn, and batches of unknown outcome
+    /// past the delivery time-out.
     pub(super) fn sweep(&mut self, now: Instant) -> Vec<Completion> {
         let mut completions = Vec::new();
         for index in 0..self.partitions.len() {
@@ -431,8 +428,8 @@ impl Accumulator {
         completions
     }
 
-    /// Fails what waits in the queues of the partitions that `node` leads, or of all: no
-    /// attempt can help it before something is set right.
+    /// Fails the queued records of the partitions that `node` leads, or of all partitions: no retry
+    /// can succeed before a certificate or a password changes.
     pub(super) fn fail_queued(&mut self, node: Option<i32>, error: &Error) -> Vec<Completion> {
         let mut completions = Vec::new();
         for index in 0..self.partitions.len() {
@@ -446,8 +443,8 @@ impl Accumulator {
         completions
     }
 
-    /// Gives everything up that no thread has in hand; from now on answers that
-    /// would lead to another attempt fail their records instead.
+    /// Gives up all records that are not in flight. From now on an answer that would cause a retry
+    /// fails its records instead.
     pub(super) fn abort(&mut self) -> Vec<Completion> {
         self.aborted = true;
         let mut completions = Vec::new();

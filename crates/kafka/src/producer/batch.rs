@@ -1,8 +1,8 @@
-//! Records into bytes: the record batch, format 2.
+//! Encoding of record batches, format 2.
 //!
-//! The codec's own encoder keeps headers in a map, which would lose repeated
-//! names, and cuts a batch into several where sequence numbers wrap, which a
-//! broker refuses. The format is small: kafka.apache.org/documentation/#recordbatch
+//! The codec's encoder is not used for two reasons. It keeps headers in a map, so it loses repeated
+//! names. It splits a batch where sequence numbers wrap, and a broker refuses the parts. The format
+//! is small: kafka.apache.org/documentation/#recordbatch
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::compression::{Compressor, Gzip, Lz4, Snappy, Zstd};
@@ -12,10 +12,10 @@ use super::record::Record;
 /// How the records of a batch are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all: right for small events that come one by one.
+    /// No compression: right for small events that come one by one.
     #[default]
     None,
-    /// Framed as the Java client does.
+    /// With the Java client's framing.
     Snappy,
     /// Slow and small.
     Gzip,
@@ -37,16 +37,16 @@ impl Compression {
     }
 }
 
-/// Who sends, as the broker knows it: what makes repetitions recognisable.
+/// A producer's identity at the brokers, by which they recognise repetitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Given by the cluster.
+    /// The cluster assigns it.
     pub producer_id: i64,
-    /// Raised when the sender starts counting anew.
+    /// Increases when the producer restarts its sequence numbers.
     pub epoch: i16,
 }
 
-/// Batch length counts from behind itself.
+/// The batch length counts the bytes after itself.
 const LENGTH_AT: usize = 8;
 const CRC_AT: usize = 17;
 const ATTRIBUTES_AT: usize = 21;
@@ -56,7 +56,7 @@ const RECORDS_AT: usize = 61;
 /// batch.
 ///
 /// # Errors
-/// The compressor's words, or that the batch exceeds what the format can hold.
+/// The compressor's message, or that the batch is too large for the format.
 pub fn encode<'a>(
     records: impl Iterator<Item = (&'a Record, i64)> + Clone,
     compression: Compression,
@@ -72,12 +72,12 @@ pub fn encode<'a>(
         .unwrap_or(base_timestamp);
     let count = i32::try_from(records.clone().count()).map_err(too_large)?;
 
-    // What they are counted for is always enough, so nothing is copied to grow.
+    // `size` is an upper bound, so the buffer never grows.
     let room: usize = records.clone().map(|(record, _)| record.size()).sum();
     let mut out = BytesMut::with_capacity(RECORDS_AT + room);
-    out.put_i64(0); // base offset: the broker's to fill in
+    out.put_i64(0); // base offset: the broker fills it in
     out.put_i32(0); // length, below
-    out.put_i32(-1); // leader epoch: the broker's to fill in
+    out.put_i32(-1); // leader epoch: the broker fills it in
     out.put_i8(2); // magic
     out.put_u32(0); // checksum, below
     out.put_i16(compression.attribute());
@@ -116,7 +116,7 @@ pub fn encode<'a>(
     Ok(out.freeze())
 }
 
-/// Makes the records behind the batch's header smaller.
+/// Compresses the records behind the batch's header.
 fn compress<C: Compressor<BytesMut>>(batch: &mut BytesMut) -> Result<(), String> {
     let records = batch.split_off(RECORDS_AT);
     C::compress(batch, |buf| {
@@ -150,12 +150,12 @@ fn put_bytes(out: &mut BytesMut, bytes: Option<&[u8]>) {
 }
 
 fn put_length(out: &mut BytesMut, length: usize) {
-    // Larger than i64 is not possible: it is in memory.
+    // A length in memory always fits an i64.
     put_varint(out, i64::try_from(length).unwrap_or(i64::MAX));
 }
 
-/// Zigzag, then seven bits a byte, low ones first. The 32 and 64 bit forms of the
-/// format are the same for values that fit both.
+/// Zigzag encoding, then seven bits a byte, low ones first. The format's 32-bit and 64-bit forms
+/// are equal for values that fit both.
 fn put_varint(out: &mut BytesMut, value: i64) {
     let mut rest = ((value << 1) ^ (value >> 63)) as u64;
     while rest >= 0x80 {

@@ -1,4 +1,4 @@
-//! What is handed to the producer, and what comes back.
+//! Records, their outcomes, and the slots in which callers wait for outcomes.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -9,12 +9,10 @@ use crate::error::Error;
 use crate::lock;
 use tbd_deadline::Deadline;
 
-/// What a record takes in memory beside its bytes in a batch, roughly: queue entry and
-/// slot.
+/// Approximate memory of a record in addition to its bytes in a batch: queue entry and slot.
 const MEMORY_OVERHEAD_BYTES: usize = 220;
 
-/// What a record takes in a batch beside its bytes, at most: seven numbers of one to
-/// ten bytes, most of them small.
+/// Largest overhead of a record in a batch: seven numbers of one to ten bytes, most of them small.
 const BATCH_OVERHEAD_BYTES: usize = 36;
 
 /// One record to be published.
@@ -22,14 +20,14 @@ const BATCH_OVERHEAD_BYTES: usize = 36;
 pub struct Record {
     /// The topic, which must exist.
     pub topic: Arc<str>,
-    /// Records with the same key keep their order. Without one, the record goes
-    /// wherever a batch is being gathered.
+    /// Records with the same key keep their order. A record without a key goes to the partition
+    /// whose batch is gathering.
     pub key: Option<Bytes>,
     /// The payload; `None` is a tombstone on compacted topics.
     pub value: Option<Bytes>,
     /// Kept in order, duplicates included.
     pub headers: Vec<(String, Option<Bytes>)>,
-    /// Milliseconds since 1970; `None` means the moment of handing over.
+    /// Milliseconds since 1970; `None` means the time of the `send` call.
     pub timestamp_ms: Option<i64>,
     /// A partition chosen by the caller instead of by the key.
     pub partition: Option<i32>,
@@ -55,12 +53,12 @@ impl Record {
         self
     }
 
-    /// What the record counts for in the producer's memory limit, in bytes.
+    /// The bytes that the record counts in the producer's memory limit.
     pub(super) fn weight(&self) -> usize {
         self.size() + MEMORY_OVERHEAD_BYTES
     }
 
-    /// What the record counts for in a batch, in bytes before compression.
+    /// The bytes that the record counts in a batch, before compression.
     pub(super) fn size(&self) -> usize {
         let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let headers: usize = self
@@ -79,16 +77,16 @@ pub struct RecordMetadata {
     pub topic: Arc<str>,
     /// The partition.
     pub partition: i32,
-    /// `None` when the broker recognised a repetition whose offset it no longer knew.
+    /// `None` if the broker recognised a repetition but no longer knew its offset.
     pub offset: Option<i64>,
 }
 
-/// Whether a record that was not acknowledged may be in the topic all the same.
+/// Whether a record that was not acknowledged may still be in the topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certainty {
-    /// It is not there and will not get there.
+    /// It is not in the topic and will not be.
     NotSent,
-    /// It may be there, or get there yet.
+    /// It may be in the topic now or later.
     MaybeSent,
 }
 
@@ -121,13 +119,12 @@ impl ProduceError {
         }
     }
 
-    /// Whether publishing the same record may succeed later, with nothing changed on our
-    /// side.
+    /// Whether publishing the same record may succeed later without a change in this program.
     pub fn is_transient(&self) -> bool {
         self.cause.is_transient()
     }
 
-    /// What somebody can do about the refusal, where Kafka's code alone does not say.
+    /// A hint on how to fix the cause, where Kafka's code alone does not say it.
     pub fn way_out(&self) -> Option<&'static str> {
         use ResponseError::{
             InvalidRecord, InvalidTimestamp, MessageTooLarge, TopicAuthorizationFailed,
@@ -143,7 +140,7 @@ impl ProduceError {
         }
     }
 
-    /// Whether the record is too large for the client or for the broker, as it is set up.
+    /// Whether the record exceeds a configured limit of the client or of the broker.
     pub fn is_too_large(&self) -> bool {
         use ResponseError::{MessageTooLarge, RecordListTooLarge};
         let is_over_limit = matches!(self.cause, Error::RecordTooLarge { .. });
@@ -151,8 +148,8 @@ impl ProduceError {
         is_over_limit || matches!(code, Some(MessageTooLarge | RecordListTooLarge))
     }
 
-    /// Whether Kafka refuses this record as it is, and may take others: no other password,
-    /// right or broker would help it.
+    /// Whether Kafka refuses this record because of its content, and may take others. Another
+    /// password, permission or broker would not help.
     pub fn is_fault_of_record(&self) -> bool {
         use ResponseError::{InvalidRecord, InvalidTimestamp};
         let is_invalid = matches!(
@@ -167,8 +164,8 @@ impl ProduceError {
 /// The outcome of one record.
 pub type Outcome = Result<RecordMetadata, ProduceError>;
 
-/// Where a record's outcome is put by the threads of the producer and taken by
-/// whoever waits. Its lock is always the innermost.
+/// A slot for one record's outcome: a producer thread stores it, and the waiting owner takes it.
+/// Its lock is always the innermost.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     state: Mutex<SlotState>,
@@ -178,25 +175,25 @@ pub(super) struct Slot {
 #[derive(Debug, Default)]
 struct SlotState {
     stage: Stage,
-    /// Whether somebody waits. To wake nobody costs a call of the system, too.
+    /// Whether an owner waits. It saves a system call: waking nobody costs one too.
     is_awaited: bool,
 }
 
 #[derive(Debug, Default)]
 enum Stage {
-    /// In the queue; nothing of it has left the process.
+    /// In the queue; no byte of it was sent.
     #[default]
     Queued,
-    /// Taken back by its owner before it was sent.
+    /// Withdrawn by its owner before it was sent.
     Withdrawn,
-    /// In a batch that is about to be sent or was.
+    /// In a batch that was sent or is about to be.
     Sent,
     Done(Outcome),
 }
 
 impl Slot {
-    /// Moves on from the queue into a batch; false when it was withdrawn. A record that
-    /// waits to be sent a second time, of unknown fate, can no longer be withdrawn.
+    /// Moves from the queue into a batch; false if the record was withdrawn. A record of unknown
+    /// outcome that waits for a retry can no longer be withdrawn.
     pub(super) fn take_for_sending(&self) -> bool {
         let stage = &mut self.state().stage;
         match stage {
@@ -208,7 +205,7 @@ impl Slot {
         }
     }
 
-    /// Back into the queue, after a broker said it took nothing.
+    /// Moves back into the queue, after a broker refused all of the batch.
     pub(super) fn return_to_queue(&self) {
         let stage = &mut self.state().stage;
         if matches!(stage, Stage::Sent) {
@@ -220,7 +217,7 @@ impl Slot {
         matches!(self.state().stage, Stage::Withdrawn)
     }
 
-    /// Puts the outcome; false when the owner had already been told another.
+    /// Stores the outcome; false if the slot already has one or was withdrawn.
     pub(super) fn complete(&self, outcome: Outcome) -> bool {
         let mut state = self.state();
         if matches!(state.stage, Stage::Withdrawn | Stage::Done(_)) {
@@ -228,7 +225,7 @@ impl Slot {
         }
         state.stage = Stage::Done(outcome);
         let is_awaited = state.is_awaited;
-        // Whoever wakes finds the lock free.
+        // The woken thread finds the lock free.
         drop(state);
         if is_awaited {
             self.done.notify_all();
@@ -267,7 +264,7 @@ impl Slot {
     }
 }
 
-/// What became of a record whose owner stopped waiting.
+/// The state of a record whose owner stopped waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum GaveUp {
     Withdrawn,

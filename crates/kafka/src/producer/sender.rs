@@ -1,4 +1,4 @@
-//! The thread that talks to one leading broker.
+//! The producer's sender thread: all produce requests to one leader.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use crate::error::Error;
 use crate::lock;
 use tbd_deadline::Deadline;
 
-/// How long the thread sleeps at most without looking around by itself.
+/// The longest sleep without a look at the queues.
 const IDLE_WAIT: Duration = Duration::from_secs(60);
 
-/// A connection idle for longer is looked at before it is used: brokers close
-/// theirs after minutes, proxies after less.
+/// A connection that was idle for longer is checked before use: brokers close idle connections
+/// after minutes, proxies sooner.
 const IDLE_SUSPECT: Duration = Duration::from_secs(5);
 
-/// The version of Produce from which on a topic is named by its id. So a batch meant for a
-/// topic that was deleted does not end up in one of the same name.
+/// The first version of Produce that names topics by id. So a batch for a deleted topic cannot be
+/// written to another topic of the same name.
 const BY_ID_FROM: i16 = 13;
 
 /// All in-sync replicas acknowledge.
@@ -45,7 +45,7 @@ pub(super) fn run(shared: &ProducerShared, node: &Node) {
         in_flight: VecDeque::new(),
         backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
     };
-    // Ahead of the first record, which need not wait for it.
+    // Before the first record, which then need not wait for the connection.
     sender.connect();
     while sender.wait_for_work() {
         sender.run_once();
@@ -56,7 +56,7 @@ struct Sender<'a> {
     shared: &'a ProducerShared,
     node: &'a Node,
     connection: Option<Connection>,
-    /// Requests that wait for their answers on the connection, the oldest first.
+    /// Requests in flight on the connection, the oldest first.
     in_flight: VecDeque<InFlight>,
     backoff: Backoff,
 }
@@ -68,7 +68,7 @@ struct InFlight {
     size: Size,
 }
 
-/// What a request carries, for the hooks.
+/// The size of a request, for the hooks.
 #[derive(Clone, Copy)]
 struct Size {
     records: usize,
@@ -86,8 +86,7 @@ impl Size {
 }
 
 impl Sender<'_> {
-    /// Waits until there is something to send or to receive; false when it is time to
-    /// end.
+    /// Waits until there is something to send or to receive; false when the thread must end.
     fn wait_for_work(&mut self) -> bool {
         if !self.in_flight.is_empty() {
             return true;
@@ -122,8 +121,8 @@ impl Sender<'_> {
         }
     }
 
-    /// Sends a request if there is one to send, or else takes the oldest answer.
-    /// Connects first: what is not cut into batches can still be taken back.
+    /// Sends a request if there is one to send, otherwise receives the oldest response. Connects
+    /// first: a record can be withdrawn until it is cut into a batch.
     fn run_once(&mut self) {
         let Some(mut connection) = self.connection.take() else {
             return self.connect();
@@ -143,8 +142,7 @@ impl Sender<'_> {
         }
     }
 
-    /// What shall go in a request now. While answers are owed, only what is worth a
-    /// request of its own.
+    /// Cuts the batches for the next request. While requests are in flight, only full batches.
     fn cut(&self, connection: &Connection) -> Vec<OutgoingBatch> {
         let ahead = !self.in_flight.is_empty();
         let limit = self.shared.config.max_in_flight.clamp(1, 5);
@@ -194,7 +192,7 @@ impl Sender<'_> {
         }
     }
 
-    /// Sends one produce request. An error means that the connection is lost.
+    /// Sends one produce request. An error means a lost connection.
     fn send(
         &mut self,
         connection: &mut Connection,
@@ -214,7 +212,7 @@ impl Sender<'_> {
         let timeout = self.shared.config.request_timeout;
         let deadline = Deadline::after(timeout);
         let size = Size::of(&batches);
-        // A broker takes ids for all topics or for none.
+        // One request names all topics by id or none.
         let version_max = match batches.iter().any(|batch| batch.topic_id.is_nil()) {
             true => BY_ID_FROM - 1,
             false => i16::MAX,
@@ -230,7 +228,7 @@ impl Sender<'_> {
                 });
                 Ok(())
             }
-            // It did not leave the process, nor ever will.
+            // The request was not sent and never can be.
             Err(error @ (Error::UnsupportedVersion { .. } | Error::Encode { .. })) => {
                 self.ended(size, Err(&error));
                 self.shared.state().last_error = Some(error.clone());
@@ -239,7 +237,7 @@ impl Sender<'_> {
                 Ok(())
             }
             Err(error) => {
-                // Behind those sent before, whose fate is as unknown.
+                // Earlier requests are settled first; their outcome is unknown too.
                 self.give_up_in_flight(&error);
                 self.unknown(batches, size, &error);
                 Err(error)
@@ -247,7 +245,7 @@ impl Sender<'_> {
         }
     }
 
-    /// Takes the answer to the oldest request. An error means that the connection is lost.
+    /// Receives the response to the oldest request. An error means a lost connection.
     fn receive(&mut self, connection: &mut Connection) -> Result<(), Error> {
         let Some(oldest) = self.in_flight.pop_front() else {
             return Ok(());
@@ -292,7 +290,8 @@ impl Sender<'_> {
         state.last_error = Some(error);
     }
 
-    /// Encodes what is not encoded yet; second, what cannot be.
+    /// Encodes batches that are not encoded yet. The second value is the batches that cannot be
+    /// encoded.
     fn encode(
         &self,
         batches: Vec<OutgoingBatch>,
@@ -410,7 +409,7 @@ impl Sender<'_> {
     }
 }
 
-/// Under which an answer is found: it names its topic by id or by name, never by both.
+/// The key of a partition's answer: a response names topics by id or by name, never by both.
 fn answer_key(by_id: bool, id: Uuid, name: &str, partition: i32) -> (Uuid, &str, i32) {
     match by_id {
         true => (id, "", partition),
@@ -434,8 +433,8 @@ fn request(batches: &[OutgoingBatch], timeout: Duration) -> ProduceRequest {
             .with_topic_id(id)
             .with_partition_data(partitions)
     });
-    // The broker gives up on its replicas before we give up on the broker: an
-    // answer of any kind is better than none.
+    // The broker's wait for its replicas ends before ours for the broker: any response is better
+    // than none.
     let timeout_ms = i32::try_from((timeout * 3 / 4).as_millis()).unwrap_or(i32::MAX);
     ProduceRequest::default()
         .with_acks(ACKS_ALL)

@@ -1,4 +1,4 @@
-//! The whole producer, threads and all, against a broker with faults.
+//! The whole producer with its threads, against a broker with faults.
 
 mod topics;
 
@@ -25,7 +25,7 @@ fn in_ms(ms: u64) -> Deadline {
     Deadline::after(Duration::from_millis(ms))
 }
 
-/// A broker that answers all but Produce.
+/// A broker that answers all requests except Produce.
 fn broker(produce: impl Fn(&Incoming) -> Reply + Send + Sync + 'static) -> FakeBroker {
     FakeBroker::start(move |incoming, address| match incoming.api {
         ApiKey::Produce => produce(incoming),
@@ -135,7 +135,7 @@ fn full_batches_are_under_way_together_and_settled_in_order() {
             lock(&wait).recv().unwrap();
             peaceful(incoming, address)
         }
-        // Says nothing before the third request is here.
+        // No answer before the third request.
         ApiKey::Produce => {
             let (count, answers) = &mut *lock(&held);
             answers.extend(incoming.frame(&written(incoming, 0, *count as i64)));
@@ -196,7 +196,7 @@ fn a_silent_broker_means_possibly_sent_at_the_deadline() {
     let error = publish(&producer, "v", in_ms(500)).unwrap_err();
     assert_eq!(error.certainty, Certainty::MaybeSent);
     assert!(error.is_transient());
-    // This one waits behind the first, so nothing of it has left.
+    // This one waits behind the first, so it was not sent.
     let error = publish(&producer, "w", in_ms(300)).unwrap_err();
     assert_eq!(error.certainty, Certainty::NotSent);
     assert!(started.elapsed() < Duration::from_secs(5));
@@ -311,7 +311,7 @@ fn a_silent_first_address_does_not_hide_the_second() {
 }
 
 #[test]
-fn with_nobody_there_records_are_not_sent_and_the_reason_is_told() {
+fn without_a_broker_records_are_not_sent_and_the_error_has_the_reason() {
     let address = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().to_string()
@@ -409,7 +409,7 @@ impl ProducerHooks for Counted {
 #[test]
 fn hooks_hear_of_every_record_once_and_of_gathered_requests() {
     let broker = broker(|incoming| {
-        // A request takes a while, in which the next records gather.
+        // A slow request, during which the next records gather.
         std::thread::sleep(Duration::from_millis(20));
         incoming.answer(&written(incoming, 0, 0))
     });
@@ -456,7 +456,7 @@ fn hooks_hear_of_records_that_are_sent_again() {
     assert_eq!(*lock(&hooks.repeated), [1, 1]);
 }
 
-/// Nodes 1 and 2; who of them leads is for the test to say.
+/// Nodes 1 and 2; the test decides which one leads.
 fn two_nodes(incoming: &Incoming, addresses: &[SocketAddr], leader: i32) -> Reply {
     use kafka_protocol::messages::BrokerId;
     use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
@@ -494,7 +494,7 @@ fn a_moved_leader_gets_the_same_bytes_and_the_order_is_kept() {
                 let mut seen = lock(&seen);
                 seen.push((id, batch(incoming)));
                 if id != 2 {
-                    // It has just resigned in favour of the other.
+                    // It has just resigned; the other node leads.
                     leader.store(2, Ordering::SeqCst);
                     return incoming.answer(&written(incoming, 6, -1));
                 }
@@ -514,7 +514,8 @@ fn a_moved_leader_gets_the_same_bytes_and_the_order_is_kept() {
     first.wait(in_ms(10_000)).unwrap();
     second.wait(in_ms(10_000)).unwrap();
     producer.close(in_ms(5000)).unwrap();
-    // The one that resigned may have been asked for both before it answered; what the other was asked counts.
+    // The former leader may have received both before it answered; only the requests to the new
+    // leader count.
     let seen = lock(&seen);
     let batches = |node| {
         let asked = seen.iter().filter(move |(id, _)| *id == node);

@@ -1,4 +1,4 @@
-//! What each answer to a batch means for its records and for those behind it.
+//! Answers to batches, and their effect on a batch's records and the records behind it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,20 +11,20 @@ use crate::error::Error;
 use crate::producer::batch::{Compression, Identity};
 use crate::producer::record::{Outcome, ProduceError, RecordMetadata};
 
-/// The first pause before a batch of unknown fate is sent again; it doubles.
+/// The first pause before the retry of a batch of unknown outcome; it doubles.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 
-/// The longest such pause. A new leader should not wait longer than this.
+/// The longest such pause: a new leader should not wait longer for the batch.
 const PAUSE_MAX: Duration = Duration::from_millis(800);
 
 /// How an attempt to send a batch ended.
 #[derive(Clone, Debug)]
 pub(in crate::producer) enum Answer {
-    /// It is in the log, from this offset on if the broker knows.
+    /// It is in the log. Its first offset, if the broker knows it.
     Written(Option<i64>),
     /// The broker answered with an error code.
     Refused(ResponseError),
-    /// Some of it may have left the process, and no answer came.
+    /// Some of its bytes may have left the process, and no answer came.
     Unknown(Error),
     /// It can never be sent.
     Impossible(Error),
@@ -68,12 +68,12 @@ impl Accumulator {
         let follows = |other: &OutgoingBatch| other.number < batch.number;
         match code {
             DuplicateSequenceNumber => self.written(batch, None),
-            // It goes on from one that was not taken, which will be sent before it.
+            // The broker did not take its predecessor, which will be sent again before it.
             OutOfOrderSequenceNumber if partition.returned.iter().any(follows) => {
                 self.give_back(batch)
             }
-            // The broker's count and ours have come apart: this batch is not in
-            // the log, or it would have been recognised. Start counting anew.
+            // The broker's count differs from the client's. This batch is not in the log, or the
+            // broker would have recognised it. Count again from 0 under a new identity.
             OutOfOrderSequenceNumber
             | UnknownProducerId
             | InvalidProducerEpoch
@@ -87,13 +87,13 @@ impl Accumulator {
                 self.renew_identity(batch.identity);
                 self.give_back_counting(batch, error)
             }
-            // Either the whole is too large, or one record spoils it for the
-            // others: halve it until the culprit is alone.
+            // Either the batch is too large or one record is invalid: halve it until that record is
+            // alone.
             MessageTooLarge | InvalidRecord if batch.records.len() > 1 && !batch.unknown => {
                 partition.records_max = batch.records.len() / 2;
                 self.give_back(batch)
             }
-            // Compressed it may fit.
+            // It may fit when compressed.
             MessageTooLarge | RecordListTooLarge
                 if batch.compression == Compression::None && !batch.unknown =>
             {
@@ -101,7 +101,7 @@ impl Accumulator {
                 records.for_each(|queued| queued.is_too_large = true);
                 self.give_back(batch)
             }
-            // Checked before anything is written.
+            // Brokers check these before they write.
             CorruptMessage | NotEnoughReplicas | ThrottlingQuotaExceeded if !batch.unknown => {
                 self.give_back_counting(batch, error)
             }
@@ -118,9 +118,8 @@ impl Accumulator {
             | UnsupportedVersion
             | UnsupportedForMessageFormat
             | UnsupportedCompressionType => self.fail(batch, error),
-            // All else says nothing about what was written. A leader that has
-            // just resigned answers "not the leader" for what it wrote before,
-            // and its log may live on.
+            // No other code says whether the batch was written. A leader that has just resigned
+            // answers "not the leader" even for a batch that it wrote, and its log may survive.
             code if code.is_retriable() => self.keep(batch, error, now),
             _ => self.fail_unknown(batch, error),
         }
@@ -141,7 +140,7 @@ impl Accumulator {
         })
     }
 
-    /// Keeps a batch whose fate is unknown, to send it again as it is.
+    /// Keeps a batch of unknown outcome, to retry it unchanged.
     fn keep(&mut self, mut batch: OutgoingBatch, error: Error, now: Instant) -> Vec<Completion> {
         if self.aborted || now >= batch.cut_at + self.limits.delivery_timeout {
             return self.fail_unknown(batch, error);
@@ -155,7 +154,7 @@ impl Accumulator {
         self.give_back(batch)
     }
 
-    /// Puts a batch where it is sent again from, or undone.
+    /// Puts a batch among the returned ones, where it is retried or undone.
     fn give_back(&mut self, batch: OutgoingBatch) -> Vec<Completion> {
         let returned = &mut self.partitions[batch.index].returned;
         let place = returned.partition_point(|other| other.number < batch.number);
@@ -163,19 +162,18 @@ impl Accumulator {
         Vec::new()
     }
 
-    /// As `give_back`, of a batch that is definitely not in the log, whatever became of
-    /// earlier attempts. Each record bears only so many refusals.
+    /// As `give_back`, for a batch that is certainly not in the log, including earlier attempts. It
+    /// counts as a refusal of each record, and the number of refusals is limited.
     fn give_back_counting(&mut self, mut batch: OutgoingBatch, error: Error) -> Vec<Completion> {
         batch.unknown = false;
         batch.refused = Some(error);
         self.give_back(batch)
     }
 
-    /// Undoes, once nothing is in flight, the last of the batches that came back, as far
-    /// as they are definitely not in the log: their records go back to the head of the
-    /// queue.
+    /// Undoes the last returned batches, as far as they are certainly not in the log: their records
+    /// return to the head of the queue. Call it only when nothing is in flight.
     fn undo_last(&mut self, index: usize, now: Instant) -> Vec<Completion> {
-        // None is in the log whose predecessor is not.
+        // A batch is not in the log if its predecessor is not.
         let mut is_absent = false;
         for batch in &mut self.partitions[index].returned {
             is_absent |= !batch.unknown;
@@ -234,14 +232,14 @@ impl Accumulator {
         let partition = &mut self.partitions[batch.index];
         let is_last = partition.in_flight == 0 && partition.returned.is_empty();
         let error = if batch.unknown {
-            // Its sequence numbers may or may not be taken.
+            // The broker may or may not have counted its sequence numbers.
             self.renew_identity(batch.identity);
             ProduceError::maybe_sent(error)
         } else {
             if partition.identity == Some(batch.identity) && is_last {
                 partition.next_sequence = batch.base_sequence;
             } else {
-                // It leaves a gap before those that go on from it.
+                // It leaves a gap before the batches behind it.
                 self.renew_identity(batch.identity);
             }
             ProduceError::not_sent(error)

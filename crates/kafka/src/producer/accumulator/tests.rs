@@ -1,5 +1,4 @@
-//! The producer's state machine against a model of a broker's log, on a clock of
-//! the test's own.
+//! The producer's state machine against a model of a broker's log, with the test's own clock.
 
 mod any_fault;
 mod replaced_topic;
@@ -11,7 +10,7 @@ use kafka_protocol::error::ResponseError;
 
 const NODE: i32 = 1;
 
-/// Slots wait on the real clock, which stands still compared to ours.
+/// Slots wait on the real clock, which hardly moves compared with the test's clock.
 fn no_time() -> Deadline {
     Deadline::after(Duration::ZERO)
 }
@@ -189,7 +188,7 @@ fn a_passing_refusal_is_tried_three_times_more_with_growing_pauses() {
     let error = outcomes[0].as_ref().unwrap_err();
     assert_eq!(error.certainty, Certainty::NotSent);
     assert!(error.is_transient());
-    // The sequence number it never used goes to the next one.
+    // The next batch gets the sequence number that this one never used.
     push(&mut records, "b", now);
     assert_eq!(
         cut_one(&mut records, now + Duration::from_secs(9)).base_sequence,
@@ -409,7 +408,7 @@ fn a_full_buffer_has_no_room_but_an_empty_one_takes_anything() {
     assert!(records.has_room(1_000));
 }
 
-/// Three full batches on their way, and something that fills none.
+/// Three full batches in flight, and a record that does not fill one.
 fn three_in_flight(records: &mut Accumulator, now: Instant) -> Vec<OutgoingBatch> {
     records.limits.batch_bytes = 80;
     for value in ["a", "b", "c", "d"] {
@@ -464,7 +463,7 @@ fn what_was_in_flight_behind_a_lost_answer_is_sent_again_in_order() {
 }
 
 #[test]
-fn what_goes_on_from_a_refused_batch_is_refused_with_it_and_cut_anew() {
+fn batches_behind_a_refused_batch_are_refused_with_it_and_cut_again() {
     let mut records = accumulator(1);
     let now = Instant::now();
     let refusals = [

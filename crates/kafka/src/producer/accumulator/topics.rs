@@ -1,5 +1,4 @@
-//! The topics that records go to: their partitions, who leads those, and which one a
-//! record belongs to.
+//! Topics of the accumulator: partitions, their leaders, and the placement of records.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use crate::partitioner::partition_for_key;
 use crate::producer::batch::Identity;
 use crate::producer::record::{ProduceError, Record};
 
-/// Who leads what: [`Cluster`], or a test's idea of it.
+/// Partition leaders and topic ids: [`Cluster`], or a test's double.
 pub(in crate::producer) trait Leaders {
     fn partitions(&self, topic: &str) -> Option<i32>;
     fn leader(&self, topic: &str, partition: i32) -> Option<i32>;
@@ -33,29 +32,29 @@ impl Leaders for Cluster {
     }
 }
 
-/// How long an unknown topic is asked about after a record last named it.
+/// How long metadata of an unknown topic is requested after a record last named it.
 const UNKNOWN_LIFETIME: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Topic {
-    /// `None` while it is unknown, and with brokers that know no ids.
+    /// `None` while it is unknown, and with brokers that send no ids.
     id: Option<Uuid>,
     /// The id of the topic that this one replaced.
     former_id: Option<Uuid>,
     /// Index into `Accumulator::partitions` by partition number; empty while the topic is
     /// unknown.
     pub(super) partitions: Vec<usize>,
-    /// Where records without a key go until that batch is cut.
+    /// The partition of records without a key, until its next batch is cut.
     pub(super) sticky: usize,
-    /// Whether the cluster was asked about it.
+    /// Whether its metadata was requested.
     is_asked: bool,
-    /// When a record last named the topic while it was unknown. `None`: the configuration
-    /// names it, so it is never forgotten.
+    /// When a record last named the topic while it was unknown. `None`: the configuration names the
+    /// topic, so it is never forgotten.
     named_at: Option<Instant>,
 }
 
 impl Topic {
-    /// Whether `leaders` speak of another topic of the same name.
+    /// Whether `leaders` know another topic of the same name.
     fn is_replaced(&self, name: &str, leaders: &dyn Leaders) -> bool {
         let Some(count) = leaders.partitions(name) else {
             return false;
@@ -69,7 +68,7 @@ impl Topic {
     }
 }
 
-/// One partition's records, and what is known of it.
+/// The records and the state of one partition.
 #[derive(Debug)]
 pub(super) struct Partition {
     pub(super) topic: Arc<str>,
@@ -78,23 +77,23 @@ pub(super) struct Partition {
     pub(super) number: i32,
     pub(super) leader: Option<i32>,
     pub(super) queue: VecDeque<Queued>,
-    /// How many batches the thread of node `in_flight_at` has in hand.
+    /// How many batches the sender of node `in_flight_at` holds.
     pub(super) in_flight: usize,
     pub(super) in_flight_at: i32,
-    /// What is in flight was sent before. Brokers remember the last five batches only: if
-    /// others went with it each time, they would forget it.
+    /// Whether the batch in flight was sent before. It is sent alone: brokers remember only the
+    /// last five batches, so others sent with each retry would make them forget it.
     pub(super) is_repeating: bool,
-    /// Batches that came back and are not undone, in their order.
+    /// Returned batches that are not undone, in their order.
     pub(super) returned: VecDeque<OutgoingBatch>,
-    /// The next batch's.
+    /// The number of the last batch.
     pub(super) batch_number: u64,
     /// No attempt before this moment.
     pub(super) not_before: Option<Instant>,
-    /// Attempts in a row whose outcome is unknown.
+    /// Consecutive attempts of unknown outcome.
     pub(super) pauses: u32,
     /// The most records the next batch may have, after one was too large.
     pub(super) records_max: usize,
-    /// Under which identity `next_sequence` counts.
+    /// The identity under which `next_sequence` counts.
     pub(super) identity: Option<Identity>,
     pub(super) next_sequence: i32,
 }
@@ -126,8 +125,8 @@ impl Partition {
 }
 
 impl Accumulator {
-    /// The partition (as an index for [`Accumulator::push`]) that `record` belongs
-    /// to, or `None` while the topic is unknown; it is asked about from then on.
+    /// The partition of `record`, as an index for [`Accumulator::push`]. `None` while the topic is
+    /// unknown; its metadata is requested from then on.
     pub(in crate::producer) fn place(
         &mut self,
         record: &Record,
@@ -148,7 +147,7 @@ impl Accumulator {
         self.partition_for(record).map(Some)
     }
 
-    /// The partition that `record` belongs to, of a topic that is known.
+    /// The partition of `record`, whose topic is known.
     fn partition_for(&self, record: &Record) -> Result<usize, Error> {
         let topic = &self.topics[&record.topic];
         let count = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
@@ -165,8 +164,8 @@ impl Accumulator {
         }
     }
 
-    /// Where records without a key go at present: the sticky partition, or the next
-    /// one that has a leader.
+    /// The partition that records without a key go to now: the sticky one, or the next one that has
+    /// a leader.
     fn gathering(&self, topic: &Topic) -> usize {
         let count = topic.partitions.len();
         (0..count)
@@ -175,8 +174,8 @@ impl Accumulator {
             .unwrap_or(topic.sticky)
     }
 
-    /// Takes over who leads what: new topics and partitions are added, and what waits for
-    /// a topic that was replaced is partitioned again.
+    /// Updates the leaders, adds new topics and partitions, and partitions the records of a
+    /// replaced topic again.
     pub(in crate::producer) fn learn(&mut self, leaders: &dyn Leaders) -> Vec<Completion> {
         let names: Vec<Arc<str>> = self.topics.keys().cloned().collect();
         let learnt = names
@@ -191,15 +190,15 @@ impl Accumulator {
         };
         let id = leaders.topic_id(name);
         if id.is_some() && id == topic.former_id {
-            // A broker that lags behind.
+            // This broker lags behind.
             return Vec::new();
         }
         let mut waiting = Vec::new();
         if topic.is_replaced(name, leaders) {
             let in_flight = |index: &usize| self.partitions[*index].in_flight > 0;
             if topic.partitions.iter().any(in_flight) {
-                // Their records come before those in the queues. Without leaders, no
-                // other batch is cut.
+                // The records in flight come before those in the queues. Without leaders no other
+                // batch is cut.
                 for index in topic.partitions.clone() {
                     self.partitions[index].leader = None;
                 }
@@ -212,8 +211,8 @@ impl Accumulator {
         self.place_again(waiting)
     }
 
-    /// Takes all records out of the partitions of a topic that was replaced, in their
-    /// order, and the partitions from the topic. Nothing of it may be in flight.
+    /// Removes the partitions of a replaced topic, and returns their records in order. Call it only
+    /// when nothing of the topic is in flight.
     fn vacate(&mut self, name: &Arc<str>) -> Vec<Queued> {
         let mut waiting = Vec::new();
         let Some(topic) = self.topics.get_mut(name) else {
@@ -240,7 +239,7 @@ impl Accumulator {
         waiting
     }
 
-    /// Queues again what [`Accumulator::vacate`] took out.
+    /// Queues the records that [`Accumulator::vacate`] returned.
     fn place_again(&mut self, waiting: Vec<Queued>) -> Vec<Completion> {
         let mut completions = Vec::new();
         for queued in waiting {
@@ -279,7 +278,7 @@ impl Accumulator {
             partition.topic_id = topic.id.unwrap_or_default();
             let leader = leaders.leader(name, partition.number);
             if leader.is_some() && leader != partition.leader && partition.pauses > 0 {
-                // The pause was meant for the one before.
+                // The pause was for the former leader.
                 partition.pauses = 0;
                 partition.not_before = None;
             }
@@ -306,8 +305,9 @@ impl Accumulator {
             .collect()
     }
 
-    /// The topics to ask the cluster about now. That clears the doubt: one raised before
-    /// the answer is not lost. Forgets unknown topics that no record has named for long.
+    /// The topics whose metadata to request now. Clears `leaders_doubtful` before the request, so a
+    /// doubt that is raised before the answer is kept. Forgets unknown topics that no record has
+    /// named for [`UNKNOWN_LIFETIME`].
     pub(in crate::producer) fn topics_to_ask(&mut self, now: Instant) -> Vec<Arc<str>> {
         self.leaders_doubtful = false;
         self.topics.retain(|_, topic| {
@@ -321,8 +321,8 @@ impl Accumulator {
         asked.collect()
     }
 
-    /// Whether the cluster has to be asked at once who leads what, before all that waits
-    /// can be sent.
+    /// Whether metadata must be requested at once: a topic is new, a leader is in doubt, or records
+    /// wait for a leader.
     pub(in crate::producer) fn needs_leaders(&self) -> bool {
         let is_new = |topic: &Topic| topic.partitions.is_empty() && !topic.is_asked;
         let is_stuck = |partition: &Partition| partition.leader.is_none() && partition.has_work();
@@ -331,7 +331,7 @@ impl Accumulator {
             || self.partitions.iter().any(is_stuck)
     }
 
-    /// Whether a topic is wanted that the cluster did not know when it was asked.
+    /// Whether there is a topic that the cluster does not know.
     pub(in crate::producer) fn has_unknown_topic(&self) -> bool {
         let mut topics = self.topics.values();
         topics.any(|topic| topic.partitions.is_empty())

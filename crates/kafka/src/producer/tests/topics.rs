@@ -7,7 +7,7 @@ use super::*;
 use crate::fake_broker::newest;
 use crate::partitioner::partition_for_key;
 
-/// Of all topics asked for, only the one called "t" is there.
+/// Only the topic "t" exists.
 fn without_others(incoming: &Incoming, address: SocketAddr) -> MetadataResponse {
     let mut metadata = incoming.metadata(address, 1);
     for topic in &mut metadata.topics {
@@ -47,7 +47,7 @@ fn a_missing_topic_does_not_keep_the_others_waiting_and_is_named() {
 }
 
 #[test]
-fn a_time_out_does_not_blame_a_topic_that_has_nothing_to_do_with_it() {
+fn a_time_out_does_not_blame_an_unrelated_topic() {
     let broker = FakeBroker::start(|incoming, address| match incoming.api {
         ApiKey::Metadata => incoming.answer(&without_others(incoming, address)),
         ApiKey::Produce => Reply::Silence,
@@ -64,7 +64,7 @@ fn a_time_out_does_not_blame_a_topic_that_has_nothing_to_do_with_it() {
 
 #[test]
 fn a_topic_created_again_is_recognized_by_the_refusal_of_its_old_id() {
-    // The topic's id and how many partitions it has.
+    // The topic's id and its number of partitions.
     let topic: Arc<Mutex<(u128, i32)>> = Arc::new(Mutex::new((1, 16)));
     let current = Arc::clone(&topic);
     let broker = FakeBroker::start(move |incoming, address| {

@@ -1,4 +1,4 @@
-//! Any faults in any order, and a topic that is deleted and created again meanwhile.
+//! Random faults in any order, while a topic is deleted and created again.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// How the broker's version tells one topic from another of the same name.
+/// How a broker of some version distinguishes two topics of the same name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Ids {
     /// Produce names topics by id.
@@ -15,7 +15,7 @@ enum Ids {
     InMetadata,
 }
 
-/// A partition's log with the broker's memory of its producers.
+/// A partition's log, and the broker's state of its producers.
 #[derive(Default)]
 struct Log {
     values: Vec<String>,
@@ -24,7 +24,7 @@ struct Log {
 }
 
 impl Log {
-    /// Without `ids` in requests, a new log meets producers that have counted in the old
+    /// Without `ids` in requests, a new log gets records of producers that have counted in the old
     /// one: a broker takes the first sequence number that it sees of a producer.
     fn append(&mut self, batch: &OutgoingBatch, ids: Ids) -> Answer {
         let size = batch.records.len();
@@ -84,7 +84,7 @@ struct Broker {
     is_there: bool,
     id: u128,
     partitions: i32,
-    /// By topic id and partition; those of former topics, too.
+    /// By topic id and partition, including former topics.
     logs: BTreeMap<(u128, i32), Log>,
 }
 
@@ -101,7 +101,7 @@ impl Leaders for Broker {
 }
 
 impl Broker {
-    /// 0 deletes the topic, a few more create it again with so many partitions.
+    /// 0 deletes the topic; 1 to 5 create it again with so many partitions.
     fn change_topic(&mut self, change: i32) {
         match change {
             0 => self.is_there = false,
@@ -129,7 +129,7 @@ impl Broker {
         }
     }
 
-    /// In how many places of the topic with this id a value is.
+    /// How many times a value is in the topic with this id.
     fn copies(&self, id: u128, value: &str) -> usize {
         let logs = self.logs.range((id, 0)..=(id, i32::MAX));
         let values = logs.flat_map(|(_, log)| &log.values);
@@ -153,7 +153,7 @@ struct Sent {
     key: u8,
     value: String,
     slot: Arc<Slot>,
-    /// What its owner heard when it gave up.
+    /// The error that its owner got when it gave up.
     gave_up: Option<Outcome>,
 }
 
@@ -234,8 +234,8 @@ impl Run {
             });
         }
         tell(self.records.sweep(self.now));
-        // Without ids in requests, of two that are under way the second may find another
-        // topic than the first.
+        // Without ids, the second of two requests in flight may reach another topic than the
+        // first.
         let in_flight_max = match self.broker.ids {
             Ids::InRequests => 5,
             Ids::InMetadata => 1,
@@ -253,7 +253,7 @@ impl Run {
         self.now += Duration::from_millis(300);
     }
 
-    /// Some of the requests are answered, or the connection is lost with all.
+    /// Some of the requests are answered, or the connection is lost with all of them.
     fn answer(&mut self, mut fault: u8) {
         let is_lost = fault % 12 < 2;
         let count = if is_lost {
@@ -268,7 +268,7 @@ impl Run {
                 let answer = if is_lost { lost() } else { answer };
                 tell(self.records.settle(batch, answer, self.now));
             }
-            // What came behind went well, or is lost, too: as far as it had arrived.
+            // Later requests that had arrived succeed, or are lost too.
             fault = match (is_lost, fault % 12) {
                 (true, 1) if fault > 100 => 0,
                 (true, _) => fault,
@@ -352,7 +352,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn whatever_goes_wrong_every_record_ends_once_in_order_and_truthfully(
+    fn after_any_faults_every_record_ends_once_in_order_and_truthfully(
         steps in steps(Just(-1)),
     ) {
         let run = run(Ids::InRequests, steps);

@@ -1,4 +1,4 @@
-//! A topic that is deleted and created again while records are on their way.
+//! A topic that is deleted and created again while records are pending.
 
 use super::*;
 use crate::partitioner::partition_for_key;
@@ -60,7 +60,7 @@ fn push_keyed(records: &mut Accumulator, key: &str, value: &str, now: Instant) -
     slot
 }
 
-/// All that can be sent now: partition, values.
+/// All batches that can be sent now: partition, values.
 fn cut_all(records: &mut Accumulator, now: Instant) -> Vec<OutgoingBatch> {
     let (batches, expired) = records.cut(NODE, now, false);
     assert!(expired.is_empty());
@@ -70,7 +70,7 @@ fn cut_all(records: &mut Accumulator, now: Instant) -> Vec<OutgoingBatch> {
 #[test]
 fn waiting_records_find_their_partition_in_the_new_topic_in_their_order() {
     for id in [NEW.id, 0] {
-        // Brokers that know no ids show it by the count.
+        // Without ids, the number of partitions reveals a new topic.
         let (old, new) = match id {
             0 => (Known { id: 0, ..OLD }, Known { id: 0, ..NEW }),
             _ => (OLD, NEW),
@@ -125,7 +125,7 @@ fn a_batch_in_flight_comes_before_what_waits_behind_it() {
     records.learn(&NEW);
     assert!(records.needs_identity(), "the new log's count begins");
     records.set_identity(identity(2));
-    // The pause was meant for the topic before.
+    // The pause was for the former topic.
     let batch = cut_one(&mut records, now);
     assert_eq!(values(&batch), ["a", "b", "c"]);
     assert!(batch.encoded.is_none());
@@ -218,7 +218,7 @@ fn an_unknown_topic_is_forgotten_when_no_record_has_named_it_for_a_minute() {
     assert!(records.needs_leaders());
     assert_eq!(records.topics_to_ask(now).len(), 2);
     records.learn(&OLD);
-    // The cluster is asked about it now and then; no other topic waits for that.
+    // Its metadata is requested now and then; no other topic waits for that.
     assert!(!records.needs_leaders());
     assert!(records.has_unknown_topic());
     let later = now + Duration::from_secs(59);
