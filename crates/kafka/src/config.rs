@@ -35,7 +35,7 @@ pub struct ClientConfig {
     pub connections_max_idle: Duration,
     /// The age at which metadata is requested again.
     pub metadata_max_age: Duration,
-    /// Observe every request on every connection.
+    /// Hooks that observe every request on every connection.
     pub hooks: Arc<dyn ClientHooks>,
 }
 
@@ -58,8 +58,8 @@ impl Default for ClientConfig {
     }
 }
 
-/// Exponential backoff with a limit and 20 % jitter, so that many clients do not return at the same
-/// instant.
+/// Exponential backoff with a limit and ±20 % jitter, so that many clients do not return at the
+/// same instant.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,

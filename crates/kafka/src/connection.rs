@@ -61,7 +61,7 @@ pub struct Connection {
 /// A ticket for the response of a request in flight, see [`Connection::receive`]. Do not drop it:
 /// responses come in order, so the connection could then receive no other response.
 #[derive(Debug)]
-#[must_use = "the answer has to be received"]
+#[must_use = "the response must be received"]
 pub struct Sent<R> {
     correlation_id: i32,
     version: i16,
@@ -518,7 +518,7 @@ fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Why a connection could not be secured.
+/// The error of a failed TLS handshake.
 fn handshake_failure(address: &str, error: &std::io::Error) -> Error {
     if let Some(error) = tls_error(error) {
         return tls_failure(address, error);
@@ -532,7 +532,7 @@ fn handshake_failure(address: &str, error: &std::io::Error) -> Error {
             address,
             reason: error.to_string(),
         },
-        // Also what a broker in the middle of stopping does.
+        // A broker that is stopping does this too.
         _ => Error::ConnectionLost {
             address,
             reason: format!(

@@ -97,7 +97,7 @@ fn scram<E>(
     let field = |name| field(answer, name).ok_or_else(|| distrust("a field is missing"));
     let (whole_nonce, salt, rounds) = (field("r=")?, field("s=")?, field("i=")?);
     if whole_nonce.len() <= nonce.len() || !whole_nonce.starts_with(nonce) {
-        return Err(distrust("the nonce does not go on from ours"));
+        return Err(distrust("the nonce does not begin with the client's"));
     }
     let salt = BASE64
         .decode(salt)
@@ -220,17 +220,17 @@ mod tests {
     }
 
     #[test]
-    fn a_first_message_out_of_order_gets_no_proof_of_ours() {
-        let ours = "r=rOprNGfwEbeRWgbNEkqO";
+    fn an_invalid_first_message_gets_no_proof() {
+        let nonce = "r=rOprNGfwEbeRWgbNEkqO";
         for first in [
             // Another nonce, and the client's nonce with nothing added.
             "r=somebodyelse,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096".to_owned(),
-            format!("{ours},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"),
+            format!("{nonce},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"),
             // With 1 round the password could be guessed; 2 billion would block the client.
-            format!("{ours}x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=1"),
-            format!("{ours}x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=2000000000"),
-            format!("{ours}x,s=*,i=4096"),
-            format!("{ours}x,i=4096"),
+            format!("{nonce}x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=1"),
+            format!("{nonce}x,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=2000000000"),
+            format!("{nonce}x,s=*,i=4096"),
+            format!("{nonce}x,i=4096"),
             String::new(),
         ] {
             let (said, outcome) = converse([&first, LAST]);

@@ -76,15 +76,15 @@ macro_rules! requests {
 }
 
 // The upper bound is the newest version whose fields we use; except for Produce and Fetch, the
-// newest that addresses topics by name. The lower bound is the oldest with the fields we need.
-// Kafka 2.8 to 4.1 and Redpanda offer all of them.
+// newest that addresses topics by name. The lower bound is the oldest version with the fields we
+// need. Kafka 2.8 to 4.1 and Redpanda offer all lower bounds.
 requests! {
     // 13 addresses topics by id; it is sent only for topics whose ids are known.
     Produce: ProduceRequest => ProduceResponse, 3 to 13;
     // 13 addresses topics by id; 12 is sent where an id is not known.
     Fetch: FetchRequest => FetchResponse, 4 to 13;
     ListOffsets: ListOffsetsRequest => ListOffsetsResponse, 1 to 7;
-    // 4 can be told not to create topics; 13 adds re-bootstrapping.
+    // 4 can forbid the creation of topics; 13 adds re-bootstrapping.
     Metadata: MetadataRequest => MetadataResponse, 4 to 12;
     // 7 knows static members; 10 addresses topics by id.
     OffsetCommit: OffsetCommitRequest => OffsetCommitResponse, 7 to 9;

@@ -81,7 +81,7 @@ pub(super) struct Queued {
     is_returned: bool,
     /// Whether a broker found it too large, alone and not compressed.
     is_too_large: bool,
-    /// Whether that batch may have been written, but to a log that no longer exists.
+    /// Whether a returned batch with it may have been written to a log that no longer exists.
     is_unknown: bool,
 }
 

@@ -157,7 +157,7 @@ pub struct Producer {
 }
 
 /// A record whose outcome is pending.
-#[must_use = "the outcome is known only to who waits for it"]
+#[must_use = "only `wait` returns the outcome"]
 pub struct Pending {
     shared: Arc<ProducerShared>,
     slot: Arc<Slot>,

@@ -433,8 +433,8 @@ fn request(batches: &[OutgoingBatch], timeout: Duration) -> ProduceRequest {
             .with_topic_id(id)
             .with_partition_data(partitions)
     });
-    // The broker's wait for its replicas ends before ours for the broker: any response is better
-    // than none.
+    // The broker stops waiting for its replicas before the client stops waiting for the broker: any
+    // response is better than none.
     let timeout_ms = i32::try_from((timeout * 3 / 4).as_millis()).unwrap_or(i32::MAX);
     ProduceRequest::default()
         .with_acks(ACKS_ALL)

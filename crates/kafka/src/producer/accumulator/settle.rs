@@ -87,8 +87,8 @@ impl Accumulator {
                 self.renew_identity(batch.identity);
                 self.give_back_counting(batch, error)
             }
-            // Either the batch is too large or one record is invalid: halve it until that record is
-            // alone.
+            // Either the batch is too large or one record spoils it: halve it until it fits, or
+            // until that record is alone.
             MessageTooLarge | InvalidRecord if batch.records.len() > 1 && !batch.unknown => {
                 partition.records_max = batch.records.len() / 2;
                 self.give_back(batch)
