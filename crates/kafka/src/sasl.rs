@@ -97,7 +97,7 @@ fn scram<E>(
     let field = |name| field(answer, name).ok_or_else(|| distrust("a field is missing"));
     let (whole_nonce, salt, rounds) = (field("r=")?, field("s=")?, field("i=")?);
     if whole_nonce.len() <= nonce.len() || !whole_nonce.starts_with(nonce) {
-        return Err(distrust("the nonce does not begin with the client's"));
+        return Err(distrust("the nonce does not extend the client's"));
     }
     let salt = BASE64
         .decode(salt)

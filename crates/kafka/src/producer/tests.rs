@@ -218,7 +218,7 @@ fn all_is_found_out_before_the_first_record_comes() {
     };
     let producer = start_at(vec![broker.address()], config, Arc::new(()));
     let next = || questions.recv_timeout(Duration::from_secs(10)).unwrap();
-    // Three connections: for metadata, for the producer id, and the leader's.
+    // Three connections: for metadata, for the producer id, and to the leader.
     let mut before: Vec<ApiKey> = (0..5).map(|_| next()).collect();
     before.sort_by_key(|api| *api as i16);
     let (versions, metadata) = (ApiKey::ApiVersions, ApiKey::Metadata);
@@ -271,7 +271,7 @@ fn warming_up_waits_for_what_the_first_record_needs_also_after_connections_were_
         let before = lock(&asked).len();
         publish(&producer, "v", in_ms(10_000)).unwrap();
         assert_eq!(lock(&asked)[before..], [ApiKey::Produce]);
-        // The one that stays is for metadata.
+        // The remaining connection is for metadata.
         broker.wait_for_connections(1);
     }
     producer.close(in_ms(5000)).unwrap();
@@ -540,7 +540,7 @@ fn an_idle_connection_is_closed_and_the_next_record_opens_another() {
     let producer = Producer::start(cluster, ProducerConfig::default(), Arc::new(())).unwrap();
     for value in ["first", "second"] {
         publish(&producer, value, in_ms(10_000)).unwrap();
-        // The one that stays is for metadata.
+        // The remaining connection is for metadata.
         broker.wait_for_connections(1);
     }
     producer.close(in_ms(5000)).unwrap();
