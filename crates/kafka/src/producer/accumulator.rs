@@ -30,7 +30,7 @@
 //! # A topic that was deleted and created again
 //!
 //! It has another id, and its log has nothing of the old one. When the batches in flight are
-//! answered, the waiting records are partitioned again, in their order, and so are the records of
+//! answered, the waiting records are partitioned again, in their order. So are the records of
 //! batches of unknown outcome. Under a new identity, the new log cannot mistake one of them for a
 //! repetition of another.
 
