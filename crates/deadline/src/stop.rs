@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::Deadline;
+use crate::{Deadline, lock};
 
 /// A request to stop, shared by everyone who holds a clone. Once given it stays.
 #[derive(Clone, Debug, Default)]
@@ -18,13 +18,13 @@ impl StopSignal {
     /// Gives the signal and wakes every waiting thread. Does not block.
     pub fn stop(&self) {
         let (stopped, changed) = &*self.0;
-        *stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *lock(stopped) = true;
         changed.notify_all();
     }
 
     /// Whether the signal was given.
     pub fn is_stopped(&self) -> bool {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0.0)
     }
 
     /// Waits for `duration`, or less if the signal is given; whether it was.
@@ -35,7 +35,7 @@ impl StopSignal {
     /// Waits until `deadline`, or less if the signal is given; whether it was.
     pub fn wait_until(&self, deadline: Deadline) -> bool {
         let (stopped, changed) = &*self.0;
-        let stopped = stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopped = lock(stopped);
         let (stopped, _) = changed
             .wait_timeout_while(stopped, deadline.remaining(), |stopped| !*stopped)
             .unwrap_or_else(PoisonError::into_inner);

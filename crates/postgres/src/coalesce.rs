@@ -8,9 +8,9 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, lock};
 
 /// Something to do together with others.
 pub trait Job {
@@ -127,7 +127,7 @@ impl<J: Job> Coalescer<J> {
             changed: Condvar::new(),
         });
         {
-            let mut state = self.lock();
+            let mut state = lock(&self.state);
             if state.writers < self.writers_max {
                 state.writers += 1;
                 ticket.set(Phase::Promoted);
@@ -154,7 +154,7 @@ impl<J: Job> Coalescer<J> {
 
     /// Takes a job back whose time is over; `None` if it has moved on in this moment.
     fn withdraw(&self, ticket: &Arc<Ticket<J>>) -> Option<NotDone> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let mut phase = lock(&ticket.phase);
         if !matches!(*phase, Phase::Waiting) {
             return None;
@@ -180,7 +180,7 @@ impl<J: Job> Coalescer<J> {
         is_first_of_its_key(&own);
         let mut batch = vec![own];
         let mut later = Vec::new();
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while batch.len() < self.batch_max
             && let Some(ticket) = state.queue.pop_front()
         {
@@ -215,10 +215,6 @@ impl<J: Job> Coalescer<J> {
         }
         writer.answers = answers;
     }
-
-    fn lock(&self) -> MutexGuard<'_, State<J>> {
-        lock(&self.state)
-    }
 }
 
 /// A caller at work; dropped, it gives up its place, if it has it still, and hands out the answers.
@@ -234,7 +230,7 @@ impl<J: Job> Writer<'_, J> {
         if !std::mem::take(&mut self.has_place) {
             return;
         }
-        let mut state = self.coalescer.lock();
+        let mut state = lock(&self.coalescer.state);
         match state.queue.pop_front() {
             // Under the lock, or it could be withdrawn in between and the place be lost.
             Some(next) => next.set(Phase::Promoted),
@@ -285,10 +281,6 @@ impl<J: Job> Ticket<J> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -328,7 +320,7 @@ mod tests {
             let writer = scope.spawn(move || {
                 coalescer.run(Number(1000), far(), |jobs| {
                     begun.send(()).unwrap();
-                    while coalescer.lock().queue.len() < queued {
+                    while lock(&coalescer.state).queue.len() < queued {
                         thread::yield_now();
                     }
                     double(jobs)
@@ -454,7 +446,7 @@ mod tests {
                 });
             }
         });
-        let state = coalescer.lock();
+        let state = lock(&coalescer.state);
         assert!(state.queue.is_empty() && state.writers == 0);
     }
 }

@@ -176,7 +176,7 @@ impl Connection {
     }
 
     /// Undoes [`limit_to`](Self::limit_to).
-    pub(super) fn unlimit(&mut self) -> Result<(), DatabaseError> {
+    pub(super) fn reset_statement_timeout(&mut self) -> Result<(), DatabaseError> {
         self.set_statement_timeout(self.statement_timeout)
     }
 

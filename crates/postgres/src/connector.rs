@@ -9,7 +9,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use postgres::tls::{MakeTlsConnect, NoTlsStream};
@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::config::{Candidate, DatabaseConfig, TCP_USER_TIMEOUT, TargetSessionAttrs};
 use super::error::DatabaseError;
 use super::watchdog::{TimeLimit, Watchdog};
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, lock};
 use tbd_sockets as sockets;
 
 /// How long the server may take to authenticate us once the TCP connection stands.
@@ -180,10 +180,7 @@ fn open(
     // The driver panics when it cannot get a descriptor for its event loop ("FIXME don't unwrap"). Running out of
     // descriptors passes; a panic would cost the pool this connection's place for good.
     let outcome = catch_unwind(AssertUnwindSafe(|| manager.connect()));
-    let limit = std::mem::replace(
-        &mut *found.lock().unwrap_or_else(PoisonError::into_inner),
-        TimeLimit::never(),
-    );
+    let limit = std::mem::replace(&mut *lock(&found), TimeLimit::never());
     match outcome {
         // The last word came at the moment of the cut.
         Ok(Ok(_) | Err(_)) if limit.is_cut() => Err(unavailable(config, DatabaseError::NO_ANSWER)),
@@ -264,7 +261,7 @@ impl MakeTlsConnect<Socket> for AfterConnect {
                     .handshake_timeout
                     .min(finder.handshake_end.remaining()),
             );
-            *self.found.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+            *lock(&self.found) = limit;
         }
         Ok(NoTls)
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use r2d2::{HandleError, ManageConnection};
@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::error::DatabaseError;
 use super::hooks::{Hooks, NoHooks};
 use super::watchdog::Watchdog;
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, lock};
 
 /// Threads that open connections. Three attempts at once refill an emptied pool quickly, and one that hangs does
 /// not hold up the others.
@@ -30,7 +30,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const WAIT_SLICE: Duration = Duration::from_millis(100);
 /// While the last attempt to connect failed but connections are still in use, a caller waits this long for one of
 /// them to be given back.
-const PATIENCE_WHILE_AWAY: Duration = Duration::from_millis(250);
+const PATIENCE_DURING_OUTAGE: Duration = Duration::from_millis(250);
 /// How long a connection under suspicion may take to prove itself.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -73,16 +73,13 @@ struct Shared {
     /// Counts lost connections: one that was last known to live before the latest loss is under suspicion.
     losses: AtomicU64,
     /// Why the latest attempt to connect, or to get a sign of life, failed; none when it succeeded. Held for an assignment or a clone only.
-    away: Mutex<Option<DatabaseError>>,
+    outage: Mutex<Option<DatabaseError>>,
 }
 
 impl Shared {
-    fn set_away(&self, reason: Option<DatabaseError>) {
+    fn set_outage(&self, reason: Option<DatabaseError>) {
         let message = reason.as_ref().map(ToString::to_string);
-        let before = mem::replace(
-            &mut *self.away.lock().unwrap_or_else(PoisonError::into_inner),
-            reason,
-        );
+        let before = mem::replace(&mut *lock(&self.outage), reason);
         // Once per outage, and outside the lock.
         match (before, message) {
             (None, Some(message)) => log::warn!("{message}"),
@@ -91,11 +88,8 @@ impl Shared {
         }
     }
 
-    fn away(&self) -> Option<DatabaseError> {
-        self.away
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn outage(&self) -> Option<DatabaseError> {
+        lock(&self.outage).clone()
     }
 }
 
@@ -135,7 +129,7 @@ impl Pool {
             hooks,
             waiting: AtomicU32::new(0),
             losses: AtomicU64::new(0),
-            away: Mutex::new(None),
+            outage: Mutex::new(None),
         });
         let pool = builder.build_unchecked(Manager {
             shared: Arc::clone(&shared),
@@ -185,10 +179,10 @@ impl Pool {
     /// the search.
     fn idle(&self) -> Option<PooledConnection> {
         while let Some(connection) = self.pool.try_get() {
-            match self.trust(connection) {
+            match self.verify(connection) {
                 Ok(connection) => return Some(connection),
-                Err(Distrust::Broken) => {}
-                Err(Distrust::Silent) => break,
+                Err(Suspect::Broken) => {}
+                Err(Suspect::Silent) => break,
             }
         }
         None
@@ -201,10 +195,10 @@ impl Pool {
     ) -> Result<PooledConnection, DatabaseError> {
         let _waiting = Waiting::new(&self.shared.waiting);
         loop {
-            if let Some(reason) = self.shared.away() {
+            if let Some(reason) = self.shared.outage() {
                 // A server out of connections still serves the pool's: one of them comes back.
                 let serves = matches!(reason, DatabaseError::OutOfResources { .. });
-                let is_patient = serves || started.elapsed() < PATIENCE_WHILE_AWAY;
+                let is_patient = serves || started.elapsed() < PATIENCE_DURING_OUTAGE;
                 if self.pool.state().connections == 0 || !is_patient {
                     return Err(reason);
                 }
@@ -217,7 +211,7 @@ impl Pool {
                 });
             }
             if let Ok(connection) = self.pool.get_timeout(slice)
-                && let Ok(connection) = self.trust(connection)
+                && let Ok(connection) = self.verify(connection)
             {
                 return Ok(connection);
             }
@@ -225,34 +219,37 @@ impl Pool {
     }
 
     /// `connection`, ready for use; or why it was dropped.
-    fn trust(
+    fn verify(
         &self,
         mut connection: r2d2::PooledConnection<Manager>,
-    ) -> Result<PooledConnection, Distrust> {
+    ) -> Result<PooledConnection, Suspect> {
         let losses = self.shared.losses.load(Ordering::Acquire);
         let pooled = &mut *connection;
         if pooled.losses_seen != losses {
             let asked = Instant::now();
             if pooled.connection.ping(PING_TIMEOUT).is_err() {
                 if asked.elapsed() < PING_TIMEOUT {
-                    return Err(Distrust::Broken);
+                    return Err(Suspect::Broken);
                 }
-                self.shared.set_away(Some(DatabaseError::Unavailable {
+                self.shared.set_outage(Some(DatabaseError::Unavailable {
                     location: self.shared.config.location(),
                     reason: "it does not answer".to_owned(),
                 }));
-                return Err(Distrust::Silent);
+                return Err(Suspect::Silent);
             }
-            self.shared.set_away(None);
+            self.shared.set_outage(None);
             pooled.losses_seen = losses;
         }
-        pooled.connection.unlimit().map_err(|_| Distrust::Broken)?;
+        pooled
+            .connection
+            .reset_statement_timeout()
+            .map_err(|_| Suspect::Broken)?;
         Ok(PooledConnection(connection))
     }
 }
 
 /// What is wrong with a connection that was about to be handed out.
-enum Distrust {
+enum Suspect {
     Broken,
     Silent,
 }
@@ -307,7 +304,7 @@ impl ManageConnection for Manager {
         let hooks = Arc::clone(&self.shared.hooks);
         match Connection::open(&self.shared.config, &self.watchdog, hooks) {
             Ok(connection) => {
-                self.shared.set_away(None);
+                self.shared.set_outage(None);
                 let expires = Deadline::after(spread(self.shared.config.conn_max_lifetime));
                 Ok(Pooled {
                     connection,
@@ -316,7 +313,7 @@ impl ManageConnection for Manager {
                 })
             }
             Err(error) => {
-                self.shared.set_away(Some(error.clone()));
+                self.shared.set_outage(Some(error.clone()));
                 Err(error)
             }
         }
@@ -342,7 +339,7 @@ fn spread(lifetime: Duration) -> Duration {
     lifetime - lifetime / 10 * share / u32::from(u8::MAX)
 }
 
-/// r2d2 would log every failed attempt to connect; [`Shared::set_away`] logs the first one of an outage.
+/// r2d2 would log every failed attempt to connect; [`Shared::set_outage`] logs the first one of an outage.
 #[derive(Debug)]
 struct Quiet;
 

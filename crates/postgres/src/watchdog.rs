@@ -12,11 +12,12 @@
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
+use tbd_deadline::lock;
 
 use super::error::DatabaseError;
 
@@ -84,12 +85,12 @@ impl Watchdog {
             socket,
             shared: Arc::clone(shared),
         });
-        shared.lock().watched.push(Arc::clone(&watched));
+        lock(&shared.state).watched.push(Arc::clone(&watched));
         Ok(TimeLimit(Some((watched, self.clone()))))
     }
 
     fn start(&self) -> io::Result<()> {
-        let mut thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = lock(&self.0.thread);
         if thread.is_none() {
             let shared = Arc::clone(&self.0.shared);
             let started = thread::Builder::new()
@@ -103,7 +104,7 @@ impl Watchdog {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.shared.lock().stopping = true;
+        lock(&self.shared.state).stopping = true;
         self.shared.changed.notify_one();
         let thread = self
             .thread
@@ -127,12 +128,8 @@ impl Default for Shared {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn run(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let mut just_woken = false;
         while !state.stopping {
             let mut earliest = self.look(&state);
@@ -196,7 +193,7 @@ impl Watched {
             && self.shared.asleep.swap(false, Ordering::SeqCst)
         {
             // With the lock, so that it is not missed by a thread about to wait.
-            let _state = self.shared.lock();
+            let _state = lock(&self.shared.state);
             self.shared.changed.notify_one();
         }
     }
@@ -266,7 +263,7 @@ impl TimeLimit {
 impl Drop for TimeLimit {
     fn drop(&mut self) {
         if let Some((watched, watchdog)) = &self.0 {
-            let mut state = watchdog.0.shared.lock();
+            let mut state = lock(&watchdog.0.shared.state);
             state.watched.retain(|other| !Arc::ptr_eq(other, watched));
         }
     }
