@@ -24,8 +24,10 @@
 //! unless all threads are stuck. Fast threads may have more waiting, since to refuse a client
 //! that comes again at once costs nearly as much as to answer it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use tbd_deadline::lock;
 
 /// Requests that may wait all the time, for each thread: enough to keep it busy, and room
 /// for clients that come together. Measured in docs/performance.md.
@@ -43,10 +45,10 @@ pub(super) struct Admission {
     /// May stand whatever the rate.
     floor: usize,
     burst: Duration,
-    state: Mutex<State>,
+    state: Mutex<AdmissionState>,
 }
 
-struct State {
+struct AdmissionState {
     overloaded: bool,
     stuck: bool,
     /// When a look last agreed with `overloaded`.
@@ -69,7 +71,7 @@ impl Admission {
             threads,
             floor,
             burst,
-            state: Mutex::new(State {
+            state: Mutex::new(AdmissionState {
                 overloaded: false,
                 stuck: false,
                 agreed: now,
@@ -84,7 +86,7 @@ impl Admission {
 
     /// Whether a request may wait behind the `waiting` that are there.
     pub(super) fn may_wait(&self, now: Instant, waiting: usize) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if waiting == 0 {
             state.progress = now;
         }
@@ -97,7 +99,7 @@ impl Admission {
 
     /// A thread has nothing to do.
     pub(super) fn free(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.free += 1;
         state.stuck = false;
     }
@@ -105,14 +107,14 @@ impl Admission {
     /// A thread knows its answer. It is free once the client has that, and the client must not be
     /// refused when it comes again sooner.
     pub(super) fn answered(&self, now: Instant) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.stuck = false;
         state.progress = now;
     }
 
     /// A free thread has taken a request and left `waiting`.
     pub(super) fn take(&self, now: Instant, waiting: usize) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.free = state.free.saturating_sub(1);
         state.progress = now;
         state.count(now, self);
@@ -121,7 +123,7 @@ impl Admission {
 
     /// Whether the `waiting` requests are to be refused, as no thread takes them.
     pub(super) fn gives_up(&self, now: Instant, waiting: usize) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if waiting > 0 {
             state.see(now, waiting, self);
         }
@@ -130,15 +132,11 @@ impl Admission {
 
     /// Whether no request is in a thread's hands and none of the `waiting` waits for one.
     pub(super) fn is_idle(&self, waiting: usize) -> bool {
-        waiting == 0 && self.lock().free >= self.threads
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        waiting == 0 && lock(&self.state).free >= self.threads
     }
 }
 
-impl State {
+impl AdmissionState {
     /// Counts one that was taken. When the rate falls, what may stand follows slowly: a pause of
     /// a second, or the refusing itself, must not turn away clients that there is room for.
     fn count(&mut self, now: Instant, limits: &Admission) {

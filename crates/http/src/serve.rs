@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -13,7 +13,7 @@ use super::admission::Admission;
 use super::containment::connections::{Arrival, Connections, Next};
 use super::containment::framing::Framing;
 use super::containment::incoming::Incoming;
-use super::containment::socket::Connection;
+use super::containment::socket::DescriptorNumber;
 use super::containment::unfinished::Fault;
 use super::containment::watch::Watch;
 use super::observer::{Arrival as Observed, Observer};
@@ -21,10 +21,10 @@ use super::problem::{self, Problem};
 use super::request::{Request, header, path_of};
 use super::response::{Persistence, Response};
 use super::router::{Match, Router};
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, lock};
 
 /// What all threads of one server share.
-pub(super) struct Shared {
+pub(super) struct ServerShared {
     pub(super) router: Router,
     pub(super) request_timeout: Duration,
     pub(super) body_limit: usize,
@@ -92,7 +92,7 @@ const LATE: &str = "deadline";
 const LINGER_BYTES: usize = 1024 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
 
-impl Shared {
+impl ServerShared {
     /// Takes the next request from tiny_http, and sees to it unless it has to
     /// wait for one before it. Waits for nothing else: what no thread is free
     /// for, and no place in the queue, is refused at once.
@@ -104,9 +104,10 @@ impl Shared {
         observer: &mut dyn Observer,
         tiny: &tiny_http::Server,
     ) -> std::io::Result<()> {
-        // One acceptor at a time waits for tiny_http: the requests of a
-        // connection must be entered in the order they come in.
-        let intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
+        // The one lock that is held across a wait: `recv` and the entry below must be one step, or
+        // two acceptors could swap a connection's requests. Only acceptors take it, and waiting
+        // for the next request is all they would do anyway. `unblock` ends `recv` at shutdown.
+        let intake = lock(&self.intake);
         let request = Incoming::new(tiny.recv()?);
         // Only Unix sockets have no address, and we never listen on one.
         let Some(peer) = request.remote_addr().copied() else {
@@ -132,7 +133,7 @@ impl Shared {
             Arrival::TooMany(None) => {
                 observer.shed(PIPELINE);
                 log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: its connection is closed after those that were taken");
-                self.with_connection(peer, Connection::stop_reading);
+                self.with_connection(peer, DescriptorNumber::stop_reading);
             }
             Arrival::TooMany(surplus) => drop(surplus),
         }
@@ -358,7 +359,7 @@ impl Shared {
             log::debug!(target: "tbd::http", "the client did not take its response: {error}");
         }
         if last {
-            self.with_connection(peer, Connection::stop_reading);
+            self.with_connection(peer, DescriptorNumber::stop_reading);
         }
     }
 
@@ -376,12 +377,12 @@ impl Shared {
     /// Ends a connection whose last response is sent. `request` and those `unanswered` are
     /// dropped after it.
     fn finish(&self, request: Incoming, unanswered: VecDeque<Exchange>, peer: SocketAddr) {
-        self.with_connection(peer, Connection::finish_sending);
+        self.with_connection(peer, DescriptorNumber::finish_sending);
         if let Err(refused) = self
             .lingering
             .try_send(Linger::Until(Box::new(request), unanswered))
         {
-            self.with_connection(peer, Connection::end);
+            self.with_connection(peer, DescriptorNumber::end);
             drop(refused);
         }
     }
@@ -389,8 +390,12 @@ impl Shared {
     /// Looks a connection up and does something to it, at once: its descriptor
     /// may be closed, and its number given to another, by the time of a second
     /// thing to do. `None` when the client has gone already.
-    fn with_connection<T>(&self, peer: SocketAddr, f: impl FnOnce(Connection) -> T) -> Option<T> {
-        Connection::find(peer, self.local_port).map(f)
+    fn with_connection<T>(
+        &self,
+        peer: SocketAddr,
+        f: impl FnOnce(DescriptorNumber) -> T,
+    ) -> Option<T> {
+        DescriptorNumber::find(peer, self.local_port).map(f)
     }
 
     /// Ends a connection whose request does not become complete.
@@ -402,7 +407,7 @@ impl Shared {
         let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         log::warn!(target: "tbd::http", "a client's request was too {what}: connection closed");
         let _ = self.with_connection(peer, |connection| connection.send(answer.as_bytes()));
-        self.with_connection(peer, Connection::end);
+        self.with_connection(peer, DescriptorNumber::end);
         drop(self.connections.ended(peer));
     }
 
@@ -425,7 +430,7 @@ impl Shared {
             }
             drop(watched);
             if let Some(peer) = peer {
-                self.with_connection(peer, Connection::end);
+                self.with_connection(peer, DescriptorNumber::end);
                 // What is left in tiny_http's buffer comes as requests from now on.
                 drop(self.connections.ended(peer));
             }

@@ -18,7 +18,7 @@ use super::containment::socket;
 use super::containment::watch::Watch;
 use super::observer::{Observer, Observers};
 use super::router::Router;
-use super::serve::{Lane, Linger, Shared, Work};
+use super::serve::{Lane, Linger, ServerShared, Work};
 use tbd_deadline::Deadline;
 
 /// Threads for probe routes, and how many probes may wait for them.
@@ -119,7 +119,7 @@ pub struct Server {
     local_addr: SocketAddr,
     workers: usize,
     acceptors: usize,
-    shared: Arc<Shared>,
+    shared: Arc<ServerShared>,
     /// tiny_http's own; shared with the acceptors.
     tiny: Arc<tiny_http::Server>,
     /// The same socket as tiny_http's, to stop it from accepting.
@@ -160,7 +160,7 @@ impl Server {
         let (lingering, linger_work) = bounded(LINGER_QUEUE);
         let (stop_check, stopped) = bounded(1);
         let (alive, ended) = bounded(0);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ServerShared {
             router,
             request_timeout: config.request_timeout,
             body_limit: config.body_limit,
@@ -353,7 +353,7 @@ impl fmt::Debug for Server {
 }
 
 struct Acceptor {
-    shared: Arc<Shared>,
+    shared: Arc<ServerShared>,
     tiny: Arc<tiny_http::Server>,
     quit: Arc<AtomicBool>,
     on_fatal: Arc<OnFatal>,

@@ -9,11 +9,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::unfinished;
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, lock};
 
 /// Requests of one connection that may wait behind the one being answered.
 const PIPELINE: usize = 32;
@@ -28,11 +28,11 @@ const ENDED: usize = 1024;
 
 /// The connections that have a request here. `T` is the request.
 pub(crate) struct Connections<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<ConnectionsState<T>>,
     idle: Condvar,
 }
 
-struct State<T> {
+struct ConnectionsState<T> {
     /// Connections that have sent a request, until [`Connections::forget`] finds
     /// them gone.
     known: HashMap<SocketAddr, Known<T>>,
@@ -86,7 +86,7 @@ pub(crate) enum Next<T> {
 impl<T> Connections<T> {
     pub(crate) fn new() -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(ConnectionsState {
                 known: HashMap::new(),
                 busy: 0,
                 ended: HashMap::new(),
@@ -97,7 +97,7 @@ impl<T> Connections<T> {
 
     /// A request of `peer` came in.
     pub(crate) fn arrived(&self, peer: SocketAddr, request: T) -> Arrival<T> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         // Nearly always empty: then this costs nothing.
         if let Some(at) = state.ended.get(&peer) {
             if at.elapsed() < AFTERMATH {
@@ -130,7 +130,7 @@ impl<T> Connections<T> {
 
     /// The request in progress is answered; the next one is the caller's.
     pub(crate) fn next(&self, peer: SocketAddr) -> Next<T> {
-        let mut guard = self.lock();
+        let mut guard = lock(&self.state);
         let state = &mut *guard;
         let Some(known) = state.known.get_mut(&peer) else {
             return Next::Idle;
@@ -157,14 +157,14 @@ impl<T> Connections<T> {
     /// Forgets the connections that were gone at `seen`: not `open` then, and
     /// without a request since. So no more are remembered than are open.
     pub(crate) fn forget(&self, seen: Instant, open: impl Fn(&SocketAddr) -> bool) {
-        self.lock()
+        lock(&self.state)
             .known
             .retain(|peer, known| known.busy || known.last >= seen || open(peer));
     }
 
     /// What is known of the connection of `peer`.
     pub(crate) fn look_up(&self, peer: SocketAddr) -> unfinished::Known {
-        match self.lock().known.get(&peer) {
+        match lock(&self.state).known.get(&peer) {
             None => unfinished::Known::Silent,
             Some(known) if known.busy => unfinished::Known::Busy,
             Some(known) => unfinished::Known::Since(known.last),
@@ -174,7 +174,7 @@ impl<T> Connections<T> {
     /// From now on nothing of `peer` is answered. Returns what was waiting, to be
     /// dropped outside the lock, after the connection.
     pub(crate) fn ended(&self, peer: SocketAddr) -> VecDeque<T> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.end(peer);
         let Some(known) = state.known.get_mut(&peer) else {
             return VecDeque::new();
@@ -186,7 +186,7 @@ impl<T> Connections<T> {
 
     /// Waits until no request is in progress; false when the deadline came first.
     pub(crate) fn wait_until_idle(&self, deadline: Deadline) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while state.busy > 0 {
             let left = deadline.remaining();
             if left.is_zero() {
@@ -200,13 +200,9 @@ impl<T> Connections<T> {
         }
         true
     }
-
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl<T> State<T> {
+impl<T> ConnectionsState<T> {
     fn end(&mut self, peer: SocketAddr) {
         if self.ended.len() >= ENDED {
             self.ended.retain(|_, at| at.elapsed() < AFTERMATH);

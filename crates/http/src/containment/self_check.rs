@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::diag::{Diag, Seen};
 use super::socket::Survey;
 use super::unfinished::Unfinished;
-use crate::serve::Shared;
+use crate::serve::ServerShared;
 
 /// How often all but the ping is looked at. An endless header line grows by
 /// about 100 MB a second, a connection that got stuck waits as long, and a look
@@ -69,7 +69,7 @@ pub(crate) struct Ping {
 
 impl Ping {
     /// Runs until `stop` is disconnected or says so.
-    pub(crate) fn run(&self, shared: &Shared, stop: &Receiver<()>) {
+    pub(crate) fn run(&self, shared: &ServerShared, stop: &Receiver<()>) {
         while stop.recv_timeout(PING_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             // Once stopping, the listener is closed on purpose.
             if shared.stopping.load(Ordering::Relaxed) {
@@ -132,7 +132,7 @@ impl Watcher {
 impl SelfCheck {
     /// Looks at all connections: ends those whose request does not become
     /// complete and counts those that got no thread of tiny_http's.
-    fn look_at_connections(&self, watcher: &mut Watcher, shared: &Shared) -> usize {
+    fn look_at_connections(&self, watcher: &mut Watcher, shared: &ServerShared) -> usize {
         let now = Instant::now();
         let Some(seen) = watcher.ask(self.addr) else {
             shared.connections.forget(now, |_| false);
@@ -166,7 +166,7 @@ impl SelfCheck {
     /// why the process has to end, if it has to.
     pub(crate) fn run(
         &self,
-        shared: &Shared,
+        shared: &ServerShared,
         stop: &Receiver<()>,
         mut shed: impl FnMut(),
     ) -> Option<String> {

@@ -66,12 +66,12 @@ pub(crate) fn raise_descriptor_limit() -> Option<u64> {
 /// that one; whoever uses it sees a broken connection. tiny_http closes while we
 /// look only if the client leaves at that very moment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Connection(RawFd);
+pub(crate) struct DescriptorNumber(RawFd);
 
-impl Connection {
+impl DescriptorNumber {
     /// Finds the connection of `peer` with our port `local_port`. `None` when
     /// there is none (or no `/proc`).
-    pub(crate) fn find(peer: SocketAddr, local_port: u16) -> Option<Connection> {
+    pub(crate) fn find(peer: SocketAddr, local_port: u16) -> Option<DescriptorNumber> {
         let is_it =
             |local: SocketAddr, client: SocketAddr| client == peer && local.port() == local_port;
         // tiny_http holds two: the accepted one for writing, which stays open as
@@ -83,7 +83,7 @@ impl Connection {
                 sockets::look_at(*fd)
                     .is_some_and(|now| now.peer.is_some_and(|client| is_it(now.local, client)))
             })
-            .map(Connection)
+            .map(DescriptorNumber)
     }
 
     /// Sends all of `bytes`, past tiny_http's own buffer: only when no earlier
@@ -172,13 +172,13 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_accepted, peer) = listener.accept().unwrap();
-        let connection = Connection::find(peer, port).unwrap();
+        let connection = DescriptorNumber::find(peer, port).unwrap();
         connection.send(b"bye").unwrap();
         connection.end();
         let mut received = String::new();
         client.read_to_string(&mut received).unwrap();
         assert_eq!(received, "bye");
-        assert!(Connection::find(peer, port.wrapping_add(1)).is_none());
+        assert!(DescriptorNumber::find(peer, port.wrapping_add(1)).is_none());
     }
 
     #[test]

@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use super::socket::Connection;
-use tbd_deadline::Deadline;
+use super::socket::DescriptorNumber;
+use tbd_deadline::{Deadline, lock};
 
 /// The reads under way.
 pub(crate) struct Watch {
@@ -39,35 +39,40 @@ impl Watch {
         deadline: Deadline,
     ) -> Option<Watched> {
         let peer = *peer?;
-        self.lock().insert(peer, deadline);
+        lock(&self.reads).insert(peer, deadline);
         Some(Watched {
             watch: self.clone(),
             peer,
         })
     }
 
-    /// Stops every read whose deadline has passed. Keeps the lock meanwhile, so
-    /// that each connection is still the one that was entered.
+    /// Stops every read whose deadline has passed.
+    ///
+    /// Finding a socket walks `/proc`, so it runs without the lock. The entry is then checked
+    /// again: while it is there, its request keeps the descriptor that was found open.
     pub(crate) fn stop_overdue(&self) {
-        let mut reads = self.lock();
-        reads.retain(|peer, deadline| {
-            if !deadline.is_past() {
-                return true;
+        let overdue: Vec<(SocketAddr, Deadline)> = lock(&self.reads)
+            .iter()
+            .filter(|(_, deadline)| deadline.is_past())
+            .map(|(peer, deadline)| (*peer, *deadline))
+            .collect();
+        for (peer, deadline) in overdue {
+            let descriptor = DescriptorNumber::find(peer, self.local_port);
+            let mut reads = lock(&self.reads);
+            if reads.get(&peer) != Some(&deadline) {
+                continue;
             }
-            if let Some(connection) = Connection::find(*peer, self.local_port) {
-                connection.stop_reading();
+            reads.remove(&peer);
+            // shutdown(2) does not block, and under the lock it cannot hit a successor.
+            if let Some(descriptor) = descriptor {
+                descriptor.stop_reading();
             }
-            false
-        });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Deadline>> {
-        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+        }
     }
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.watch.lock().remove(&self.peer);
+        lock(&self.watch.reads).remove(&self.peer);
     }
 }
