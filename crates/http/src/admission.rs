@@ -1,48 +1,48 @@
-//! Who may wait for a thread: bursts, but no standing queue.
+//! Admission of requests to the queue: bursts may wait, a standing queue may not.
 //!
-//! A queue that never empties helps nobody: every request waits for as long as the queue
-//! is deep, the oldest are answered after their clients gave up, and when the load falls
-//! the backlog is still there. So the queue's length
-//! ([`ServerConfig::queue`](super::ServerConfig::queue)) is only the hard bound, for bursts,
-//! and what stands is kept short, in the spirit of `CoDel` (RFC 8289) and its use in
-//! servers ("Fail at Scale", ACM Queue 13(8), 2015).
+//! A queue that never empties helps nobody. Every request waits as long as the queue is deep, and
+//! the oldest are answered after their clients gave up. When the load falls, the backlog is still
+//! there. So the queue's length ([`ServerConfig::queue`](super::ServerConfig::queue)) is only the
+//! hard bound, for bursts. What stands is kept short, in the spirit of `CoDel` (RFC 8289) and its
+//! use in servers ("Fail at Scale", ACM Queue 13(8), 2015).
 //!
-//! - *Overloaded*: more requests than may stand have been waiting for
-//!   [`ServerConfig::burst`](super::ServerConfig::burst) (0.5 s) on end. Whoever finds so many
-//!   waiting is refused at once; whoever waits already is answered, sooner than if it had to
-//!   come again. [`STANDING_PER_THREAD`] for each thread may stand, so that, after the first
-//!   moment, one waits for about three times what it takes to answer one; or as many as the
-//!   threads take in [`STANDING_TIME`], if that is more. It ends once nobody has had to be
-//!   refused for as long. Not sooner: threads whose orders share a commit come back together,
-//!   and a queue that is empty for a moment would let the next burst in.
-//! - *Stuck*: somebody has waited, and no thread has taken anybody, for as long: each waits
-//!   for a database that hangs, say. Everybody is refused until a thread knows an answer.
+//! - *Overloaded*: for [`ServerConfig::burst`](super::ServerConfig::burst) (0.5 s) without a break,
+//!   more requests have waited than may stand. A request that finds the queue longer than that is
+//!   refused at once. One that waits already is answered, which is sooner than after a retry.
+//!   [`STANDING_PER_THREAD`] requests for each thread may stand. After the first moment a request
+//!   then waits about three times as long as one takes to answer. If the threads take more than
+//!   that in [`STANDING_TIME`], that many may stand. The overload ends once no request had to be
+//!   refused for the same time. It must not end sooner: threads whose orders share a commit come
+//!   back together, and a queue that is empty for a moment would admit the next burst.
+//! - *Stuck*: for the same time a request has waited and no thread has taken any. For example, each
+//!   thread waits for a database that hangs. All requests are refused until a thread knows an
+//!   answer.
 //!
-//! Counted in requests and not by how long they have waited, which tells how long the queue
-//! was, not how long it is. Clients that each wait for their answer (a load test's, say) then
-//! know where they stand whatever the machine: up to four for each thread are never refused,
-//! unless all threads are stuck. Fast threads may have more waiting, since to refuse a client
-//! that comes again at once costs nearly as much as to answer it.
+//! The measure is the number of requests. The time they have waited tells how long the queue was,
+//! not how long it is. Clients that each wait for their answer (as in a load test) can then predict
+//! the result on any machine: up to four for each thread are never refused, unless all threads are
+//! stuck. Fast threads may have more waiting, because refusing a client that retries at once costs
+//! nearly as much as answering it.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tbd_deadline::lock;
 
-/// Requests that may wait all the time, for each thread: enough to keep it busy, and room
-/// for clients that come together. Measured in docs/performance.md.
+/// Requests that may stand in the queue, for each thread. This keeps a thread busy, with room for
+/// clients that arrive together. Measured in docs/performance.md.
 const STANDING_PER_THREAD: usize = 3;
 
-/// Or as many as are taken in this time, at the best rate of late.
+/// Or as many as are taken in this time, at the best recent rate.
 const STANDING_TIME: Duration = Duration::from_millis(125);
 
-/// For how long it is counted how many are taken: several shared commits, whose threads come
-/// back together, on a slow disk.
+/// How long taken requests are counted: several shared commits on a slow disk, whose threads come
+/// back together.
 const COUNTED: Duration = Duration::from_millis(500);
 
 pub(super) struct Admission {
     threads: usize,
-    /// May stand whatever the rate.
+    /// Requests that may stand at any rate.
     floor: usize,
     burst: Duration,
     state: Mutex<AdmissionState>,
@@ -51,13 +51,13 @@ pub(super) struct Admission {
 struct AdmissionState {
     overloaded: bool,
     stuck: bool,
-    /// When a look last agreed with `overloaded`.
+    /// When a check last agreed with `overloaded`.
     agreed: Instant,
-    /// When a thread last took a request or knew an answer, or somebody began to wait.
+    /// When a thread last took a request or knew an answer, or a request began to wait.
     progress: Instant,
     /// Threads that wait for a request.
     free: usize,
-    /// Requests that may stand.
+    /// Requests that may stand now.
     standing: usize,
     /// Requests taken since `counted`.
     taken: usize,
@@ -84,7 +84,7 @@ impl Admission {
         }
     }
 
-    /// Whether a request may wait behind the `waiting` that are there.
+    /// Whether a request may wait behind `waiting` others.
     pub(super) fn may_wait(&self, now: Instant, waiting: usize) -> bool {
         let mut state = lock(&self.state);
         if waiting == 0 {
@@ -97,22 +97,22 @@ impl Admission {
         !(state.stuck || state.overloaded && waiting > state.standing)
     }
 
-    /// A thread has nothing to do.
+    /// Marks a thread as free.
     pub(super) fn free(&self) {
         let mut state = lock(&self.state);
         state.free += 1;
         state.stuck = false;
     }
 
-    /// A thread knows its answer. It is free once the client has that, and the client must not be
-    /// refused when it comes again sooner.
+    /// A thread knows its answer. It is free only once the client has that answer, and a client
+    /// that returns sooner must not be refused.
     pub(super) fn answered(&self, now: Instant) {
         let mut state = lock(&self.state);
         state.stuck = false;
         state.progress = now;
     }
 
-    /// A free thread has taken a request and left `waiting`.
+    /// A free thread has taken a request and left `waiting` in the queue.
     pub(super) fn take(&self, now: Instant, waiting: usize) {
         let mut state = lock(&self.state);
         state.free = state.free.saturating_sub(1);
@@ -121,7 +121,7 @@ impl Admission {
         state.see(now, waiting, self);
     }
 
-    /// Whether the `waiting` requests are to be refused, as no thread takes them.
+    /// Whether the `waiting` requests must be refused because no thread takes them.
     pub(super) fn gives_up(&self, now: Instant, waiting: usize) -> bool {
         let mut state = lock(&self.state);
         if waiting > 0 {
@@ -130,15 +130,15 @@ impl Admission {
         waiting > 0 && state.stuck
     }
 
-    /// Whether no request is in a thread's hands and none of the `waiting` waits for one.
+    /// Whether no thread has a request and none of the `waiting` waits for one.
     pub(super) fn is_idle(&self, waiting: usize) -> bool {
         waiting == 0 && lock(&self.state).free >= self.threads
     }
 }
 
 impl AdmissionState {
-    /// Counts one that was taken. When the rate falls, what may stand follows slowly: a pause of
-    /// a second, or the refusing itself, must not turn away clients that there is room for.
+    /// Counts one taken request. When the rate falls, `standing` follows slowly. A pause of a
+    /// second, or the refusals themselves, must not refuse clients for whom there is room.
     fn count(&mut self, now: Instant, limits: &Admission) {
         self.taken += 1;
         let elapsed = now.saturating_duration_since(self.counted);
@@ -189,7 +189,7 @@ mod tests {
         Admission::new(THREADS, BURST, start)
     }
 
-    /// The queue has been too long for a moment more than a burst lasts.
+    /// The queue has been too long for slightly more than a burst.
     fn overloaded(start: Instant) -> Admission {
         let admission = busy(start);
         for step in 1..=6 {
@@ -252,7 +252,7 @@ mod tests {
         assert!(!admission.may_wait(now, STANDING + 1));
         admission.take(now, STANDING);
         assert!(admission.may_wait(now, STANDING));
-        // It was the refusals that made it shorter.
+        // The refusals made it shorter.
         assert!(!admission.may_wait(now + ms(1), STANDING + 1));
     }
 

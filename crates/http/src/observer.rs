@@ -1,4 +1,4 @@
-//! What the owner of a server hears of its requests and of its pool.
+//! Hooks for observing a server's requests and its pool.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,25 +6,27 @@ use std::time::{Duration, Instant};
 
 use crate::request::{header, headers, path_range};
 
-/// Observes one thread of a server. Each thread has its own, made by the [`Observers`] of its server, and handles one
-/// request at a time: [`begin`](Self::begin), then [`end`](Self::end).
+/// Observes one thread of a server. Each thread has its own observer, made by the [`Observers`] of
+/// its server. It handles one request at a time: [`begin`](Self::begin), then [`end`](Self::end).
 ///
-/// The methods run on the request's path: they must be quick and must not block.
+/// The methods run while a request is handled: they must be quick and must not block.
 pub trait Observer {
-    /// The thread takes a request up. A request whose handler panicked outside our net never ends: the next `begin`
-    /// takes its place.
+    /// The thread starts on a request. After a panic outside the handler there is no `end`: the
+    /// next `begin` replaces the request.
     fn begin(&mut self, arrival: &Arrival<'_>);
 
-    /// The trace that the request belongs to: 32 hexadecimal digits. Names the request where its client did not.
+    /// The request's trace id: 32 hexadecimal digits. It serves as the request id if the client
+    /// sent none.
     fn trace_id(&self) -> String;
 
-    /// The request's span within that trace: 16 hexadecimal digits.
+    /// The id of the request's span within that trace: 16 hexadecimal digits.
     fn span_id(&self) -> String;
 
-    /// The response was written, or the client is gone.
+    /// The response was written, or the client has gone.
     fn end(&mut self, status: u16, request_id: &str);
 
-    /// A request, or a connection, is refused unhandled, for one of [`SHED`](crate::SHED).
+    /// A request, or a connection, was refused unhandled, for one of the reasons in
+    /// [`SHED`](crate::SHED).
     fn shed(&mut self, reason: &'static str) {
         let _ = reason;
     }
@@ -32,28 +34,28 @@ pub trait Observer {
     /// A handler panicked.
     fn panicked(&mut self) {}
 
-    /// A request waits for a thread of the pool.
+    /// A request starts to wait for a thread of the pool.
     fn queued(&mut self) {}
 
-    /// That wait ended: a thread took the request, or it was refused.
+    /// The wait ended: a thread took the request, or it was refused.
     fn dequeued(&mut self) {}
 
-    /// A thread of the pool is busy with a request that had `waited` for it.
+    /// A thread of the pool is busy with a request that `waited` for it.
     fn busy(&mut self, waited: Duration) {
         let _ = waited;
     }
 
-    /// That thread is free again.
+    /// The thread is free again.
     fn free(&mut self) {}
 }
 
 /// Makes a thread's observer, on that thread, when the server starts.
 pub type Observers = Arc<dyn Fn() -> Box<dyn Observer> + Send + Sync>;
 
-/// A request as it arrived.
+/// A request at its arrival.
 pub struct Arrival<'a> {
     pub(crate) request: &'a tiny_http::Request,
-    /// The route's template; `None` if none fits.
+    /// The route's template; `None` if no template matches.
     pub route: Option<&'static str>,
     /// When the request was complete.
     pub at: Instant,
@@ -62,18 +64,18 @@ pub struct Arrival<'a> {
 }
 
 impl Arrival<'_> {
-    /// The method as it was sent.
+    /// The method as sent.
     pub fn method(&self) -> &str {
         self.request.method().as_str()
     }
 
-    /// The path as it was sent.
+    /// The path as sent.
     pub fn path(&self) -> &str {
         let target = self.request.url();
         &target[path_range(target)]
     }
 
-    /// The query as it was sent, if there is one.
+    /// The query as sent, if there is one.
     pub fn query(&self) -> Option<&str> {
         let target = self.request.url();
         target[path_range(target).end..].strip_prefix('?')
@@ -95,7 +97,7 @@ impl Arrival<'_> {
     }
 }
 
-/// Observes nothing. Requests of clients that name none have no name.
+/// Observes nothing. A request whose client sent no id has an empty one.
 impl Observer for () {
     fn begin(&mut self, _arrival: &Arrival<'_>) {}
 

@@ -6,16 +6,16 @@ use serde::Serialize;
 
 use super::response::Response;
 
-/// What every problem type starts with; the slug that follows is stable, since
-/// clients tell problems apart by it.
+/// The prefix of every problem type. The slug that follows is stable: clients tell problems apart
+/// by it.
 pub const TYPE_PREFIX: &str = "urn:tbd:problem:";
 
 /// Media type of a problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// An error answer. The server adds `trace_id` and `span_id` when it renders it.
+/// An error response. The server adds `trace_id` and `span_id` when it renders it.
 ///
-/// `detail` is for the client: no statement, no stack, no secret.
+/// `detail` is for the client: no SQL statement, no stack trace, no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     status: u16,
@@ -26,7 +26,7 @@ pub struct Problem {
     headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
 }
 
-/// One field of the request that is not as it must be.
+/// One invalid field of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
     /// The field's name as the client knows it.
@@ -59,8 +59,8 @@ struct Body<'a> {
 }
 
 impl Problem {
-    /// A problem of type `urn:tbd:problem:{slug}`; the title is the same for
-    /// every occurrence of the type, the detail speaks of this one.
+    /// A problem of type `urn:tbd:problem:{slug}`. The title is the same for every occurrence of
+    /// the type; the detail describes this one.
     pub fn new(
         status: u16,
         slug: &'static str,
@@ -83,12 +83,12 @@ impl Problem {
         self
     }
 
-    /// Says after how many seconds trying again is worth it.
+    /// Adds the number of seconds after which a retry makes sense.
     pub fn retry_after(self, seconds: u64) -> Self {
         self.header("Retry-After", seconds.to_string())
     }
 
-    /// Adds a header to the answer.
+    /// Adds a header to the response.
     pub fn header(
         mut self,
         name: impl Into<Cow<'static, str>>,
@@ -103,22 +103,22 @@ impl Problem {
         self.status
     }
 
-    /// The type's last part.
+    /// The last part of the type.
     pub fn slug(&self) -> &'static str {
         self.slug
     }
 
-    /// What is said of this occurrence.
+    /// The description of this occurrence.
     pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    /// The headers that go with it, besides `Content-Type`.
+    /// The problem's headers, without `Content-Type`.
     pub fn headers(&self) -> &[(Cow<'static, str>, Cow<'static, str>)] {
         &self.headers
     }
 
-    /// The body (`application/problem+json`), naming the span it came from.
+    /// The body (`application/problem+json`), with the ids of the request's span.
     pub fn body(&self, trace_id: &str, span_id: &str) -> Vec<u8> {
         let body = Body {
             kind: format!("{TYPE_PREFIX}{}", self.slug),
@@ -133,7 +133,7 @@ impl Problem {
         serde_json::to_vec(&body).unwrap_or_default()
     }
 
-    /// The answer, naming the span it came from.
+    /// The response, with the ids of the request's span.
     pub(super) fn into_response(self, trace_id: &str, span_id: &str) -> Response {
         let mut response = Response::new(self.status)
             .header("Content-Type", CONTENT_TYPE)
@@ -148,7 +148,7 @@ pub fn not_found() -> Problem {
     Problem::new(404, "not-found", "Not found", "Nothing is at this path.")
 }
 
-/// The path is known, the method is not; `allow` lists those that are.
+/// The path is known but the method is not; `allow` lists the valid ones.
 pub fn method_not_allowed(allow: &str) -> Problem {
     Problem::new(
         405,
@@ -184,7 +184,7 @@ pub fn body_timeout() -> Problem {
     )
 }
 
-/// Refused at once: too many wait already.
+/// Refused at once, because too many requests wait already.
 pub fn overloaded() -> Problem {
     Problem::new(
         503,
@@ -195,7 +195,7 @@ pub fn overloaded() -> Problem {
     .retry_after(1)
 }
 
-/// The deadline passed before anybody could look at the request.
+/// The deadline passed before a thread took the request.
 pub fn waited_too_long() -> Problem {
     Problem::new(
         503,
@@ -206,7 +206,7 @@ pub fn waited_too_long() -> Problem {
     .retry_after(1)
 }
 
-/// A fault of ours.
+/// An error of the server itself.
 pub fn internal() -> Problem {
     Problem::new(
         500,

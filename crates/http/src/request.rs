@@ -12,15 +12,15 @@ use super::problem::{self, Problem};
 use super::router::{Identity, Match};
 use tbd_deadline::Deadline;
 
-/// One request: its head, and its body when asked for.
+/// One request: its head, and its body on demand.
 pub struct Request {
     inner: Incoming,
     framing: Framing,
     pub(super) found: Match,
     pub(super) identity: Option<Identity>,
-    /// Where the path is in the target.
+    /// The path's range in the target.
     path: Range<usize>,
-    /// The path, if it is not the target's letter by letter.
+    /// The path, if decoding changed it.
     normalized: Option<String>,
     deadline: Deadline,
     request_id: String,
@@ -103,12 +103,12 @@ impl Request {
         headers(&self.inner, name)
     }
 
-    /// Until when the response should be there.
+    /// When the response is due.
     pub fn deadline(&self) -> Deadline {
         self.deadline
     }
 
-    /// Who sent the request; `None` where no guard asked.
+    /// Who sent the request; `None` where no guard identified the sender.
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.as_ref()
     }
@@ -118,9 +118,9 @@ impl Request {
         &self.request_id
     }
 
-    /// The whole body; empty without one. The first call reads it, which waits
-    /// for the client until [`deadline`](Self::deadline) and, if the client asked,
-    /// tells it to go on (`100 Continue`).
+    /// The whole body; empty without one. The first call reads it and blocks until the client has
+    /// sent it, at most until [`deadline`](Self::deadline). If the client expects `100 Continue`,
+    /// that is sent first.
     ///
     /// # Errors
     /// 413 over the limit, 408 when the body does not arrive in time, 400 when
@@ -140,8 +140,8 @@ impl Request {
         }
     }
 
-    /// Whether bytes of the body may still come, so that the next request's
-    /// start is not known.
+    /// Whether bytes of the body are still to come, so that the start of the next request is
+    /// unknown.
     pub(super) fn body_outstanding(&self) -> bool {
         match self.body {
             Body::Unread => !self.framing.prefetched,
@@ -150,7 +150,7 @@ impl Request {
         }
     }
 
-    /// What is left when the handler is done: the request and its id.
+    /// What remains after the handler: the request and its id.
     pub(super) fn into_parts(self) -> (Incoming, String) {
         (self.inner, self.request_id)
     }
@@ -168,15 +168,15 @@ impl Request {
             }
             BodyLength::Chunked => (None, 4096),
         };
-        // From here on a client that stalls is cut off at the deadline.
+        // From here on, a client that stalls is cut off at the deadline.
         let watched = (!self.framing.prefetched)
             .then(|| self.watch.until(self.inner.remote_addr(), self.deadline));
         let mut body = vec![0; capacity];
         let mut filled = 0;
         while length.is_none_or(|length| filled < length) {
             if filled == body.len() {
-                // Only a chunked body's length is not known beforehand; one byte
-                // over the limit tells that it is exceeded.
+                // Only a chunked body has no length in advance; one byte over the limit shows that
+                // the limit is exceeded.
                 body.resize((body.len() * 2).min(limit + 1), 0);
             }
             let read = match self.inner.as_reader().read(&mut body[filled..]) {
@@ -204,7 +204,7 @@ impl Request {
     }
 
     fn read_failed(&self, error: &io::Error) -> Problem {
-        // The socket's read time-out reads as "would block".
+        // The socket reports its read time-out as "would block".
         let timed_out = matches!(
             error.kind(),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
@@ -240,8 +240,8 @@ pub(super) fn headers<'a>(
         .map(|header| header.value.as_str())
 }
 
-/// Where the path stands in a request target: a path and query as a rule, the
-/// absolute form of a proxy request as well (RFC 9112, section 3.2).
+/// The path's range in a request target. The target is normally a path and query; a proxy request
+/// has the absolute form (RFC 9112, section 3.2).
 pub(super) fn path_range(target: &str) -> Range<usize> {
     let start = if target.starts_with('/') {
         0
@@ -262,8 +262,8 @@ pub(super) fn path_of(target: &str) -> Cow<'_, str> {
     normalized(&target[path_range(target)])
 }
 
-/// `path` with its percent-encoded unreserved characters decoded: such paths are equivalent
-/// (RFC 3986, section 6.2.2.2). Everything else stays as it is.
+/// `path` with its percent-encoded unreserved characters decoded, which leaves it equivalent (RFC
+/// 3986, section 6.2.2.2). Everything else stays as it is.
 fn normalized(path: &str) -> Cow<'_, str> {
     if !path.contains('%') {
         return path.into();
@@ -278,7 +278,7 @@ fn normalized(path: &str) -> Cow<'_, str> {
     decoded.into()
 }
 
-/// The unreserved character (RFC 3986, section 2.3) that two hexadecimal digits stand for.
+/// The unreserved character (RFC 3986, section 2.3) that two hexadecimal digits encode.
 fn unreserved(digits: &str) -> Option<char> {
     let is_hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     let byte = u8::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;

@@ -5,19 +5,18 @@ use std::cell::RefCell;
 use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What a handler answers. Length, date, connection and request-id headers are
-/// the server's to add.
+/// A handler's answer. The server adds the length, date, connection and request-id headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Status code, 200 to 599.
     pub status: u16,
-    /// Headers in the order they are sent.
+    /// Headers in the order of sending.
     pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
-    /// The whole body; not sent in answer to HEAD, nor with 204 and 304.
+    /// The whole body. It is not sent in answer to HEAD, nor with 204 and 304.
     pub body: Vec<u8>,
 }
 
-/// How the connection goes on after a response.
+/// What happens to the connection after a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persistence {
     /// HTTP/1.1 and staying open: no header needed.
@@ -52,8 +51,8 @@ impl Response {
             .body(body)
     }
 
-    /// Adds a header. Names and values are the program's own words or checked
-    /// before; a control character in one would still not reach the wire.
+    /// Adds a header. Names and values are constants of the program or were validated. Even so, a
+    /// control character in one does not reach the wire.
     pub fn header(
         mut self,
         name: impl Into<Cow<'static, str>>,
@@ -118,7 +117,7 @@ fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends the date; formatted once a second and thread.
+/// Appends the date, formatted once a second for each thread.
 fn push_date(out: &mut Vec<u8>) {
     thread_local! {
         static LAST: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };

@@ -1,4 +1,4 @@
-//! Which handler answers which method and path.
+//! Routing table: methods and paths to handlers.
 
 use std::ops::Range;
 
@@ -6,27 +6,27 @@ use super::problem::Problem;
 use super::request::Request;
 use super::response::Response;
 
-/// What answers a route. It runs on one of the pool's threads (or a probe
-/// thread), may block within [`Request::deadline`], and may panic: the request
-/// then gets a 500 and the thread lives on.
+/// The handler of a route. It runs on one of the pool's threads (or a probe thread), may block
+/// within [`Request::deadline`], and may panic. After a panic the request gets a 500 and the thread
+/// continues.
 pub type Handler = Box<dyn Fn(&mut Request) -> Result<Response, Problem> + Send + Sync>;
 
-/// Lets a request pass to its handler and says who sent it, or answers in the handler's
-/// place. Runs where the handler would, and must not wait.
+/// Admits a request to its handler and identifies the sender, or answers instead of the handler.
+/// Runs on the handler's thread, and must not block.
 pub type Guard = Box<dyn Fn(&Request) -> Result<Identity, Problem> + Send + Sync>;
 
-/// Who sent a request, by the guard that let it pass.
+/// The sender of a request, as identified by the guard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Who vouches for the subject.
+    /// The party that vouches for the subject.
     pub issuer: Option<String>,
     /// The sender's name, unique at the issuer.
     pub subject: Option<String>,
 }
 
-/// The table of routes. Templates are literal segments and `{name}` segments;
-/// the first template that fits wins. Paths are compared byte by byte, with no more
-/// decoded than unreserved characters; a trailing slash makes another path.
+/// The table of routes. Templates have literal segments and `{name}` segments; the first template
+/// that matches wins. Paths are compared byte by byte, after decoding unreserved characters only. A
+/// trailing slash makes a different path.
 ///
 /// ```
 /// use tbd_http::{Response, Router};
@@ -42,11 +42,11 @@ pub struct Identity {
 #[derive(Default)]
 pub struct Router {
     routes: Vec<Route>,
-    /// What stands before the handlers of every template that starts so.
+    /// Runs before the handlers of every template with this prefix.
     guard: Option<(&'static str, Guard)>,
 }
 
-/// One template with everything that answers on it.
+/// One template with its methods and handlers.
 pub(super) struct Route {
     template: &'static str,
     segments: Vec<Segment>,
@@ -60,7 +60,7 @@ enum Segment {
     Parameter(&'static str),
 }
 
-/// What a method and path lead to.
+/// The result of a look-up.
 pub(super) enum Match {
     /// Route `route` answers with its handler number `handler`.
     Found {
@@ -68,9 +68,9 @@ pub(super) enum Match {
         handler: usize,
         params: Params,
     },
-    /// The path is known, the method is not.
+    /// The path is known, but the method is not.
     WrongMethod { route: usize },
-    /// No template fits.
+    /// No template matches.
     Unmatched,
 }
 
@@ -83,7 +83,7 @@ impl Match {
     }
 }
 
-/// Where the values of a template's parameters stand in the path.
+/// The parameters' names, with the ranges of their values in the path.
 pub(super) type Params = Vec<(&'static str, Range<usize>)>;
 
 impl Router {
@@ -108,9 +108,9 @@ impl Router {
         self.add("POST", template, Box::new(handler), false)
     }
 
-    /// Answers GET (and HEAD) on `template` from threads outside the pool, so
-    /// that it answers when every thread of the pool is stuck. `template` has no
-    /// parameters; the handler must never wait.
+    /// Answers GET (and HEAD) on `template` from threads outside the pool, so that it answers while
+    /// every thread of the pool is stuck. `template` has no parameters; the handler must never
+    /// block.
     pub fn probe_get<F>(self, template: &'static str, handler: F) -> Self
     where
         F: Fn(&mut Request) -> Result<Response, Problem> + Send + Sync + 'static,
@@ -118,8 +118,8 @@ impl Router {
         self.add("GET", template, Box::new(handler), true)
     }
 
-    /// Puts `guard` before every handler on a template that starts with `prefix`. It is
-    /// asked once path and method are known to be right, and takes an earlier one's place.
+    /// Puts `guard` before every handler on a template that starts with `prefix`. It runs once path
+    /// and method are known to be valid. It replaces an earlier guard.
     pub fn guard<F>(mut self, prefix: &'static str, guard: F) -> Self
     where
         F: Fn(&Request) -> Result<Identity, Problem> + Send + Sync + 'static,
@@ -158,7 +158,7 @@ impl Router {
         self
     }
 
-    /// Finds what answers `method` on `path` (without the query).
+    /// Finds the handler of `method` on `path` (without the query).
     pub(super) fn find(&self, method: &str, path: &str) -> Match {
         let wanted = if method == "HEAD" { "GET" } else { method };
         for (index, route) in self.routes.iter().enumerate() {
@@ -181,7 +181,7 @@ impl Router {
         self.routes[route].template
     }
 
-    /// Whether `path` belongs to the probe threads.
+    /// Whether the probe threads answer `path`.
     pub(super) fn is_probe(&self, path: &str) -> bool {
         self.routes.iter().any(|r| r.probe && r.template == path)
     }
@@ -190,7 +190,7 @@ impl Router {
         &self.routes[route].allow
     }
 
-    /// Asks the guard, if `route` has one; `None` without.
+    /// Asks the guard, if `route` has one; otherwise `None`.
     pub(super) fn admit(
         &self,
         route: usize,
@@ -232,8 +232,7 @@ impl Route {
         }
     }
 
-    /// The parameters' places when `path` fits. Allocates only for a template
-    /// that has parameters.
+    /// The parameters' ranges if `path` matches. Allocates only for a template that has parameters.
     fn matches(&self, path: &str) -> Option<Params> {
         let mut params = Params::new();
         let mut start = 0;

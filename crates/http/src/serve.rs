@@ -1,4 +1,4 @@
-//! From a request's arrival to the end of its response.
+//! A request's way from arrival to the end of its response.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -34,20 +34,20 @@ pub(super) struct ServerShared {
     pub(super) connections: Connections<Exchange>,
     pub(super) admission: Admission,
     pub(super) watch: Arc<Watch>,
-    /// The self-check's request target; nobody else knows it.
+    /// The self-check's request target, secret from clients.
     pub(super) ping: String,
-    /// Responses say that they are the connection's last.
+    /// While set, each response is its connection's last.
     pub(super) stopping: AtomicBool,
     /// To the pool's threads.
     pub(super) queue: Sender<Work>,
     /// To the probe threads.
     pub(super) probes: Sender<Work>,
-    /// To the thread that lets connections end gently.
+    /// To the thread that lingers on connections before it closes them.
     pub(super) lingering: Sender<Linger>,
 }
 
-/// Whose work it is. What is counted (threads, busy ones, the queue and the
-/// time in it) is the pool's: looking at the numbers must not move them.
+/// The threads that a request belongs to. Only the pool's threads, busy threads, queue and queue
+/// time are counted: reading the metrics must not change them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
     Pool,
@@ -70,16 +70,16 @@ pub(super) enum Linger {
     Stop,
 }
 
-/// A request on its way, and since when it is here.
+/// A request in progress, with its time of arrival.
 pub(super) struct Exchange {
     request: Incoming,
     peer: SocketAddr,
     arrived: Instant,
-    /// No later one of its connection is answered.
+    /// Whether no later request of its connection is answered.
     last: bool,
 }
 
-/// Why requests are refused without being handled, as label values.
+/// Reasons for refusing requests unhandled, as label values.
 pub const SHED: [&str; 5] = [QUEUE_FULL, OVERLOAD, PROBES_FULL, PIPELINE, LATE];
 const QUEUE_FULL: &str = "queue_full";
 const OVERLOAD: &str = "overload";
@@ -87,15 +87,15 @@ const PROBES_FULL: &str = "probes";
 const PIPELINE: &str = "pipeline";
 const LATE: &str = "deadline";
 
-/// How much of an unread body is read and thrown away so that the client gets
-/// to read its answer, and for how long.
+/// How much of an unread body is read and discarded, so that the client can read its answer, and
+/// for how long.
 const LINGER_BYTES: usize = 1024 * 1024;
 const LINGER: Duration = Duration::from_millis(500);
 
 impl ServerShared {
-    /// Takes the next request from tiny_http, and sees to it unless it has to
-    /// wait for one before it. Waits for nothing else: what no thread is free
-    /// for, and no place in the queue, is refused at once.
+    /// Takes the next request from tiny_http and dispatches it, unless an earlier one of its
+    /// connection is in progress. Blocks on nothing else: a request that finds neither a free
+    /// thread nor a place in the queue is refused at once.
     ///
     /// # Errors
     /// tiny_http's: its accept thread has ended, or `unblock` was called.
@@ -104,12 +104,13 @@ impl ServerShared {
         observer: &mut dyn Observer,
         tiny: &tiny_http::Server,
     ) -> std::io::Result<()> {
-        // The one lock that is held across a wait: `recv` and the entry below must be one step, or
-        // two acceptors could swap a connection's requests. Only acceptors take it, and waiting
-        // for the next request is all they would do anyway. `unblock` ends `recv` at shutdown.
+        // The one lock that is held across a wait. `recv` and entering the request must be one
+        // step, or two acceptors could swap a connection's requests. Only acceptors take this lock,
+        // and the ones that wait for it would wait in `recv` otherwise. `unblock` ends `recv` at
+        // shutdown.
         let intake = lock(&self.intake);
         let request = Incoming::new(tiny.recv()?);
-        // Only Unix sockets have no address, and we never listen on one.
+        // Only Unix sockets have no address, and the server listens on none.
         let Some(peer) = request.remote_addr().copied() else {
             return Ok(());
         };
@@ -140,7 +141,7 @@ impl ServerShared {
         Ok(())
     }
 
-    /// The connection's next request, now that the one before is answered.
+    /// The connection's next request, once the one before is answered.
     fn next(&self, peer: SocketAddr) -> Option<Exchange> {
         match self.connections.next(peer) {
             Next::Go { request, last } => Some(Exchange { last, ..request }),
@@ -152,8 +153,7 @@ impl ServerShared {
         }
     }
 
-    /// Puts a request into its queue, or refuses it and goes on with the
-    /// connection's next one.
+    /// Queues a request, or refuses it and continues with its connection's next one.
     pub(super) fn dispatch(&self, observer: &mut dyn Observer, exchange: Exchange) {
         let mut next = Some(exchange);
         while let Some(exchange) = next {
@@ -169,7 +169,8 @@ impl ServerShared {
                     next = self.next(peer);
                     continue;
                 }
-                // Counted before: a thread may take it, and count it off, at once.
+                // Counted before `try_send`: a thread may take the request and count it off at
+                // once.
                 observer.queued();
             }
             let refused = match queue.try_send(Work::Answer(exchange)) {
@@ -190,13 +191,13 @@ impl ServerShared {
         }
     }
 
-    /// Answers 503 in the handler's place.
+    /// Answers 503 instead of the handler.
     fn refuse(&self, observer: &mut dyn Observer, exchange: Exchange, reason: &'static str) {
         observer.shed(reason);
         self.answer(observer, exchange, |_| Err(problem::overloaded()));
     }
 
-    /// Refuses everybody who waits in `queue` when no thread takes them.
+    /// Refuses all requests in `queue` while no thread takes them.
     pub(super) fn shed_stuck(&self, observer: &mut dyn Observer, queue: &Receiver<Work>) {
         while self.admission.gives_up(Instant::now(), queue.len()) {
             match queue.try_recv() {
@@ -208,7 +209,7 @@ impl ServerShared {
                         self.dispatch(observer, next);
                     }
                 }
-                // Meant for a thread of the pool, which has a place free by now.
+                // Meant for a thread of the pool. Taking it has freed a place in the queue.
                 Ok(Work::Stop) => {
                     let _ = self.queue.try_send(Work::Stop);
                     return;
@@ -218,7 +219,7 @@ impl ServerShared {
         }
     }
 
-    /// A pool or probe thread's life: answers until it is told to stop.
+    /// The main loop of a pool or probe thread: answers until it is told to stop.
     pub(super) fn work(&self, observer: &mut dyn Observer, queue: &Receiver<Work>, lane: Lane) {
         loop {
             if lane == Lane::Pool {
@@ -234,7 +235,7 @@ impl ServerShared {
                 self.admission.take(Instant::now(), queue.len());
             }
             let peer = exchange.peer;
-            // Handlers have a net of their own; this one is for the rest.
+            // `answer` catches the panics of handlers; this catches the rest.
             let answered = catch_unwind(AssertUnwindSafe(|| {
                 self.answer(observer, exchange, |request| {
                     let outcome = self.handle(request);
@@ -314,7 +315,7 @@ impl ServerShared {
         });
 
         let unclear = fault.is_some() || request.body_outstanding();
-        // A probe may come again on its connection until the last request is answered.
+        // A probe may reuse its connection until the last request is answered.
         let stopping = self.stopping.load(Ordering::Relaxed)
             && (!probe || self.admission.is_idle(self.queue.len()));
         let persistence = if unclear || stopping || framing.last || last {
@@ -330,7 +331,7 @@ impl ServerShared {
         if unclear {
             self.end(request, peer, &bytes);
         } else {
-            // A client that is gone needs no answer.
+            // A client that has gone needs no answer.
             self.send(request, peer, &bytes, stopping && !framing.last);
         }
         observer.end(response.status, &request_id);
@@ -350,8 +351,8 @@ impl ServerShared {
         }
     }
 
-    /// Writes the response the usual way. All of it is one write; the request is
-    /// clear of its body, so dropping it waits for nothing.
+    /// Writes the response through tiny_http, in one write. No byte of the body is outstanding, so
+    /// dropping the request does not block.
     fn send(&self, request: Incoming, peer: SocketAddr, bytes: &[u8], last: bool) {
         let mut writer = request.into_writer();
         let written = writer.write_all(bytes).and_then(|()| writer.flush());
@@ -363,8 +364,7 @@ impl ServerShared {
         }
     }
 
-    /// Answers a request after which nobody knows where the next one starts,
-    /// and ends its connection.
+    /// Answers a request and ends its connection, because the start of the next request is unknown.
     fn end(&self, request: Incoming, peer: SocketAddr, bytes: &[u8]) {
         let unanswered = self.connections.ended(peer);
         let written = self.with_connection(peer, |connection| connection.send(bytes));
@@ -374,7 +374,7 @@ impl ServerShared {
         self.finish(request, unanswered, peer);
     }
 
-    /// Ends a connection whose last response is sent. `request` and those `unanswered` are
+    /// Ends a connection whose last response is sent. `request` and the `unanswered` ones are
     /// dropped after it.
     fn finish(&self, request: Incoming, unanswered: VecDeque<Exchange>, peer: SocketAddr) {
         self.with_connection(peer, DescriptorNumber::finish_sending);
@@ -387,9 +387,8 @@ impl ServerShared {
         }
     }
 
-    /// Looks a connection up and does something to it, at once: its descriptor
-    /// may be closed, and its number given to another, by the time of a second
-    /// thing to do. `None` when the client has gone already.
+    /// Looks a connection up and calls `f` at once, for one action. Before a second action, the
+    /// descriptor may be closed and its number reused. `None` when the client has gone.
     fn with_connection<T>(
         &self,
         peer: SocketAddr,
@@ -398,7 +397,7 @@ impl ServerShared {
         DescriptorNumber::find(peer, self.local_port).map(f)
     }
 
-    /// Ends a connection whose request does not become complete.
+    /// Ends a connection whose request did not become complete.
     pub(super) fn end_unfinished(&self, peer: SocketAddr, fault: Fault) {
         let (status, what) = match fault {
             Fault::Slow => ("408 Request Timeout", "slow"),
@@ -411,9 +410,9 @@ impl ServerShared {
         drop(self.connections.ended(peer));
     }
 
-    /// The lingering thread's life. Closing a socket with unread bytes makes the
-    /// kernel reset it, and the client may lose the answer it has not read yet;
-    /// so a little of what still comes is read first.
+    /// The main loop of the lingering thread. When a socket with unread bytes is closed, the kernel
+    /// resets the connection, and the client may lose its answer. So some of the unread bytes are
+    /// read first.
     pub(super) fn linger(&self, queue: &Receiver<Linger>) {
         while let Ok(Linger::Until(mut request, unanswered)) = queue.recv() {
             let deadline = Deadline::after(LINGER);
@@ -421,7 +420,7 @@ impl ServerShared {
             let watched = self.watch.until(peer.as_ref(), deadline);
             let mut buffer = [0; 16 * 1024];
             let mut left = LINGER_BYTES;
-            // At an early end tiny_http cleans up, see `Incoming`.
+            // After an early end tiny_http discards the rest, see `Incoming`.
             while left > 0 && !deadline.is_past() && !request.is_absurd() {
                 match request.as_reader().read(&mut buffer) {
                     Ok(0) | Err(_) => break,
@@ -431,7 +430,7 @@ impl ServerShared {
             drop(watched);
             if let Some(peer) = peer {
                 self.with_connection(peer, DescriptorNumber::end);
-                // What is left in tiny_http's buffer comes as requests from now on.
+                // tiny_http takes what is left in its buffer for requests from now on.
                 drop(self.connections.ended(peer));
             }
             drop(request);
@@ -448,7 +447,7 @@ fn pong(request: Incoming) {
         .and_then(|()| writer.flush());
 }
 
-/// Whether a client's `X-Request-Id` is taken over: 1 to 128 visible ASCII characters.
+/// Whether a client's `X-Request-Id` is adopted: 1 to 128 visible ASCII characters.
 pub fn is_sane_request_id(id: &str) -> bool {
     (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }

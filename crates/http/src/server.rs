@@ -1,4 +1,4 @@
-//! Starting and stopping the server's threads.
+//! Start and shutdown of the server's threads.
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
@@ -21,43 +21,42 @@ use super::router::Router;
 use super::serve::{Lane, Linger, ServerShared, Work};
 use tbd_deadline::Deadline;
 
-/// Threads for probe routes, and how many probes may wait for them.
+/// Threads for probe routes, and probes that may wait for them.
 const PROBE_THREADS: usize = 2;
 const PROBE_QUEUE: usize = 64;
 
-/// Connections that may wait for the lingering thread; more are cut short.
+/// Connections that may wait for the lingering thread; more are closed at once.
 const LINGER_QUEUE: usize = 64;
 
 /// How long dropping a server that was not shut down waits for its threads.
 const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long threads that have nothing left to do get to end after the deadline.
+/// How long idle threads may take to end after the deadline.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// What a server is made of.
+/// A server's configuration.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free one.
     pub addr: SocketAddr,
     /// Threads that take requests from tiny_http.
     pub acceptors: usize,
-    /// Threads that run handlers: how many requests are answered at a time.
+    /// Threads that run handlers: requests answered at a time.
     pub workers: usize,
-    /// Requests that may wait for a thread; with more, 503 at once.
+    /// Requests that may wait for a thread; beyond this, 503 at once.
     pub queue: usize,
-    /// For how long many requests may wait, or all threads take none, before more are
-    /// answered 503 at once (see `admission`).
+    /// How long the queue may stay too long, or all threads may take no request, before further
+    /// requests get 503 at once (see `admission`).
     pub burst: Duration,
-    /// From a request's arrival to its response, waiting included.
+    /// The time from a request's arrival to its response, waiting included.
     pub request_timeout: Duration,
-    /// How long a connection may send nothing before it is closed. Longer than
-    /// the proxy in front keeps its idle connections (nginx: 60 s), or the proxy
-    /// will now and then send a request into a closing connection. At least 15 s
-    /// (three times the self-check's interval).
+    /// How long a connection may send nothing before it is closed. It must exceed the idle timeout
+    /// of the proxy in front (nginx: 60 s), or the proxy occasionally sends a request into a
+    /// closing connection. At least 15 s (three times the self-check's interval).
     pub idle_timeout: Duration,
     /// Longest request body, in bytes.
     pub body_limit: usize,
-    /// Resident memory of the process beyond which it has to end, in bytes.
+    /// The process must end when its resident memory exceeds this, in bytes.
     pub memory_limit_bytes: u64,
 }
 
@@ -80,10 +79,10 @@ impl Default for ServerConfig {
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address cannot be listened on: taken, not ours, or not permitted.
+    /// The address cannot be listened on: taken, not local, or not permitted.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
-        /// The address asked for.
+        /// The requested address.
         addr: SocketAddr,
         /// The operating system's reason.
         source: std::io::Error,
@@ -91,7 +90,7 @@ pub enum StartError {
     /// tiny_http did not take the listener.
     #[error("tiny_http did not start: {0}")]
     TinyHttp(String),
-    /// The operating system gives no more threads.
+    /// The operating system refused a thread.
     #[error("cannot start thread {name}: {source}")]
     Thread {
         /// The thread's name.
@@ -101,26 +100,26 @@ pub enum StartError {
     },
 }
 
-/// The shutdown's deadline came before the last request was answered.
+/// The shutdown's deadline passed before the last request was answered.
 #[derive(Debug, thiserror::Error)]
 #[error("{threads} threads of the HTTP server were still busy at the deadline")]
 pub struct StillBusy {
-    /// Threads that had not ended; they are left to the end of the process.
+    /// Threads that had not ended; they run until the process ends.
     pub threads: usize,
 }
 
-/// Called once, with the reason, when the server cannot go on and only a new
-/// process will do. A program exits with code 70 here.
+/// Called once, with the reason, when the server cannot continue and only a new process can help. A
+/// program exits with code 70 here.
 pub type OnFatal = Box<dyn Fn(&str) + Send + Sync>;
 
-/// A running server. Dropped without [`shutdown`](Self::shutdown), it stops the
-/// same way but waits 5 s at most.
+/// A running server. Dropped without [`shutdown`](Self::shutdown), it stops the same way but waits
+/// at most 5 s.
 pub struct Server {
     local_addr: SocketAddr,
     workers: usize,
     acceptors: usize,
     shared: Arc<ServerShared>,
-    /// tiny_http's own; shared with the acceptors.
+    /// tiny_http's server, shared with the acceptors.
     tiny: Arc<tiny_http::Server>,
     /// The same socket as tiny_http's, to stop it from accepting.
     listener: TcpListener,
@@ -133,12 +132,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Raises the process's descriptor limit, listens and starts all threads:
-    /// requests are answered from now on. Each thread is observed by what
-    /// `observers` makes. Does not wait.
+    /// Raises the process's descriptor limit, listens and starts all threads. Requests are answered
+    /// from now on. `observers` makes the observer of each thread. Does not block.
     ///
     /// # Errors
-    /// [`StartError`]; nothing is left running.
+    /// [`StartError`]; no thread keeps running.
     pub fn start(
         config: ServerConfig,
         router: Router,
@@ -180,7 +178,7 @@ impl Server {
         let workers = config.workers.max(1);
         let acceptors = config.acceptors.max(1);
 
-        // From here on dropping the half-made server stops what has started.
+        // From here on, dropping the partial server stops what was started.
         let mut server = Server {
             local_addr,
             workers,
@@ -245,7 +243,7 @@ impl Server {
             if let Some(reason) = reason {
                 fatal(&**on_fatal, &reason);
             }
-            drop(pinging); // the pings end with the self-check
+            drop(pinging); // ends the pings
         })?;
         log::info!(
             target: "tbd::http",
@@ -257,18 +255,18 @@ impl Server {
         Ok(server)
     }
 
-    /// The address in use, with the port that was free if 0 was asked for.
+    /// The address in use, with the actual port if 0 was requested.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Stops accepting, answers what is here and what connections already open
-    /// still ask (each response is its connection's last, but for probes while other
-    /// requests are in flight), and joins all threads. Idle connections are not waited for.
+    /// Stops accepting, drains, and joins all threads. It answers the requests in flight and those
+    /// that open connections still send. Each response is its connection's last, except for probes
+    /// while other requests are in flight. Idle connections are not waited for.
     ///
     /// # Errors
-    /// [`StillBusy`] when `deadline` came first; what still runs is left alone.
-    /// Known a quarter of a second after `deadline` at the latest.
+    /// [`StillBusy`] when `deadline` came first; busy threads keep running. Returned at most a
+    /// quarter of a second after `deadline`.
     pub fn shutdown(mut self, deadline: Deadline) -> Result<(), StillBusy> {
         self.stop(deadline)
     }
@@ -299,7 +297,7 @@ impl Server {
             .lingering
             .send_deadline(Linger::Stop, deadline.instant());
         let _ = self.stop_check.try_send(());
-        // Nothing is ever sent: this ends when the last thread's sender is gone.
+        // Nothing is ever sent. This ends when the last thread drops its sender.
         let patience = deadline.remaining().max(GRACE);
         let all_ended = self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected);
         let mut threads = 0;
@@ -365,7 +363,7 @@ impl Acceptor {
             match self.shared.accept(observer, &self.tiny) {
                 Ok(()) => {}
                 Err(_) if self.quit.load(Ordering::Acquire) => return,
-                // The accept thread's farewell; requests still come.
+                // The accept thread's final error; open connections still bring requests.
                 Err(_) if self.shared.stopping.load(Ordering::Relaxed) => {}
                 Err(error) => {
                     let reason = format!("connections are no longer accepted: {error}");

@@ -1,11 +1,12 @@
 //! One request at a time per connection.
 //!
-//! tiny_http reads ahead: a client that does not wait for its answers
-//! (pipelining) has many requests here at once, any number of them, and a
-//! thread that writes the second answer first waits inside tiny_http for the
-//! first one. So a connection's next request waits here, holding no thread,
-//! until the one before is answered. A connection with too many is ended as
-//! soon as those that were taken are answered.
+//! The fault: tiny_http reads ahead. A client that pipelines has any number of requests here at
+//! once, and a thread that writes the second response first blocks inside tiny_http until the first
+//! is written.
+//!
+//! Skip this file if this suffices: a connection's next request waits here, without a thread, until
+//! the previous one is answered. A connection with too many requests is closed once the accepted
+//! ones are answered.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -15,18 +16,18 @@ use std::time::{Duration, Instant};
 use super::unfinished;
 use tbd_deadline::{Deadline, lock};
 
-/// Requests of one connection that may wait behind the one being answered.
+/// Requests of one connection that may wait behind the one in progress.
 const PIPELINE: usize = 32;
 
-/// How long what still comes from an ended connection is ignored: leftovers of
-/// an unread body that look like requests arrive within milliseconds. The same
-/// client port could be a new connection only later than that.
+/// How long bytes that still arrive on an ended connection are ignored. Leftovers of an unread body
+/// that look like requests arrive within milliseconds. A new connection cannot reuse the client's
+/// port that soon.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
-/// From this number on, ended connections that are over are looked for.
+/// At this size the map of ended connections is purged of those past [`AFTERMATH`].
 const ENDED: usize = 1024;
 
-/// The connections that have a request here. `T` is the request.
+/// The connections that have a request in the server. `T` is the request.
 pub(crate) struct Connections<T> {
     state: Mutex<ConnectionsState<T>>,
     idle: Condvar,
@@ -36,9 +37,9 @@ struct ConnectionsState<T> {
     /// Connections that have sent a request, until [`Connections::forget`] finds
     /// them gone.
     known: HashMap<SocketAddr, Known<T>>,
-    /// How many of them have one in progress.
+    /// How many connections have a request in progress.
     busy: usize,
-    /// Ended connections and when they were.
+    /// Ended connections, with the time of their end.
     ended: HashMap<SocketAddr, Instant>,
 }
 
@@ -46,24 +47,24 @@ struct Known<T> {
     /// Whether a request is in progress; the others wait.
     busy: bool,
     waiting: VecDeque<T>,
-    /// The latest request that was too many. It is kept for as long as the connection
-    /// lives: dropping it could wait for its body.
+    /// The latest request over the limit. It is kept as long as the connection lives, because
+    /// dropping it could wait for its body.
     surplus: Option<T>,
-    /// When the last request came or was answered.
+    /// When the last request arrived or was answered.
     last: Instant,
 }
 
-/// What to do with a request that came in.
+/// What to do with a request that arrived.
 pub(crate) enum Arrival<T> {
     /// Answer it, then call [`Connections::next`].
     Go(T),
-    /// It waits for the one before it.
+    /// Nothing: the request waits for the one before it.
     Waits,
-    /// Its connection was ended: drop it unanswered.
+    /// Drop the request unanswered: its connection was ended.
     Ended(T),
-    /// More than [`PIPELINE`] wait, and from now on this connection's requests are not
-    /// answered. Holds the surplus request before this one, of which nothing is still to be
-    /// read, to be dropped; `None` at the first.
+    /// Stop reading: more than [`PIPELINE`] requests wait, and this connection's further requests
+    /// are not answered. Holds the previous surplus request, whose bytes were all read, to be
+    /// dropped; `None` for the first.
     TooMany(Option<T>),
 }
 
@@ -73,13 +74,13 @@ pub(crate) enum Next<T> {
     /// Answer this one.
     Go {
         request: T,
-        /// No later one is answered.
+        /// Whether no later request is answered.
         last: bool,
     },
-    /// Nothing is here.
+    /// Nothing: no request waits.
     Idle,
-    /// All that were taken are answered, and nothing more will be: end the connection, then
-    /// drop this.
+    /// End the connection, then drop this request: every accepted request is answered, and no other
+    /// will be.
     End(T),
 }
 
@@ -95,10 +96,10 @@ impl<T> Connections<T> {
         }
     }
 
-    /// A request of `peer` came in.
+    /// Enters a request of `peer` that arrived.
     pub(crate) fn arrived(&self, peer: SocketAddr, request: T) -> Arrival<T> {
         let mut state = lock(&self.state);
-        // Nearly always empty: then this costs nothing.
+        // Nearly always empty, so this costs nothing.
         if let Some(at) = state.ended.get(&peer) {
             if at.elapsed() < AFTERMATH {
                 return Arrival::Ended(request);
@@ -128,7 +129,7 @@ impl<T> Connections<T> {
         }
     }
 
-    /// The request in progress is answered; the next one is the caller's.
+    /// Marks the request in progress as answered. The caller answers the next one.
     pub(crate) fn next(&self, peer: SocketAddr) -> Next<T> {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -154,15 +155,15 @@ impl<T> Connections<T> {
         }
     }
 
-    /// Forgets the connections that were gone at `seen`: not `open` then, and
-    /// without a request since. So no more are remembered than are open.
+    /// Forgets the connections that were gone at `seen`: not `open` then, and without a request
+    /// since. This bounds the map by the number of open connections.
     pub(crate) fn forget(&self, seen: Instant, open: impl Fn(&SocketAddr) -> bool) {
         lock(&self.state)
             .known
             .retain(|peer, known| known.busy || known.last >= seen || open(peer));
     }
 
-    /// What is known of the connection of `peer`.
+    /// The state of `peer`'s connection.
     pub(crate) fn look_up(&self, peer: SocketAddr) -> unfinished::Known {
         match lock(&self.state).known.get(&peer) {
             None => unfinished::Known::Silent,
@@ -171,8 +172,8 @@ impl<T> Connections<T> {
         }
     }
 
-    /// From now on nothing of `peer` is answered. Returns what was waiting, to be
-    /// dropped outside the lock, after the connection.
+    /// Ends answering for `peer`. Returns the requests that waited, to be dropped outside the lock
+    /// and after the connection.
     pub(crate) fn ended(&self, peer: SocketAddr) -> VecDeque<T> {
         let mut state = lock(&self.state);
         state.end(peer);
@@ -184,7 +185,7 @@ impl<T> Connections<T> {
         left
     }
 
-    /// Waits until no request is in progress; false when the deadline came first.
+    /// Waits until no request is in progress. Returns false when the deadline came first.
     pub(crate) fn wait_until_idle(&self, deadline: Deadline) -> bool {
         let mut state = lock(&self.state);
         while state.busy > 0 {
@@ -255,7 +256,7 @@ mod tests {
         for request in 1..=PIPELINE {
             let last = request == PIPELINE;
             assert_eq!(connections.next(peer(1)), Next::Go { request, last });
-            // There is place, but the one before this was not taken.
+            // There is room, but the one before this was refused.
             assert_eq!(arrived(request + 98), Some(request + 97));
         }
         assert_eq!(connections.next(peer(1)), Next::End(PIPELINE + 98));
@@ -300,7 +301,7 @@ mod tests {
         assert_eq!(connections.look_up(peer(1)), Silent);
         assert_ne!(connections.look_up(peer(2)), Silent);
         assert_eq!(connections.look_up(peer(3)), Busy);
-        // Answered after the look that did not see it yet.
+        // Answered after the look, which has not seen it yet.
         connections.next(peer(3));
         connections.forget(seen, |_| false);
         assert_ne!(connections.look_up(peer(3)), Silent);

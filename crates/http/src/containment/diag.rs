@@ -1,9 +1,11 @@
-//! What the kernel knows about our connections (`sock_diag`, as `ss -ti` shows).
+//! The kernel's byte counts of this server's connections (`sock_diag`, as `ss -ti` shows).
 //!
-//! tiny_http reads a request's head, and a short body, on threads of its own
-//! and tells nobody before it has all of it. The kernel counts the bytes of
-//! every connection, so this is how a client that drips, or never ends its
-//! head, is seen at all.
+//! The fault: tiny_http reads a request's head, and a short body, on its own threads and reports
+//! nothing before it has all of it. A client that drips bytes or never ends its head stays
+//! invisible.
+//!
+//! Skip this file if this suffices: it lists the established connections with the bytes that the
+//! kernel received and the bytes that the process read.
 //!
 //! Layouts: `linux/inet_diag.h`, `linux/netlink.h`, `linux/tcp.h`.
 
@@ -29,7 +31,7 @@ const MESSAGE: usize = 72;
 const LAST_DATA_RECV: usize = 52;
 const BYTES_RECEIVED: usize = 128;
 
-/// How long the kernel may take for an answer, which it gives at once.
+/// How long the kernel may take for an answer. It normally answers at once.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One established connection.
@@ -38,13 +40,13 @@ pub(crate) struct Seen {
     pub(crate) peer: SocketAddr,
     /// Bytes received that the process has not read yet.
     pub(crate) unread: u64,
-    /// Bytes the process has read.
+    /// Bytes that the process has read.
     pub(crate) consumed: u64,
-    /// Since the last byte came in; exact to some 10 ms.
+    /// Time since the last byte arrived, exact to some 10 ms.
     pub(crate) silent: Duration,
 }
 
-/// A socket to ask the kernel with.
+/// A socket for querying the kernel.
 pub(crate) struct Diag {
     socket: Socket,
     buffer: Vec<u8>,
@@ -65,7 +67,7 @@ impl Diag {
         })
     }
 
-    /// The established connections of our port `local.port()`.
+    /// The established connections of the local port `local.port()`.
     pub(crate) fn connections(&mut self, local: SocketAddr) -> io::Result<Vec<Seen>> {
         self.socket.send(&request(local))?;
         let mut seen = Vec::new();

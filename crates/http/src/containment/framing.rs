@@ -1,22 +1,22 @@
-//! Where a request's body ends, whether its connection goes on, and whether it says where it
-//! wants to go.
+//! Message framing: the end of the body, the end of the connection, and the `Host` header.
 //!
-//! tiny_http looks at the first header of a name, lets `Transfer-Encoding` win
-//! over `Content-Length`, and takes a length it cannot read for no body. Each
-//! of these lets two programs in a row disagree about where the next request
-//! starts (request smuggling), so such heads are refused here and their
-//! connections closed (RFC 9112, section 6.3).
+//! The fault: tiny_http looks at the first header of a name, prefers `Transfer-Encoding` to
+//! `Content-Length`, and takes a length it cannot read for no body. Each lets two programs in a row
+//! disagree about where the next request starts (request smuggling).
+//!
+//! Skip this file if this suffices: a head with contradictory or unreadable framing is refused, and
+//! its connection is closed (RFC 9112, section 6.3).
 
 use tiny_http::{HTTPVersion, Header};
 
-/// Bodies up to this length are read by tiny_http before we see the request,
-/// unless the client waits for `100 Continue`.
+/// tiny_http reads bodies up to this length, in bytes, before it hands the request over, unless the
+/// client waits for `100 Continue`.
 const PREFETCHED: u64 = 1024;
 
 /// Where the body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyLength {
-    /// After so many bytes; 0 without a body.
+    /// After this many bytes; 0 without a body.
     Known(u64),
     /// With the last chunk.
     Chunked,
@@ -26,7 +26,7 @@ pub(crate) enum BodyLength {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Framing {
     pub(crate) length: BodyLength,
-    /// The body was in memory before the request came to us.
+    /// The body was in memory before tiny_http handed the request over.
     pub(crate) prefetched: bool,
     /// tiny_http reads no further request from this connection.
     pub(crate) last: bool,
@@ -37,8 +37,8 @@ impl Framing {
     /// Reads the head's length and connection headers.
     ///
     /// # Errors
-    /// What contradicts what, as a sentence for the client; the second value is
-    /// the framing to use for getting rid of the request.
+    /// The contradiction, as a sentence for the client. The second value is the framing to use for
+    /// discarding the request.
     pub(crate) fn of(
         version: &HTTPVersion,
         headers: &[Header],
@@ -50,7 +50,7 @@ impl Framing {
         for header in headers {
             let name = header.field.as_str().as_str();
             let value = header.value.as_str();
-            // Only these lengths are of interest, so most names cost one comparison.
+            // Only these lengths matter, so most names cost one comparison.
             match name.len() {
                 14 if name.eq_ignore_ascii_case("content-length") => lengths.content_length(value),
                 17 if name.eq_ignore_ascii_case("transfer-encoding") => {
@@ -70,7 +70,7 @@ impl Framing {
         let http_1_0 = *version == (1, 0) || *version == (0, 9);
         let has = |word| connection.is_some_and(|value| contains_ignore_case(value, word));
         let upgrade = has("upgrade");
-        // The same decision as tiny_http's, which reads only the first header.
+        // tiny_http decides the same way: it reads only the first header.
         let last = has("close") || upgrade || (http_1_0 && !has("keep-alive"));
         let length = lengths.length();
         let framing = Framing {
@@ -138,7 +138,7 @@ impl Lengths {
 
 const TWO_WAYS: &str = "Content-Length and Transfer-Encoding exclude each other.";
 
-/// Whether `value` has no characters but those of a host and port (RFC 3986, section 3.2).
+/// Whether `value` has only characters of a host and port (RFC 3986, section 3.2).
 fn is_host_and_port(value: &str) -> bool {
     let may_be = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte);
     value.bytes().all(may_be)

@@ -1,18 +1,22 @@
-//! A request of tiny_http, safe to drop.
+//! A tiny_http request that is safe to drop.
+//!
+//! The fault: tiny_http's request, when dropped, answers 500 if there was no answer. It also
+//! allocates the rest of an unread body at its declared length. The process aborts when the system
+//! refuses that memory (`Content-Length: 1000000000000000`).
+//!
+//! Skip this file if this suffices: `Incoming` dereferences to tiny_http's request, and dropping it
+//! sends nothing.
 
 use std::io::Write;
 use std::ops::{Deref, DerefMut};
 
-/// A declared length up to which tiny_http may clean up after itself.
+/// A declared length, in bytes, up to which tiny_http may discard an unread body.
 const CLEANED_UP_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Wraps tiny_http's request, whose own drop does two things we must not let
-/// happen: it answers 500 when there was no answer, and it allocates as many
-/// bytes as are still to come of a body nobody read, which aborts the process
-/// when the system refuses them (`Content-Length: 1000000000000000`).
+/// Wraps tiny_http's request and contains its drop.
 ///
-/// Dropping it sends nothing. It waits for the rest of an unread body, so the
-/// connection is ended before (see `serve`).
+/// Dropping it sends nothing. It waits for the rest of an unread body, so the connection is ended
+/// first (see `serve`).
 pub(crate) struct Incoming(Option<tiny_http::Request>);
 
 impl Incoming {
@@ -20,15 +24,15 @@ impl Incoming {
         Self(Some(request))
     }
 
-    /// Whether the declared length is so large that the body must be neither
-    /// read to its end nor dropped.
+    /// Whether the declared length is so large that the body must be neither read to its end nor
+    /// dropped.
     pub(crate) fn is_absurd(&self) -> bool {
         self.body_length()
             .is_some_and(|length| length > CLEANED_UP_BYTES_MAX)
     }
 
-    /// What the response is written to. Dropping that lets the connection's next
-    /// response go; nothing of the body may be outstanding.
+    /// The writer for the response. Dropping it releases the connection's next response; no bytes
+    /// of the body may be outstanding.
     pub(crate) fn into_writer(mut self) -> Box<dyn Write + Send> {
         match self.0.take() {
             Some(request) => request.into_writer(),
@@ -61,8 +65,8 @@ impl Drop for Incoming {
         let absurd = self.is_absurd();
         let Some(request) = self.0.take() else { return };
         if absurd {
-            // One of tiny_http's threads and two descriptors are lost to a
-            // client that declares such a length; an abort would cost more.
+            // A client that declares such a length costs one of tiny_http's threads and two
+            // descriptors. An abort would cost more.
             log::warn!(target: "tbd::http", "a client declared an absurd body length: its connection is set aside for good");
             std::mem::forget(request);
         } else {

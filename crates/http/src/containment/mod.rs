@@ -1,5 +1,7 @@
-//! Everything against the faults of tiny_http. A reader of the server may skip this folder: without those faults, the
-//! server would read the same and these files would not be needed.
+//! Containment of tiny_http's faults.
+//!
+//! A reader of the server may skip this folder. Each file names the fault it contains and the
+//! sentence that its callers may rely on; without those faults the files would not exist.
 
 pub(crate) mod connections;
 mod diag;

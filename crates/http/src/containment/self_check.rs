@@ -1,9 +1,12 @@
-//! The thread that looks after what nothing else here can bound or repair.
+//! The thread that detects faults which nothing else here can bound or repair.
 //!
-//! tiny_http's accept thread ends at the first error (no descriptor left) and
-//! its memory has no limit (a header line without end). Neither can be mended
-//! from outside, so the process has to end, loudly, for its supervisor to start
-//! a new one.
+//! The faults: tiny_http's accept thread ends at the first error (no descriptor left), and its
+//! memory has no limit (a header line without end). Neither can be repaired from outside, so the
+//! process must end, loudly, and its supervisor must start a new one.
+//!
+//! Skip this file if this suffices: every 0.2 s it ends overdue reads and unfinished requests,
+//! frees connections that tiny_http left unread, and calls [`OnFatal`](crate::OnFatal) for the
+//! rest.
 
 use std::collections::HashSet;
 use std::io::{self, Read as _, Write as _};
@@ -19,34 +22,33 @@ use super::socket::Survey;
 use super::unfinished::Unfinished;
 use crate::serve::ServerShared;
 
-/// How often all but the ping is looked at. An endless header line grows by
-/// about 100 MB a second, a connection that got stuck waits as long, and a look
-/// costs about 1 ms.
+/// How often everything but the ping is checked. In this time an endless header line grows by about
+/// 20 MB (100 MB a second), and a stuck connection waits. One check costs about 1 ms.
 const TICK: Duration = Duration::from_millis(200);
 
-/// The next look, while connections may be stuck.
+/// The interval while connections may be stuck.
 const TICK_STUCK: Duration = Duration::from_millis(5);
 
-/// How often a connection is made: it proves that connections are accepted and
-/// answered, and keeps `accept` from ever reaching the listener's time-out, of
-/// which it must be a small part.
+/// How often the server connects to itself. This proves that connections are accepted and answered.
+/// It also keeps `accept` from reaching the listener's time-out, so it must be a small part of
+/// that.
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long a ping may take, and how many in a row may fail: long enough for a
-/// machine that is merely busy.
+/// How long a ping may take, and how many may fail in a row. Both tolerate a machine that is merely
+/// busy.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const PINGS_FAILED_MAX: u32 = 3;
 
-/// How often it is made sure that tiny_http still listens.
+/// How often the check verifies that tiny_http still listens.
 const LISTENER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often connections that are gone are forgotten.
+/// How often closed connections are forgotten.
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often in a row the kernel may refuse to tell before it is asked no more.
+/// After this many refusals in a row the kernel is no longer asked.
 const REFUSED_MAX: u32 = 3;
 
-/// Connections rescued at a time.
+/// Connections rescued per check.
 const NUDGES_MAX: usize = 32;
 
 /// How long a nudge may take. One that is not accepted at once does not help.
@@ -58,20 +60,19 @@ pub(crate) struct SelfCheck {
     pub(crate) ping: Arc<Ping>,
 }
 
-/// The server as its own client. It has a thread to itself: while a ping waits
-/// for its answer, somebody has to look after the connections, of which the
-/// ping's own may be the stuck one.
+/// The server as its own client. It has a thread to itself: while a ping waits for its answer,
+/// another thread must check the connections, and the stuck one may be the ping's own.
 pub(crate) struct Ping {
     pub(crate) addr: SocketAddr,
-    /// How many in a row have failed.
+    /// How many pings in a row have failed.
     pub(crate) failed: AtomicU32,
 }
 
 impl Ping {
-    /// Runs until `stop` is disconnected or says so.
+    /// Runs until `stop` is disconnected or receives a message.
     pub(crate) fn run(&self, shared: &ServerShared, stop: &Receiver<()>) {
         while stop.recv_timeout(PING_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            // Once stopping, the listener is closed on purpose.
+            // While stopping, the listener is closed on purpose.
             if shared.stopping.load(Ordering::Relaxed) {
                 continue;
             }
@@ -86,14 +87,14 @@ impl Ping {
     }
 }
 
-/// What the thread remembers from look to look.
+/// What the thread remembers from check to check.
 struct Watcher {
-    /// `None` where the kernel does not tell.
+    /// `None` where the kernel does not answer.
     diag: Option<Diag>,
-    /// How many times in a row it did not.
+    /// How many times in a row the kernel refused.
     refused: u32,
     unfinished: Unfinished,
-    /// Connections that nobody had read from at the last look.
+    /// Connections that were unread at the last check.
     untouched: HashSet<SocketAddr>,
     purged: Instant,
 }
@@ -109,7 +110,7 @@ impl Watcher {
         }
     }
 
-    /// The open connections; `None` when the kernel did not tell.
+    /// The open connections; `None` when the kernel did not answer.
     fn ask(&mut self, local: SocketAddr) -> Option<Vec<Seen>> {
         match self.diag.as_mut()?.connections(local) {
             Ok(seen) => {
@@ -130,8 +131,8 @@ impl Watcher {
 }
 
 impl SelfCheck {
-    /// Looks at all connections: ends those whose request does not become
-    /// complete and counts those that got no thread of tiny_http's.
+    /// Checks all connections: ends those whose request does not become complete, and counts those
+    /// that no thread of tiny_http reads.
     fn look_at_connections(&self, watcher: &mut Watcher, shared: &ServerShared) -> usize {
         let now = Instant::now();
         let Some(seen) = watcher.ask(self.addr) else {
@@ -151,7 +152,7 @@ impl SelfCheck {
             let open: HashSet<_> = seen.iter().map(|seen| seen.peer).collect();
             shared.connections.forget(now, |peer| open.contains(peer));
         }
-        // Nobody has read a byte yet, neither now nor at the last look.
+        // Unread now and at the last check.
         let untouched: HashSet<_> = seen
             .iter()
             .filter(|seen| seen.consumed == 0 && seen.unread > 0)
@@ -162,8 +163,8 @@ impl SelfCheck {
         stuck
     }
 
-    /// Runs until `stop` is disconnected or says so; `shed` looks after the queue. Returns
-    /// why the process has to end, if it has to.
+    /// Runs until `stop` is disconnected or receives a message. `shed` refuses the requests of a
+    /// stuck queue. Returns the reason if the process must end.
     pub(crate) fn run(
         &self,
         shared: &ServerShared,
@@ -187,18 +188,18 @@ impl SelfCheck {
                     self.memory_limit_bytes >> 20
                 ));
             }
-            // Once stopping, the listener is closed on purpose.
+            // While stopping, the listener is closed on purpose.
             if shared.stopping.load(Ordering::Relaxed) {
                 continue;
             }
             shed();
             if looked.elapsed() >= LISTENER_INTERVAL {
                 looked = Instant::now();
-                // Without a free descriptor nothing could be looked at.
+                // The survey needs a free descriptor.
                 drop(spare.take());
                 let listening = Survey::take(self.addr.port()).listening;
                 spare = std::fs::File::open("/dev/null").ok();
-                // One is our own; tiny_http's goes with its accept thread.
+                // One is the server's own; tiny_http's is closed with its accept thread.
                 if listening == 1 {
                     return Some(match scarce_descriptors() {
                         Some(error) => format!("the accept thread has ended: {error}"),
@@ -225,8 +226,8 @@ impl SelfCheck {
     }
 }
 
-/// The system's refusal, if few descriptors are left: what tiny_http's accept thread ends
-/// on. Dying, it gives back the one or two that it held, so one that is free proves nothing.
+/// The system's refusal if few descriptors are left, which is what ends tiny_http's accept thread.
+/// The dying thread returns the one or two that it held, so a single free one proves nothing.
 fn scarce_descriptors() -> Option<io::Error> {
     const FEW: usize = 8;
     let held: io::Result<Vec<std::fs::File>> =
@@ -234,17 +235,16 @@ fn scarce_descriptors() -> Option<io::Error> {
     held.err()
 }
 
-/// Connects and leaves.
+/// Connects and disconnects, to free a thread of tiny_http.
 ///
-/// tiny_http gives a new connection to an idle thread if it believes to have
-/// one; of connections that come in a burst all may be promised to the same
-/// thread, and those that lose wait, unread, until some other connection ends.
-/// This is one that ends: its thread takes on one that waits.
+/// tiny_http gives a new connection to a thread that it believes to be idle. In a burst, it may
+/// promise the same thread to all of them. The others wait, unread, until some connection ends.
+/// This one ends at once, and its thread takes on one that waits.
 fn nudge(addr: SocketAddr) {
     let _ = TcpStream::connect_timeout(&reachable(addr), NUDGE_TIMEOUT);
 }
 
-/// Asks the server for its secret path.
+/// Requests the server's secret path.
 fn ping(addr: SocketAddr, path: &str) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&reachable(addr), PING_TIMEOUT)?;
     stream.set_read_timeout(Some(PING_TIMEOUT))?;
@@ -259,7 +259,7 @@ fn ping(addr: SocketAddr, path: &str) -> io::Result<()> {
     }
 }
 
-/// Where to reach a listener that may listen on every address.
+/// An address that reaches a listener on any address, the unspecified one included.
 fn reachable(addr: SocketAddr) -> SocketAddr {
     let ip = match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,10 +1,12 @@
-//! Sockets: the listener and its options, and the way to end a connection that
-//! tiny_http would keep.
+//! Listener options, and a way to end a connection.
 //!
-//! tiny_http hands out neither the socket of a connection nor a way to close
-//! one. The socket is found again by the client's address among the process's
-//! descriptors (`/proc/self/fd`), which takes about a millisecond per thousand
-//! of them and happens only for a request that is broken, unread or too slow.
+//! The fault: tiny_http sets no time-outs, and it hands out neither a connection's socket nor a way
+//! to close one.
+//!
+//! Skip this file if this suffices: accepted sockets inherit the listener's options. A connection's
+//! socket is found by the client's address among the process's descriptors (`/proc/self/fd`). That
+//! takes about a millisecond per thousand descriptors, and happens only for a request that is
+//! broken, unread or too slow.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -21,19 +23,18 @@ use tbd_sockets as sockets;
 /// Connections the kernel may complete before they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// How long a write may make no progress. Responses fit into the socket's
-/// buffer, so only a client that does not read at all gets there.
+/// How long a write may make no progress. Responses fit into the socket's buffer, so only a client
+/// that does not read at all reaches this.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens the listener. On Linux an accepted socket starts with the listener's
-/// options, so they are set here, for every connection to come.
+/// Opens the listener. On Linux an accepted socket starts with the listener's options, so they are
+/// set here for every later connection.
 ///
-/// The read time-out bounds `accept` as well, and tiny_http's accept thread ends
-/// when that fails: something has to connect more often than `read_timeout`
-/// (`self_check` does).
+/// The read time-out bounds `accept` too, and tiny_http's accept thread ends when `accept` fails.
+/// So `self_check` must connect more often than `read_timeout`.
 pub(crate) fn listen(addr: SocketAddr, read_timeout: Duration) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    // A restarted server gets its port back although old connections linger.
+    // A restarted server gets its port although old connections linger.
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_read_timeout(Some(read_timeout))?;
@@ -43,8 +44,8 @@ pub(crate) fn listen(addr: SocketAddr, read_timeout: Duration) -> io::Result<Tcp
     Ok(socket.into())
 }
 
-/// Raises the limit of open descriptors to what the process may have; each
-/// connection takes two. Returns the limit in force, `None` when there is none.
+/// Raises the descriptor limit to the process's maximum; each connection takes two. Returns the
+/// limit in force, `None` when there is none.
 pub(crate) fn raise_descriptor_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit {
@@ -57,27 +58,25 @@ pub(crate) fn raise_descriptor_limit() -> Option<u64> {
     }
 }
 
-/// The socket of one connection, named by number: for use right after it was
-/// found, and for one thing only.
+/// The descriptor number of a connection's socket. Use it once, right after it was found.
 ///
-/// Nothing keeps the descriptor open meanwhile. Should tiny_http close it
-/// between our finding and using the number, and should another thread open a
-/// socket that gets the same number in that microsecond, it would happen to
-/// that one; whoever uses it sees a broken connection. tiny_http closes while we
-/// look only if the client leaves at that very moment.
+/// Nothing keeps the descriptor open. If tiny_http closes it before the use, and another thread
+/// opens a socket with the same number in that microsecond, the call hits that socket. Its owner
+/// then sees a broken connection. tiny_http closes a descriptor meanwhile only if the client leaves
+/// at that moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DescriptorNumber(RawFd);
 
 impl DescriptorNumber {
-    /// Finds the connection of `peer` with our port `local_port`. `None` when
-    /// there is none (or no `/proc`).
+    /// Finds the connection of `peer` to the local port `local_port`. `None` when there is none (or
+    /// no `/proc`).
     pub(crate) fn find(peer: SocketAddr, local_port: u16) -> Option<DescriptorNumber> {
         let is_it =
             |local: SocketAddr, client: SocketAddr| client == peer && local.port() == local_port;
-        // tiny_http holds two: the accepted one for writing, which stays open as
-        // long as the request, and a duplicate, mostly the higher number.
+        // tiny_http holds two. The accepted one is for writing and stays open as long as the
+        // request; the other is a duplicate, mostly with the higher number.
         let found = sockets::connected(is_it).ok()?.first().copied()?;
-        // Once more, since looking through all of them takes its time.
+        // Check again, since walking all descriptors takes time.
         Some(found)
             .filter(|fd| {
                 sockets::look_at(*fd)
@@ -86,9 +85,8 @@ impl DescriptorNumber {
             .map(DescriptorNumber)
     }
 
-    /// Sends all of `bytes`, past tiny_http's own buffer: only when no earlier
-    /// response of the connection is outstanding. Waits [`WRITE_TIMEOUT`] at most
-    /// between two parts.
+    /// Sends all of `bytes`, bypassing tiny_http's buffer. No earlier response of the connection
+    /// may be outstanding. Waits at most [`WRITE_TIMEOUT`] between two parts.
     pub(crate) fn send(self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match send(self.0, bytes, MsgFlags::MSG_NOSIGNAL) {
@@ -101,12 +99,12 @@ impl DescriptorNumber {
         Ok(())
     }
 
-    /// Ends our half: the client sees the end after what was sent.
+    /// Ends the server's half: the client sees the end after the bytes already sent.
     pub(crate) fn finish_sending(self) {
         let _ = shutdown(self.0, Shutdown::Write);
     }
 
-    /// Makes every read of the connection end once its buffer is empty.
+    /// Ends every read of the connection once its buffer is empty.
     pub(crate) fn stop_reading(self) {
         let _ = shutdown(self.0, Shutdown::Read);
     }
@@ -117,17 +115,17 @@ impl DescriptorNumber {
     }
 }
 
-/// What the descriptors show of a listener on `local_port` and its connections.
+/// What the descriptors show about a listener on `local_port` and its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Survey {
     /// Descriptors of the listening socket.
     pub(crate) listening: usize,
-    /// Connections that have sent what nobody has read so far.
+    /// Connections with received bytes that nobody has read.
     pub(crate) unread: usize,
 }
 
 impl Survey {
-    /// Looks at all descriptors without waiting. All zero without `/proc`.
+    /// Looks at all descriptors without blocking. All zero without `/proc`.
     pub(crate) fn take(local_port: u16) -> Survey {
         let mut survey = Survey::default();
         let Ok(sockets) = sockets::all() else {
@@ -192,7 +190,7 @@ mod tests {
         let counts = |survey: Survey| (survey.listening, survey.unread);
         assert_eq!(counts(Survey::take(port)), (2, 0));
         client.write_all(b"x").unwrap();
-        // On the loopback what was written is there to be read.
+        // On loopback, written bytes can be read at once.
         assert_eq!(counts(Survey::take(port)), (2, 1));
         accepted.read_exact(&mut [0]).unwrap();
         drop(duplicate);

@@ -1,8 +1,10 @@
-//! Requests that do not become complete.
+//! Detection of requests that do not become complete.
 //!
-//! A connection on which bytes came in since its last request, and no request
-//! came of them, has an unfinished one: a head or a short body still underway.
-//! That may take the time any request may take, and a bounded number of bytes.
+//! The fault: tiny_http limits a head neither in size nor in time.
+//!
+//! Skip this file if this suffices: a connection that received bytes since its last request, but
+//! completed no request, has an unfinished one. It may take as long as any request, and a bounded
+//! number of bytes.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,7 +29,7 @@ pub(crate) struct Unfinished {
 struct Start {
     at: Instant,
     consumed: u64,
-    /// Whether this look has seen it too.
+    /// Whether the current check has seen it too.
     current: bool,
 }
 
@@ -40,20 +42,19 @@ pub(crate) enum Fault {
     Long,
 }
 
-/// What is known of a connection from its requests.
+/// What the requests of a connection tell about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Known {
-    /// None came yet.
+    /// No request has arrived yet.
     Silent,
-    /// One is being answered.
+    /// A request is in progress.
     Busy,
-    /// The last one came, or was answered, at this moment.
+    /// The last request arrived, or was answered, at this moment.
     Since(Instant),
 }
 
 impl Unfinished {
-    /// Takes note of what the kernel sees at `now` and returns the connections
-    /// to be ended.
+    /// Records what the kernel reports at `now`. Returns the connections to be ended.
     pub(crate) fn look(
         &mut self,
         now: Instant,
@@ -70,7 +71,7 @@ impl Unfinished {
                 Known::Busy => false,
                 Known::Silent => connection.consumed > 0,
                 Known::Since(last) => {
-                    // Subtracting could reach before the clock's beginning.
+                    // Subtracting could reach before the clock's origin.
                     now.saturating_duration_since(last) > connection.silent + MARGIN
                 }
             };
@@ -115,8 +116,8 @@ mod tests {
         }]
     }
 
-    /// Looks now and `after` later, at `grown` more bytes; the connection's last
-    /// request was 10 s ago.
+    /// Looks now and `after` later, at `grown` more bytes. The connection's last request was 10 s
+    /// ago.
     fn look_twice(
         known: impl Fn(Instant) -> Known,
         silent: Duration,

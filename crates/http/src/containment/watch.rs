@@ -1,8 +1,10 @@
-//! Ends reads that go on for too long.
+//! Deadlines for blocked reads.
 //!
-//! A blocked read knows only the socket's time-out, which starts anew with
-//! every byte. Whoever reads from a client therefore enters its deadline here,
-//! and the self-check thread stops what is over: the read then sees the end.
+//! The fault: tiny_http hands out no way to stop a read. A blocked read knows only the socket's
+//! time-out, which restarts with every byte.
+//!
+//! Skip this file if this suffices: a thread that reads from a client enters its deadline here. The
+//! self-check thread stops reads that are overdue, and they then return the end of the stream.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,13 +13,13 @@ use std::sync::{Arc, Mutex};
 use super::socket::DescriptorNumber;
 use tbd_deadline::{Deadline, lock};
 
-/// The reads under way.
+/// The reads in progress.
 pub(crate) struct Watch {
     local_port: u16,
     reads: Mutex<HashMap<SocketAddr, Deadline>>,
 }
 
-/// A read under way, until dropped.
+/// A read in progress, until dropped.
 pub(crate) struct Watched {
     watch: Arc<Watch>,
     peer: SocketAddr,
@@ -31,8 +33,8 @@ impl Watch {
         }
     }
 
-    /// Lets reads from `peer` end at `deadline`. The caller holds the
-    /// connection's request for longer than the result lives.
+    /// Ends reads from `peer` at `deadline`. The caller must hold the connection's request for
+    /// longer than the result lives.
     pub(crate) fn until(
         self: &Arc<Self>,
         peer: Option<&SocketAddr>,
@@ -48,8 +50,8 @@ impl Watch {
 
     /// Stops every read whose deadline has passed.
     ///
-    /// Finding a socket walks `/proc`, so it runs without the lock. The entry is then checked
-    /// again: while it is there, its request keeps the descriptor that was found open.
+    /// Finding a socket walks `/proc`, so it happens without the lock. The entry is then checked
+    /// again. While it is there, its request holds the connection's descriptors open.
     pub(crate) fn stop_overdue(&self) {
         let overdue: Vec<(SocketAddr, Deadline)> = lock(&self.reads)
             .iter()
@@ -63,7 +65,7 @@ impl Watch {
                 continue;
             }
             reads.remove(&peer);
-            // shutdown(2) does not block, and under the lock it cannot hit a successor.
+            // shutdown(2) does not block. Under the lock it cannot hit the connection's successor.
             if let Some(descriptor) = descriptor {
                 descriptor.stop_reading();
             }
