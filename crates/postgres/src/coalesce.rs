@@ -1,9 +1,10 @@
-//! Work that gathers while a statement is under way, and is then carried together.
+//! Batching of work that arrives while a statement is in flight (group commit).
 //!
-//! A round trip, or a commit, costs nearly the same for one row as for fifty. So callers put their job into a queue, and
-//! whoever finds a writer's place free becomes the writer: it takes what has gathered, does it all in one piece, and gives
-//! each caller its own answer. There is no timer and no added wait: a lone job is done at once, alone. The caller's thread
-//! does the work, so there is no thread here; a writer whose own job is done passes its place on to the oldest waiting
+//! A round trip, or a commit, costs nearly the same for one row as for fifty. So callers queue
+//! their jobs, and a caller that finds a writer's place free becomes the writer. It takes the
+//! queued jobs, does them in one batch, and gives each caller its own answer. There is no timer and
+//! no added wait: a single job is done at once, alone. The writer works on its caller's thread, so
+//! this module starts none. A writer whose own job is done passes its place to the oldest waiting
 //! caller.
 
 use std::collections::{HashSet, VecDeque};
@@ -12,14 +13,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use tbd_deadline::{Deadline, lock};
 
-/// Something to do together with others.
+/// A job that can be batched with others.
 pub trait Job {
-    /// What two jobs of one piece must not share.
+    /// What two jobs of one batch must not share.
     type Key: Hash + Eq;
-    /// What its caller gets.
+    /// What the job's caller gets.
     type Answer;
 
-    /// This job's, if it has one.
+    /// The key of this job, if it has one.
     fn key(&self) -> Option<&Self::Key>;
 }
 
@@ -33,7 +34,7 @@ impl<J: Job + ?Sized> Job for Arc<J> {
     }
 }
 
-/// Where jobs gather.
+/// The queue of jobs, and the places of its writers.
 pub struct Coalescer<J: Job> {
     writers_max: usize,
     batch_max: usize,
@@ -42,7 +43,7 @@ pub struct Coalescer<J: Job> {
     answered: Option<Box<Answered<J>>>,
 }
 
-/// Hears of the jobs of one piece and their answers.
+/// Called with the jobs of one batch and their answers.
 pub type Answered<J> = dyn Fn(&[(&J, &<J as Job>::Answer)]) + Send + Sync;
 
 struct State<J: Job> {
@@ -52,15 +53,15 @@ struct State<J: Job> {
 
 struct Ticket<J: Job> {
     job: J,
-    /// Locked last: within the state's lock, or without it.
+    /// Lock order: after the state's lock, or without it.
     phase: Mutex<Phase<J::Answer>>,
     changed: Condvar,
 }
 
 enum Phase<R> {
-    /// In the queue, or in another writer's hands.
+    /// In the queue, or in another writer's batch.
     Waiting,
-    /// Out of the queue: the caller is to be a writer itself.
+    /// Out of the queue: the caller must become a writer.
     Promoted,
     /// The answer.
     Done(R),
@@ -73,17 +74,17 @@ enum Phase<R> {
 /// Why a job has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotDone {
-    /// The deadline passed while the job was still waiting: it was not begun.
+    /// The deadline passed while the job was waiting: it was not begun.
     #[error("no writer was free in time")]
     NotBegun,
-    /// The deadline passed, or the writer broke down, while the job was under way.
+    /// The deadline passed, or the writer panicked, while the job was in flight.
     #[error("the outcome is not known")]
     Unknown,
 }
 
 impl<J: Job> Coalescer<J> {
-    /// A queue served by at most `writers_max` callers at a time, each with at most
-    /// `batch_max` jobs.
+    /// A queue served by at most `writers_max` callers at a time, each with at most `batch_max`
+    /// jobs.
     pub fn new(writers_max: usize, batch_max: usize) -> Self {
         Self {
             writers_max: writers_max.max(1),
@@ -97,8 +98,9 @@ impl<J: Job> Coalescer<J> {
         }
     }
 
-    /// The same, with `answered` called by the writer of a piece before any of its callers is woken, while the next
-    /// writer is at work: what follows for all of them can begin at the same time. It must not block.
+    /// Sets `answered`. The writer of a batch calls it before it wakes any caller, while the next
+    /// writer is already at work. So follow-up work for the whole batch can begin at once. It must
+    /// not block.
     pub fn on_answered(self, answered: Box<Answered<J>>) -> Self {
         Self {
             answered: Some(answered),
@@ -106,11 +108,11 @@ impl<J: Job> Coalescer<J> {
         }
     }
 
-    /// Has `job` done by `work`, here or by another caller, with others or alone. `work`
-    /// gets jobs with different keys and returns their answers in the same order; it
-    /// bounds its own time.
+    /// Has `job` done by `work`, on this thread or by another caller, in a batch or alone. `work`
+    /// gets jobs with different keys and returns their answers in the same order; it must bound its
+    /// own time.
     ///
-    /// Waits until `deadline` at most for another caller to do the job; as a writer for as
+    /// Blocks until `deadline` at most while another caller does the job. As a writer it blocks as
     /// long as `work` takes.
     ///
     /// # Errors
@@ -152,7 +154,7 @@ impl<J: Job> Coalescer<J> {
         }
     }
 
-    /// Takes a job back whose time is over; `None` if it has moved on in this moment.
+    /// Withdraws a job whose deadline has passed; `None` if its phase has just changed.
     fn withdraw(&self, ticket: &Arc<Ticket<J>>) -> Option<NotDone> {
         let mut state = lock(&self.state);
         let mut phase = lock(&ticket.phase);
@@ -168,10 +170,10 @@ impl<J: Job> Coalescer<J> {
         })
     }
 
-    /// The writer's own job and the oldest of those that wait; of each key one only, the
-    /// next waits for it.
+    /// Makes a batch of the writer's own job and the oldest waiting ones, at most one of each key.
+    /// The others stay in the queue.
     fn gather(&self, own: Arc<Ticket<J>>) -> Vec<Arc<Ticket<J>>> {
-        // Two keys with one hash wait for each other needlessly, which is harmless.
+        // Two keys with one hash are never batched together, which is harmless.
         let mut keys = HashSet::new();
         let mut is_first_of_its_key = |ticket: &Ticket<J>| {
             let key = ticket.job.key();
@@ -196,8 +198,7 @@ impl<J: Job> Coalescer<J> {
     }
 
     fn write(&self, batch: Vec<Arc<Ticket<J>>>, work: &mut impl FnMut(&[&J]) -> Vec<J::Answer>) {
-        // Whatever happens in `work`, nobody waits for an answer that will not come, and
-        // the writer's place is passed on.
+        // Even if `work` panics, every caller gets an answer and the writer's place is passed on.
         let mut writer = Writer {
             coalescer: self,
             has_place: true,
@@ -207,7 +208,7 @@ impl<J: Job> Coalescer<J> {
         let jobs: Vec<&J> = writer.batch.iter().map(|ticket| &ticket.job).collect();
         let answers = work(&jobs);
         drop(jobs);
-        // The next piece is written while the answers of this one are handed out.
+        // The next batch is written while this one's answers are handed out.
         writer.pass_on();
         if let Some(answered) = &self.answered {
             let jobs = writer.batch.iter().map(|ticket| &ticket.job);
@@ -217,7 +218,8 @@ impl<J: Job> Coalescer<J> {
     }
 }
 
-/// A caller at work; dropped, it gives up its place, if it has it still, and hands out the answers.
+/// A caller that is the writer. Dropping it gives up its place, if it still has it, and hands out
+/// the answers.
 struct Writer<'a, J: Job> {
     coalescer: &'a Coalescer<J>,
     has_place: bool,
@@ -232,7 +234,8 @@ impl<J: Job> Writer<'_, J> {
         }
         let mut state = lock(&self.coalescer.state);
         match state.queue.pop_front() {
-            // Under the lock, or it could be withdrawn in between and the place be lost.
+            // Under the lock: between the two steps the job could be withdrawn, and the place would
+            // be lost.
             Some(next) => next.set(Phase::Promoted),
             None => state.writers -= 1,
         }
@@ -250,7 +253,7 @@ impl<J: Job> Drop for Writer<'_, J> {
 }
 
 impl<J: Job> Ticket<J> {
-    /// Moves it on, unless its caller has gone.
+    /// Sets the phase, unless the caller has gone.
     fn set(&self, phase: Phase<J::Answer>) {
         let mut now = lock(&self.phase);
         if !matches!(*now, Phase::Over) {
@@ -260,7 +263,7 @@ impl<J: Job> Ticket<J> {
         }
     }
 
-    /// Waits until it has moved on; [`Phase::Waiting`] if it has not by `deadline`.
+    /// Waits for the next phase; [`Phase::Waiting`] if there is none by `deadline`.
     fn wait(&self, deadline: Deadline) -> Phase<J::Answer> {
         let mut phase = lock(&self.phase);
         loop {
@@ -422,7 +425,7 @@ mod tests {
     #[test]
     fn a_job_whose_time_is_over_before_its_turn_is_never_begun() {
         let coalescer = Coalescer::new(1, 50);
-        // The writer goes on once a job waits; one that is in time comes after the late one.
+        // The writer continues once a job waits; the one in time comes after the late one.
         while_one_writes(&coalescer, 1, || {
             let late = coalescer.run(Number(1), Deadline::after(Duration::ZERO), |_| {
                 panic!("it was begun")

@@ -1,4 +1,4 @@
-//! Where the database is and what every session with it is told.
+//! Database configuration: servers, limits, and the settings of each session.
 
 use std::fmt;
 use std::net::{IpAddr, ToSocketAddrs};
@@ -7,26 +7,27 @@ use std::time::Duration;
 use postgres::Config;
 use postgres::config::SslMode;
 
-/// How long an idle connection may be silent before the kernel asks the peer whether it is still there.
+/// How long an idle connection may be silent before the kernel probes the peer.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
-/// The pause between such questions.
+/// The pause between probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-/// How many of them may go unanswered.
+/// Unanswered probes before the connection counts as broken.
 const KEEPALIVE_RETRIES: u32 = 3;
-/// How long sent bytes may stay unacknowledged by the peer's kernel before the connection counts as broken.
+/// How long sent bytes may stay unacknowledged by the peer's kernel before the connection counts as
+/// broken.
 pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
-/// A transaction left open by a process that hangs gives its locks back after this long. Longer than any
-/// transaction of ours waits for anything.
+/// A transaction left open by a hung process releases its locks after this time, which exceeds any
+/// wait of this system's transactions.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a server must be to be used; the names are libpq's.
+/// The requirement for a server; the names are libpq's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetSessionAttrs {
     /// Any server.
     Any,
-    /// One whose transactions may write: neither a standby nor read-only by default.
+    /// A server whose transactions may write: neither a standby nor read-only by default.
     ReadWrite,
-    /// One that is not in recovery.
+    /// A server that is not in recovery.
     Primary,
 }
 
@@ -38,44 +39,45 @@ pub(super) struct Candidate<'a> {
     pub address: Option<IpAddr>,
 }
 
-/// How to reach the database and how to behave there. `Debug` shows everything but the password.
+/// How to reach the database, and the limits to apply. `Debug` shows everything but the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DatabaseConfig {
-    /// A host name, an address, or the folder of a Unix socket (when it begins with `/`; then a frozen server is
-    /// not noticed).
+    /// A host name, an address, or the folder of a Unix socket (if it begins with `/`). On a Unix
+    /// socket a frozen server is not detected.
     pub host: String,
     /// The TCP port; for a Unix socket, the number in the socket's name.
     pub port: u16,
-    /// Further servers (host, port), to be tried in this order when the ones before cannot be used.
+    /// Further servers (host, port), tried in this order when the earlier ones cannot be used.
     pub other_servers: Vec<(String, u16)>,
-    /// What a server must be to be used.
+    /// The requirement for a server.
     pub target: TargetSessionAttrs,
     /// The role to log in as.
     pub user: String,
-    /// Its password. Sent to the server only as the authentication method asks for it, and never printed.
+    /// Its password. Sent only as the authentication method requires, and never printed.
     pub password: String,
     /// The database's name.
     pub name: String,
-    /// At most this many pooled connections at once (at least 1).
+    /// The maximum number of pooled connections (at least 1).
     pub max_conns: u32,
-    /// How many idle connections the pool keeps ready: see [`Pool`](super::Pool) for what this means exactly.
+    /// Idle connections that the pool keeps ready. [`Pool`](super::Pool) gives the exact meaning.
     pub max_idle_conns: u32,
     /// A connection older than this is replaced when it is next idle.
     pub conn_max_lifetime: Duration,
-    /// The server cancels a statement that runs longer (SQLSTATE 57014). Zero: never.
+    /// The server cancels a statement that runs longer (SQLSTATE 57014). Zero: no limit.
     pub statement_timeout: Duration,
-    /// The server gives up waiting for a row, table or index lock after this long (SQLSTATE 55P03). Zero: never.
+    /// How long a statement waits for a row, table or index lock (SQLSTATE 55P03). Zero: no limit.
     pub lock_timeout: Duration,
-    /// How long a TCP connection may take to be established, per address. Several addresses share this and the time
-    /// that a server has to authenticate us.
+    /// How long establishing a TCP connection may take, for each address. Several addresses share
+    /// this and the time for authentication.
     pub connect_timeout: Duration,
-    /// What `pg_stat_activity` calls us.
+    /// The name of this program in `pg_stat_activity`.
     pub application_name: String,
 }
 
 impl DatabaseConfig {
-    /// The given database with the defaults: 25 connections of which 5 are kept idle, renewed after 5 minutes,
-    /// statements of at most 5 s that wait at most 3 s for a lock, and 2 s to connect.
+    /// The given database with the defaults: 25 connections, of which 5 are kept idle, renewed
+    /// after 5 minutes. Statements take at most 5 s and wait at most 3 s for a lock; connecting
+    /// takes at most 2 s.
     pub fn new(host: &str, port: u16, user: &str, password: &str, name: &str) -> Self {
         Self {
             host: host.to_owned(),
@@ -109,11 +111,11 @@ impl DatabaseConfig {
         std::iter::once((&*self.host, self.port)).chain(others.map(|(host, port)| (&**host, *port)))
     }
 
-    /// Every address of every server, in the order in which they are to be tried; and why some have none.
+    /// Every address of every server, in the order to try them, and why some servers have none.
     ///
-    /// Looking up here, for every connection, follows a database that moved, and keeps the driver from
-    /// starting a thread of its own for it. Blocks for as long as the system's resolver takes; an address needs
-    /// no look-up.
+    /// The look-up happens for every connection, so it follows a database that moved. It also keeps
+    /// the driver from starting a thread for it. Blocks as long as the system's resolver; an
+    /// address needs no look-up.
     pub(super) fn candidates(&self) -> (Vec<Candidate<'_>>, Vec<String>) {
         let mut candidates = Vec::new();
         let mut unknown = Vec::new();
@@ -133,8 +135,8 @@ impl DatabaseConfig {
         (candidates, unknown)
     }
 
-    /// The driver's view of this configuration, for one server. `mark` identifies the session: it is the value of a
-    /// setting of ours, which only the start-up message carries.
+    /// The driver's configuration for one server. `mark` identifies the session: it is the value of
+    /// a custom setting, which only the start-up message carries.
     pub(super) fn driver_config(&self, candidate: &Candidate<'_>, mark: &str) -> Config {
         let mut config = Config::new();
         config.host(candidate.host);
@@ -158,14 +160,17 @@ impl DatabaseConfig {
         config
     }
 
-    /// Settings that travel with the start-up message: they hold from the first statement on and cost nothing.
+    /// Settings sent with the start-up message: they hold from the first statement on and cost
+    /// nothing.
     ///
-    /// `enable_seqscan`: every statement of ours finds its rows by an index. Without this, one that is planned while a
-    /// table is small reads all of it, and goes on reading all of it while the table grows, since the plan of a
-    /// prepared statement is kept until autovacuum has looked at the table (a minute, or many).
+    /// `enable_seqscan`: all of the program's statements find their rows by an index. Without this
+    /// setting, a statement planned while its table is small scans the whole table. It would still
+    /// do so while the table grows, since a prepared statement keeps its plan until autovacuum has
+    /// analyzed the table (a minute, or many).
     ///
-    /// `jit`: `enable_seqscan=off` prices the few scans that no index serves (the version table, the outbox's count)
-    /// at 10^10, far above `jit_above_cost`. A server with LLVM would then compile our smallest statements.
+    /// `jit`: `enable_seqscan=off` prices the few scans that no index serves (the version table,
+    /// the outbox's count) at 10^10, far above `jit_above_cost`. A server with LLVM would then
+    /// compile even the smallest statements.
     pub fn session_options(&self) -> String {
         format!(
             "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={} -c timezone=UTC \

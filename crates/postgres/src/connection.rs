@@ -1,4 +1,5 @@
-//! One session with the database: statements prepared once, errors typed, a broken session known as broken.
+//! A session with the database: cached prepared statements, typed errors, detection of lost
+//! sessions.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,15 +16,15 @@ use super::hooks::Hooks;
 use super::watchdog::{TimeLimit, Watchdog};
 use tbd_deadline::Deadline;
 
-/// Parameters of a statement.
+/// A statement's parameters.
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// How much longer than the server we let a statement run before we give up the server itself.
+/// How long the server may exceed a statement's time-out before the connection is given up.
 const GRACE: Duration = Duration::from_secs(2);
-/// The shortest time a statement is given by [`Connection::limit_to`]: zero would mean "without limit".
+/// The shortest time-out that [`Connection::limit_to`] sets: zero would mean "without limit".
 const MIN_STATEMENT_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// An SQL text that is part of the program, and the name under which it is measured.
+/// An SQL text that is part of the program, with its name in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statement {
     name: &'static str,
@@ -31,48 +32,50 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// `sql`, measured as `name` (one of few: it becomes a metric label).
+    /// `sql`, measured as `name`, which must be one of few: it becomes a metric label.
     pub const fn new(name: &'static str, sql: &'static str) -> Self {
         Self { name, sql }
     }
 
-    /// The name under which it is measured.
+    /// The name in metrics.
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Its text, parameterised and so free of values.
+    /// The SQL text. It is parameterised, so it holds no values.
     pub const fn sql(&self) -> &'static str {
         self.sql
     }
 }
 
 impl From<&'static str> for Statement {
-    /// A statement nobody measures on its own.
+    /// A statement that is not measured separately.
     fn from(sql: &'static str) -> Self {
         Self::new("other", sql)
     }
 }
 
-/// One session. Every statement runs prepared: the first use on a connection costs a round trip more, any further
-/// use exactly one (bind, execute and sync travel together), and outside a transaction commits by itself.
+/// One session. Every statement runs prepared. Its first use on a connection costs one extra round
+/// trip. Any later use costs exactly one (bind, execute and sync travel together). Outside a
+/// transaction it commits by itself.
 ///
-/// **Blocking:** each call waits for the server's answer. The server ends a statement at `statement_timeout` (or
-/// earlier, after [`limit_to`](Self::limit_to)). A server that does not even do that within 2 s more is taken for
-/// gone, and the connection with it.
+/// **Blocking:** each call waits for the server's answer. The server ends a statement at
+/// `statement_timeout`, or earlier after [`limit_to`](Self::limit_to). If it has not done so 2 s
+/// later, the connection counts as lost.
 pub struct Connection {
     link: Link,
     // Bounded by the number of statements in the program, since every text is 'static.
     prepared: HashMap<&'static str, postgres::Statement>,
     hooks: Arc<dyn Hooks>,
     lost: bool,
-    /// The session's configured limit, and the one in force.
+    /// The session's configured time-out, and the one in force.
     statement_timeout: Duration,
     statement_timeout_now: Duration,
 }
 
 impl Connection {
-    /// Connects. Waits for the resolver, then for all servers together `connect_timeout`, and 5 s for authentication.
+    /// Connects. Waits for the resolver, then for all servers together `connect_timeout` plus 5 s
+    /// for authentication.
     pub(super) fn open(
         config: &DatabaseConfig,
         watchdog: &Watchdog,
@@ -119,10 +122,10 @@ impl Connection {
         })
     }
 
-    /// Runs `work` in a transaction: committed when it returns `Ok`, rolled back when it returns `Err` or panics.
-    /// Costs two round trips more than the statements in it.
+    /// Runs `work` in a transaction: committed when it returns `Ok`, rolled back when it returns
+    /// `Err` or panics. Costs two more round trips than its statements.
     ///
-    /// When the commit itself fails for a lost connection, the transaction may have been committed.
+    /// When the commit fails because the connection was lost, the outcome is unknown.
     pub fn transaction<T, E: From<DatabaseError>>(
         &mut self,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
@@ -148,22 +151,22 @@ impl Connection {
             hooks,
             lost,
         };
-        // A panic is held up only until the rollback is through, which needs the limit, too.
+        // A panic is delayed until the rollback is done, which needs the limit too.
         let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut transaction)));
         let Transaction { inner, lost, .. } = transaction;
         let _limited = limit.hold(allowance);
         if let Ok(Ok(_)) = &outcome {
             inner.commit().map_err(|error| noted(lost, limit, error))?;
         } else {
-            // What the caller hears is why its work failed; a failed rollback ends with the session.
+            // The caller gets the error of its work; a failed rollback ends the session.
             let _ = inner.rollback().map_err(|error| noted(lost, limit, error));
         }
         outcome.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Lets the statements that follow, until the connection goes back to the pool, run no longer than `deadline`
-    /// allows. Free of charge as long as `statement_timeout` is the stricter limit; otherwise one round trip now,
-    /// and one when the connection is next checked out.
+    /// Limits the statements that follow to `deadline`, until the connection goes back to the pool.
+    /// Costs nothing while `statement_timeout` is the stricter limit. Otherwise it costs one round
+    /// trip now, and one at the next check-out.
     pub fn limit_to(&mut self, deadline: Deadline) -> Result<(), DatabaseError> {
         let remaining = deadline.remaining().max(MIN_STATEMENT_TIMEOUT);
         let configured = self.statement_timeout;
@@ -184,7 +187,7 @@ impl Connection {
         if timeout == self.statement_timeout_now {
             return Ok(());
         }
-        // SET takes no parameters; a number of milliseconds is safe to spell out.
+        // SET takes no parameters, and a number of milliseconds needs no quoting.
         let set = format!("SET statement_timeout = {}", timeout.as_millis());
         let _limited = self.link.limit.hold(self.allowance());
         self.link
@@ -195,14 +198,15 @@ impl Connection {
         Ok(())
     }
 
-    /// Host and port of the server: one of those that the configuration names.
+    /// Host and port of the server: one of the configured ones.
     pub fn server(&self) -> (&str, u16) {
         let (host, port) = &self.link.server;
         (host, *port)
     }
 
-    /// Asks the server for a sign of life, and whether it is still what [`DatabaseConfig::target`] asks for: one round
-    /// trip, at most `timeout` long. Without a good answer the connection is lost.
+    /// Checks in one round trip that the server answers and is still what
+    /// [`DatabaseConfig::target`] requires. Blocks for at most `timeout`. If the check fails, the
+    /// connection is lost.
     pub fn ping(&mut self, timeout: Duration) -> Result<(), DatabaseError> {
         let _limited = self.link.limit.hold(timeout);
         self.link.verify().map_err(|error| {
@@ -211,7 +215,7 @@ impl Connection {
         })
     }
 
-    /// Whether the session is of no use any more.
+    /// Whether the session can no longer be used.
     pub fn is_lost(&self) -> bool {
         self.lost || self.link.is_closed()
     }
@@ -224,7 +228,8 @@ impl Connection {
         let started = Instant::now();
         let limited = self.link.limit.hold(self.allowance());
         let mut outcome = self.attempt(statement, &mut call);
-        // The server refused the prepared form before running anything, so a second try cannot do the work twice.
+        // The server refused the prepared form before it ran anything, so a retry cannot do the
+        // work twice.
         if outcome
             .as_ref()
             .is_err_and(|error| error.as_db_error().is_some_and(is_stale_statement))
@@ -238,7 +243,7 @@ impl Connection {
         outcome.map_err(|error| noted(&mut self.lost, &self.link.limit, error))
     }
 
-    /// How long a statement may keep us waiting.
+    /// How long a statement may block this thread.
     fn allowance(&self) -> Duration {
         match self.statement_timeout_now {
             Duration::ZERO => Duration::MAX,
@@ -331,7 +336,8 @@ impl<'a> Transaction<'a> {
         self.hooks
             .query_finished(statement.name, started.elapsed(), outcome.is_ok());
         outcome.map_err(|error| {
-            // The transaction is over, so there is no second try here, but the next one shall find it prepared.
+            // The transaction is over, so there is no retry here, but the next attempt must prepare
+            // again.
             if error.as_db_error().is_some_and(is_stale_statement) {
                 self.prepared.remove(statement.sql);
             }
@@ -357,7 +363,7 @@ impl<'a> Transaction<'a> {
     }
 }
 
-/// Types `error`, and notes when the session did not survive it.
+/// Converts `error`, and records whether it ended the session.
 fn noted(lost: &mut bool, limit: &TimeLimit, error: postgres::Error) -> DatabaseError {
     let error = limit.explain(error.into());
     *lost |= error.ends_session();

@@ -1,10 +1,10 @@
-//! Connecting, and finding the socket that the driver keeps to itself, so that a [`Watchdog`] can watch it.
+//! Connecting, and access to the socket that the driver hides, for a [`Watchdog`].
 //!
-//! The driver lets its user in at one place between connecting the socket and the first byte on it: it asks for a
-//! TLS. There is none here (`sslmode=disable`), but the question is the moment to look for the socket. To be sure that
-//! it is the one just connected, and not that of another thread connecting to the same server, each attempt wears a
-//! mark that the driver puts on its socket for us: a `TCP_USER_TIMEOUT` that no other has. The mark is taken off as
-//! soon as the socket is found, before it could have an effect.
+//! The driver calls back at one point between connecting the socket and sending the first byte: it
+//! asks for a TLS connector. There is no TLS here (`sslmode=disable`), but at this point the socket
+//! can be found. Another thread may be connecting to the same server, so each attempt marks its
+//! socket: the driver sets a unique `TCP_USER_TIMEOUT` on it. The mark is removed as soon as the
+//! socket is found, before it can have an effect.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,21 +24,21 @@ use super::watchdog::{TimeLimit, Watchdog};
 use tbd_deadline::{Deadline, lock};
 use tbd_sockets as sockets;
 
-/// How long the server may take to authenticate us once the TCP connection stands.
+/// How long the server may take for authentication once TCP is connected.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long closing a session may take.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a session is asked: whether it is ours, and what its server may do.
+/// The check of a session: whether it was opened here, and what its server may do.
 const SESSION: &str = "SELECT current_setting('tbd.session', true), pg_is_in_recovery(), \
                        current_setting('transaction_read_only')";
 
-/// The driver's session, and the limit to waiting for it.
+/// The driver's session, and the time limit for waiting on it.
 pub(super) struct Link {
-    // Dropped in this order: saying goodbye is watched, too.
+    // Dropped in this order: the goodbye is watched too.
     pub client: Client,
     pub limit: TimeLimit,
-    /// Its host and port.
+    /// The server's host and port.
     pub server: (String, u16),
     mark: String,
     location: String,
@@ -51,11 +51,12 @@ impl Link {
         self.limit.is_cut() || self.client.is_closed()
     }
 
-    /// Asks whether the session is ours and its server acceptable. One round trip; prepares no statement.
+    /// Checks that the session was opened here and that its server is acceptable. One round trip;
+    /// prepares no statement.
     ///
     /// # Errors
-    /// [`DatabaseError::ReadOnly`]: the server is not acceptable. [`DatabaseError::Rejected`]: the session is a pooler's.
-    /// Otherwise what failed.
+    /// [`DatabaseError::ReadOnly`]: the server is not acceptable. [`DatabaseError::Rejected`]: the
+    /// session is a pooler's. Otherwise the error of the query.
     pub(super) fn verify(&mut self) -> Result<(), DatabaseError> {
         let answer = self.client.simple_query(SESSION)?;
         let row = answer.iter().find_map(|message| match message {
@@ -77,8 +78,8 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // The driver says goodbye as it is dropped, and first waits for answers still due: not for ever, and not at
-        // all when there is no use.
+        // The driver says goodbye when it is dropped, and first waits for outstanding answers. That
+        // wait is limited; on a closed session there is none.
         if self.is_closed() {
             self.limit.cut();
         } else {
@@ -87,9 +88,9 @@ impl Drop for Link {
     }
 }
 
-/// Connects to the first acceptable server. Waits for the resolver, then `connect_timeout` and 5 s in all: each
-/// address has an equal share of what is left for connecting, authentication and a round trip. No limit is in force
-/// on the result.
+/// Connects to the first acceptable server. Waits for the resolver, then `connect_timeout` plus 5 s
+/// in total. Each address gets an equal share of the time left for connecting, authentication and a
+/// round trip. The result has no limit in force.
 pub(super) fn connect(config: &DatabaseConfig, watchdog: &Watchdog) -> Result<Link, DatabaseError> {
     connect_within(config, watchdog, HANDSHAKE_TIMEOUT)
 }
@@ -111,7 +112,7 @@ fn connect_within(
             Err(DatabaseError::Unavailable { reason, .. }) => {
                 reasons.push(format!("{}:{}: {reason}", candidate.host, candidate.port));
             }
-            // As with libpq, a server that refuses us speaks for all.
+            // As in libpq, a refusal by one server ends the search.
             outcome => return outcome,
         }
     }
@@ -119,7 +120,7 @@ fn connect_within(
     Err(unavailable(config, &reasons.join("; ")))
 }
 
-/// A session with the server at `candidate`, if that is acceptable.
+/// A session with the server at `candidate`, if the server is acceptable.
 fn attempt(
     config: &DatabaseConfig,
     candidate: &Candidate<'_>,
@@ -162,7 +163,7 @@ fn attempt(
     Err(unavailable(config, &reason))
 }
 
-/// The driver's session, whose limit is still in force.
+/// The driver's session, with its limit still in force.
 fn open(
     config: &DatabaseConfig,
     mut driver: postgres::Config,
@@ -177,12 +178,13 @@ fn open(
         found: Arc::clone(&found),
     };
     let manager = PostgresConnectionManager::new(driver, hook);
-    // The driver panics when it cannot get a descriptor for its event loop ("FIXME don't unwrap"). Running out of
-    // descriptors passes; a panic would cost the pool this connection's place for good.
+    // The driver panics when it cannot get a descriptor for its event loop ("FIXME don't unwrap").
+    // A shortage of descriptors passes, but a panic would cost the pool this connection's place for
+    // good.
     let outcome = catch_unwind(AssertUnwindSafe(|| manager.connect()));
     let limit = std::mem::replace(&mut *lock(&found), TimeLimit::never());
     match outcome {
-        // The last word came at the moment of the cut.
+        // The answer arrived at the moment of the cut.
         Ok(Ok(_) | Err(_)) if limit.is_cut() => Err(unavailable(config, DatabaseError::NO_ANSWER)),
         Ok(Ok(client)) => Ok((client, limit)),
         Ok(Err(error)) => Err(DatabaseError::connecting(config, &error)),
@@ -200,7 +202,8 @@ fn unavailable(config: &DatabaseConfig, reason: &str) -> DatabaseError {
     }
 }
 
-/// A user time-out in milliseconds that nobody would set for its own sake, different from one attempt to the next.
+/// A user time-out in milliseconds that serves as a mark: implausible as a setting, and different
+/// for each attempt.
 fn next_mark() -> Duration {
     static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
     const RANGE: u64 = 1_000_000_000;
@@ -208,7 +211,7 @@ fn next_mark() -> Duration {
     Duration::from_millis(RANGE + attempt % RANGE)
 }
 
-/// Knows a socket that was just connected by its mark.
+/// Finds a socket that was just connected by its mark.
 #[derive(Clone)]
 struct Finder {
     port: u16,
@@ -219,7 +222,8 @@ struct Finder {
 }
 
 impl Finder {
-    /// A duplicate of the marked socket, with the mark taken off. An error rather than a connection without limits.
+    /// A duplicate of the marked socket, with the mark removed. Fails rather than leave a
+    /// connection without limits.
     fn find(&self) -> io::Result<socket2::Socket> {
         let mut failure = io::Error::other("the connection's socket cannot be found");
         for fd in sockets::connected(|_, peer| peer.port() == self.port)? {
@@ -239,12 +243,12 @@ impl Finder {
     }
 }
 
-/// What the driver takes for a maker of TLS: called once for each address, when the socket has just been connected.
+/// The driver's TLS connector factory. It is called once for each address, right after the connect.
 #[derive(Clone)]
 struct AfterConnect {
     /// None for a Unix socket.
     finder: Option<Finder>,
-    /// Where the limit of the latest socket goes.
+    /// Receives the limit of the latest socket.
     found: Arc<Mutex<TimeLimit>>,
 }
 
@@ -282,13 +286,13 @@ mod tests {
 
     #[test]
     fn a_server_that_accepts_and_says_nothing_is_given_up() {
-        // Bound and listening is enough: the kernel accepts.
+        // A bound, listening socket is enough: the kernel accepts.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let config = DatabaseConfig::new("127.0.0.1", port, "tbd", "secret", "tbd");
         let watchdog = Watchdog::default();
         let started = Instant::now();
-        // Several at once: each has to find its own socket.
+        // Several at once: each must find its own socket.
         thread::scope(|scope| {
             for handshake in [300, 600, 900].map(Duration::from_millis) {
                 let (config, watchdog) = (&config, &watchdog);
@@ -327,7 +331,7 @@ mod tests {
             .err()
             .unwrap()
             .to_string();
-        // Each for itself would take 8 s.
+        // One after another they would take 8 s.
         assert!(started.elapsed() < Duration::from_secs(5));
         for port in ports {
             let reason = format!("127.0.0.1:{port}: no answer in time");
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_name_that_does_not_exist_is_a_database_that_is_away() {
+    fn a_host_name_that_does_not_exist_makes_the_database_unavailable() {
         let config = DatabaseConfig::new("no-such-host.invalid", 5432, "tbd", "secret", "tbd");
         let error = connect(&config, &Watchdog::default()).err().unwrap();
         assert!(matches!(error, DatabaseError::Unavailable { .. }));
@@ -344,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_hangs_up_is_away() {
+    fn a_server_that_hangs_up_is_unavailable() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = thread::spawn(move || listener.accept().map(drop));

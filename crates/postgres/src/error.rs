@@ -1,4 +1,4 @@
-//! What can go wrong with the database, named after what the caller can do about it.
+//! Database errors, classified by what the caller can do about them.
 
 use std::error::Error as _;
 use std::io;
@@ -8,10 +8,11 @@ use postgres::error::{DbError, SqlState};
 
 use super::config::DatabaseConfig;
 
-/// A failed conversation with the database. Messages hold neither passwords nor parameters, so they may be logged.
+/// A failed database operation. Messages hold neither passwords nor parameters, so they may be
+/// logged.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// No connection could be had: nothing was sent, repeating later is always safe.
+    /// No connection was available: nothing was sent, so a retry is always safe.
     #[error("the database {location} is unavailable: {reason}")]
     Unavailable {
         /// `host:port/database`.
@@ -19,15 +20,16 @@ pub enum DatabaseError {
         /// Why, in a few words.
         reason: String,
     },
-    /// The server is there but does not want us: wrong password, unknown database. An operator must act.
+    /// The server answers but rejects the session: wrong password, unknown database. An operator
+    /// must act.
     #[error("the database {location} refuses us: {reason}")]
     Rejected {
         /// `host:port/database`.
         location: String,
-        /// Why, and which setting to look at.
+        /// Why, and which setting to check.
         reason: String,
     },
-    /// The connection broke while a statement was under way: it may or may not have taken effect.
+    /// The connection broke while a statement was in flight: its outcome is unknown.
     #[error("the connection to the database was lost: {0}")]
     ConnectionLost(String),
     /// Every pooled connection stayed busy until the caller's deadline. Nothing was sent.
@@ -41,21 +43,21 @@ pub enum DatabaseError {
     /// The statement ran longer than the session's limit and was rolled back (57014).
     #[error("the statement took too long and was canceled")]
     StatementTimeout,
-    /// Another transaction held a lock for longer than we may wait; the statement was rolled back (55P03).
+    /// Another transaction held a lock for too long; the statement was rolled back (55P03).
     #[error("another transaction kept its lock for too long")]
     LockTimeout,
-    /// A deadlock (40P01) or serialization failure (40001): rolled back, and worth repeating.
+    /// A deadlock (40P01) or serialization failure (40001): rolled back, and worth a retry.
     #[error("the transaction collided with another one (SQLSTATE {sqlstate})")]
     Conflict {
         /// The five-character code.
         sqlstate: String,
     },
-    /// The server writes nothing (25006): a standby, or a primary that was demoted. Nothing took effect, and this
-    /// session is given up: the next one may reach a server that writes.
+    /// The server writes nothing (25006): a standby, or a demoted primary. Nothing took effect. The
+    /// session is closed, because the next one may reach a server that writes.
     #[error("the database server is read-only")]
     ReadOnly,
-    /// The server lacks what the work needs: disk, memory, connections (class 53), or its system fails it (class 58).
-    /// Nothing took effect; the session survives.
+    /// The server lacks a resource: disk, memory, connections (class 53), or its system failed
+    /// (class 58). Nothing took effect; the session survives.
     #[error("the database server is out of resources: {message} (SQLSTATE {sqlstate})")]
     OutOfResources {
         /// The five-character code.
@@ -63,31 +65,31 @@ pub enum DatabaseError {
         /// The server's primary message.
         message: String,
     },
-    /// The schema changed under a prepared statement inside a transaction, which was rolled back. The next
-    /// attempt prepares the statement anew.
+    /// The schema changed under a prepared statement inside a transaction, which was rolled back.
+    /// The next attempt prepares the statement again.
     #[error("the schema changed under a prepared statement")]
     StaleStatement,
-    /// Any other answer of the server: usually our mistake.
+    /// Any other answer of the server: usually a bug in the program.
     #[error("the database reports an error: {message} (SQLSTATE {sqlstate})")]
     Other {
         /// The five-character code.
         sqlstate: String,
-        /// The constraint that was violated, if that is what happened.
+        /// The violated constraint, if there is one.
         constraint: Option<String>,
-        /// The server's primary message, left out where it might quote a value.
+        /// The server's primary message, omitted where it might quote a value.
         message: String,
     },
-    /// The driver could not convert a parameter or a column: our mistake.
+    /// The driver could not convert a parameter or a column: a bug in the program.
     #[error("the database driver reports: {0}")]
     Driver(String),
 }
 
 impl DatabaseError {
-    /// The reason given when waiting has ended at a limit of ours.
+    /// The reason given when a time limit of this crate ended the wait.
     pub(super) const NO_ANSWER: &str = "no answer in time";
 
-    /// Whether the same work may well succeed when repeated in a moment: connection loss, a demoted server, deadlock,
-    /// serialization failure. Whether repeating is *safe* is another question, answered at [`retry`](super::retry()).
+    /// Whether a retry in a moment may succeed: connection loss, a demoted server, deadlock,
+    /// serialization failure. [`retry`](super::retry()) says when a retry is *safe*.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -99,7 +101,7 @@ impl DatabaseError {
         )
     }
 
-    /// Whether the server as such cannot serve, so that no other statement would fare better now.
+    /// Whether the whole server is unusable, so that another statement would fail too.
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self,
@@ -111,7 +113,7 @@ impl DatabaseError {
         )
     }
 
-    /// Whether the session ended with this error, or is of no use after it.
+    /// Whether this error ended the session or made it unusable.
     pub(super) fn ends_session(&self) -> bool {
         matches!(self, Self::ConnectionLost(_) | Self::ReadOnly)
     }
@@ -124,7 +126,7 @@ impl DatabaseError {
         }
     }
 
-    /// The server's five-character code, where the error came from the server and has one.
+    /// The server's five-character code, if the error came from the server and has one.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::StatementTimeout => Some("57014"),
@@ -137,7 +139,7 @@ impl DatabaseError {
         }
     }
 
-    /// A stable, low-cardinality word for the kind of error: for metrics and span attributes.
+    /// A stable, low-cardinality name of the error's kind, for metrics and span attributes.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unavailable { .. } => "unavailable",
@@ -155,8 +157,8 @@ impl DatabaseError {
         }
     }
 
-    /// A pooler answers that gives each transaction another session. A statement prepared in one session would meet
-    /// another program's of the same name in the next, and run with the wrong parameters.
+    /// A pooler answers that gives each transaction another session. A prepared statement could
+    /// then meet another program's statement of the same name, and run with the wrong parameters.
     pub(super) fn pooler(location: String) -> Self {
         let reason = "a connection pooler such as PgBouncer answers, and it keeps no session: set DB_HOST and DB_PORT to \
                       PostgreSQL itself, since tbd has its own pool"
@@ -164,7 +166,7 @@ impl DatabaseError {
         Self::Rejected { location, reason }
     }
 
-    /// What a failed attempt to connect means.
+    /// The error of a failed attempt to connect.
     pub(super) fn connecting(config: &DatabaseConfig, error: &postgres::Error) -> Self {
         let location = config.location();
         let Some(answer) = error.as_db_error() else {
@@ -177,7 +179,8 @@ impl DatabaseError {
                     location,
                     reason: "the server closed the connection".to_owned(),
                 },
-                // The driver's own authentication failures ("authentication error") have a cause that says more.
+                // The driver's own authentication failures ("authentication error") have a cause
+                // with details.
                 None => {
                     let cause = error
                         .source()
@@ -206,7 +209,7 @@ impl DatabaseError {
             return Self::Rejected { location, reason };
         }
         let reason = answer.message().to_owned();
-        // PgBouncer's answer; a server knows every start-up parameter of ours.
+        // PgBouncer's answer; PostgreSQL knows every start-up parameter that this crate sends.
         if *code == SqlState::PROTOCOL_VIOLATION && reason.contains("startup parameter") {
             return Self::pooler(location);
         }
@@ -216,7 +219,8 @@ impl DatabaseError {
                 message: reason,
             };
         }
-        // Class 28 is about who we are, 42501 about what we may; the rest (starting up, shutting down) passes.
+        // Class 28 is authentication, 42501 permission; the rest (starting up, shutting down)
+        // passes.
         if code.code().starts_with("28") || *code == SqlState::INSUFFICIENT_PRIVILEGE {
             Self::Rejected { location, reason }
         } else {
@@ -226,7 +230,7 @@ impl DatabaseError {
 }
 
 impl From<postgres::Error> for DatabaseError {
-    /// What a failed statement means.
+    /// The error of a failed statement.
     fn from(error: postgres::Error) -> Self {
         if let Some(answer) = error.as_db_error() {
             return from_answer(answer);
@@ -252,7 +256,7 @@ fn from_answer(answer: &DbError) -> DatabaseError {
         "55P03" => DatabaseError::LockTimeout,
         "40001" | "40P01" => DatabaseError::Conflict { sqlstate },
         "25006" => DatabaseError::ReadOnly,
-        // Shut down, crashed, recovering, dropped, idle for too long: this session has ended.
+        // Shut down, crashed, recovering, dropped, idle for too long: the session has ended.
         "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" | "25P04" => {
             DatabaseError::ConnectionLost(answer.message().to_owned())
         }
@@ -267,8 +271,8 @@ fn from_answer(answer: &DbError) -> DatabaseError {
         }
         _ => DatabaseError::Other {
             constraint: answer.constraint().map(str::to_owned),
-            // Messages of class 22 (data exception) quote the offending value; `detail` always may, so it is
-            // never taken.
+            // Messages of class 22 (data exception) quote the offending value. `detail` may always
+            // do so, and is never used.
             message: if sqlstate.starts_with("22") {
                 "a value does not fit".to_owned()
             } else {
@@ -279,9 +283,10 @@ fn from_answer(answer: &DbError) -> DatabaseError {
     }
 }
 
-/// Whether a prepared statement must be prepared anew: its result changed shape with the schema (0A000, told apart
-/// from other unsupported features by the server's function, since messages are translated), or the server no
-/// longer knows it (26000). Both are raised before the statement begins to run.
+/// Whether a statement must be prepared again. Either its result changed shape with the schema
+/// (0A000), or the server no longer knows it (26000). The server's function tells 0A000 from other
+/// unsupported features, because messages are translated. Both are raised before the statement
+/// begins to run.
 pub(super) fn is_stale_statement(answer: &DbError) -> bool {
     match answer.code().code() {
         "26000" => true,

@@ -1,4 +1,4 @@
-//! Whether the database can be used: asked by a monitor thread.
+//! Health check of the database, for a monitor thread.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,12 @@ use tbd_deadline::Deadline;
 
 /// How long the database may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the check waits for a pooled connection before it takes the pool for busy.
+/// How long the check waits for a pooled connection before it considers the pool busy.
 const POOL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Asks the database on a pooled connection, as requests do. While the pool is busy it uses a connection of its own,
-/// one more than `max_conns`, so that a busy pool is not taken for a database that is away.
+/// Checks the database on a pooled connection, as requests do. While the pool is busy it uses a
+/// connection of its own, one more than `max_conns`, so that a busy pool does not look like an
+/// outage.
 pub struct HealthCheck {
     pool: Pool,
     schema: Migrator,
@@ -29,8 +30,9 @@ pub struct HealthCheck {
 }
 
 impl HealthCheck {
-    /// A check of `pool`'s database. It is healthy while its schema is at least as new as the migrations of `schema`.
-    /// While a migration runs, or after one failed half way, it is healthy as long as `tables` are all there.
+    /// A check of `pool`'s database. It is healthy while its schema is at least as new as the
+    /// migrations of `schema`. While a migration runs, or after one failed half way, it is healthy
+    /// if all `tables` exist.
     pub fn new(pool: Pool, schema: Migrator, tables: Tables) -> Self {
         Self {
             pool,
@@ -43,9 +45,10 @@ impl HealthCheck {
         }
     }
 
-    /// One check. A connection that fails is replaced at once: what broke may have been the connection alone. Waits
-    /// for a pooled connection for half a second, for the server's answer for 2 seconds at most, and for a new
-    /// connection as [`DatabaseConfig::connect_timeout`](super::DatabaseConfig::connect_timeout) says.
+    /// Runs one check. It replaces a failed connection at once, since the fault may be in that
+    /// connection alone. Blocks for half a second at most for a pooled connection, and for 2
+    /// seconds for the server's answer. A new connection takes as long as
+    /// [`DatabaseConfig::connect_timeout`](super::DatabaseConfig::connect_timeout) allows.
     ///
     /// # Errors
     /// Why the database cannot be used, in a sentence without secrets.
@@ -78,8 +81,8 @@ impl HealthCheck {
         self.examine(&mut *self.pool.get(Deadline::after(POOL_TIMEOUT))?)
     }
 
-    /// None if the server has no connection to spare: it answers, and the pool's connections are at work, so the last
-    /// verdict holds.
+    /// None if the server has no connection to spare. It answers, and the pool's connections are at
+    /// work, so the last verdict holds.
     fn ask_on_own_connection(&mut self) -> Result<Option<SchemaStatus>, DatabaseError> {
         if let Some(mut connection) = self.own.take()
             && let Ok(status) = self.examine(&mut connection)
@@ -102,7 +105,7 @@ impl HealthCheck {
         self.schema.status(connection, self.tables)
     }
 
-    /// Tells the hooks, and the log when the state has changed.
+    /// Reports to the hooks, and logs a change of state.
     fn report(&mut self, status: &SchemaStatus) {
         self.pool.hooks().schema_checked(status.state);
         if self.state == status.state {

@@ -1,22 +1,25 @@
-//! PostgreSQL for programs on plain threads: pool, prepared statements, shared statements, retry, migrations.
+//! PostgreSQL for programs on plain threads: pool, prepared and shared statements, retry,
+//! migrations.
 //!
-//! - [`Pool`] hands out [`PooledConnection`]s without a round trip, and says no early when the database is away;
+//! - [`Pool`] hands out [`PooledConnection`]s without a round trip, and fails early during an
+//!   outage;
 //! - [`Connection`] runs prepared [`Statement`]s (one round trip each) and transactions;
-//! - [`DatabaseError`] says what the caller can do about a failure, [`retry()`] is the one place that repeats work;
-//! - [`Coalescer`] carries together what many threads want written at the same time;
-//! - [`migrations`] brings the schema up to date, in turn with golang-migrate's CLI if need be;
-//! - each new session is asked whether it is ours, not a pooler's, and whether its server is acceptable
-//!   ([`TargetSessionAttrs`]);
-//! - [`HealthCheck`] asks whether the database can be used, for a monitor thread.
+//! - [`DatabaseError`] says what the caller can do about a failure, and only [`retry()`] repeats
+//!   work;
+//! - [`Coalescer`] batches what many threads want to write at the same time;
+//! - [`migrations`] brings the schema up to date, interchangeably with golang-migrate's CLI;
+//! - each new session is checked: it must reach PostgreSQL itself instead of a pooler, and its
+//!   server must be acceptable ([`TargetSessionAttrs`]);
+//! - [`HealthCheck`] checks whether the database can be used, for a monitor thread.
 //!
 //! | thread | how many | waits for | ends |
 //! |---|---|---|---|
 //! | `database-connect-N` | 3 per pool | the pool's next task; a connection being made | with the pool's last clone |
 //! | `database-watchdog` | 1 per pool, health check and run of migrations | the next limit of a statement; none set: the next statement | with the last connection and its pool or health check |
 //!
-//! The driver (`postgres`) keeps a private single-threaded event loop inside each connection and drives it from the
-//! calling thread; it starts no threads of its own here. The watchdog (`watchdog`) sees to it that no call outlasts a
-//! server that has stopped answering.
+//! The driver (`postgres`) keeps a private single-threaded event loop inside each connection and
+//! drives it from the calling thread; it starts no threads here. The watchdog (`watchdog`) ends
+//! calls to a server that has stopped answering.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The pool of connections: hands one out without asking the server first, and says no early when it must.
+//! The connection pool: check-out without a round trip, and early failure during an outage.
 
 use std::fmt;
 use std::mem;
@@ -17,52 +17,53 @@ use super::hooks::{Hooks, NoHooks};
 use super::watchdog::Watchdog;
 use tbd_deadline::{Deadline, lock};
 
-/// Threads that open connections. Three attempts at once refill an emptied pool quickly, and one that hangs does
-/// not hold up the others.
+/// Threads that open connections. Three attempts in parallel refill an emptied pool quickly, and a
+/// hung one does not delay the others.
 const CONNECT_THREADS: usize = 3;
-/// r2d2 repeats a failed attempt to connect after a growing pause of at most half of this: the database is found
-/// again within half a second of its return.
+/// r2d2 repeats a failed attempt to connect after a growing pause of at most half of this. So the
+/// pool notices within half a second that the database is back.
 const RECONNECT_PAUSE_TWICE: Duration = Duration::from_secs(1);
-/// Connections beyond the wanted number of idle ones are closed when unused for this long.
+/// Idle connections beyond the configured number are closed when unused for this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A waiting caller looks this often whether the database has meanwhile gone away: r2d2 wakes it for a connection
-/// only.
+/// How often a waiting caller checks for an outage: r2d2 wakes it only for a connection.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
-/// While the last attempt to connect failed but connections are still in use, a caller waits this long for one of
-/// them to be given back.
+/// How long a caller waits for a connection to come back when the last attempt to connect failed
+/// but connections are in use.
 const PATIENCE_DURING_OUTAGE: Duration = Duration::from_millis(250);
-/// How long a connection under suspicion may take to prove itself.
+/// How long a suspect connection may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A pool of at most `max_conns` connections. Cheap to clone; all clones are the same pool.
 ///
-/// **No I/O** when it is built: it works with the database away and connects in the background, on threads named
-/// `database-connect-N` that end with the last clone (an attempt under way is finished first).
+/// **No I/O** when it is built: it needs no database then. It connects in the background, on
+/// threads named `database-connect-N`. They end with the last clone, after an attempt in progress.
 ///
-/// **`max_idle_conns`.** r2d2 knows a *minimum* of idle connections, no maximum. So the number is used as that
-/// minimum (at least 1, at most `max_conns`): the pool keeps that many ready ahead of need, may hold more while it
-/// is busy, and closes what is beyond the number a minute (at most 90 s) after its last use. `conn_max_lifetime` is
-/// looked at whenever a connection comes back, and every 30 s for idle ones; a tenth of it is spread at random so
-/// that connections opened together are not all renewed together.
+/// **`max_idle_conns`.** r2d2 has a *minimum* of idle connections and no maximum. So the number is
+/// used as that minimum (at least 1, at most `max_conns`). The pool keeps that many ready, and may
+/// hold more while it is busy. It closes the surplus a minute (at most 90 s) after its last use.
+/// `conn_max_lifetime` is checked whenever a connection comes back, and every 30 s for idle ones. A
+/// random part of it, at most a tenth, is subtracted, so that connections opened together are not
+/// renewed together.
 ///
-/// **Check-out** costs no round trip. When a connection was lost, all others are under suspicion, since a restart
-/// or a fail-over breaks all of them: each has to answer one ping (within 1 s) before it is handed out again.
+/// **Check-out** costs no round trip. After the loss of one connection all others are suspect,
+/// since a restart or a fail-over breaks all of them. A suspect must answer a ping (within 1 s)
+/// before it is handed out again.
 #[derive(Clone)]
 pub struct Pool {
     pool: r2d2::Pool<Manager>,
     shared: Arc<Shared>,
 }
 
-/// How the pool is used at one moment.
+/// How the pool is used at a given moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolStatus {
     /// Connections that callers hold.
     pub in_use: u32,
     /// Connections ready to be handed out.
     pub idle: u32,
-    /// Callers waiting for one.
+    /// Callers waiting for a connection.
     pub waiting: u32,
-    /// The most there may be.
+    /// The maximum number of connections.
     pub max: u32,
 }
 
@@ -70,9 +71,10 @@ struct Shared {
     config: DatabaseConfig,
     hooks: Arc<dyn Hooks>,
     waiting: AtomicU32,
-    /// Counts lost connections: one that was last known to live before the latest loss is under suspicion.
+    /// Counts lost connections. A connection last known to live before the latest loss is suspect.
     losses: AtomicU64,
-    /// Why the latest attempt to connect, or to get a sign of life, failed; none when it succeeded. Held for an assignment or a clone only.
+    /// Why the latest attempt to connect, or the latest ping of a suspect, failed; none when it
+    /// succeeded. Its lock is held only for an assignment or a clone.
     outage: Mutex<Option<DatabaseError>>,
 }
 
@@ -80,7 +82,7 @@ impl Shared {
     fn set_outage(&self, reason: Option<DatabaseError>) {
         let message = reason.as_ref().map(ToString::to_string);
         let before = mem::replace(&mut *lock(&self.outage), reason);
-        // Once per outage, and outside the lock.
+        // Logged once per outage, and outside the lock.
         match (before, message) {
             (None, Some(message)) => log::warn!("{message}"),
             (Some(_), None) => log::info!("the database {} is back", self.config.location()),
@@ -94,13 +96,13 @@ impl Shared {
 }
 
 impl Pool {
-    /// A pool for `config` that tells nobody what happens in it. See [`with_hooks`](Self::with_hooks).
+    /// A pool for `config` without hooks. See [`with_hooks`](Self::with_hooks).
     pub fn new(config: DatabaseConfig) -> Result<Self, DatabaseError> {
         Self::with_hooks(config, Arc::new(NoHooks))
     }
 
-    /// A pool for `config`. Fails only for a configuration that makes no sense (no connections, no lifetime); that
-    /// the database is away shows when a connection is wanted.
+    /// A pool for `config`. Fails only for an invalid configuration (no connections, no lifetime).
+    /// An outage shows only at a check-out.
     pub fn with_hooks(
         config: DatabaseConfig,
         hooks: Arc<dyn Hooks>,
@@ -138,12 +140,13 @@ impl Pool {
         Ok(Self { pool, shared })
     }
 
-    /// Checks out a connection. It goes back when dropped.
+    /// Checks out a connection. Dropping it returns it to the pool.
     ///
-    /// **Blocks** until one is free, at most until `deadline`; at once or nearly so (250 ms) it fails with the reason
-    /// of the last attempt to connect when the database is known to be away. A server at its connection limit is not
-    /// away while it serves the pool's connections. After a loss, the ping of a suspect may add up to 1 s, even past
-    /// the deadline: cutting it short would condemn a good connection.
+    /// **Blocks** until a connection is free, at most until `deadline`. During an outage it fails
+    /// within 250 ms, with the reason of the last attempt to connect. A server at its connection
+    /// limit is no outage while it serves the pool's connections. After a loss, the ping of a
+    /// suspect may add up to 1 s, even past the deadline: a shorter ping would condemn a good
+    /// connection.
     pub fn get(&self, deadline: Deadline) -> Result<PooledConnection, DatabaseError> {
         let started = Instant::now();
         let outcome = match self.idle() {
@@ -154,7 +157,7 @@ impl Pool {
         outcome
     }
 
-    /// How the pool is used right now.
+    /// How the pool is used now.
     pub fn status(&self) -> PoolStatus {
         let state = self.pool.state();
         PoolStatus {
@@ -169,14 +172,13 @@ impl Pool {
         &*self.shared.hooks
     }
 
-    /// The configuration it was made with.
+    /// The configuration of the pool.
     pub fn config(&self) -> &DatabaseConfig {
         &self.shared.config
     }
 
-    /// An idle connection that may be trusted, if there is one. Waits for nothing, save for the pings that follow a
-    /// loss: connections that are known to be broken fail theirs at once, and the first one that stays silent ends
-    /// the search.
+    /// A verified idle connection, if there is one. Blocks only for the pings that follow a loss. A
+    /// broken connection fails its ping at once, and the first silent one ends the search.
     fn idle(&self) -> Option<PooledConnection> {
         while let Some(connection) = self.pool.try_get() {
             match self.verify(connection) {
@@ -196,7 +198,7 @@ impl Pool {
         let _waiting = Waiting::new(&self.shared.waiting);
         loop {
             if let Some(reason) = self.shared.outage() {
-                // A server out of connections still serves the pool's: one of them comes back.
+                // A server out of connections still serves the pool's, and one of those comes back.
                 let serves = matches!(reason, DatabaseError::OutOfResources { .. });
                 let is_patient = serves || started.elapsed() < PATIENCE_DURING_OUTAGE;
                 if self.pool.state().connections == 0 || !is_patient {
@@ -218,7 +220,7 @@ impl Pool {
         }
     }
 
-    /// `connection`, ready for use; or why it was dropped.
+    /// `connection`, verified and ready for use, or the reason why it was dropped.
     fn verify(
         &self,
         mut connection: r2d2::PooledConnection<Manager>,
@@ -248,7 +250,7 @@ impl Pool {
     }
 }
 
-/// What is wrong with a connection that was about to be handed out.
+/// What is wrong with a suspect connection.
 enum Suspect {
     Broken,
     Silent,
@@ -264,7 +266,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// A connection on loan from the pool; use it as a [`Connection`]. Dropping it gives it back.
+/// A connection borrowed from the pool, for use as a [`Connection`]. Dropping it returns it.
 pub struct PooledConnection(r2d2::PooledConnection<Manager>);
 
 impl Deref for PooledConnection {
@@ -281,12 +283,12 @@ impl DerefMut for PooledConnection {
     }
 }
 
-/// A connection as r2d2 keeps it.
+/// A connection in r2d2's pool.
 struct Pooled {
     connection: Connection,
-    /// The count of losses when it was last known to live.
+    /// The count of losses when the connection was last known to live.
     losses_seen: u64,
-    /// When it is to be replaced.
+    /// When the connection must be replaced.
     expires: Deadline,
 }
 
@@ -332,14 +334,15 @@ impl ManageConnection for Manager {
     }
 }
 
-/// `lifetime` less up to a tenth, at random.
+/// `lifetime` minus a random part of up to a tenth.
 fn spread(lifetime: Duration) -> Duration {
-    // The last byte of a UUIDv7 is random: no need for a generator of our own.
+    // The last byte of a UUIDv7 is random, so no other generator is needed.
     let share = u32::from(uuid::Uuid::now_v7().as_bytes()[15]);
     lifetime - lifetime / 10 * share / u32::from(u8::MAX)
 }
 
-/// r2d2 would log every failed attempt to connect; [`Shared::set_outage`] logs the first one of an outage.
+/// Silences r2d2, which logs every failed attempt to connect. [`Shared::set_outage`] logs the first
+/// one of an outage.
 #[derive(Debug)]
 struct Quiet;
 
@@ -347,7 +350,7 @@ impl HandleError<DatabaseError> for Quiet {
     fn handle_error(&self, _error: DatabaseError) {}
 }
 
-/// Counts a caller as waiting for as long as it lives, so that no way out can forget to count down.
+/// Counts a caller as waiting until dropped, so that every exit path counts down.
 struct Waiting<'a>(&'a AtomicU32);
 
 impl<'a> Waiting<'a> {

@@ -1,4 +1,4 @@
-//! The one place where database work is repeated.
+//! Retry of database work, in this one place.
 
 use std::thread;
 use std::time::Duration;
@@ -6,26 +6,28 @@ use std::time::Duration;
 use super::error::DatabaseError;
 use tbd_deadline::Deadline;
 
-/// How often work is repeated after its first failure.
+/// Retries after the first failure.
 const RETRIES: u32 = 3;
-/// The pause before each repetition: long enough for a failed-over or restarted backend's sockets to be replaced,
-/// short enough not to be noticed.
+/// The pause before each retry: long enough to replace the sockets of a failed-over or restarted
+/// backend, short enough not to be noticed.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Runs `work`, and again up to 3 times at 50 ms while it fails with a
-/// [transient](DatabaseError::is_transient) error and `deadline` leaves room for another pause.
+/// Runs `work`, and retries it up to 3 times, 50 ms apart. It retries while the error is
+/// [transient](DatabaseError::is_transient) and `deadline` leaves room for another pause.
 ///
-/// `work` must take its connection anew each time (the old one may be the broken one) and must be **repeatable**,
-/// because after a lost connection nobody knows whether it took effect. Repeatable are:
-/// - anything that only reads;
-/// - an insert whose second try meets its own first row (`ON CONFLICT DO NOTHING` on a key the caller chose) and
-///   then reads it;
-/// - an update or delete guarded by the state it starts from (`... WHERE id = $1 AND status = 'pending'`), provided
-///   the caller, finding nothing left to change, looks at what is there instead of reporting a failure.
+/// `work` must check out a connection each time, because the old one may be broken. It must be
+/// **repeatable**, because after a lost connection the outcome is unknown. Repeatable are:
+/// - reads;
+/// - an insert whose retry finds its own row (`ON CONFLICT DO NOTHING` on a key the caller chose)
+///   and then reads it;
+/// - an update or delete guarded by its initial state (`... WHERE id = $1 AND status = 'pending'`),
+///   if a caller that finds nothing to change reads the current state instead of reporting a
+///   failure.
 ///
-/// Not repeatable: counters, inserts with a key made by the server, anything whose answer is "how many rows changed".
+/// Not repeatable: counters, inserts with a key made by the server, any answer of "how many rows
+/// changed".
 ///
-/// Blocks for as long as `work` does, plus at most 150 ms.
+/// Blocks as long as `work` does, plus at most 150 ms.
 pub fn retry<T>(
     deadline: Deadline,
     mut work: impl FnMut() -> Result<T, DatabaseError>,

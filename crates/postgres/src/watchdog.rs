@@ -1,13 +1,14 @@
-//! An end to waiting for the server.
+//! Time limits for calls that wait for the server.
 //!
-//! The driver bounds establishing a TCP connection and nothing after it: a server that accepts and then says nothing
-//! (frozen, or a proxy without a server behind it) would hold the calling thread for ever, even in the driver's
-//! destructor, which waits for outstanding answers. TCP's own time-outs do not help, for the peer's kernel still
-//! acknowledges. So a thread watches the connections and shuts down the socket of one that has waited beyond its
-//! limit: the driver then reads the connection's end and returns an error.
+//! The driver limits the TCP connect and nothing after it. A server that accepts and then says
+//! nothing (frozen, or a proxy without a server behind it) would block the calling thread for ever.
+//! So would the driver's destructor, which waits for outstanding answers. TCP's own time-outs do
+//! not help, because the peer's kernel still acknowledges. So a thread watches the connections and
+//! shuts down the socket of one that exceeds its limit. The driver then reads the end of the
+//! connection and returns an error.
 //!
-//! A limit is one atomic word, so it costs a statement next to nothing; the thread looks at all of them from time to
-//! time, and sleeps without limit itself while there is none.
+//! A limit is one atomic word, so it costs a statement next to nothing. The thread checks all
+//! limits periodically, and sleeps without a time-out while there is none.
 
 use std::io;
 use std::net::Shutdown;
@@ -21,16 +22,16 @@ use tbd_deadline::lock;
 
 use super::error::DatabaseError;
 
-/// How often the limits are looked at while there are any. A limit further away than this is kept to the
-/// millisecond, a nearer one may be overrun by this much.
+/// How often limits are checked while there are any. A limit at least this long is kept to the
+/// millisecond; a shorter one may be exceeded by this much.
 const TICK: Duration = Duration::from_millis(250);
 
-/// In place of a limit: none.
+/// The value that means no limit.
 const UNLIMITED: u64 = u64::MAX;
 
-/// Watches connections on a thread of its own, `database-watchdog`: started with the first connection, ended and
-/// joined when the last clone and the last [`TimeLimit`] are dropped (it never waits for anything but its next look,
-/// so that takes no time).
+/// Watches connections on one thread, `database-watchdog`. The thread starts with the first
+/// connection. It is joined when the last clone and the last [`TimeLimit`] are dropped. It waits
+/// only for its next check, so the join takes no time.
 #[derive(Clone, Default)]
 pub(super) struct Watchdog(Arc<Owner>);
 
@@ -42,7 +43,7 @@ struct Owner {
 
 struct Shared {
     epoch: Instant,
-    /// The thread sleeps until it is woken: whoever sets a limit has to.
+    /// The thread sleeps until it is woken: the next caller that sets a limit must wake it.
     asleep: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -50,7 +51,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// One for each open connection, so the pool's size bounds it.
+    /// One for each open connection, so the pool's size is the bound.
     watched: Vec<Arc<Watched>>,
     stopping: bool,
 }
@@ -58,13 +59,13 @@ struct State {
 struct Watched {
     /// Nanoseconds since the epoch, or [`UNLIMITED`].
     limit: AtomicU64,
-    /// The socket was shut down: there is no use for the connection any more.
+    /// The socket was shut down: the connection cannot be used any more.
     cut: AtomicBool,
     socket: Socket,
     shared: Arc<Shared>,
 }
 
-/// Until when a connection may wait for the server. Dropping it ends the watching.
+/// How long a connection may wait for the server. Dropping it ends the watching.
 pub(super) struct TimeLimit(Option<(Arc<Watched>, Watchdog)>);
 
 /// A limit in force; dropping it lifts it.
@@ -72,7 +73,8 @@ pub(super) struct TimeLimit(Option<(Arc<Watched>, Watchdog)>);
 pub(super) struct Limited(Option<Arc<Watched>>);
 
 impl Watchdog {
-    /// Watches the connection that `socket` is a duplicate of. No limit is set yet. Does not block.
+    /// Watches a connection; `socket` is a duplicate of its socket. No limit is set yet. Does not
+    /// block.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -134,7 +136,8 @@ impl Shared {
         while !state.stopping {
             let mut earliest = self.look(&state);
             if earliest.is_none() && !just_woken {
-                // Said before the second look: a limit set after that finds it said, and wakes us.
+                // Set before the second check: a limit that is set after this finds the flag, and
+                // wakes the thread.
                 self.asleep.store(true, Ordering::SeqCst);
                 earliest = self.look(&state);
                 if earliest.is_none() {
@@ -142,8 +145,8 @@ impl Shared {
                         .changed
                         .wait(state)
                         .unwrap_or_else(PoisonError::into_inner);
-                    // Sleeping a tick before going idle again keeps short statements, each over before we look,
-                    // from having to wake us one by one.
+                    // Sleep one tick before going idle again. Otherwise each short statement would
+                    // wake the thread, although it is over before the next check.
                     just_woken = true;
                 }
                 self.asleep.store(false, Ordering::SeqCst);
@@ -158,7 +161,8 @@ impl Shared {
         }
     }
 
-    /// Cuts whoever is beyond its limit. How long until the next limit, if there is one.
+    /// Cuts the connections beyond their limits. Returns the time until the next limit, if there is
+    /// one.
     fn look(&self, state: &State) -> Option<Duration> {
         let now = self.now();
         let mut earliest = UNLIMITED;
@@ -173,7 +177,7 @@ impl Shared {
                 Ordering::SeqCst,
             ) == Ok(limit)
             {
-                // Otherwise the answer came at this very moment.
+                // On failure of the exchange, the answer arrived at this moment.
                 watched.cut();
             }
         }
@@ -192,7 +196,7 @@ impl Watched {
         if self.shared.asleep.load(Ordering::SeqCst)
             && self.shared.asleep.swap(false, Ordering::SeqCst)
         {
-            // With the lock, so that it is not missed by a thread about to wait.
+            // Under the lock, so that a thread about to wait does not miss it.
             let _state = lock(&self.shared.state);
             self.shared.changed.notify_one();
         }
@@ -204,13 +208,13 @@ impl Watched {
 
     fn cut(&self) {
         self.cut.store(true, Ordering::SeqCst);
-        // Fails only for a socket the peer has ended already.
+        // Fails only for a socket that the peer has already closed.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
 impl TimeLimit {
-    /// For a connection that nobody watches: it never ends.
+    /// For a connection that is not watched: no limit ever.
     pub(super) fn never() -> Self {
         Self(None)
     }
@@ -242,7 +246,7 @@ impl TimeLimit {
         }
     }
 
-    /// `error`, unless it is a loss that the limit brought about: then that is said.
+    /// `error`, or the exceeded limit if that caused the loss.
     pub(super) fn explain(&self, error: DatabaseError) -> DatabaseError {
         match error {
             DatabaseError::ConnectionLost(_) if self.is_cut() => {
@@ -252,7 +256,7 @@ impl TimeLimit {
         }
     }
 
-    /// Whether the connection was ended.
+    /// Whether the connection was cut.
     pub(super) fn is_cut(&self) -> bool {
         self.0
             .as_ref()
@@ -277,7 +281,7 @@ impl Drop for Limited {
     }
 }
 
-/// Saturates after 584 years, which is also what [`UNLIMITED`] means.
+/// Saturates after 584 years, which equals [`UNLIMITED`].
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -308,7 +312,7 @@ mod tests {
         let watchdog = Watchdog::default();
         let (mut client, _server) = silence();
         let limit = watch(&watchdog, &client);
-        // Once while the thread is awake, and once it had time to fall asleep.
+        // Once while the thread is awake, and once after it had time to fall asleep.
         for pause in [Duration::ZERO, TICK * 3] {
             let (mut other, _server) = silence();
             let other_limit = watch(&watchdog, &other);
@@ -334,7 +338,7 @@ mod tests {
         limit.set(SHORT);
         limit.clear();
         limit.set(Duration::MAX);
-        // What ends after the others proves that the thread looked at all of them.
+        // A later limit that ends proves that the thread checked all of them.
         let (mut other, _server) = silence();
         let other_limit = watch(&watchdog, &other);
         other_limit.set(SHORT * 2);

@@ -1,4 +1,4 @@
-//! Why a migration did not come to pass, with the way out for whoever reads it.
+//! Migration errors, each with instructions for the operator.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::source::Migration;
 use crate::error::DatabaseError;
 
-/// A run that failed. Every message says what to do.
+/// A failed run. Every message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
     /// The folder of migrations cannot be read.
@@ -14,7 +14,7 @@ pub enum MigrationError {
     Source {
         /// The folder.
         dir: PathBuf,
-        /// Why not.
+        /// The operating system's reason.
         source: io::Error,
     },
     /// Two files for the same version and direction.
@@ -23,13 +23,13 @@ pub enum MigrationError {
         /// Their names.
         files: [String; 2],
     },
-    /// Somebody else was migrating until our deadline.
+    /// Another process was migrating until the deadline.
     #[error(
         "another process has held the migration lock for too long: wait for it to end, \
          or find it with: SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
     )]
     Locked,
-    /// A migration, ours or the CLI's, failed half way some time ago.
+    /// An earlier migration, by this runner or the CLI, failed half way.
     #[error("{0}")]
     Dirty(String),
     /// A migration failed now. The database is marked dirty.
@@ -39,18 +39,18 @@ pub enum MigrationError {
         undone(*previous)
     )]
     Failed {
-        /// The version that was to be reached.
+        /// The version that the migration leads to.
         version: i64,
         /// The file.
         file: String,
-        /// Where in the file, if the server said so.
+        /// The position in the file, if the server reported one.
         at: String,
-        /// What the server said.
+        /// The server's message.
         message: String,
-        /// The version before.
+        /// The version before the migration.
         previous: Option<i64>,
     },
-    /// The recorded version is not among the known ones, though newer ones are.
+    /// The recorded version is unknown, although newer ones are known.
     #[error(
         "no migration found for version {version}, which the database has: use the set of migrations that was \
          applied to it (MIGRATIONS_DIR), or record the version it really has with: {}",
@@ -60,18 +60,19 @@ pub enum MigrationError {
         /// The recorded version.
         version: i64,
     },
-    /// Unqualified names go nowhere.
+    /// The search path has no schema for unqualified names.
     #[error(
         "the database has no schema in its search_path: create one, or set the role's search_path"
     )]
     NoSchema,
-    /// The conversation itself failed.
+    /// The database operation itself failed.
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
 
 impl MigrationError {
-    /// Whether trying again in a moment may help: somebody else is migrating, or the database is away.
+    /// Whether a retry in a moment may help: another process is migrating, or the database is
+    /// unavailable.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Locked => true,
@@ -80,8 +81,9 @@ impl MigrationError {
         }
     }
 
-    /// A dirty row does not say which way its migration went: going up it names the version to be reached, going
-    /// down the version *below* the one being undone. So both are named.
+    /// A dirty row does not tell the direction of its migration. On the way up it names the target
+    /// version, on the way down the version *below* the one being undone. So the message names
+    /// both.
     pub(super) fn dirty(version: Option<i64>, migrations: &[Migration]) -> Self {
         let file =
             |file: Option<&String>| file.map(|name| format!(" ({name})")).unwrap_or_default();
@@ -136,7 +138,7 @@ impl From<postgres::Error> for MigrationError {
     }
 }
 
-/// What to do when the step that failed is to be taken again from `version`.
+/// Instructions for repeating the failed step from `version`.
 fn undone(version: Option<i64>) -> String {
     format!(
         "Undo by hand what it left behind (nothing, unless its file has its own COMMIT), record that with: {} \

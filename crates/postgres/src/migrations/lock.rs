@@ -1,4 +1,4 @@
-//! The advisory lock that golang-migrate takes, so that only one migrates at a time.
+//! golang-migrate's advisory lock: only one process migrates at a time.
 
 use std::mem;
 use std::thread;
@@ -19,7 +19,7 @@ const PLACE: Statement = Statement::new(
     "schema_place",
     "SELECT current_schema()::text, current_database()::text",
 );
-/// A lock on one bigint appears as its two halves.
+/// The catalog shows a lock on one bigint as its two halves.
 const HELD: Statement = Statement::new(
     "schema_lock",
     "SELECT EXISTS (
@@ -28,16 +28,16 @@ const HELD: Statement = Statement::new(
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                 AND (classid::bigint << 32) | objid::bigint = ANY($1))",
 );
-/// How often a lock that somebody holds is asked for. Asking beats waiting in `pg_advisory_lock`: a session that
-/// waits there holds a snapshot, and another one's `CREATE INDEX CONCURRENTLY` would wait for that, which the
-/// server reports as a deadlock; nor does that wait heed our deadline.
+/// How often a held lock is tried again. Polling beats waiting in `pg_advisory_lock`. A session
+/// that waits there holds a snapshot, another session's `CREATE INDEX CONCURRENTLY` waits for that
+/// snapshot, and the server reports a deadlock. Nor does that wait end at the deadline.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Takes both locks under which golang-migrate is known to work on this database, or gives up at `deadline`.
+/// Takes both locks that golang-migrate uses for this database, or gives up at `deadline`.
 ///
-/// The CLI derives its lock from the path of the database URL, slash included; programs that use golang-migrate as
-/// a library from the bare name. The two do not exclude each other, so we exclude both. Always in this order:
-/// two of us can then never hold one each.
+/// The CLI derives its lock from the path of the database URL, slash included. Programs that use
+/// golang-migrate as a library derive it from the bare name. The two do not exclude each other, so
+/// this takes both. The order is fixed, so two runners can never hold one each.
 pub(super) fn acquire(
     client: &mut Client,
     schema: &str,
@@ -63,7 +63,7 @@ pub(super) fn acquire(
     Ok(ids)
 }
 
-/// Gives the locks back. The end of the session would do it too, so a failure is of no consequence.
+/// Releases the locks. The end of the session releases them too, so a failure does not matter.
 pub(super) fn release(client: &mut Client, ids: [i64; 2]) {
     for id in ids.into_iter().rev() {
         if let Err(error) = client.execute("SELECT pg_advisory_unlock($1)", &[&id]) {
@@ -72,7 +72,7 @@ pub(super) fn release(client: &mut Client, ids: [i64; 2]) {
     }
 }
 
-/// Whether somebody migrates this database right now. Two round trips.
+/// Whether a process is migrating this database now. Two round trips.
 pub(super) fn is_held(connection: &mut Connection) -> Result<bool, DatabaseError> {
     let Some(place) = connection.query_opt(PLACE, &[])? else {
         return Ok(false);
@@ -95,7 +95,8 @@ fn lock_id(schema: &str, database: &str) -> i64 {
     i64::from(generate_advisory_lock_id(&[schema, TABLE, database]))
 }
 
-/// golang-migrate's `GenerateAdvisoryLockId`: additional names first, the database last, joined by NUL.
+/// golang-migrate's `GenerateAdvisoryLockId`: additional names first, the database last, joined by
+/// NUL.
 fn generate_advisory_lock_id(names: &[&str]) -> u32 {
     crc32fast::hash(names.join("\0").as_bytes()).wrapping_mul(SALT)
 }
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn lock_ids_are_those_of_golang_migrate() {
-        // The vectors of its database/util_test.go.
+        // The test vectors of its database/util_test.go.
         assert_eq!(generate_advisory_lock_id(&["database_name"]), 1_764_327_054);
         assert_eq!(
             generate_advisory_lock_id(&["schema_name_1", "database_name"]),

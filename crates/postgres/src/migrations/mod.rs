@@ -1,8 +1,9 @@
-//! Brings the schema up to date, interchangeably with golang-migrate's CLI.
+//! Schema migrations, interchangeable with golang-migrate's CLI.
 //!
-//! The same file names, the same `schema_migrations(version, dirty)` table written in the same order, the same
-//! advisory lock: `migrate up` and this runner may be used in turn, or at the same time, on one database. Rules
-//! followed are those of golang-migrate v4 (`migrate.go`, `database/postgres/postgres.go`, `source/parse.go`).
+//! File names, the `schema_migrations(version, dirty)` table, its order of writes and the advisory
+//! lock are the same. So `migrate up` and this runner may alternate, or run at the same time, on
+//! one database. The rules are those of golang-migrate v4 (`migrate.go`,
+//! `database/postgres/postgres.go`, `source/parse.go`).
 
 mod error;
 mod lock;
@@ -32,34 +33,34 @@ const MISSING: Statement = Statement::new(
       LIMIT 1",
 );
 
-/// The known migrations, in the order of their versions, and the way to apply them.
+/// The known migrations, ordered by version, and the way to apply them.
 #[derive(Clone, Debug)]
 pub struct Migrator {
     migrations: Vec<Migration>,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The version found, if any migration had been applied before.
+    /// The version at the start, if any migration had been applied.
     pub from: Option<i64>,
-    /// The version left behind.
+    /// The version at the end.
     pub to: Option<i64>,
-    /// How many migrations were applied.
+    /// The number of migrations applied.
     pub applied: usize,
 }
 
-/// What a schema must have for a program to work: tables, each with the names of its columns.
+/// The schema that a program needs: tables, each with the names of its columns.
 pub type Tables = &'static [(&'static str, &'static [&'static str])];
 
-/// Whether a migration is on its way.
+/// Whether a migration is in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SchemaState {
-    /// The last migration has ended well.
+    /// The last migration succeeded.
     Clean,
     /// The version is marked dirty and the migration lock is held: a migration is running.
     Migrating,
-    /// The version is marked dirty and nobody holds the lock: a migration failed half way.
+    /// The version is marked dirty and the lock is free: a migration failed half way.
     Dirty,
 }
 
@@ -72,14 +73,14 @@ pub struct SchemaStatus {
     pub state: SchemaState,
     /// The newest known version.
     pub latest: Option<i64>,
-    /// `table.column`: the first one that is missing. Looked for only while the state is not clean.
+    /// `table.column`: the first missing one. Checked only while the state is not clean.
     pub missing: Option<String>,
 }
 
 impl SchemaStatus {
-    /// Why the program cannot work with this schema; nothing when it can. A schema newer than the program is fine:
-    /// migrations expand before they contract. While the version is marked dirty it says nothing of what is there, so
-    /// what is there decides.
+    /// Why the program cannot work with this schema; nothing if it can. A schema newer than the
+    /// program is fine: migrations expand before they contract. While the version is marked dirty
+    /// it says nothing about the schema, so the tables decide.
     pub fn problem(&self) -> Option<String> {
         let at = self.version.map_or("no version".to_owned(), |version| {
             format!("version {version}")
@@ -102,7 +103,7 @@ impl SchemaStatus {
 }
 
 impl Migrator {
-    /// The migrations of `source`. Reads a folder now and never again.
+    /// The migrations of `source`. Reads a folder once, now.
     ///
     /// # Errors
     /// The folder cannot be read, or two files claim the same version and direction.
@@ -117,14 +118,15 @@ impl Migrator {
         self.migrations.last().map(|migration| migration.version)
     }
 
-    /// Applies every migration newer than the recorded version, each under the lock that golang-migrate takes, so
-    /// that of many who try at once one migrates and the others find nothing to do.
+    /// Applies every migration newer than the recorded version, each under golang-migrate's lock.
+    /// If several processes try at once, one migrates and the others find nothing to do.
     ///
-    /// **Blocks** on its own connection. Waits for the lock until `deadline`; a migration that has begun is not cut
-    /// short (it would leave the database dirty), so it has no time limit, as with the CLI.
+    /// **Blocks** on its own connection. Waits for the lock until `deadline`. A migration has no
+    /// time limit, as with the CLI: cutting it short would leave the database dirty.
     ///
     /// # Errors
-    /// See [`MigrationError`]; a failed migration leaves the database marked dirty, as the CLI would.
+    /// See [`MigrationError`]; a failed migration leaves the database marked dirty, as the CLI
+    /// would.
     pub fn run(
         &self,
         config: &DatabaseConfig,
@@ -133,10 +135,11 @@ impl Migrator {
         run::up(&self.migrations, config, deadline)
     }
 
-    /// The schema's status. One round trip once prepared; some more while its version is marked dirty.
+    /// The schema's status. One round trip once prepared; some more while its version is marked
+    /// dirty.
     ///
     /// # Errors
-    /// The conversation failed.
+    /// The database operation failed.
     pub fn status(
         &self,
         connection: &mut Connection,
@@ -148,7 +151,7 @@ impl Migrator {
         if dirty && lock::is_held(connection)? {
             state = SchemaState::Migrating;
         } else if dirty {
-            // The migration may have ended between the two questions.
+            // The migration may have ended between the two queries.
             (version, dirty) = self::version(connection)?;
             if dirty {
                 state = SchemaState::Dirty;
@@ -165,7 +168,7 @@ impl Migrator {
         })
     }
 
-    /// What to do about a database that is marked dirty at `version`.
+    /// Instructions for a database that is marked dirty at `version`.
     pub fn way_out(&self, version: Option<i64>) -> String {
         MigrationError::dirty(version, &self.migrations).to_string()
     }
@@ -176,13 +179,13 @@ fn version(connection: &mut Connection) -> Result<(Option<i64>, bool), DatabaseE
     match connection.query_opt(VERSION, &[]) {
         Ok(Some(row)) => Ok((recorded(row.try_get(0)?), row.try_get(1)?)),
         Ok(None) => Ok((None, false)),
-        // No such table: nobody has migrated yet.
+        // No such table: no migration has run yet.
         Err(error) if error.sqlstate() == Some("42P01") => Ok((None, false)),
         Err(error) => Err(error),
     }
 }
 
-/// Asks the catalogs, which a migration does not lock, rather than the tables, which it may.
+/// Queries the catalogs, since a migration may lock the tables but not the catalogs.
 fn first_missing(
     connection: &mut Connection,
     tables: Tables,

@@ -1,4 +1,4 @@
-//! The way up, step by step as golang-migrate takes it.
+//! Migration upwards, step by step as golang-migrate does it.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use crate::connector::{self, Link};
 use crate::watchdog::Watchdog;
 use tbd_deadline::Deadline;
 
-/// How long reading and writing the version may take before the server is taken for gone: writing waits for
-/// whoever reads.
+/// How long reading or writing the version may take before the server counts as lost. A write waits
+/// for readers of the version.
 const BOOKKEEPING_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn up(
@@ -22,7 +22,7 @@ pub(super) fn up(
     deadline: Deadline,
 ) -> Result<Outcome, MigrationError> {
     let config = DatabaseConfig {
-        // A migration takes as long as it takes, and waits for its tables as long as the CLI would.
+        // A migration has no time limit, and waits for its tables as long as the CLI would.
         statement_timeout: Duration::ZERO,
         lock_timeout: Duration::ZERO,
         application_name: format!("{}-migrations", config.application_name),
@@ -59,7 +59,7 @@ fn up_on(
     outcome
 }
 
-/// A session that holds the lock.
+/// A session that holds the locks.
 struct Session<'a> {
     link: &'a mut Link,
     table: VersionTable,
@@ -114,13 +114,14 @@ impl Session<'_> {
     ) -> Result<(), MigrationError> {
         let started = Instant::now();
         self.set_version(migration.version, true)?;
-        // The whole file is one message, so the server makes it one transaction unless it has its own.
+        // The whole file is one message, so the server runs it as one transaction, unless it has
+        // its own.
         if let Some(text) = migration
             .up
             .as_deref()
             .filter(|text| !text.trim().is_empty())
         {
-            // A migration takes as long as it takes.
+            // A migration has no time limit.
             self.link.limit.clear();
             self.link
                 .client
@@ -136,8 +137,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Creates the version table unless it is there: looked up first, because creating needs a right that someone
-    /// who has nothing to migrate need not have.
+    /// Creates the version table if it is missing. It is looked up first, because creating needs a
+    /// privilege that a role with nothing to migrate may lack.
     fn ensure_version_table(&mut self) -> Result<(), MigrationError> {
         let exists =
             "SELECT 1 FROM information_schema.tables WHERE table_schema = $1 AND table_name = $2";
@@ -155,7 +156,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The recorded version. It must be clean, unless it is newer than ours: then its migration is not ours to finish.
+    /// The recorded version. A dirty version is an error unless it is newer than the known ones:
+    /// its migration then belongs to a newer program.
     fn version(&mut self, migrations: &[Migration]) -> Result<Option<i64>, MigrationError> {
         let select = format!("SELECT version, dirty FROM {} LIMIT 1", self.table.quoted);
         let Some(row) = self.link.client.query_opt(&select, &[])? else {
@@ -171,7 +173,7 @@ impl Session<'_> {
         Ok(version)
     }
 
-    /// Records a version in a transaction of its own, always as the table's only row.
+    /// Records a version in its own transaction, always as the table's only row.
     fn set_version(&mut self, version: i64, dirty: bool) -> Result<(), MigrationError> {
         self.link.limit.set(BOOKKEEPING_TIMEOUT);
         let mut transaction = self.link.client.transaction()?;
@@ -186,10 +188,10 @@ impl Session<'_> {
     }
 }
 
-/// The table that records the version, in the schema that unqualified names go to.
+/// The table that records the version, in the first schema of the search path.
 struct VersionTable {
     schema: String,
-    /// Its full name, as SQL.
+    /// Its qualified name, as SQL.
     quoted: String,
 }
 
@@ -218,7 +220,7 @@ fn failed(
     let mut message = error
         .as_db_error()
         .map_or_else(|| error.to_string(), |answer| answer.message().to_owned());
-    // Migrations hold no user's data, so what the server adds may be shown.
+    // Migrations hold no user data, so the server's details may be shown.
     if let Some(detail) = error.as_db_error().and_then(|answer| answer.detail()) {
         message = format!("{message} ({detail})");
     }
@@ -233,7 +235,7 @@ fn failed(
     }
 }
 
-/// Where the server's position (characters, from 1) is in a file.
+/// The server's position (characters, from 1), as a place in a file.
 fn line_and_column(text: &str, position: u32) -> Option<(usize, usize)> {
     let position = usize::try_from(position).ok()?.checked_sub(1)?;
     let before: String = text.chars().take(position).collect();

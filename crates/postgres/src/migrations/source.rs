@@ -1,4 +1,4 @@
-//! Migration files: their names, their order, where they come from.
+//! Migration files: names, order, sources.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::error::MigrationError;
 
-/// Where migrations come from.
+/// The source of migrations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Files built into the program: the name and the text of each.
@@ -15,15 +15,15 @@ pub enum Source {
     Dir(PathBuf),
 }
 
-/// One version's step up. A version may lack its file in a direction; golang-migrate then records the version and
-/// runs nothing, and so do we.
+/// One version's step up. A version may have no file for a direction. It is then recorded and
+/// nothing runs, as in golang-migrate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Migration {
     pub version: i64,
     /// The names of its files, for messages.
     pub up_file: Option<String>,
     pub down_file: Option<String>,
-    /// What to run; nothing when there is no file for the way up.
+    /// The SQL to run; nothing when there is no file for the way up.
     pub up: Option<String>,
 }
 
@@ -93,7 +93,7 @@ enum Direction {
     Down,
 }
 
-/// What a file's name says.
+/// The content of a file's name.
 #[derive(Debug, PartialEq, Eq)]
 struct FileName {
     version: i64,
@@ -101,14 +101,14 @@ struct FileName {
 }
 
 impl FileName {
-    /// `^([0-9]+)_(.*)\.(down|up)\.(.*)$`; any other name is none of ours. Versions beyond 2^63 - 1, which fit no
-    /// `schema_migrations` row, are none of ours either.
+    /// `^([0-9]+)_(.*)\.(down|up)\.(.*)$`; other names are ignored. So are versions beyond 2^63 -
+    /// 1, which fit no `schema_migrations` row.
     fn parse(name: &str) -> Option<Self> {
         let (version, rest) = name.split_once('_')?;
         if version.is_empty() || !version.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
-        // `.*` is greedy, so it is the last of several directions in a name that counts.
+        // `.*` is greedy, so the last of several directions in a name counts.
         let direction = match (rest.rfind(".up."), rest.rfind(".down.")) {
             (None, None) => return None,
             (up, down) if up > down => Direction::Up,
