@@ -1,12 +1,12 @@
-//! One point in time that a whole piece of work shares.
+//! Deadlines: one point in time that a whole piece of work shares.
 //!
-//! A deadline is made once, where work enters (a request's head was read, a
-//! record was polled), and travels down with it: every wait below asks how much
-//! is left instead of bringing a time-out of its own, so limits never add up.
+//! A deadline is made once, where work enters (a request's head was read, a record was polled), and
+//! passed down with it. Every wait below it asks for the remaining time instead of using a time-out
+//! of its own, so limits never add up.
 
 use std::time::{Duration, Instant};
 
-/// The latest moment at which work may still go on, on the monotonic clock.
+/// The latest moment until which work may continue, on the monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
@@ -18,7 +18,7 @@ impl Deadline {
 
     /// The deadline `duration` after `start`.
     pub fn after_instant(start: Instant, duration: Duration) -> Self {
-        // A duration beyond the clock's range means "far away"; a year is.
+        // A duration beyond the clock's range becomes a year.
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
         Self(start.checked_add(duration).unwrap_or_else(|| start + FAR))
     }
@@ -33,17 +33,17 @@ impl Deadline {
         self.0
     }
 
-    /// What is left; zero once the deadline has passed.
+    /// The remaining time; zero once the deadline has passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// Whether nothing is left.
+    /// Whether the deadline has passed.
     pub fn is_past(self) -> bool {
         self.remaining().is_zero()
     }
 
-    /// The earlier of two deadlines: a step's own budget within its caller's.
+    /// The earlier of two deadlines: limits a step's own budget to its caller's.
     pub fn earlier_of(self, other: Self) -> Self {
         Self(self.0.min(other.0))
     }

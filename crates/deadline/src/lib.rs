@@ -2,8 +2,8 @@
 //!
 //! - [`Deadline`]: the one moment by which a piece of work must end, passed down with it.
 //! - [`StopSignal`]: asks many threads to end, and wakes those that wait.
-//! - [`lock()`]: takes a mutex although another thread panicked while it held it.
-//!
+//! - [`StopSignal`]: tells many threads to end, and wakes those that wait.
+//! - [`lock()`]: locks a mutex even if another thread panicked while it held it.
 //! ```
 //! use std::time::Duration;
 //! use tbd_deadline::{Deadline, StopSignal};
@@ -11,7 +11,7 @@
 //! let stop = StopSignal::new();
 //! let worker = {
 //!     let stop = stop.clone();
-//!     std::thread::spawn(move || while !stop.wait_for(Duration::from_secs(60)) { /* a round of work */ })
+//!     std::thread::spawn(move || while !stop.wait_for(Duration::from_secs(60)) { /* work */ })
 //! };
 //! let deadline = Deadline::after(Duration::from_secs(5));
 //! assert!(deadline.remaining() <= Duration::from_secs(5));
@@ -21,8 +21,8 @@
 //!
 //! # Threads and guarantees
 //!
-//! The crate starts no thread and does no I/O. Only [`StopSignal::wait_for`] and [`StopSignal::wait_until`] block, and
-//! both take a limit.
+//! The crate starts no thread and does no I/O. Only [`StopSignal::wait_for`] and
+//! [`StopSignal::wait_until`] block, and both take a limit.
 
 #![forbid(unsafe_code)]
 

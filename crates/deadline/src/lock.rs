@@ -2,10 +2,11 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Takes `mutex`, also when a thread panicked while it held it (`std` calls such a mutex poisoned).
+/// Locks `mutex`, even if a thread panicked while it held it (`std` calls such a mutex poisoned).
 ///
-/// Use it where the guarded value is changed in whole steps, so that a panic between two of them leaves it usable.
-/// Blocks until the mutex is free, without a limit: no lock may be held across I/O or another wait.
+/// Use it where the guarded value is changed in whole steps, so that a panic between two of them
+/// leaves it usable. Blocks until the mutex is free, without a time limit. So no lock may be held
+/// across I/O or another wait.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,16 +1,16 @@
-//! One signal that tells many threads to end, and wakes those that wait.
+//! Stop signal: tells many threads to end, and wakes those that wait.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::{Deadline, lock};
 
-/// A request to stop, shared by everyone who holds a clone. Once given it stays.
+/// A request to stop, shared by all clones. It cannot be withdrawn.
 #[derive(Clone, Debug, Default)]
 pub struct StopSignal(Arc<(Mutex<bool>, Condvar)>);
 
 impl StopSignal {
-    /// A signal that nobody has given yet.
+    /// A signal that has not been given yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -27,12 +27,12 @@ impl StopSignal {
         *lock(&self.0.0)
     }
 
-    /// Waits for `duration`, or less if the signal is given; whether it was.
+    /// Waits for `duration`, or until the signal is given. Returns whether it was given.
     pub fn wait_for(&self, duration: Duration) -> bool {
         self.wait_until(Deadline::after(duration))
     }
 
-    /// Waits until `deadline`, or less if the signal is given; whether it was.
+    /// Waits until `deadline`, or until the signal is given. Returns whether it was given.
     pub fn wait_until(&self, deadline: Deadline) -> bool {
         let (stopped, changed) = &*self.0;
         let stopped = lock(stopped);

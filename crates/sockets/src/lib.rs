@@ -1,7 +1,7 @@
-//! Sockets of this process that somebody else opened and does not hand out. Knows nobody.
+//! Sockets of this process that a library opened and does not hand out.
 //!
-//! The HTTP library and the database driver keep their sockets to themselves, yet waiting for them has to end. So a
-//! socket is found again among the process's descriptors (`/proc/self/fd`) by its addresses.
+//! The HTTP library and the database driver hide their sockets, yet a wait on them must be ended.
+//! So this crate finds a socket by its addresses among the process's descriptors (`/proc/self/fd`).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -16,16 +16,17 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 /// An internet socket of the process.
 pub struct Found {
-    /// Its descriptor's number. Only good for as long as its owner keeps it open: whoever cannot be sure of that
-    /// takes a [`duplicate`] and looks again.
+    /// The descriptor's number. It is valid only while its owner keeps it open. A caller that
+    /// cannot be sure of that takes a [`duplicate`] and checks again.
     pub fd: RawFd,
-    /// Our end.
+    /// The local address.
     pub local: SocketAddr,
-    /// The other end, while there is one.
+    /// The peer's address, while there is one.
     pub peer: Option<SocketAddr>,
 }
 
-/// The process's internet sockets. Takes about a millisecond per thousand descriptors; does not block.
+/// The process's internet sockets. Takes about a millisecond per thousand descriptors; does not
+/// block.
 pub fn all() -> io::Result<impl Iterator<Item = Found>> {
     let descriptors = std::fs::read_dir("/proc/self/fd")?;
     Ok(descriptors
@@ -33,7 +34,8 @@ pub fn all() -> io::Result<impl Iterator<Item = Found>> {
         .filter_map(look_at))
 }
 
-/// The connected ones whose addresses (local, peer) are `wanted`, by descriptor number, lowest first.
+/// The descriptor numbers of connected sockets whose addresses (local, peer) satisfy `wanted`,
+/// lowest first.
 pub fn connected(mut wanted: impl FnMut(SocketAddr, SocketAddr) -> bool) -> io::Result<Vec<RawFd>> {
     let mut found: Vec<RawFd> = all()?
         .filter(|found| found.peer.is_some_and(|peer| wanted(found.local, peer)))
@@ -43,7 +45,7 @@ pub fn connected(mut wanted: impl FnMut(SocketAddr, SocketAddr) -> bool) -> io::
     Ok(found)
 }
 
-/// What `fd` names, if that is an internet socket.
+/// The socket that `fd` names, if it is an internet socket.
 pub fn look_at(fd: RawFd) -> Option<Found> {
     Some(Found {
         fd,
@@ -62,11 +64,12 @@ fn to_std(addr: &SockaddrStorage) -> Option<SocketAddr> {
         .map(|v6| SocketAddrV6::from(*v6).into())
 }
 
-/// A descriptor of our own for whatever `fd` names at this moment.
+/// A new descriptor for the file that `fd` names at this moment.
 ///
-/// `dup` wants proof that the number stays open, which only its owner has. Sending it through a Unix socket makes the
-/// kernel look it up and duplicate it in one step: an error when it was closed, never somebody else's descriptor
-/// closed by mistake. Does not block.
+/// `dup` requires proof that the number stays open, which only its owner has. When the number is
+/// sent through a Unix socket, the kernel looks it up and duplicates it in one step. If it was
+/// closed, that is an error; a descriptor of another owner is never closed by mistake. Does not
+/// block.
 pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     let (sender, receiver) = UnixStream::pair()?;
     sendmsg::<()>(
@@ -91,7 +94,7 @@ pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
             RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
             _ => None,
         })
-        // The kernel leaves the descriptor out when the process may have no more of them.
+        // The kernel omits the descriptor when the process has reached its limit.
         .ok_or_else(|| io::Error::other("out of file descriptors"))
 }
 

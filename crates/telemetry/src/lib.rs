@@ -1,16 +1,16 @@
-//! Logs, metrics and traces: what the program says about itself.
+//! Logs, metrics and traces for programs on plain threads.
 //!
-//! Each part stands alone and is set up once, by the program's `main`:
+//! The parts are independent, and the program's `main` sets each up once:
 //!
 //! - [`logging`]: one line per record on standard error, JSON or text.
 //! - [`metrics`]: a registry that makes metrics and renders them on request in
 //!   the Prometheus text format.
-//! - [`tracing`]: OpenTelemetry spans for synchronous code, sent as OTLP over
-//!   HTTP by the SDK's batch processor on one thread.
+//! - [`tracing`]: OpenTelemetry spans for synchronous code, sent as OTLP over HTTP by the SDK's
+//!   batch processor on one thread.
 //! - [`semconv`]: the attribute names used on spans, in one place.
 //!
-//! Nothing here ever makes a request wait: a metric is an atomic addition, a
-//! finished span is moved into a bounded queue or dropped and counted.
+//! Nothing here makes a request wait. A metric is an atomic addition; a finished span is moved into
+//! a bounded queue, or dropped and counted.
 
 #![forbid(unsafe_code)]
 

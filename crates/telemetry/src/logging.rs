@@ -1,12 +1,10 @@
-//! One line per log record on standard error: a JSON object, or text for people.
+//! Log records on standard error, one line each: a JSON object, or text for people.
 //!
-//! A record's key-values (`log::info!(order_id:% = id; "order created")`)
-//! become fields, except an `Option` that is `None`. The fixed fields are
-//! `timestamp` (RFC 3339, UTC, microseconds), `level`, `target`, `message`,
-//! `service`, and `trace_id` and `span_id` while the thread is inside a span.
-//! Control characters are escaped in both formats, so that no text from outside
-//! can forge a line or steer a terminal. A line is written by one call under
-//! standard error's lock.
+//! A record's key-values (`log::info!(order_id:% = id; "order created")`) become fields, except an
+//! `Option` that is `None`. The fixed fields are `timestamp` (RFC 3339, UTC, microseconds),
+//! `level`, `target`, `message` and `service`, plus `trace_id` and `span_id` while the thread is
+//! inside a span. Control characters are escaped in both formats, so that external text can neither
+//! forge a line nor control a terminal. One call under standard error's lock writes a line.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
@@ -17,7 +15,7 @@ use log::{LevelFilter, Record};
 use opentelemetry::Context;
 use opentelemetry::trace::TraceContextExt;
 
-/// How lines look.
+/// The format of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// One JSON object a line, for machines.
@@ -26,13 +24,13 @@ pub enum LogFormat {
     Text,
 }
 
-/// Targets of this program begin so: the library's and both binaries'.
+/// The prefix of this program's targets: the library's and both binaries'.
 const OUR_TARGETS: &str = "tbd";
 
 /// Sets up logging for the process; a second call changes nothing.
 ///
-/// `level` is for tbd's own records; those of other crates appear from `warn`
-/// on. A panic of any thread is logged as an error in the same format.
+/// `level` applies to tbd's own records; other crates' records appear from `warn` on. A panic of
+/// any thread is logged as an error in the same format.
 pub fn init(service: &str, level: LevelFilter, format: LogFormat) {
     if builder(service, level, format).try_init().is_ok() {
         std::panic::set_hook(Box::new(log_panic));
@@ -45,7 +43,7 @@ fn builder(service: &str, level: LevelFilter, format: LogFormat) -> env_logger::
     builder
         .filter_level(level.min(LevelFilter::Warn))
         .filter_module(OUR_TARGETS, level)
-        // It reports the end of its own listener as an error; the server says what matters.
+        // tiny_http logs the end of its listener as an error; the server logs what matters.
         .filter_module("tiny_http", LevelFilter::Off)
         .format(move |buffer, record| match format {
             LogFormat::Json => write_json(buffer, &service, record),
@@ -138,7 +136,7 @@ fn write_text(out: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-/// Field names that a record's own key-values cannot take.
+/// Field names that a record's own key-values cannot use.
 const RESERVED: &[&str] = &[
     "timestamp",
     "level",
@@ -161,8 +159,8 @@ impl<'kvs, W: Write> VisitSource<'kvs> for JsonFields<'_, W> {
     }
 }
 
-/// Writes one field: numbers and booleans as such, an absent value not at all,
-/// the rest as text.
+/// Writes one field: numbers and booleans as such, anything else as text. An absent value is
+/// omitted.
 struct JsonField<'a, W> {
     out: &'a mut W,
     key: &'a str,
@@ -215,7 +213,7 @@ impl<'v, W: Write> VisitValue<'v> for JsonField<'_, W> {
         if value.is_finite() {
             self.bare(value)
         } else {
-            // JSON has no such number.
+            // JSON has no NaN or infinity.
             self.text(value)
         }
     }
@@ -237,7 +235,7 @@ impl<'kvs, W: Write> VisitSource<'kvs> for TextFields<'_, W> {
     }
 }
 
-/// Writes one field, an absent value not at all.
+/// Writes one field. An absent value is omitted.
 struct TextField<'a, W> {
     out: &'a mut W,
     key: &'a str,
@@ -269,7 +267,7 @@ fn write_string(out: &mut impl Write, text: &impl fmt::Display) -> io::Result<()
     out.write_all(b"\"")
 }
 
-/// Writes `text` on one line, readable by people.
+/// Writes `text` on one line, for people.
 fn write_escaped(out: &mut impl Write, text: &impl fmt::Display) -> io::Result<()> {
     write_through(out, text, |c| match c {
         '\n' => Some(Escape::Pair('n')),
@@ -280,16 +278,16 @@ fn write_escaped(out: &mut impl Write, text: &impl fmt::Display) -> io::Result<(
     })
 }
 
-/// How a character is written instead of itself.
+/// How a character is escaped.
 enum Escape {
-    /// A backslash and this.
+    /// A backslash and this character.
     Pair(char),
-    /// `\u` and four digits; control characters all lie below U+00A0.
+    /// `\u` and four digits; all control characters are below U+00A0.
     Code(char),
 }
 
-/// Formats `text` into `out` without an intermediate string, character by
-/// character where `escape` asks for it.
+/// Formats `text` into `out` without an intermediate string. Only characters that `escape` selects
+/// are written one by one.
 fn write_through(
     out: &mut impl Write,
     text: &impl fmt::Display,
@@ -331,7 +329,7 @@ fn write_through(
         escape,
         result: Ok(()),
     };
-    // A value whose own formatting fails loses its text, not the line.
+    // A value whose formatting fails loses its text, not the line.
     let _ = write!(through, "{text}");
     through.result
 }
@@ -345,7 +343,7 @@ mod tests {
     use super::*;
     use crate::tracing::{SpanKind, span};
 
-    /// Where a test's logger writes to.
+    /// The destination of a test's logger.
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
 
@@ -368,7 +366,7 @@ mod tests {
     }
 
     fn logger(level: LevelFilter, format: LogFormat) -> (Box<dyn Log>, Sink) {
-        // The macros ask the process's level first, which `init` would set.
+        // The macros check the process's level first, which `init` would set.
         log::set_max_level(LevelFilter::Trace);
         let sink = Sink::default();
         let target = env_logger::Target::Pipe(Box::new(sink.clone()));

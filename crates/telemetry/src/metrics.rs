@@ -1,7 +1,7 @@
-//! Prometheus metrics: a registry that makes them, and renders them on request.
+//! Prometheus metrics: a registry that creates them, and renders them on request.
 //!
-//! A program names its metrics in one table of its own. [`Registry`] makes each of them and registers it in one step, so
-//! that none is forgotten.
+//! A program names its metrics in one table. [`Registry`] creates and registers a metric in one
+//! step, so none is forgotten.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -19,11 +19,12 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 type Hook = dyn Fn() + Send + Sync;
 
-/// Makes metrics, registers and renders them. Clones share them.
+/// Creates, registers and renders metrics. Clones share them.
 ///
 /// # Panics
-/// The methods that make a metric panic when its name or a label is invalid, or taken. Names are constants of the
-/// program: a test that makes its table once meets every such mistake.
+/// The methods that create a metric panic when its name or a label is invalid or already used.
+/// Names are constants of the program, so a test that creates the table once finds every such
+/// mistake.
 #[derive(Clone)]
 pub struct Registry {
     registry: prometheus::Registry,
@@ -54,15 +55,15 @@ impl Registry {
         this
     }
 
-    /// Adds a function that runs before each [`render`](Self::render), for gauges that are read rather than kept. It
-    /// must not block.
+    /// Adds a function that runs before each [`render`](Self::render), for gauges that are read on
+    /// demand. It must not block.
     pub fn on_scrape(&self, hook: Box<dyn Fn() + Send + Sync>) {
         lock(&self.hooks).push(Arc::from(hook));
     }
 
     /// The Prometheus text of all metrics, after running the scrape hooks on this thread.
     pub fn render(&self) -> String {
-        // Copied, so that no lock is held while foreign code runs.
+        // Copied, so that no lock is held while hooks run.
         let hooks = lock(&self.hooks).clone();
         hooks.iter().for_each(|hook| hook());
         let mut text = String::with_capacity(32 * 1024);
@@ -94,7 +95,7 @@ impl Registry {
         self.keep(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
-    /// A gauge of fractions.
+    /// A gauge of floating-point numbers.
     pub fn gauge(&self, name: &str, help: &str) -> Gauge {
         self.keep(Gauge::new(name, help))
     }
@@ -128,17 +129,17 @@ impl Registry {
     }
 }
 
-/// The export of spans.
+/// Metrics of the span export.
 #[derive(Clone, Debug)]
 pub struct TracingMetrics {
     /// `otel_spans_exported_total`.
     pub exported: IntCounter,
-    /// `otel_spans_dropped_total`: the queue was full or the collector away.
+    /// `otel_spans_dropped_total`: the queue was full, or the collector unavailable.
     pub dropped: IntCounter,
 }
 
 impl TracingMetrics {
-    /// Makes them in `registry`; see [`Registry`] on panics.
+    /// Creates the metrics in `registry`; see [`Registry`] on panics.
     pub fn new(registry: &Registry) -> Self {
         Self {
             exported: registry

@@ -1,8 +1,8 @@
-//! Names of span attributes, as OpenTelemetry's semantic conventions have them.
+//! Names of span attributes, from OpenTelemetry's semantic conventions.
 //!
-//! Source: `open-telemetry/semantic-conventions` after v1.44.0. The HTTP and
-//! database names are stable; the messaging names are still "in development"
-//! upstream and may change, which is why they are written down here alone.
+//! Source: `open-telemetry/semantic-conventions` after v1.44.0. The HTTP and database names are
+//! stable. The messaging names are "in development" upstream and may change, so they are defined
+//! only here.
 
 // Any span.
 /// What kind of failure ended the operation; of low cardinality.
@@ -20,7 +20,7 @@ pub const EXCEPTION_TYPE: &str = "exception.type";
 // alone; status 5xx is an error, 4xx is not.
 /// The method, `_OTHER` if it is not a known one.
 pub const HTTP_REQUEST_METHOD: &str = "http.request.method";
-/// The method as it was sent, if it is not a known one.
+/// The method as sent, if it is not a known one.
 pub const HTTP_REQUEST_METHOD_ORIGINAL: &str = "http.request.method_original";
 /// The status code, an integer.
 pub const HTTP_RESPONSE_STATUS_CODE: &str = "http.response.status_code";
@@ -32,7 +32,7 @@ pub const URL_PATH: &str = "url.path";
 pub const URL_QUERY: &str = "url.query";
 /// `http` here.
 pub const URL_SCHEME: &str = "url.scheme";
-/// The client's address as far as it is known.
+/// The client's address, as far as known.
 pub const CLIENT_ADDRESS: &str = "client.address";
 /// Address of the connection's other end.
 pub const NETWORK_PEER_ADDRESS: &str = "network.peer.address";
@@ -82,7 +82,7 @@ pub const MESSAGING_CONSUMER_GROUP_NAME: &str = "messaging.consumer.group.name";
 pub const MESSAGING_CLIENT_ID: &str = "messaging.client.id";
 /// Messages in a batch; absent for single messages.
 pub const MESSAGING_BATCH_MESSAGE_COUNT: &str = "messaging.batch.message_count";
-/// The message's own id: the event's.
+/// The message's own id: the event's id.
 pub const MESSAGING_MESSAGE_ID: &str = "messaging.message.id";
 /// The record's offset, an integer.
 pub const MESSAGING_KAFKA_OFFSET: &str = "messaging.kafka.offset";
@@ -108,5 +108,5 @@ pub const TELEMETRY_SDK_LANGUAGE: &str = "telemetry.sdk.language";
 pub const TELEMETRY_SDK_VERSION: &str = "telemetry.sdk.version";
 
 // tbd's own.
-/// The order a span is about.
+/// The order that a span is about.
 pub const ORDER_ID: &str = "tbd.order.id";

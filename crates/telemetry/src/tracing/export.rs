@@ -1,8 +1,9 @@
 //! Export of finished spans: OTLP over HTTP, by the SDK's batch processor on a thread of its own.
 //!
-//! The SDK and `opentelemetry-otlp` gather, encode and send. This file adds what they lack: a blocking HTTP client
-//! (their others bring an async runtime), an exact count of exported and dropped spans, and one warning a minute.
-//! Ending a span moves it into a bounded queue, or drops and counts it; it never waits for the collector.
+//! The SDK and `opentelemetry-otlp` gather, encode and send. This file adds what they lack: a
+//! blocking HTTP client (theirs need an async runtime), an exact count of exported and dropped
+//! spans, and one warning a minute. A span that ends is moved into a bounded queue, or dropped and
+//! counted; it never waits for the collector.
 
 use std::future::{self, Future};
 use std::io;
@@ -26,24 +27,25 @@ use tbd_deadline::lock;
 
 use crate::metrics::TracingMetrics;
 
-/// Spans that may wait for the thread. At about 2 KiB a span this is 16 MiB, and nearly a second of spans under full
-/// load.
+/// Spans that may wait for the thread. At about 2 KiB each this is 16 MiB, and nearly a second of
+/// spans under full load.
 pub(super) const QUEUE_SPANS_MAX: usize = 8192;
 /// Spans in one request to the collector.
 const BATCH_SPANS_MAX: usize = 512;
 /// How long a span waits for others before it is sent.
 const BATCH_DELAY: Duration = Duration::from_secs(1);
-/// The longest that one request to the collector may take, connecting included.
+/// The maximum time of one request to the collector, connecting included.
 pub(super) const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two warnings about lost spans.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
-/// What is read of a collector's answer at most.
+/// The maximum length that is read of a collector's answer, in bytes.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
-/// A processor that sends spans to `url` on a thread of its own. Starts the thread; does no I/O itself.
+/// A processor that sends spans to `url` on its own thread. Starts the thread; does no I/O itself.
 ///
 /// # Errors
-/// When a standard variable of the exporter (`OTEL_EXPORTER_OTLP_HEADERS`, say) has a value that it cannot use.
+/// When a standard variable of the exporter (such as `OTEL_EXPORTER_OTLP_HEADERS`) has an unusable
+/// value.
 pub(super) fn processor(url: String, metrics: TracingMetrics) -> io::Result<Processor> {
     let counts = Arc::new(Counts::new(metrics));
     let exporter = opentelemetry_otlp::SpanExporter::builder()
@@ -51,7 +53,8 @@ pub(super) fn processor(url: String, metrics: TracingMetrics) -> io::Result<Proc
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(url)
         .with_timeout(EXPORT_TIMEOUT)
-        // A trace is worth no second attempt: retries would hold up shutdown while the collector is away.
+        // A trace is not worth a retry: retries would delay shutdown while the collector is
+        // unavailable.
         .with_retry_policy(RetryPolicy::disabled())
         .with_http_client(Client::new(Arc::clone(&counts)))
         .build()
@@ -61,7 +64,7 @@ pub(super) fn processor(url: String, metrics: TracingMetrics) -> io::Result<Proc
         counts: Arc::clone(&counts),
     };
     let config = BatchConfigBuilder::default()
-        // What is beyond the limit is dropped before it comes here.
+        // `Processor` drops the spans beyond the limit first.
         .with_max_queue_size(QUEUE_SPANS_MAX + BATCH_SPANS_MAX)
         .with_max_export_batch_size(BATCH_SPANS_MAX)
         .with_scheduled_delay(BATCH_DELAY)
@@ -72,17 +75,17 @@ pub(super) fn processor(url: String, metrics: TracingMetrics) -> io::Result<Proc
     Ok(Processor { inner, counts })
 }
 
-/// What became of the spans.
+/// The outcome of spans.
 #[derive(Debug)]
 struct Counts {
     waiting: AtomicUsize,
     metrics: TracingMetrics,
-    /// Spans of the last request that the collector accepted the request without.
+    /// Spans that the collector rejected from its last request, while accepting the rest.
     rejected: AtomicUsize,
     warnings: Mutex<Warnings>,
 }
 
-/// One warning a minute about lost spans.
+/// Limits warnings about lost spans to one a minute.
 #[derive(Debug, Default)]
 struct Warnings {
     reported: u64,
@@ -129,7 +132,7 @@ impl Counts {
     }
 }
 
-/// The SDK's batch processor behind a bound that counts what it drops.
+/// The SDK's batch processor behind a bound that counts dropped spans.
 #[derive(Debug)]
 pub(super) struct Processor {
     inner: BatchSpanProcessor,
@@ -188,7 +191,8 @@ impl SpanExporter for Exporter {
     }
 }
 
-/// A blocking client behind the SDK's asynchronous interface: each request is over when its future is made.
+/// A blocking client behind the SDK's asynchronous interface: a request is complete before its
+/// future is returned.
 #[derive(Debug)]
 struct Client {
     agent: ureq::Agent,
@@ -198,7 +202,7 @@ struct Client {
 impl Client {
     fn new(counts: Arc<Counts>) -> Self {
         let agent = ureq::Agent::config_builder()
-            // The collector is a neighbour; HTTP_PROXY is for the world.
+            // The collector is on the local network; HTTP_PROXY is for the internet.
             .proxy(None)
             .max_redirects(0)
             .http_status_as_error(false)
@@ -211,7 +215,7 @@ impl Client {
     fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (head, body) = request.into_parts();
         let mut response = self.agent.run(Request::from_parts(head, &body[..]))?;
-        // Read to its end, so that the connection can be used again.
+        // Read to the end, so that the connection can be reused.
         let answer = response
             .body_mut()
             .with_config()

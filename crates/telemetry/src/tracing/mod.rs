@@ -1,15 +1,13 @@
 //! OpenTelemetry traces for synchronous code.
 //!
-//! The *current* context belongs to the thread: a [`SpanGuard`] makes its span
-//! current while it lives, and spans begun meanwhile become its children. Work
-//! that moves to another thread takes [`DetachedSpan::context`] along and begins
-//! its spans there with [`span_in`]; work that moves to another process takes
-//! along what [`inject`] and [`inject_state`] give, or [`serialize`].
+//! The *current* context belongs to the thread. A [`SpanGuard`] makes its span current while it
+//! lives, and spans begun meanwhile become its children. Work that moves to another thread takes
+//! [`DetachedSpan::context`] along and begins its spans there with [`span_in`]. Work that moves to
+//! another process takes along the results of [`inject`] and [`inject_state`], or of [`serialize`].
 //!
-//! Trace and span ids exist always, also when nothing is exported or a trace is
-//! not sampled: logs, error bodies and `X-Request-Id` use them. In those cases
-//! a span costs its ids and no more; attributes given as a closure are not
-//! built.
+//! Every span has trace and span ids, even when nothing is exported or the trace is not sampled:
+//! logs, error bodies and `X-Request-Id` use them. In those cases a span costs only its ids, and
+//! attributes given as a closure are not built.
 //!
 //! ```
 //! use tbd_telemetry::tracing::{KeyValue, SpanKind, span};
@@ -46,13 +44,13 @@ use super::metrics::TracingMetrics;
 use super::semconv;
 use tbd_deadline::Deadline;
 
-/// The name tbd's spans bear as their origin.
+/// The instrumentation scope of tbd's spans.
 const SCOPE: &str = "tbd";
-/// The longest text an attribute carries, in bytes; the rest is cut off. With
-/// the SDK's own limit of 128 attributes it bounds what one span can hold.
+/// The longest text of an attribute, in bytes; the rest is cut off. Together with the SDK's limit
+/// of 128 attributes it bounds the size of a span.
 const VALUE_BYTES_MAX: usize = 1024;
 
-/// Which traces are recorded, as `OTEL_TRACES_SAMPLER` names it.
+/// Which traces are recorded, by the names of `OTEL_TRACES_SAMPLER`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sampler {
     /// `always_on`.
@@ -61,11 +59,11 @@ pub enum Sampler {
     AlwaysOff,
     /// `traceidratio`: this share of all traces, 0 to 1.
     TraceIdRatio(f64),
-    /// `parentbased_always_on`: as the caller decided, else always. The default.
+    /// `parentbased_always_on`: as the caller decided, or always without a caller. The default.
     ParentBasedAlwaysOn,
-    /// `parentbased_always_off`: as the caller decided, else never.
+    /// `parentbased_always_off`: as the caller decided, or never without a caller.
     ParentBasedAlwaysOff,
-    /// `parentbased_traceidratio`: as the caller decided, else this share.
+    /// `parentbased_traceidratio`: as the caller decided, or this share without a caller.
     ParentBasedTraceIdRatio(f64),
 }
 
@@ -98,7 +96,7 @@ impl Sampler {
     }
 }
 
-/// What [`init`] needs to know.
+/// The configuration for [`init`].
 #[derive(Clone, Debug)]
 pub struct TracingConfig {
     /// `service.name`.
@@ -110,12 +108,12 @@ pub struct TracingConfig {
     pub endpoint: Option<String>,
     /// Which traces are recorded.
     pub sampler: Sampler,
-    /// More attributes of the process; they win over our own, `service.name` excepted.
+    /// More attributes of the process. They override the defaults, except `service.name`.
     pub resource_attributes: Vec<(String, String)>,
 }
 
-/// Owner of the export: spans are recorded while it lives. Dropped without [`shutdown`](Tracing::shutdown), it waits
-/// up to 5 s for the collector.
+/// Owner of the export: spans are recorded while it lives. Dropped without
+/// [`shutdown`](Tracing::shutdown), it waits up to 5 s for the collector.
 #[derive(Debug)]
 #[must_use = "spans are exported only while their owner lives"]
 pub struct Tracing {
@@ -126,10 +124,12 @@ pub struct Tracing {
 /// The process's tracer; `None` before [`init`].
 static TRACER: RwLock<Option<SdkTracer>> = RwLock::new(None);
 
-/// Sets up the process's tracing; called once, by `main`. Starts the export's thread; does no I/O itself.
+/// Sets up the process's tracing; `main` calls it once. Starts the export's thread; does no I/O
+/// itself.
 ///
 /// # Errors
-/// When a standard variable of the exporter (`OTEL_EXPORTER_OTLP_HEADERS`, say) has a value that it cannot use.
+/// When a standard variable of the exporter (such as `OTEL_EXPORTER_OTLP_HEADERS`) has an unusable
+/// value.
 pub fn init(config: TracingConfig, metrics: &TracingMetrics) -> std::io::Result<Tracing> {
     let tracing = Tracing::start(config, metrics)?;
     *TRACER.write().unwrap_or_else(PoisonError::into_inner) = Some(tracing.tracer());
@@ -159,8 +159,9 @@ impl Tracing {
         self.provider.tracer_with_scope(self.scope.clone())
     }
 
-    /// Sends the spans that have ended and ends the export's thread. Spans that end later are lost. Waits for the
-    /// collector until `deadline`, and returns whether everything was sent by then.
+    /// Sends the spans that have ended, and ends the export's thread. Spans that end later are
+    /// lost. Waits for the collector until `deadline`, and returns whether everything was sent by
+    /// then.
     pub fn shutdown(self, deadline: Deadline) -> bool {
         self.provider
             .shutdown_with_timeout(deadline.remaining())
@@ -170,7 +171,7 @@ impl Tracing {
 
 fn resource(config: &TracingConfig) -> Resource {
     let given = config.resource_attributes.iter().cloned();
-    // The SDK's default builder would read the environment a second time.
+    // The SDK's default builder would read the environment again.
     Resource::builder_empty()
         .with_attributes([
             KeyValue::new(semconv::SERVICE_VERSION, config.service_version.clone()),
@@ -187,8 +188,8 @@ fn resource(config: &TracingConfig) -> Resource {
         .build()
 }
 
-/// Attributes for a new span: a list, or a closure that makes one and is only
-/// called if the span is recorded.
+/// Attributes for a new span: a list, or a closure that makes one. The closure is called only if
+/// the span is recorded.
 pub trait Attributes {
     /// The attributes.
     fn build(self) -> impl IntoIterator<Item = KeyValue>;
@@ -225,8 +226,8 @@ pub fn span(
     span_in(&Context::current(), name, kind, attributes, Vec::new())
 }
 
-/// Begins a span as a child of `parent`'s (a context from elsewhere), linked to
-/// `links`, and makes it current. `Context::new()` as the parent begins a trace.
+/// Begins a span as a child of `parent` (a context from elsewhere), linked to `links`, and makes it
+/// current. `Context::new()` as the parent begins a new trace.
 pub fn span_in(
     parent: &Context,
     name: impl Into<Cow<'static, str>>,
@@ -237,7 +238,7 @@ pub fn span_in(
     start(&tracer(), parent, name.into(), kind, attributes, links).into_current()
 }
 
-/// As [`span_in`], for work that began `age` ago, before there was time to say so.
+/// Like [`span_in`], for work that began `age` ago, before a span could be begun.
 pub fn span_since(
     age: Duration,
     parent: &Context,
@@ -251,8 +252,8 @@ pub fn span_since(
     build(&tracer(), parent, builder, attributes).into_current()
 }
 
-/// As [`span_in`], but the span does not become the thread's current one: for
-/// work on many things at once, of which each has its own trace.
+/// Like [`span_in`], but the span does not become the thread's current one. For work on many items
+/// at once, each with its own trace.
 pub fn detached_span_in(
     parent: &Context,
     name: impl Into<Cow<'static, str>>,
@@ -263,8 +264,8 @@ pub fn detached_span_in(
     start(&tracer(), parent, name.into(), kind, attributes, links)
 }
 
-/// A wait of this thread that took `time` and is over: a child of the current
-/// span. It ends when dropped, so that it can still be marked as failed.
+/// A finished wait of this thread that took `time`: a child of the current span. It ends when
+/// dropped, so it can still be marked as failed.
 pub fn waited(name: &'static str, time: Duration, links: Vec<SpanContext>) -> DetachedSpan {
     let builder = SpanBuilder::from_name(name)
         .with_kind(SpanKind::Internal)
@@ -273,7 +274,7 @@ pub fn waited(name: &'static str, time: Duration, links: Vec<SpanContext>) -> De
     build(&tracer(), &Context::current(), builder, [])
 }
 
-/// Sets an attribute of the thread's current span; a text longer than 1 KiB is cut.
+/// Sets an attribute of the thread's current span; text beyond 1 KiB is cut off.
 pub fn annotate(key: impl Into<Key>, value: impl Into<Value>) {
     Context::map_current(|context| {
         let span = context.span();
@@ -283,8 +284,7 @@ pub fn annotate(key: impl Into<Key>, value: impl Into<Value>) {
     });
 }
 
-/// What another span links to in order to point at the thread's current span;
-/// `None` outside of any.
+/// The thread's current span, as the target of another span's link; `None` outside of any span.
 pub fn current() -> Option<SpanContext> {
     Context::map_current(|context| {
         let span = context.span();
@@ -293,8 +293,8 @@ pub fn current() -> Option<SpanContext> {
     })
 }
 
-/// The parent for work that repeats all the time and that nobody asked for:
-/// with ids, as everything, but recorded under the `always_on` sampler only.
+/// The parent for periodic work that no caller requested. It has ids like any other, but is
+/// recorded only under the `always_on` sampler.
 pub fn unsampled() -> Context {
     let [ids, span_id] = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
     Context::new().with_remote_span_context(SpanContext::new(
@@ -311,7 +311,7 @@ fn ago(time: Duration) -> SystemTime {
     now.checked_sub(time).unwrap_or(now)
 }
 
-/// A span under way that is not any thread's current one. Ends when dropped.
+/// A span in progress that is not any thread's current one. Ends when dropped.
 #[derive(Debug)]
 pub struct DetachedSpan(Context);
 
@@ -371,7 +371,7 @@ fn tracer() -> SdkTracer {
     let mut tracer = TRACER.write().unwrap_or_else(PoisonError::into_inner);
     tracer
         .get_or_insert_with(|| {
-            // Before `init`, in tests mostly: ids alone.
+            // Before `init`, mostly in tests: ids alone.
             SdkTracerProvider::builder()
                 .with_resource(Resource::builder_empty().build())
                 .with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff)
@@ -387,7 +387,7 @@ impl DetachedSpan {
         self.0.span().is_recording()
     }
 
-    /// Sets an attribute; a text longer than 1 KiB is cut.
+    /// Sets an attribute; text beyond 1 KiB is cut off.
     pub fn set(&self, key: impl Into<Key>, value: impl Into<Value>) {
         let span = self.0.span();
         if span.is_recording() {
@@ -395,18 +395,18 @@ impl DetachedSpan {
         }
     }
 
-    /// Points at another span that this one has to do with.
+    /// Links to a related span.
     pub fn link(&self, other: SpanContext) {
         self.0.span().add_link(other, Vec::new());
     }
 
-    /// Gives the span another name, once more is known than at its beginning.
+    /// Renames the span, once more is known than at its beginning.
     pub fn rename(&self, name: impl Into<Cow<'static, str>>) {
         self.0.span().update_name(name);
     }
 
-    /// Marks the span as failed: status `Error` with `message`, `error.type`
-    /// (of low cardinality: a code, a kind) and an `exception` event.
+    /// Marks the span as failed: status `Error` with `message`, `error.type` (of low cardinality: a
+    /// code, a kind) and an `exception` event.
     pub fn fail(&self, error_type: &str, message: &str) {
         let span = self.0.span();
         if !span.is_recording() {
@@ -425,12 +425,12 @@ impl DetachedSpan {
         span.set_status(Status::error(message().as_str().into_owned()));
     }
 
-    /// The context to hand to another thread ([`span_in`]) or process ([`inject`]).
+    /// The context to pass to another thread ([`span_in`]) or process ([`inject`]).
     pub fn context(&self) -> Context {
         self.0.clone()
     }
 
-    /// Trace id, span id and flags: what another span links to.
+    /// Trace id, span id and flags, as the target of another span's link.
     pub fn span_context(&self) -> SpanContext {
         self.0.span().span_context().clone()
     }
@@ -446,7 +446,7 @@ impl DetachedSpan {
     }
 }
 
-/// A span under way, current on this thread until dropped, which ends it.
+/// A span in progress, current on this thread until dropped, which ends it.
 ///
 /// Guards of one thread end in the reverse order of their beginning.
 #[derive(Debug)]
@@ -454,7 +454,7 @@ pub struct SpanGuard {
     // Dropped in this order: no longer current, then ended.
     attached: Option<ContextGuard>,
     span: DetachedSpan,
-    /// The current context is the thread's: a guard must not leave it.
+    /// The current context belongs to the thread, so a guard must stay on it.
     not_send: PhantomData<*const ()>,
 }
 
@@ -471,7 +471,7 @@ impl Drop for DetachedSpan {
         if std::thread::panicking() {
             self.fail("panic", "the thread panicked within this span");
         }
-        // Others may hold the context still: the span ends here all the same.
+        // Others may still hold the context, but the span ends here.
         self.0.span().end();
     }
 }
@@ -492,7 +492,7 @@ pub fn current_ids() -> Option<(String, String)> {
     })
 }
 
-/// `value`, cut at a character if it is a text of more than [`VALUE_BYTES_MAX`].
+/// `value`, cut at a character boundary if it is a text longer than [`VALUE_BYTES_MAX`].
 fn bounded(value: Value) -> Value {
     match value {
         Value::String(text) if text.as_str().len() > VALUE_BYTES_MAX => {

@@ -1,18 +1,18 @@
-//! Trace context on its way between processes: W3C Trace Context, `traceparent` and `tracestate`.
+//! Trace context between processes: W3C Trace Context, `traceparent` and `tracestate`.
 
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 
-/// Members that a `tracestate` may have.
+/// The maximum number of members of a `tracestate`.
 const MEMBERS_MAX: usize = 32;
-/// Characters of a `tracestate` that are passed on.
+/// The maximum number of characters of a `tracestate` that is passed on.
 const STATE_CHARS_MAX: usize = 512;
-/// Characters of a member beyond which it is the first to go.
+/// Members longer than this, in characters, are removed first.
 const MEMBER_CHARS_MAX: usize = 128;
 
-/// The context that a caller sent along, from the values of all its `traceparent` and all its
-/// `tracestate` headers. A `traceparent` that is malformed or not the only one counts as
-/// absent: then the context is empty, and a span begun in it begins a trace.
+/// The context sent by a caller, from the values of all its `traceparent` and all its `tracestate`
+/// headers. A `traceparent` that is malformed or repeated counts as absent. The context is then
+/// empty, and a span begun in it begins a new trace.
 pub fn extract<'a>(
     traceparent: impl IntoIterator<Item = &'a str>,
     tracestate: impl IntoIterator<Item = &'a str>,
@@ -39,14 +39,14 @@ pub fn inject(context: &Context) -> Option<String> {
     })
 }
 
-/// The `tracestate` that goes with it; `None` if there is none.
+/// The `tracestate` of `context`; `None` if it has none.
 pub fn inject_state(context: &Context) -> Option<String> {
     let state = context.span().span_context().trace_state().header();
     Some(state).filter(|state| !state.is_empty())
 }
 
-/// `context` as one text, to be kept and read by [`deserialize`]: `traceparent`, then a space
-/// and `tracestate` if there is one. `None` if it holds no span.
+/// `context` as one text, to be stored and read by [`deserialize`]: `traceparent`, then a space and
+/// `tracestate` if it has one. `None` if it holds no span.
 pub fn serialize(context: &Context) -> Option<String> {
     let parent = inject(context)?;
     Some(match inject_state(context) {
@@ -55,7 +55,7 @@ pub fn serialize(context: &Context) -> Option<String> {
     })
 }
 
-/// The context that [`serialize`] made `text` of; empty without.
+/// The context from which [`serialize`] made `text`; empty without one.
 pub fn deserialize(text: Option<&str>) -> Context {
     let (parent, state) = match text.and_then(|text| text.split_once(' ')) {
         None => (text, None),
@@ -86,14 +86,14 @@ fn parent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
     }
     let trace_id = TraceId::from_hex(trace_id).ok()?;
     let span_id = SpanId::from_hex(span_id).ok()?;
-    // Flags that we do not know must not be passed on.
+    // Unknown flags must not be passed on.
     let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
     (trace_id != TraceId::INVALID && span_id != SpanId::INVALID)
         .then_some((trace_id, span_id, flags))
 }
 
-/// The list that all `lines` make together, cut by whole members to what has to be passed on.
-/// `None` if a member is malformed, or there are too many.
+/// The list that all `lines` form together. Whole members are removed until it fits the limit for
+/// passing it on. `None` if a member is malformed, or there are too many.
 fn state<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<TraceState> {
     let mut members: Vec<(&str, &str)> = lines
         .into_iter()
@@ -106,7 +106,7 @@ fn state<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<TraceState> {
     if members.len() > MEMBERS_MAX {
         return None;
     }
-    // With its sign of equality, without its comma.
+    // With the equals sign, without the comma.
     let length = |(key, value): &(&str, &str)| key.len() + 1 + value.len();
     while members
         .iter()
@@ -140,7 +140,7 @@ fn member(text: &str) -> Option<(&str, &str)> {
     (is_key && is_value).then_some((key, value))
 }
 
-/// Optional white space of HTTP.
+/// Optional white space in HTTP.
 const OWS: [char; 2] = [' ', '\t'];
 
 #[cfg(test)]
@@ -285,7 +285,7 @@ mod tests {
         let list = |count: usize| (0..count).map(|n| format!("k{n:02}=1")).collect::<Vec<_>>();
         assert_eq!(state_of(&[&list(32).join(",")]), Some(list(32).join(",")));
         assert_eq!(state_of(&[&list(33).join(",")]), None);
-        // The long ones go first, then the last ones.
+        // The long ones are removed first, then the last ones.
         let member =
             |name: &str, length: usize| format!("{name}={}", "v".repeat(length - name.len() - 1));
         let short = ["a", "b", "c", "d"].map(|name| member(name, 127));

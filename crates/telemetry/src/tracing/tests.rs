@@ -29,7 +29,7 @@ fn config(endpoint: Option<String>) -> TracingConfig {
     }
 }
 
-/// A tracer of a test's own: the process's is shared by all tests.
+/// A tracer of the test's own: all tests share the process's tracer.
 fn span_of(
     tracing: &Tracing,
     parent: &Context,
@@ -48,8 +48,8 @@ fn span_of(
     .into_current()
 }
 
-/// A collector that accepts everything on one connection after another, until
-/// its test drops it, and hands over what it was sent.
+/// A collector that accepts everything, one connection after another, until its test drops it. It
+/// hands over what it received.
 struct Collector {
     requests: mpsc::Receiver<(String, ExportRequest)>,
     address: String,
@@ -88,7 +88,7 @@ impl Drop for Collector {
     }
 }
 
-/// Serves one connection; `false` if nothing was ever said on it.
+/// Serves one connection; `false` if it carried no bytes.
 fn serve(stream: TcpStream, status: &str, sender: &mpsc::Sender<(String, ExportRequest)>) -> bool {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut writer = stream;
@@ -257,7 +257,7 @@ fn a_collector_that_says_no_costs_the_batch_alone() {
     assert_eq!(metrics.exported.get(), 0);
 }
 
-/// Ends more spans than the queue holds; how long that took.
+/// Ends more spans than the queue holds. Returns how long that took.
 fn flood(tracing: &Tracing) -> Duration {
     let start = Instant::now();
     for _ in 0..2 * export::QUEUE_SPANS_MAX {
@@ -293,7 +293,7 @@ fn a_collector_that_refuses_blocks_nobody_and_fills_no_memory() {
 
 #[test]
 fn a_collector_that_hangs_blocks_nobody_and_shutdown_keeps_its_deadline() {
-    // Connections are taken by the kernel and never answered.
+    // The kernel accepts connections, and nobody answers them.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = metrics();
     let url = format!("http://{}", listener.local_addr().unwrap());
