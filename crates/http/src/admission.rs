@@ -3,8 +3,8 @@
 //! A queue that never empties helps nobody. Every request waits as long as the queue is deep, and
 //! the oldest are answered after their clients gave up. When the load falls, the backlog is still
 //! there. So the queue's length ([`ServerConfig::queue`](super::ServerConfig::queue)) is only the
-//! hard bound, for bursts. What stands is kept short, in the spirit of `CoDel` (RFC 8289) and its
-//! use in servers ("Fail at Scale", ACM Queue 13(8), 2015).
+//! hard bound, for bursts. The standing queue is kept short, in the spirit of `CoDel` (RFC 8289)
+//! and its use in servers ("Fail at Scale", ACM Queue 13(8), 2015).
 //!
 //! - *Overloaded*: for [`ServerConfig::burst`](super::ServerConfig::burst) (0.5 s) without a break,
 //!   more requests have waited than may stand. A request that finds the queue longer than that is
@@ -12,7 +12,7 @@
 //!   [`STANDING_PER_THREAD`] requests for each thread may stand. After the first moment a request
 //!   then waits about three times as long as one takes to answer. If the threads take more than
 //!   that in [`STANDING_TIME`], that many may stand. The overload ends once no request had to be
-//!   refused for the same time. It must not end sooner: threads whose orders share a commit come
+//!   refused for the same time. It must not end sooner. Threads whose orders share a commit come
 //!   back together, and a queue that is empty for a moment would admit the next burst.
 //! - *Stuck*: for the same time a request has waited and no thread has taken any. For example, each
 //!   thread waits for a database that hangs. All requests are refused until a thread knows an
@@ -20,9 +20,9 @@
 //!
 //! The measure is the number of requests. The time they have waited tells how long the queue was,
 //! not how long it is. Clients that each wait for their answer (as in a load test) can then predict
-//! the result on any machine: up to four for each thread are never refused, unless all threads are
-//! stuck. Fast threads may have more waiting, because refusing a client that retries at once costs
-//! nearly as much as answering it.
+//! the result on any machine. Up to four of them for each thread are never refused, unless all
+//! threads are stuck. Fast threads may have more waiting, because refusing a client that retries at
+//! once costs nearly as much as answering it.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

@@ -39,8 +39,8 @@
 //!   answers of tiny_http and of the self-check: 400 to a malformed head, 408 and 431 to an
 //!   unfinished one, 417, 505. They have a status and no body.
 //! - A percent-encoded unreserved character in a path means the character itself.
-//! - The server ends by itself only through [`OnFatal`]: when its accept thread has died, when it
-//!   has not answered its own requests for 15 s, or when the process's memory exceeds
+//! - The server ends by itself only through [`OnFatal`]. The reasons: its accept thread has died,
+//!   it has not answered its own requests for 15 s, or the process's memory exceeds
 //!   [`ServerConfig::memory_limit_bytes`].
 //!
 //! # Faults of tiny_http 0.12 and how they are contained
@@ -63,14 +63,14 @@
 //!
 //! # What is left to the proxy in front
 //!
-//! - The number of connections is bounded by the descriptor limit alone; each
-//!   costs a thread, some 25 KiB and two descriptors.
-//! - A request line with `HTTP/2.0` or `HTTP/3.0` blocks its thread in tiny_http
-//!   for good, and so does a declared body over 64 MiB here: each costs one
-//!   thread and two descriptors until the process ends.
+//! - Only the descriptor limit bounds the number of connections; each costs a thread, some 25 KiB
+//!   and two descriptors.
+//! - A request line with `HTTP/2.0` or `HTTP/3.0` blocks its thread in tiny_http for good, and so
+//!   does a declared body over 64 MiB. Each costs one thread and two descriptors until the process
+//!   ends.
 //! - A head with a byte outside ASCII gets no answer, only a closed connection.
 //! - `100 Continue` has a `Content-Length: 0`, which no 1xx may have (RFC 9110,
-//!   section 8.6): tiny_http writes it, and gives the body out only after that.
+//!   section 8.6): tiny_http writes it, and hands out the body only after that.
 //! - Only the request's time and the process's memory limit chunk-size lines.
 //! - TLS, HTTP/2, compression and per-client limits are absent here.
 //! - nginx must close its idle upstream connections (`keepalive_timeout` of the upstream, 60 s by

@@ -219,7 +219,7 @@ impl ServerShared {
         }
     }
 
-    /// The main loop of a pool or probe thread: answers until it is told to stop.
+    /// The main loop of a pool or probe thread: answers until it takes a stop message.
     pub(super) fn work(&self, observer: &mut dyn Observer, queue: &Receiver<Work>, lane: Lane) {
         loop {
             if lane == Lane::Pool {

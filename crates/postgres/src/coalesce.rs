@@ -198,7 +198,8 @@ impl<J: Job> Coalescer<J> {
     }
 
     fn write(&self, batch: Vec<Arc<Ticket<J>>>, work: &mut impl FnMut(&[&J]) -> Vec<J::Answer>) {
-        // Even if `work` panics, every caller gets an answer and the writer's place is passed on.
+        // Even if `work` panics, no caller waits for an answer that will not come, and the writer's
+        // place is passed on.
         let mut writer = Writer {
             coalescer: self,
             has_place: true,

@@ -16,9 +16,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the check waits for a pooled connection before it considers the pool busy.
 const POOL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Checks the database on a pooled connection, as requests do. While the pool is busy it uses a
-/// connection of its own, one more than `max_conns`, so that a busy pool does not look like an
-/// outage.
+/// Checks the database on a pooled connection, as requests do. While the pool is busy it uses its
+/// own connection, one more than `max_conns`, so a busy pool does not look like an outage.
 pub struct HealthCheck {
     pool: Pool,
     schema: Migrator,

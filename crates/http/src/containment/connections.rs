@@ -1,8 +1,8 @@
 //! One request at a time per connection.
 //!
 //! The fault: tiny_http reads ahead. A client that pipelines has any number of requests here at
-//! once, and a thread that writes the second response first blocks inside tiny_http until the first
-//! is written.
+//! once. A thread that writes the second response first blocks inside tiny_http until the first is
+//! written.
 //!
 //! Skip this file if this suffices: a connection's next request waits here, without a thread, until
 //! the previous one is answered. A connection with too many requests is closed once the accepted

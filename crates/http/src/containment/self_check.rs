@@ -4,9 +4,8 @@
 //! memory has no limit (a header line without end). Neither can be repaired from outside, so the
 //! process must end, loudly, and its supervisor must start a new one.
 //!
-//! Skip this file if this suffices: every 0.2 s it ends overdue reads and unfinished requests,
-//! frees connections that tiny_http left unread, and calls [`OnFatal`](crate::OnFatal) for the
-//! rest.
+//! Skip this file if this suffices: every 0.2 s it ends overdue reads and unfinished requests, and
+//! frees connections that tiny_http left unread. For the rest it calls [`OnFatal`](crate::OnFatal).
 
 use std::collections::HashSet;
 use std::io::{self, Read as _, Write as _};
@@ -60,7 +59,7 @@ pub(crate) struct SelfCheck {
     pub(crate) ping: Arc<Ping>,
 }
 
-/// The server as its own client. It has a thread to itself: while a ping waits for its answer,
+/// The server as its own client. It has a thread to itself. While a ping waits for its answer,
 /// another thread must check the connections, and the stuck one may be the ping's own.
 pub(crate) struct Ping {
     pub(crate) addr: SocketAddr,

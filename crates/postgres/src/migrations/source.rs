@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_none_of_ours_are_ignored() {
+    fn other_names_are_ignored() {
         for name in [
             "README.md",
             "_a.up.sql",

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_tracestate_is_dropped_and_the_trace_goes_on() {
+    fn a_malformed_tracestate_is_dropped_and_the_trace_continues() {
         let (long_key, long_value) = ("k".repeat(257), "v".repeat(257));
         let (long_tenant, long_system) = ("t".repeat(242), "s".repeat(15));
         for line in [
