@@ -16,8 +16,8 @@ use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::adapters::postgres::{AfterCommit, PostgresStore};
 use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Status};
 use tbd::orders::ports::{
-    Failure, IdempotencyKey, IdempotencyStore, Message, OrderRepository, Outbox, SecondChance,
-    Started, StoredAnswer, Submission, SubmitOutcome,
+    Claimed, Failure, IdempotencyKey, IdempotencyStore, Message, OrderRepository, Outbox, Replay,
+    StoredAnswer, Submission, SubmitOutcome,
 };
 use tbd_deadline::Deadline;
 use tbd_postgres::migrations::Migrator;
@@ -80,7 +80,7 @@ contract!(
     of_many_with_one_key_one_is_first,
     of_many_at_once_each_gets_its_own_answer,
     an_order_is_replaced_only_as_it_was,
-    taking_up_tells_how_each_order_stands,
+    claiming_returns_the_state_of_each_order,
     an_order_ends_once,
     a_failed_order_is_retried_once_for_each_replay,
     what_is_relayed_is_gone_and_the_rest_stays,
@@ -334,12 +334,10 @@ fn an_order_is_replaced_only_as_it_was(store: &dyn Store) {
     assert!(!store.replace(&order(), &order(), soon()).expect("replace"));
 }
 
-fn start(store: &dyn Store, ids: &[OrderId]) -> Vec<Started> {
-    let mut started = store
-        .start_processing(ids, Timestamp::now(), soon())
-        .expect("start");
-    started.sort_by_key(|started| started.order.id);
-    started
+fn claim(store: &dyn Store, ids: &[OrderId]) -> Vec<Claimed> {
+    let mut claimed = store.claim(ids, Timestamp::now(), soon()).expect("claim");
+    claimed.sort_by_key(|claimed| claimed.order.id);
+    claimed
 }
 
 fn complete(store: &dyn Store, ids: &[OrderId]) -> Vec<Order> {
@@ -358,7 +356,7 @@ fn failure(id: OrderId, reason: &str) -> Failure {
     Failure { id, reason }
 }
 
-fn taking_up_tells_how_each_order_stands(store: &dyn Store) {
+fn claiming_returns_the_state_of_each_order(store: &dyn Store) {
     let orders: Vec<Order> = (0..5).map(|_| stored(store)).collect();
     let id = |index: usize| orders[index].id;
     let canceled = orders[1].cancel(Timestamp::now()).expect("pending");
@@ -367,13 +365,13 @@ fn taking_up_tells_how_each_order_stands(store: &dyn Store) {
             .replace(&orders[1], &canceled, soon())
             .expect("replace")
     );
-    start(store, &[id(2), id(3), id(4)]);
+    claim(store, &[id(2), id(3), id(4)]);
     complete(store, &[id(2)]);
     fail(store, id(3));
     let unknown = order().id;
     let mut ids: Vec<OrderId> = orders.iter().map(|order| order.id).collect();
     ids.push(unknown);
-    let started = start(store, &ids);
+    let claimed = claim(store, &ids);
     let mut expected: Vec<(OrderId, Status, Option<&str>)> = vec![
         (id(0), Status::Processing, None),
         (id(1), Status::Canceled, None),
@@ -382,21 +380,21 @@ fn taking_up_tells_how_each_order_stands(store: &dyn Store) {
         (id(4), Status::Processing, None),
     ];
     expected.sort_by_key(|(id, ..)| *id);
-    let told: Vec<(OrderId, Status, Option<&str>)> = started
+    let found: Vec<(OrderId, Status, Option<&str>)> = claimed
         .iter()
         .map(|s| (s.order.id, s.order.status, s.failure_reason.as_deref()))
         .collect();
-    assert_eq!(told, expected);
-    for started in started {
-        assert_eq!(get(store, started.order.id), Some(started.order));
+    assert_eq!(found, expected);
+    for claimed in claimed {
+        assert_eq!(get(store, claimed.order.id), Some(claimed.order));
     }
 }
 
 fn an_order_ends_once(store: &dyn Store) {
     let (one, other) = (stored(store).id, stored(store).id);
-    assert!(complete(store, &[one]).is_empty(), "nobody has taken it up");
+    assert!(complete(store, &[one]).is_empty(), "nobody has claimed it");
     assert_eq!(fail(store, other), None);
-    start(store, &[one, other]);
+    claim(store, &[one, other]);
     let completed = complete(store, &[one]);
     assert_eq!(completed.len(), 1);
     assert_eq!(get(store, one), Some(completed[0].clone()));
@@ -411,16 +409,15 @@ fn an_order_ends_once(store: &dyn Store) {
 
 fn a_failed_order_is_retried_once_for_each_replay(store: &dyn Store) {
     let (failed, completed) = (stored(store).id, stored(store).id);
-    start(store, &[failed, completed]);
+    claim(store, &[failed, completed]);
     complete(store, &[completed]);
     let before = Timestamp::now();
     fail(store, failed);
     let hour = SignedDuration::from_hours(1);
     let retry = |replayed_at: Timestamp| {
-        let chances =
-            [failed, completed, failed, order().id].map(|id| SecondChance { id, replayed_at });
+        let replays = [failed, completed, failed, order().id].map(|id| Replay { id, replayed_at });
         let now = Timestamp::now() + hour;
-        store.retry_failed(&chances, now, soon()).expect("retry");
+        store.retry_failed(&replays, now, soon()).expect("retry");
         let status = |id| get(store, id).expect("stored").status;
         assert_eq!(status(completed), Status::Completed);
         status(failed)
@@ -428,14 +425,14 @@ fn a_failed_order_is_retried_once_for_each_replay(store: &dyn Store) {
     assert_eq!(retry(before), Status::Failed, "replayed before it failed");
     let replayed_at = Timestamp::now() + SignedDuration::from_secs(1);
     assert_eq!(retry(replayed_at), Status::Processing);
-    let [started] = &start(store, &[failed])[..] else {
+    let [claimed] = &claim(store, &[failed])[..] else {
         panic!("one order");
     };
-    assert_eq!(started.failure_reason, None);
+    assert_eq!(claimed.failure_reason, None);
     store
         .fail(&[failure(failed, "again")], Timestamp::now() + hour, soon())
         .expect("fail");
-    assert_eq!(retry(replayed_at), Status::Failed, "its chance is spent");
+    assert_eq!(retry(replayed_at), Status::Failed, "its replay is spent");
     assert_eq!(retry(replayed_at + 2 * hour), Status::Processing);
 }
 
@@ -517,7 +514,7 @@ fn removed_events_are_not_relayed(store: &dyn Store) {
 enum Command {
     Create,
     Cancel(usize),
-    Start(Vec<usize>),
+    Claim(Vec<usize>),
     Complete(Vec<usize>),
     Fail(usize),
     /// Replayed so many microseconds before or after the last thing that happened.
@@ -529,7 +526,7 @@ fn commands() -> impl Strategy<Value = Vec<Command>> {
     let command = prop_oneof![
         2 => Just(Command::Create),
         1 => (0..4_usize).prop_map(Command::Cancel),
-        4 => some().prop_map(Command::Start),
+        4 => some().prop_map(Command::Claim),
         2 => some().prop_map(Command::Complete),
         3 => (0..4_usize).prop_map(Command::Fail),
         3 => (0..4_usize, -2..3_i64).prop_map(|(order, micros)| Command::Retry(order, micros)),
@@ -576,14 +573,14 @@ fn obey(stores: &[&dyn Store], commands: &[Command]) {
                     .map(|s| s.replace(old, &new, soon()).expect("replace"));
                 replaced.map(|replaced| replaced.to_string()).collect()
             }
-            Command::Start(numbers) => {
+            Command::Claim(numbers) => {
                 let ids = ids(numbers);
-                let started = stores.iter().map(|s| {
-                    let mut started = s.start_processing(&ids, now, soon()).expect("start");
-                    started.sort_by_key(|started| started.order.id);
-                    format!("{started:?}")
+                let claimed = stores.iter().map(|s| {
+                    let mut claimed = s.claim(&ids, now, soon()).expect("claim");
+                    claimed.sort_by_key(|claimed| claimed.order.id);
+                    format!("{claimed:?}")
                 });
-                started.collect()
+                claimed.collect()
             }
             Command::Complete(numbers) => {
                 let ids = ids(numbers);
@@ -603,12 +600,12 @@ fn obey(stores: &[&dyn Store], commands: &[Command]) {
             }
             Command::Retry(number, micros) => {
                 let replayed_at = now + SignedDuration::from_micros(*micros);
-                let chance = [SecondChance {
+                let replay = [Replay {
                     id: id(*number),
                     replayed_at,
                 }];
                 for store in stores {
-                    store.retry_failed(&chance, now, soon()).expect("retry");
+                    store.retry_failed(&replay, now, soon()).expect("retry");
                 }
                 Vec::new()
             }

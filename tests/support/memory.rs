@@ -10,8 +10,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tbd::orders::domain::{Order, OrderId, Status};
 use tbd::orders::ports::{
-    Backlog, Failure, IdempotencyStore, Message, OrderRepository, Outbox, Page, SecondChance,
-    Started, StoreError, StoredAnswer, Submission, SubmitOutcome,
+    Backlog, Claimed, Failure, IdempotencyStore, Message, OrderRepository, Outbox, Page, Replay,
+    StoreError, StoredAnswer, Submission, SubmitOutcome,
 };
 use tbd_deadline::Deadline;
 
@@ -191,39 +191,39 @@ impl OrderRepository for Memory {
         })
     }
 
-    fn start_processing(
+    fn claim(
         &self,
         ids: &[OrderId],
         now: Timestamp,
         _: Deadline,
-    ) -> Result<Vec<Started>, StoreError> {
+    ) -> Result<Vec<Claimed>, StoreError> {
         self.call(|tables| {
             for &id in ids {
                 tables.step(id, Status::Pending, Status::Processing, now);
             }
-            let started = |id| {
+            let claimed = |id| {
                 let (order, reason) = tables.orders.get(id)?;
-                Some(Started {
+                Some(Claimed {
                     order: order.clone(),
                     failure_reason: reason.clone(),
                 })
             };
-            ids.iter().filter_map(started).collect()
+            ids.iter().filter_map(claimed).collect()
         })
     }
 
     fn retry_failed(
         &self,
-        chances: &[SecondChance],
+        replays: &[Replay],
         now: Timestamp,
         _: Deadline,
     ) -> Result<(), StoreError> {
         self.call(|tables| {
-            for chance in chances {
-                let is_due = |(order, _): &(Order, _)| order.updated_at < cut(chance.replayed_at);
-                if tables.orders.get(&chance.id).is_some_and(is_due)
+            for replay in replays {
+                let is_due = |(order, _): &(Order, _)| order.updated_at < cut(replay.replayed_at);
+                if tables.orders.get(&replay.id).is_some_and(is_due)
                     && let Some(row) =
-                        tables.step(chance.id, Status::Failed, Status::Processing, now)
+                        tables.step(replay.id, Status::Failed, Status::Processing, now)
                 {
                     row.1 = None;
                 }

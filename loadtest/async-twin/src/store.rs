@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use opentelemetry::trace::{FutureExt as _, TraceContextExt};
 use tbd::config::DatabaseSettings;
 use tbd::metrics::{DatabaseMetrics, Metrics};
-use tbd::orders::adapters::postgres::rows::{column, message, order, started_order, uuids};
+use tbd::orders::adapters::postgres::rows::{claimed_order, column, message, order, uuids};
 use tbd::orders::adapters::postgres::submission::{
     ACCEPTED, ROWS_MAX, RowOutcome, TRIES_MAX, WRITERS, interpret_known_key, interpret_row,
     outcome_per_row,
@@ -29,7 +29,7 @@ use tbd::orders::adapters::postgres::submission::{
 use tbd::orders::adapters::postgres::{attributes, statements};
 use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{
-    Backlog, Failure, Message, Page, SecondChance, Started, StoreError, Submission, SubmitOutcome,
+    Backlog, Claimed, Failure, Message, Page, Replay, StoreError, Submission, SubmitOutcome,
 };
 use tbd::wiring::database_config;
 use tbd_deadline::Deadline;
@@ -92,7 +92,7 @@ struct Named {
     list: Statement,
     list_by_status: Statement,
     replace: Statement,
-    start: Statement,
+    claim: Statement,
     look: Statement,
     retry: Statement,
     complete: Statement,
@@ -118,7 +118,7 @@ impl Named {
             list: named("SELECT orders"),
             list_by_status: named("SELECT orders by status"),
             replace: named("UPDATE order"),
-            start: named("UPDATE orders processing"),
+            claim: named("UPDATE orders processing"),
             look: named("SELECT orders by id"),
             retry: named("UPDATE orders retried"),
             complete: named("UPDATE orders completed"),
@@ -487,37 +487,37 @@ impl Store {
         Ok(self.run(statement, deadline, work).await? == 1)
     }
 
-    /// Takes up the pending ones of `ids`, and tells how each of `ids` then stands.
-    pub async fn start_processing(
+    /// Claims the pending ones of `ids`, and returns the state of each of `ids` afterwards.
+    pub async fn claim(
         &self,
         ids: &[OrderId],
         deadline: Deadline,
-    ) -> Result<Vec<Started>, StoreError> {
+    ) -> Result<Vec<Claimed>, StoreError> {
         let (wanted, now) = (&uuids(ids), &Timestamp::now());
-        let statement = self.statements.start;
+        let statement = self.statements.claim;
         let work = |client: Client| async move {
             self.query(&*client, statement, &[wanted, now])
                 .await?
                 .iter()
-                .map(started_order)
+                .map(claimed_order)
                 .collect()
         };
-        let mut found: Vec<Started> = self.run(statement, deadline, work).await?;
+        let mut found: Vec<Claimed> = self.run(statement, deadline, work).await?;
         if found.len() < ids.len() {
             let missing: &Vec<Uuid> = &wanted
                 .iter()
                 .copied()
-                .filter(|id| found.iter().all(|started| started.order.id.0 != *id))
+                .filter(|id| found.iter().all(|claimed| claimed.order.id.0 != *id))
                 .collect();
             let statement = self.statements.look;
             let work = |client: Client| async move {
                 self.query(&*client, statement, &[missing])
                     .await?
                     .iter()
-                    .map(started_order)
+                    .map(claimed_order)
                     .collect()
             };
-            let rest: Vec<Started> = self.run(statement, deadline, work).await?;
+            let rest: Vec<Claimed> = self.run(statement, deadline, work).await?;
             found.extend(rest);
         }
         Ok(found)
@@ -526,11 +526,11 @@ impl Store {
     /// Moves failed orders whose message was replayed since back to `processing`.
     pub async fn retry_failed(
         &self,
-        chances: &[SecondChance],
+        replays: &[Replay],
         deadline: Deadline,
     ) -> Result<(), StoreError> {
-        let ids: &Vec<Uuid> = &chances.iter().map(|chance| chance.id.0).collect();
-        let replayed: &Vec<Timestamp> = &chances.iter().map(|chance| chance.replayed_at).collect();
+        let ids: &Vec<Uuid> = &replays.iter().map(|replay| replay.id.0).collect();
+        let replayed: &Vec<Timestamp> = &replays.iter().map(|replay| replay.replayed_at).collect();
         let (statement, now) = (self.statements.retry, &Timestamp::now());
         let work = |client: Client| async move {
             self.execute(&*client, statement, &[ids, replayed, now])

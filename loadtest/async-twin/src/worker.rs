@@ -27,7 +27,7 @@ use tbd::orders::app::PUBLISH_BUDGET;
 use tbd::orders::app::commands::process_orders::{PROCESSING_LIMIT, STORE_BUDGET, ended};
 use tbd::orders::app::commands::{Processed, Task};
 use tbd::orders::domain::{Order, OrderId};
-use tbd::orders::ports::{Failure, Meter, Outcome, SecondChance, Started, StepError, StoreError};
+use tbd::orders::ports::{Claimed, Failure, Meter, Outcome, Replay, StepError, StoreError};
 use tbd_deadline::Deadline;
 use tbd_kafka::consumer::ConsumerRecord;
 use tbd_kafka::group::TopicPartition;
@@ -223,15 +223,15 @@ impl Worker {
 
     async fn process(&self, batch: &mut Batch) {
         let now = Instant::now();
-        let (tasks, chances, parent) = {
+        let (tasks, replays, parent) = {
             let due = batch.due(now);
             let parent = due.span.map_or_else(Context::new, DetachedSpan::context);
-            (due.tasks, due.chances, parent)
+            (due.tasks, due.replays, parent)
         };
         if tasks.is_empty() {
             return;
         }
-        match self.handle(&tasks, &chances).with_context(parent).await {
+        match self.handle(&tasks, &replays).with_context(parent).await {
             Ok(results) => batch.conclude(&results, Instant::now()),
             Err(error) => batch.postpone(&error, now),
         }
@@ -256,21 +256,21 @@ impl Worker {
     async fn handle(
         &self,
         tasks: &[Task],
-        chances: &[SecondChance],
+        replays: &[Replay],
     ) -> Result<HashMap<OrderId, Processed>, StoreError> {
-        if !chances.is_empty() {
+        if !replays.is_empty() {
             self.store
-                .retry_failed(chances, Deadline::after(STORE_BUDGET))
+                .retry_failed(replays, Deadline::after(STORE_BUDGET))
                 .await?;
         }
         let ids: Vec<OrderId> = tasks.iter().map(|task| task.id).collect();
-        let started = self
+        let claimed = self
             .store
-            .start_processing(&ids, Deadline::after(STORE_BUDGET))
+            .claim(&ids, Deadline::after(STORE_BUDGET))
             .await?;
-        let mut started: HashMap<OrderId, Started> = started
+        let mut claimed: HashMap<OrderId, Claimed> = claimed
             .into_iter()
-            .map(|started| (started.order.id, started))
+            .map(|claimed| (claimed.order.id, claimed))
             .collect();
         let mut results = HashMap::with_capacity(tasks.len());
         let (mut done, mut failed) = (Vec::new(), Vec::new());
@@ -279,11 +279,11 @@ impl Worker {
             if *self.stop.borrow() || (number > 0 && until.is_past()) {
                 break;
             }
-            let Some(started) = started.remove(&task.id) else {
+            let Some(claimed) = claimed.remove(&task.id) else {
                 results.insert(task.id, Processed::Unknown);
                 continue;
             };
-            if let Some((outcome, processed)) = ended(&started, self.config.max_attempts) {
+            if let Some((outcome, processed)) = ended(&claimed, self.config.max_attempts) {
                 self.meter.order_processed(outcome);
                 results.insert(task.id, processed);
                 continue;

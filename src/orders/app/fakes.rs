@@ -90,7 +90,7 @@ impl EventBus for Bus {
 
 /// Remembers what it was told.
 #[derive(Default)]
-pub struct Told {
+pub struct RecordingMeter {
     pub created: Mutex<u32>,
     pub hits: Mutex<u32>,
     pub outcomes: Mutex<Vec<Outcome>>,
@@ -101,7 +101,7 @@ pub struct Told {
     pub backlogs: Mutex<Vec<Backlog>>,
 }
 
-impl Meter for Told {
+impl Meter for RecordingMeter {
     fn order_created(&self) {
         *lock(&self.created) += 1;
     }

@@ -16,5 +16,5 @@ pub use idempotency::{
 pub use meter::{Meter, Outcome};
 pub use outbox::{Backlog, Outbox};
 pub use processing::{ProcessingStep, StepError};
-pub use repository::{Failure, OrderRepository, Page, SecondChance, Started};
+pub use repository::{Claimed, Failure, OrderRepository, Page, Replay};
 pub use store_error::StoreError;

@@ -22,7 +22,7 @@ pub struct Page {
 
 /// An order as a worker found it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
+pub struct Claimed {
     /// The order; `processing` if there is work to do.
     pub order: Order,
     /// Why it failed, if it did.
@@ -31,7 +31,7 @@ pub struct Started {
 
 /// An order that shall have another chance: its message was taken out of the dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SecondChance {
+pub struct Replay {
     /// The order.
     pub id: OrderId,
     /// When the message was taken out. What failed later has had its chance.
@@ -72,21 +72,21 @@ pub trait OrderRepository: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`].
-    fn start_processing(
+    fn claim(
         &self,
         ids: &[OrderId],
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Vec<Started>, StoreError>;
+    ) -> Result<Vec<Claimed>, StoreError>;
 
-    /// Moves those of `chances` that had failed before their message was replayed back to
+    /// Moves those of `replays` that had failed before their message was replayed back to
     /// `processing`, and forgets why they had failed. An order may be named more than once.
     ///
     /// # Errors
     /// [`StoreError`].
     fn retry_failed(
         &self,
-        chances: &[SecondChance],
+        replays: &[Replay],
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<(), StoreError>;

@@ -1,5 +1,5 @@
-//! What the API demands and how it says no, apart from any server: the async twin in
-//! `loadtest/` answers by the same rules.
+//! Request requirements and problem responses, independent of the server: the async twin in
+//! `loadtest/` shares them.
 
 use uuid::Uuid;
 
@@ -11,8 +11,8 @@ use tbd_telemetry::{semconv, tracing};
 
 use super::dto::BodyError;
 
-/// Seconds after which a client may try again when a dependency was away: about
-/// as long as the pool and the producer need to reconnect.
+/// Seconds until a client may retry after a dependency failed: about as long as the pool and
+/// the producer need to reconnect.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// The body must be JSON; `content_type` is the header's value.
@@ -38,7 +38,7 @@ pub fn require_json(content_type: Option<&str>) -> Result<(), Problem> {
     ))
 }
 
-/// The body must come as it is: nothing here decodes one. `values` are those of all
+/// The body must not be encoded: nothing here decodes one. `values` are the values of all
 /// `Content-Encoding` headers.
 ///
 /// # Errors
@@ -61,7 +61,7 @@ pub fn require_unencoded<'a>(values: impl Iterator<Item = &'a str>) -> Result<()
 /// The key, from all `Idempotency-Key` headers of a request.
 ///
 /// # Errors
-/// 400: there is none, more than one, or one that is no key.
+/// 400 if there is no such header, more than one, or an invalid key.
 pub fn idempotency_key<'a>(
     mut values: impl Iterator<Item = &'a str>,
 ) -> Result<IdempotencyKey, Problem> {
@@ -83,12 +83,12 @@ pub fn idempotency_key<'a>(
     }
 }
 
-/// The id in a path, noted on the current span.
+/// The id in a path; also annotates the current span with it.
 ///
 /// # Errors
 /// 400.
 pub fn order_id(text: &str) -> Result<OrderId, Problem> {
-    // Of the ways to write a UUID only the canonical one is a path of ours.
+    // Of the ways to write a UUID only the canonical one is accepted.
     const CANONICAL_CHARS: usize = 36;
     match Uuid::parse_str(text) {
         Ok(id) if text.len() == CANONICAL_CHARS => {
@@ -102,13 +102,13 @@ pub fn order_id(text: &str) -> Result<OrderId, Problem> {
     }
 }
 
-/// 400: what is wrong with which field.
+/// 400, with the invalid fields.
 pub fn invalid(errors: Vec<FieldError>) -> Problem {
     let detail = "The request is not valid; see errors.";
     Problem::new(400, "validation-failed", "Validation Failed", detail).with_errors(errors)
 }
 
-/// 400: the body is no order.
+/// 400 for a body that is not an order.
 pub fn body_problem(error: BodyError) -> Problem {
     match error {
         BodyError::Fields(errors) => invalid(errors),
@@ -121,7 +121,7 @@ pub fn body_problem(error: BodyError) -> Problem {
     }
 }
 
-/// 404.
+/// 404 for an unknown order.
 pub fn not_found() -> Problem {
     Problem::new(
         404,
@@ -131,12 +131,22 @@ pub fn not_found() -> Problem {
     )
 }
 
-/// 503 or 500: the store failed. Logs what the client is not told.
+/// 503 or 500 for a store error. Logs the details, which the client does not get.
 pub fn store_problem(error: StoreError) -> Problem {
+    store_problem_with_hint(error, RETRY)
+}
+
+/// What a client should do about a 503.
+const RETRY: &str = "Try again.";
+
+/// The same for a request that carries a key. Only POST /v1/orders does.
+const RETRY_WITH_KEY: &str = "Try again; with the same Idempotency-Key this is safe.";
+
+fn store_problem_with_hint(error: StoreError, hint: &str) -> Problem {
     match error {
         StoreError::Unavailable(_) => {
             log::warn!("{error}");
-            unavailable("The database is not available.")
+            unavailable("The database is not available.", hint)
         }
         StoreError::Internal(_) => {
             log::error!("{error}");
@@ -146,13 +156,13 @@ pub fn store_problem(error: StoreError) -> Problem {
     }
 }
 
-fn unavailable(reason: &str) -> Problem {
-    let detail = format!("{reason} Try again; with the same Idempotency-Key this is safe.");
+fn unavailable(reason: &str, hint: &str) -> Problem {
+    let detail = format!("{reason} {hint}");
     Problem::new(503, "dependency-unavailable", "Service Unavailable", detail)
         .retry_after(RETRY_AFTER_SECONDS)
 }
 
-/// What a refused order means to the client.
+/// The problem for an order that was not accepted.
 pub fn create_problem(error: CreateError) -> Problem {
     match error {
         CreateError::OtherRequest => Problem::new(
@@ -170,13 +180,14 @@ pub fn create_problem(error: CreateError) -> Problem {
         .retry_after(RETRY_AFTER_SECONDS),
         CreateError::NotPublished(_) => {
             log::warn!("{error}");
-            unavailable("The order is safe, but the event bus is not available.")
+            let reason = "The order is safe, but the event bus is not available.";
+            unavailable(reason, RETRY_WITH_KEY)
         }
-        CreateError::Store(error) => store_problem(error),
+        CreateError::Store(error) => store_problem_with_hint(error, RETRY_WITH_KEY),
     }
 }
 
-/// What a refused cancellation means to the client.
+/// The problem for an order that was not canceled.
 pub fn cancel_problem(error: CancelError) -> Problem {
     match error {
         CancelError::NotFound => not_found(),
@@ -193,5 +204,28 @@ pub fn cancel_problem(error: CancelError) -> Problem {
             format!("Only a pending order can be canceled; {reason}."),
         ),
         CancelError::Store(error) => store_problem(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::orders::ports::PublishError;
+
+    fn mentions_key(problem: Problem) -> bool {
+        assert_eq!(problem.status(), 503);
+        problem.detail().contains("Idempotency-Key")
+    }
+
+    #[test]
+    fn only_the_503_of_a_new_order_mentions_the_idempotency_key() {
+        let away = || StoreError::Unavailable("away".into());
+        let not_published = PublishError::Unavailable("away".into());
+        assert!(mentions_key(create_problem(CreateError::Store(away()))));
+        assert!(mentions_key(create_problem(CreateError::NotPublished(
+            not_published
+        ))));
+        assert!(!mentions_key(store_problem(away())));
+        assert!(!mentions_key(cancel_problem(CancelError::Store(away()))));
     }
 }

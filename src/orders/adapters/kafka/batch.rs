@@ -12,7 +12,7 @@ use crate::metrics::{OrdersMetrics, WorkerMetrics};
 use crate::orders::app::commands::process_orders::pause_after;
 use crate::orders::app::commands::{Processed, Task};
 use crate::orders::domain::{OrderEvent, OrderId};
-use crate::orders::ports::{SecondChance, StoreError};
+use crate::orders::ports::{Replay, StoreError};
 use tbd_kafka::consumer::ConsumerRecord;
 use tbd_kafka::group::TopicPartition;
 use tbd_kafka::producer::Record;
@@ -73,7 +73,7 @@ pub struct Due<'a> {
     /// Each order once, in the order of the records: on a stop those that are done come first.
     pub tasks: Vec<Task>,
     /// The orders whose message was replayed from the dead letters.
-    pub chances: Vec<SecondChance>,
+    pub replays: Vec<Replay>,
     /// The span in which the statements run.
     pub span: Option<&'a DetachedSpan>,
 }
@@ -205,7 +205,7 @@ impl Batch {
         let mut seen = HashSet::new();
         let mut due = Due {
             tasks: Vec::new(),
-            chances: Vec::new(),
+            replays: Vec::new(),
             span: None,
         };
         for entry in &self.entries {
@@ -215,11 +215,10 @@ impl Batch {
             due.span = due.span.or(Some(&entry.span));
             // A first attempt that follows an earlier failure; later ones find it moved.
             let replayed_at = replayed_at(&entry.record).filter(|_| failed_attempts == 0);
-            due.chances
-                .extend(replayed_at.map(|replayed_at| SecondChance {
-                    id: *id,
-                    replayed_at,
-                }));
+            due.replays.extend(replayed_at.map(|replayed_at| Replay {
+                id: *id,
+                replayed_at,
+            }));
             if seen.insert(*id) {
                 due.tasks.push(Task {
                     id: *id,

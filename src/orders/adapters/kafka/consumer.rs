@@ -195,7 +195,7 @@ impl OrderConsumers {
         let handled = {
             let _entered = due.span.map(DetachedSpan::enter);
             let until = Deadline::after_instant(now, ROUND);
-            self.process.handle(&due.tasks, &due.chances, until)
+            self.process.handle(&due.tasks, &due.replays, until)
         };
         match handled {
             Ok(results) => batch.conclude(&results, Instant::now()),

@@ -7,11 +7,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::orders::domain::{Order, OrderId};
-use crate::orders::ports::{Failure, OrderRepository, Page, SecondChance, Started, StoreError};
+use crate::orders::ports::{Claimed, Failure, OrderRepository, Page, Replay, StoreError};
 use tbd_deadline::Deadline;
 use tbd_postgres::{Coalescer, DatabaseError, Job, Statement};
 
-use super::rows::{column, order, started_order, uuids};
+use super::rows::{claimed_order, column, order, uuids};
 use super::shared_statement::{self, SharedOutcome, shared_by, with_statement_span};
 use super::{PostgresStore, Shared};
 
@@ -20,7 +20,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     LIST,
     LIST_BY_STATUS,
     REPLACE,
-    START,
+    CLAIM,
     LOOK,
     RETRY,
     COMPLETE,
@@ -55,14 +55,14 @@ const REPLACE: Statement = Statement::new(
 
 // The SELECT sees the table as it was before the UPDATE. An order that someone
 // else moves in between is in neither half; `LOOK` finds it then.
-const START: Statement = Statement::new(
+const CLAIM: Statement = Statement::new(
     "UPDATE orders processing",
-    "WITH started AS (
+    "WITH claimed AS (
          UPDATE orders SET status = 'processing', updated_at = greatest($2, created_at)
           WHERE id = ANY($1) AND status = 'pending'
       RETURNING id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
      )
-     SELECT * FROM started
+     SELECT * FROM claimed
      UNION ALL
      SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
        FROM orders WHERE id = ANY($1) AND status <> 'pending'",
@@ -78,7 +78,7 @@ const LOOK: Statement = Statement::new(
 const RETRY: Statement = Statement::new(
     "UPDATE orders retried",
     "UPDATE orders SET status = 'processing', failure_reason = NULL, updated_at = greatest($3, created_at)
-       FROM unnest($1::uuid[], $2::timestamptz[]) AS chance (order_id, replayed_at)
+       FROM unnest($1::uuid[], $2::timestamptz[]) AS replay (order_id, replayed_at)
       WHERE id = order_id AND status = 'failed' AND updated_at < replayed_at",
 );
 
@@ -150,43 +150,43 @@ impl OrderRepository for PostgresStore {
         Ok(replaced == 1)
     }
 
-    fn start_processing(
+    fn claim(
         &self,
         ids: &[OrderId],
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Vec<Started>, StoreError> {
+    ) -> Result<Vec<Claimed>, StoreError> {
         let wanted = uuids(ids);
-        let mut started = self.run(START, deadline, |connection| {
-            let rows = connection.query(START, &[&wanted, &now])?;
+        let mut claimed = self.run(CLAIM, deadline, |connection| {
+            let rows = connection.query(CLAIM, &[&wanted, &now])?;
             rows.iter()
-                .map(started_order)
+                .map(claimed_order)
                 .collect::<Result<Vec<_>, _>>()
         })?;
-        if started.len() < ids.len() {
+        if claimed.len() < ids.len() {
             let missing: Vec<Uuid> = wanted
                 .into_iter()
-                .filter(|id| started.iter().all(|found| found.order.id.0 != *id))
+                .filter(|id| claimed.iter().all(|found| found.order.id.0 != *id))
                 .collect();
             let rest = self.run(LOOK, deadline, |connection| {
                 let rows = connection.query(LOOK, &[&missing])?;
                 rows.iter()
-                    .map(started_order)
+                    .map(claimed_order)
                     .collect::<Result<Vec<_>, _>>()
             })?;
-            started.extend(rest);
+            claimed.extend(rest);
         }
-        Ok(started)
+        Ok(claimed)
     }
 
     fn retry_failed(
         &self,
-        chances: &[SecondChance],
+        replays: &[Replay],
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<(), StoreError> {
-        let ids: Vec<Uuid> = chances.iter().map(|chance| chance.id.0).collect();
-        let replayed_at: Vec<Timestamp> = chances.iter().map(|chance| chance.replayed_at).collect();
+        let ids: Vec<Uuid> = replays.iter().map(|replay| replay.id.0).collect();
+        let replayed_at: Vec<Timestamp> = replays.iter().map(|replay| replay.replayed_at).collect();
         self.run(RETRY, deadline, |connection| {
             connection.execute(RETRY, &[&ids, &replayed_at, &now])
         })?;

@@ -4,7 +4,7 @@ use postgres::Row;
 use postgres::types::FromSql;
 
 use crate::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId};
-use crate::orders::ports::{Message, Started};
+use crate::orders::ports::{Claimed, Message};
 use tbd_postgres::DatabaseError;
 
 /// The order in columns `id, customer_email, amount_cents, status, created_at, updated_at`.
@@ -20,8 +20,8 @@ pub fn order(row: &Row) -> Result<Order, DatabaseError> {
 }
 
 /// The order, and why it failed if it did.
-pub fn started_order(row: &Row) -> Result<Started, DatabaseError> {
-    Ok(Started {
+pub fn claimed_order(row: &Row) -> Result<Claimed, DatabaseError> {
+    Ok(Claimed {
         order: order(row)?,
         failure_reason: column(row, "failure_reason")?,
     })

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::orders::domain::{Order, OrderId, Status};
 use crate::orders::ports::{
-    Failure, Meter, OrderRepository, Outcome, ProcessingStep, SecondChance, Started, StepError,
+    Claimed, Failure, Meter, OrderRepository, Outcome, ProcessingStep, Replay, StepError,
     StoreError,
 };
 use tbd_deadline::Deadline;
@@ -81,7 +81,7 @@ pub struct ProcessOrders {
 
 impl ProcessOrders {
     /// Makes one attempt at each of `tasks`, in the order given, wherever an earlier,
-    /// broken run left it. A failed order stays failed, unless `chances` gives it another
+    /// broken run left it. A failed order stays failed, unless `replays` gives it another
     /// chance. One store call claims all, one completes and one fails what has ended.
     ///
     /// The first task is always attempted, for 60 seconds at most; no further attempt
@@ -93,10 +93,10 @@ impl ProcessOrders {
     pub fn handle(
         &self,
         tasks: &[Task],
-        chances: &[SecondChance],
+        replays: &[Replay],
         until: Deadline,
     ) -> Result<HashMap<OrderId, Processed>, StoreError> {
-        let mut claimed = self.claim(tasks, chances)?;
+        let mut by_id = self.claim(tasks, replays)?;
         let mut results = HashMap::with_capacity(tasks.len());
         let (mut completed, mut failures) = (Vec::new(), Vec::new());
         let mut is_first = true;
@@ -110,17 +110,17 @@ impl ProcessOrders {
                 break;
             }
             is_first = false;
-            let Some(started) = claimed.remove(&id) else {
+            let Some(claimed) = by_id.remove(&id) else {
                 results.insert(id, Processed::Unknown);
                 continue;
             };
-            if let Some((outcome, processed)) = ended(&started, self.max_attempts) {
+            if let Some((outcome, processed)) = ended(&claimed, self.max_attempts) {
                 self.meter.order_processed(outcome);
                 results.insert(id, processed);
                 continue;
             }
             let attempts = failed_attempts + 1;
-            match self.attempt(&started.order) {
+            match self.attempt(&claimed.order) {
                 Ok(()) => completed.push(id),
                 Err(StepError::Stopped) => break,
                 Err(error) if attempts < self.max_attempts => {
@@ -139,17 +139,17 @@ impl ProcessOrders {
     fn claim(
         &self,
         tasks: &[Task],
-        chances: &[SecondChance],
-    ) -> Result<HashMap<OrderId, Started>, StoreError> {
+        replays: &[Replay],
+    ) -> Result<HashMap<OrderId, Claimed>, StoreError> {
         let now = Timestamp::now();
-        if !chances.is_empty() {
+        if !replays.is_empty() {
             let deadline = Deadline::after(STORE_BUDGET);
-            self.repository.retry_failed(chances, now, deadline)?;
+            self.repository.retry_failed(replays, now, deadline)?;
         }
         let ids: Vec<OrderId> = tasks.iter().map(|task| task.id).collect();
         let deadline = Deadline::after(STORE_BUDGET);
-        let started = self.repository.start_processing(&ids, now, deadline)?;
-        let by_id = started.into_iter().map(|it| (it.order.id, it));
+        let claimed = self.repository.claim(&ids, now, deadline)?;
+        let by_id = claimed.into_iter().map(|it| (it.order.id, it));
         Ok(by_id.collect())
     }
 
@@ -222,14 +222,14 @@ pub fn pause_after(failed_attempts: u32) -> Duration {
 
 /// The outcome of an order that had ended before: it is a replay, or it was canceled.
 /// `None` if there is work to do.
-pub fn ended(started: &Started, max_attempts: u32) -> Option<(Outcome, Processed)> {
-    let order = started.order.clone();
+pub fn ended(claimed: &Claimed, max_attempts: u32) -> Option<(Outcome, Processed)> {
+    let order = claimed.order.clone();
     match order.status {
         Status::Pending | Status::Processing => None,
         Status::Canceled => Some((Outcome::Canceled, Processed::Canceled)),
         Status::Completed => Some((Outcome::Duplicate, Processed::Completed(order))),
         Status::Failed => {
-            let reason = started.failure_reason.clone();
+            let reason = claimed.failure_reason.clone();
             let failed = Processed::Failed {
                 order,
                 reason: reason.unwrap_or_else(|| "unknown".into()),

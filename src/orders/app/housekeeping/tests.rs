@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::orders::app::fakes::{Bus, Told, lock, order, soon};
+use crate::orders::app::fakes::{Bus, RecordingMeter, lock, order, soon};
 use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::domain::{Order, OrderEvent};
 use crate::orders::ports::{IdempotencyKey, OrderRepository, Submission, SubmitOutcome};
@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Bench {
     memory: Arc<Memory>,
     bus: Arc<Bus>,
-    told: Arc<Told>,
+    meter: Arc<RecordingMeter>,
     stop: StopSignal,
 }
 
@@ -21,7 +21,7 @@ impl Bench {
         Self {
             memory: Arc::default(),
             bus: Arc::default(),
-            told: Arc::default(),
+            meter: Arc::default(),
             stop: StopSignal::new(),
         }
     }
@@ -31,7 +31,7 @@ impl Bench {
             outbox: self.memory.clone(),
             keys: self.memory.clone(),
             bus: self.bus.clone(),
-            meter: self.told.clone(),
+            meter: self.meter.clone(),
             stop: self.stop.clone(),
         }
     }
@@ -72,7 +72,7 @@ fn a_relay_publishes_the_oldest_first_and_removes_only_what_was_acknowledged() {
     let published: Vec<OrderId> = bench.bus.take().iter().map(|m| m.order_id).collect();
     assert_eq!(published, expected);
     assert_eq!(bench.memory.outbox(), [ids[3]]);
-    assert_eq!(*lock(&bench.told.relayed), 4);
+    assert_eq!(*lock(&bench.meter.relayed), 4);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn expired_keys_are_swept_in_batches_and_their_orders_stay() {
     let calls = bench.memory.calls();
     let swept = bench.housekeeping().sweep_once().unwrap();
     assert_eq!(swept, 2 * batch as u64 + 1);
-    assert_eq!(*lock(&bench.told.swept), swept);
+    assert_eq!(*lock(&bench.meter.swept), swept);
     assert_eq!(bench.memory.calls() - calls, 3);
     assert_eq!(bench.memory.keys(), 1);
     assert_eq!(bench.memory.orders().len(), 2 * batch + 2);
@@ -183,7 +183,7 @@ fn what_was_acknowledged_before_a_stop_is_removed() {
 }
 
 #[test]
-fn the_backlog_is_told_while_the_relay_catches_up_and_nothing_is_left_behind() {
+fn the_backlog_is_measured_while_the_relay_catches_up_and_nothing_is_left_behind() {
     let bench = Bench::new();
     let batch = RELAY_BATCH as usize;
     bench.stored(3 * batch, DAY);
@@ -195,9 +195,9 @@ fn the_backlog_is_told_while_the_relay_catches_up_and_nothing_is_left_behind() {
     threads
         .into_iter()
         .for_each(|thread| thread.join().unwrap());
-    let told = lock(&bench.told.backlogs)[0];
-    assert_eq!(told.rows, 2 * batch as i64);
-    assert!(told.oldest_seconds >= 0.0);
+    let backlog = lock(&bench.meter.backlogs)[0];
+    assert_eq!(backlog.rows, 2 * batch as i64);
+    assert!(backlog.oldest_seconds >= 0.0);
     assert!(bench.memory.outbox().is_empty());
 }
 

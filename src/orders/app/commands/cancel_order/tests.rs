@@ -34,9 +34,7 @@ fn an_order_that_is_taken_up_first_is_not_canceled() {
     let (memory, cancel, order) = pending();
     let taken_up = |_: &Order| {
         // A worker is faster, between the look and the update.
-        memory
-            .start_processing(&[order.id], Timestamp::now(), soon())
-            .unwrap();
+        memory.claim(&[order.id], Timestamp::now(), soon()).unwrap();
         true
     };
     let refused = cancel.handle(order.id, taken_up, soon());

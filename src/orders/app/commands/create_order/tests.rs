@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::orders::app::delivery::DeliveryInbox;
-use crate::orders::app::fakes::{Bus, Told, lock, soon};
+use crate::orders::app::fakes::{Bus, RecordingMeter, lock, soon};
 use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::app::{DeliveryMode, PUBLISH_BUDGET};
 use crate::orders::domain::{AmountCents, CustomerEmail};
@@ -23,21 +23,21 @@ fn request(email: &str, cents: i64) -> NewOrder {
 struct Bench {
     memory: Arc<Memory>,
     bus: Arc<Bus>,
-    told: Arc<Told>,
+    meter: Arc<RecordingMeter>,
     inbox: DeliveryInbox,
     create: CreateOrder,
 }
 
 fn bench(mode: DeliveryMode) -> Bench {
     let (memory, bus) = (Arc::new(Memory::default()), Arc::new(Bus::default()));
-    let told = Arc::new(Told::default());
+    let meter = Arc::new(RecordingMeter::default());
     let (delivery, inbox) = Delivery::new(mode);
     let day = Duration::from_secs(86_400);
-    let create = CreateOrder::new(memory.clone(), bus.clone(), delivery, told.clone(), day);
+    let create = CreateOrder::new(memory.clone(), bus.clone(), delivery, meter.clone(), day);
     Bench {
         memory,
         bus,
-        told,
+        meter,
         inbox,
         create,
     }
@@ -67,7 +67,7 @@ fn in_direct_mode_a_new_order_is_accepted_once_its_event_is_acknowledged() {
     assert_eq!(published.len(), 1);
     assert_eq!(published[0].order_id, id);
     assert_eq!(bench.inbox.acknowledged.try_recv(), Ok(id));
-    assert_eq!(*lock(&bench.told.created), 1);
+    assert_eq!(*lock(&bench.meter.created), 1);
     assert_eq!(bench.memory.look(id).0.status.as_str(), "pending");
     let time = lock(&bench.bus.time_left)[0];
     assert!(time <= PUBLISH_BUDGET, "{time:?}");
@@ -87,7 +87,7 @@ fn a_repetition_gets_the_first_answer_and_publishes_nothing_that_was_published()
     assert_eq!(again.answer, first.answer);
     assert!(bench.bus.take().is_empty());
     assert_eq!(
-        (*lock(&bench.told.created), *lock(&bench.told.hits)),
+        (*lock(&bench.meter.created), *lock(&bench.meter.hits)),
         (1, 1)
     );
     assert_eq!(bench.memory.orders().len(), 1);

@@ -1,14 +1,14 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::orders::app::fakes::{Step, Told, lock, order, soon};
+use crate::orders::app::fakes::{RecordingMeter, Step, lock, order, soon};
 use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::ports::OrderRepository;
 
 struct Bench<F> {
     memory: Arc<Memory>,
     step: Arc<Step<F>>,
-    told: Arc<Told>,
+    meter: Arc<RecordingMeter>,
     process: ProcessOrders,
 }
 
@@ -17,18 +17,21 @@ where
     F: Fn(OrderId, usize) -> Result<(), StepError> + Send + Sync + 'static,
 {
     let memory = Arc::new(Memory::default());
-    let (step, told) = (Arc::new(Step::new(work)), Arc::new(Told::default()));
+    let (step, meter) = (
+        Arc::new(Step::new(work)),
+        Arc::new(RecordingMeter::default()),
+    );
     let process = ProcessOrders {
         repository: memory.clone(),
         step: step.clone(),
-        meter: told.clone(),
+        meter: meter.clone(),
         max_attempts: 3,
         stop,
     };
     Bench {
         memory,
         step,
-        told,
+        meter,
         process,
     }
 }
@@ -77,7 +80,7 @@ fn no(_: OrderId, _: usize) -> Result<(), StepError> {
 }
 
 #[test]
-fn every_message_is_told_how_its_order_stands() {
+fn every_message_gets_the_outcome_of_its_order() {
     let bench = bench(StopSignal::new(), fine);
     let memory = &bench.memory;
     let ids = bench.pending(4);
@@ -86,7 +89,7 @@ fn every_message_is_told_how_its_order_stands() {
     let old = memory.look(canceled).0;
     let new = old.cancel(now).unwrap();
     memory.replace(&old, &new, soon()).unwrap();
-    memory.start_processing(&ids[2..], now, soon()).unwrap();
+    memory.claim(&ids[2..], now, soon()).unwrap();
     memory.complete(&[completed], now, soon()).unwrap();
     memory.fail(&failure(failed), now, soon()).unwrap();
     let unknown = order().id;
@@ -112,11 +115,11 @@ fn every_message_is_told_how_its_order_stands() {
         Outcome::Duplicate,
         Outcome::Completed,
     ];
-    assert_eq!(*lock(&bench.told.outcomes), outcomes);
+    assert_eq!(*lock(&bench.meter.outcomes), outcomes);
     let pending = look(pending);
     let delay = pending.updated_at.duration_since(pending.created_at);
-    assert_eq!(*lock(&bench.told.delays), [delay.unsigned_abs()]);
-    assert_eq!(lock(&bench.told.steps).len(), 1);
+    assert_eq!(*lock(&bench.meter.delays), [delay.unsigned_abs()]);
+    assert_eq!(lock(&bench.meter.steps).len(), 1);
 }
 
 #[test]
@@ -210,7 +213,7 @@ fn on_a_stop_the_orders_that_are_done_are_the_first_ones() {
         let ended = bench.pending(1)[0];
         let memory = &bench.memory;
         let now = Timestamp::now();
-        memory.start_processing(&[ended], now, soon()).unwrap();
+        memory.claim(&[ended], now, soon()).unwrap();
         memory.complete(&[ended], now, soon()).unwrap();
         ids.extend([ended, order().id]);
 
@@ -266,7 +269,7 @@ fn wherever_the_store_fails_working_on_the_same_orders_again_resumes() {
             bench.memory.fail_at(call, fault);
             let first = bench.process.handle(&tasks(&ids), &[], soon());
             if bench.memory.mend() {
-                assert!(call >= 3, "taking up, completing and failing are calls");
+                assert!(call >= 3, "claiming, completing and failing are calls");
                 break;
             }
             if let Err(error) = first {
@@ -289,18 +292,18 @@ fn wherever_the_store_fails_working_on_the_same_orders_again_resumes() {
 }
 
 #[test]
-fn a_failed_order_gets_another_chance_when_it_is_replayed() {
+fn a_failed_order_is_attempted_again_when_it_is_replayed() {
     let bench = bench(StopSignal::new(), fine);
     let ids = bench.pending(1);
     let id = ids[0];
     let now = Timestamp::now();
-    bench.memory.start_processing(&ids, now, soon()).unwrap();
+    bench.memory.claim(&ids, now, soon()).unwrap();
     bench.memory.fail(&failure(id), now, soon()).unwrap();
-    let chance = |replayed_at| [SecondChance { id, replayed_at }];
+    let replay = |replayed_at| [Replay { id, replayed_at }];
 
     let results = bench
         .process
-        .handle(&tasks(&ids), &chance(now), soon())
+        .handle(&tasks(&ids), &replay(now), soon())
         .unwrap();
     assert!(
         matches!(results[&id], Processed::Failed { .. }),
@@ -309,7 +312,7 @@ fn a_failed_order_gets_another_chance_when_it_is_replayed() {
     let later = now + jiff::SignedDuration::from_micros(1);
     let results = bench
         .process
-        .handle(&tasks(&ids), &chance(later), soon())
+        .handle(&tasks(&ids), &replay(later), soon())
         .unwrap();
     assert!(matches!(results[&id], Processed::Completed(_)));
     assert_eq!(bench.memory.look(id).1, None, "the reason is forgotten");
