@@ -1,23 +1,31 @@
 //! tbd: tiny, but distributed. An order-processing system on plain threads.
 //!
-//! # The rooms
+//! # Modules
 //!
-//! | Room | Holds | Knows |
+//! | Module | Contents | Depends on |
 //! | --- | --- | --- |
-//! | [`orders`] | the bounded context: domain, use cases, ports, adapters | inward only; see its page |
-//! | [`auth`] | bearer tokens | nothing |
-//! | [`metrics`] | every metric of both programs, one table | nothing |
-//! | [`config`] | every variable, typed | nothing |
-//! | [`wiring`] | what both programs share: start, probes, stop | every room |
+//! | [`orders`] | the bounded context: domain, use cases, ports, adapters | see its page |
+//! | [`auth`] | bearer tokens | no other module |
+//! | [`metrics`] | every metric of both programs, in one table | no other module |
+//! | [`config`] | every environment variable, typed | no other module |
+//! | [`wiring`] | what both programs share: start, probes, stop | every module |
 //!
-//! Below them are libraries of their own, which know no orders: `crates/deadline` (deadlines, stop signals),
-//! `crates/http` (the HTTP server), `crates/kafka` (the Kafka client), `crates/postgres` (pool, shared statements, migrations), `crates/sockets` (sockets that a library keeps to itself), `crates/telemetry` (logs, metrics, traces).
+//! The libraries below know nothing about orders:
 //!
-//! The programs (`src/bin/`) only wire rooms together, start them, and stop them in order.
+//! | Library | Contents |
+//! | --- | --- |
+//! | `crates/deadline` | deadlines, stop signals |
+//! | `crates/http` | the HTTP server |
+//! | `crates/kafka` | the Kafka client |
+//! | `crates/postgres` | pool, shared statements, migrations |
+//! | `crates/sockets` | sockets that a library keeps to itself |
+//! | `crates/telemetry` | logs, metrics, traces |
 //!
-//! # The threads
+//! The programs (`src/bin/`) only wire modules together, start them, and stop them in order.
 //!
-//! | Thread | How many | Waits for | Ends |
+//! # Threads
+//!
+//! | Thread | Number | Waits for | Ends |
 //! | --- | --- | --- | --- |
 //! | `main` | 1 | SIGTERM or SIGINT | last |
 //! | tiny_http's own | 1 + 1 per connection | sockets | with the server; connections within their read time-out |
@@ -38,7 +46,7 @@
 //! | `kafka-heartbeat-N` | 1 per consumer | the next heartbeat | `Consumer::close` |
 //! | `OpenTelemetry.Traces.BatchProcessor` | 1 if traces are exported | spans; the collector | `Tracing::shutdown` |
 //! | `second-signal`, `shutdown-watchdog` | while stopping | a second signal; 30 s | with the process |
-//! | `shutdown-NAME` | 1 at a time while stopping | what this part of the shutdown ends | with its part, or with the process once its share of the 30 s is spent |
+//! | `shutdown-NAME` | 1 at a time while stopping | the threads that it stops | with them, or with the process once its share of the 30 s is spent |
 
 #![forbid(unsafe_code)]
 

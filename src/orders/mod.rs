@@ -1,9 +1,8 @@
-//! The bounded context: what an order is, what can be done with it, and how it
-//! meets the outside.
+//! The orders context: domain, use cases, ports and adapters.
 //!
-//! Arrows point inward. `domain` knows nobody; `app` knows `domain` and `ports`;
-//! `adapters` know `app`, `ports` and one infrastructure folder each. A test
-//! (`tests/it/architecture.rs`) holds the arrows in place.
+//! Dependencies point inward. `domain` depends on nothing, `app` on `domain` and `ports`, and each
+//! adapter on these three and one infrastructure library. A test (`tests/it/architecture.rs`)
+//! enforces this.
 
 pub mod adapters;
 pub mod app;

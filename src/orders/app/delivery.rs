@@ -1,4 +1,4 @@
-//! How an order's event gets from the database to the event bus.
+//! Delivery of an order's event from the database to the event bus, direct or by the relay.
 
 use std::time::Duration;
 
@@ -8,24 +8,24 @@ use crate::orders::domain::OrderId;
 use crate::orders::ports::{EventBus, Message, PublishError};
 use tbd_deadline::Deadline;
 
-/// All that publishing may take, retries included (the seed's table of time-outs).
+/// Time limit of one publish, retries included.
 pub const PUBLISH_BUDGET: Duration = Duration::from_secs(10);
 
-/// Acknowledged events that wait for their outbox row to be removed. When the
-/// cleaner falls behind, the rest is left to the relay, which publishes them
-/// again: harmless, and bounded memory.
+/// Limit of acknowledged events whose outbox rows are not removed yet. If the cleaner falls
+/// behind, the relay handles the rest: it publishes them again, which is harmless and keeps
+/// memory bounded.
 pub const ACKNOWLEDGED_MAX: usize = 10_000;
 
-/// Who publishes an accepted order's event.
+/// The publisher of an accepted order's event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryMode {
-    /// The request itself, before it is answered.
+    /// The request itself, before its answer.
     Direct,
     /// The relay, soon after.
     Outbox,
 }
 
-/// Hands events over by the chosen mode. Clones share their channels.
+/// Delivers events in the chosen mode. Clones share their channels.
 #[derive(Clone)]
 pub struct Delivery {
     mode: DeliveryMode,
@@ -33,19 +33,19 @@ pub struct Delivery {
     relay: Sender<()>,
 }
 
-/// The housekeeper's end of a [`Delivery`].
+/// The housekeeping's end of a [`Delivery`].
 pub(super) struct DeliveryInbox {
     pub(super) mode: DeliveryMode,
     /// Orders whose event was acknowledged.
     pub(super) acknowledged: Receiver<OrderId>,
-    /// A token when new events wait for the relay.
+    /// Holds a token when new events are pending for the relay.
     pub(super) relay: Receiver<()>,
 }
 
 impl Delivery {
     pub(super) fn new(mode: DeliveryMode) -> (Self, DeliveryInbox) {
         let (acknowledged, acknowledged_inbox) = bounded(ACKNOWLEDGED_MAX);
-        // One token is enough: the relay empties the outbox each time it wakes.
+        // One token is enough: the relay drains the outbox each time it wakes.
         let (relay, relay_inbox) = bounded(1);
         let delivery = Self {
             mode,
@@ -60,8 +60,8 @@ impl Delivery {
         (delivery, inbox)
     }
 
-    /// Direct: publishes the message and waits for its acknowledgement, for [`PUBLISH_BUDGET`]
-    /// and until `deadline` at most. Outbox: wakes the relay.
+    /// In direct mode, publishes the message and waits for its acknowledgement, for
+    /// [`PUBLISH_BUDGET`] and until `deadline` at most. In outbox mode, wakes the relay.
     ///
     /// # Errors
     /// [`PublishError`], in direct mode. The message stays in the outbox.

@@ -1,4 +1,4 @@
-//! The ports that are not storage, for unit tests.
+//! Fakes of the event bus, the meter and the processing step, for unit tests.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,10 +29,10 @@ pub fn order() -> Order {
 pub struct Bus {
     pub away: AtomicBool,
     pub refused: Mutex<Vec<OrderId>>,
-    /// What was left of each publish's time.
+    /// The time left to each publish.
     pub time_left: Mutex<Vec<Duration>>,
     published: Sender<Message>,
-    /// What was acknowledged.
+    /// Acknowledged messages.
     pub acknowledged: Receiver<Message>,
 }
 
@@ -50,7 +50,7 @@ impl Default for Bus {
 }
 
 impl Bus {
-    /// What was acknowledged since the last call.
+    /// Messages acknowledged since the last call.
     pub fn take(&self) -> Vec<Message> {
         self.acknowledged.try_iter().collect()
     }
@@ -88,7 +88,7 @@ impl EventBus for Bus {
     }
 }
 
-/// Remembers what it was told.
+/// Keeps every measurement for assertions.
 #[derive(Default)]
 pub struct RecordingMeter {
     pub created: Mutex<u32>,
@@ -135,7 +135,7 @@ impl Meter for RecordingMeter {
     }
 }
 
-/// A step that a closure does: it gets the order, and how often any was tried before.
+/// A step that calls a closure with the order and the number of earlier attempts at any order.
 pub struct Step<F> {
     work: F,
     pub tried: Mutex<Vec<OrderId>>,

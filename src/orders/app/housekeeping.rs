@@ -1,5 +1,5 @@
-//! What each api does beside its requests: relay left-over events, remove
-//! acknowledged ones, sweep expired keys. Safe with many instances at once.
+//! Housekeeping threads of the api: the outbox relay, the outbox cleaner and the sweeper of
+//! expired idempotency keys. Every instance runs them; they do not interfere.
 
 use std::io;
 use std::sync::Arc;
@@ -16,60 +16,61 @@ use tbd_deadline::StopSignal;
 use super::delivery::DeliveryInbox;
 use super::{Delivery, DeliveryMode, PUBLISH_BUDGET};
 
-/// Rows that one relay holds at a time: enough to fill a broker's batch, few
-/// enough that they are published well within [`PUBLISH_BUDGET`].
+/// Rows that one relay locks at a time: enough to fill a broker's batch, few enough to publish
+/// well within [`PUBLISH_BUDGET`].
 pub const RELAY_BATCH: u32 = 500;
 
-/// How often the relay looks for events that nobody told it of.
+/// How often the relay reads the outbox without a wake-up: other instances cannot wake it.
 pub const RELAY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Failures in a row after which the relay complains.
-const FAILURES_TOLD: u32 = 5;
+/// Consecutive failures after which the relay logs a warning.
+const FAILURES_BEFORE_WARNING: u32 = 5;
 
-/// In direct mode an event belongs to its request until the publish budget is
-/// spent; only then is it left over. The margin covers the commit before it.
+/// In direct mode an event belongs to its request until the publish budget is spent; after that
+/// the relay may take it. The margin of 2 s covers the commit before the publish.
 pub const DIRECT_MIN_AGE: Duration = Duration::from_secs(PUBLISH_BUDGET.as_secs() + 2);
 
-/// Acknowledged rows are removed together, this many at most, ...
+/// Acknowledged rows that one statement removes at most.
 pub const CLEAN_BATCH: usize = 1000;
 
-/// ... after waiting this long for company: one commit instead of many, and
-/// nobody waits for it.
+/// How long the cleaner waits for more rows: one commit replaces many, and no request waits
+/// for it.
 pub const CLEAN_GATHER: Duration = Duration::from_millis(100);
 
-/// "Swept about once a minute" (the contract).
+/// How often expired keys are swept. Expired keys are ignored anyway, so this is not urgent.
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Small, so that a sweep never holds locks for long.
+/// Keys that one statement deletes: few, so that a sweep never holds locks for long.
 pub const SWEEP_BATCH: u32 = 500;
 
 /// How often the backlog is measured.
 pub const BACKLOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What one call to the store may take here: more than a statement may, so that none is cut short for it.
+/// Time limit of one call to the store. Longer than a statement's own limit, so it never cuts a
+/// statement short.
 pub const STORE_BUDGET: Duration = Duration::from_secs(10);
 
-/// Everything the housekeeping needs.
+/// The dependencies of the housekeeping threads.
 pub struct Housekeeping {
-    /// Where events wait.
+    /// The store of pending events.
     pub outbox: Arc<dyn Outbox>,
-    /// Where keys expire.
+    /// The store of idempotency keys.
     pub keys: Arc<dyn IdempotencyStore>,
-    /// Where events go.
+    /// Publishes the events.
     pub bus: Arc<dyn EventBus>,
-    /// Where the backlog is reported.
+    /// Counts relayed events and swept keys, and reports the backlog.
     pub meter: Arc<dyn Meter>,
     /// Ends the threads.
     pub stop: StopSignal,
 }
 
 impl Housekeeping {
-    /// Starts the threads `outbox-relay`, `outbox-cleaner` and
-    /// `idempotency-sweeper`; the caller joins them after giving the stop signal.
-    /// Also returns the [`Delivery`] whose left-overs they handle: whoever uses it ends first.
+    /// Starts the threads `outbox-relay`, `outbox-cleaner` and `idempotency-sweeper`. The caller
+    /// gives the stop signal and joins them. Also returns the [`Delivery`] that feeds them: stop
+    /// its users before these threads.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// A thread cannot be started.
     pub fn start(self, mode: DeliveryMode) -> io::Result<(Delivery, Vec<JoinHandle<()>>)> {
         let (delivery, inbox) = Delivery::new(mode);
         let this = Arc::new(self);
@@ -99,21 +100,22 @@ impl Housekeeping {
             let may_be_more = match self.relay_once(min_age) {
                 Ok((taken, removed)) => {
                     failures = 0;
-                    // A full batch that went through.
+                    // A full batch, completely acknowledged.
                     taken == RELAY_BATCH as usize && removed == taken
                 }
                 Err(error) => {
                     failures += 1;
-                    // At the start the schema is not there yet, and an outage is said once.
+                    // Before the migrations the first calls fail, so a few failures are normal.
+                    // An outage is logged once.
                     let level = match failures {
-                        FAILURES_TOLD => log::Level::Warn,
+                        FAILURES_BEFORE_WARNING => log::Level::Warn,
                         _ => log::Level::Debug,
                     };
                     log::log!(level, "outbox relay: {error}; trying again until it works");
                     false
                 }
             };
-            // Also while it catches up: that is when the backlog is worth knowing.
+            // Also while the relay catches up: then the backlog matters most.
             if measured.is_none_or(|at| at.elapsed() >= BACKLOG_INTERVAL) {
                 measured = Some(Instant::now());
                 match self.outbox.backlog(Deadline::after(STORE_BUDGET)) {
@@ -131,7 +133,7 @@ impl Housekeeping {
         }
     }
 
-    /// Publishes one batch; the number of events taken, and of these published.
+    /// Publishes one batch. Returns how many events it took, and how many of these it published.
     fn relay_once(&self, min_age: Duration) -> Result<(usize, usize), StoreError> {
         let mut publish = |messages: &[Message]| -> Vec<bool> {
             self.bus
@@ -160,14 +162,14 @@ impl Housekeeping {
             match inbox.acknowledged.recv_timeout(RELAY_INTERVAL) {
                 Ok(first) => self.clean_once(first, inbox),
                 Err(RecvTimeoutError::Timeout) if !self.stop.is_stopped() => {}
-                // Stopped and empty: what was acknowledged is removed.
+                // Stopped, and the channel is empty: every acknowledged row is removed.
                 Err(_) => return,
             }
         }
     }
 
     fn clean_once(&self, first: OrderId, inbox: &DeliveryInbox) {
-        // Not a wake-up for each: they gather in the channel meanwhile.
+        // One wake-up for many rows: they collect in the channel meanwhile.
         if inbox.acknowledged.len() < CLEAN_BATCH {
             self.stop.wait_for(CLEAN_GATHER);
         }
@@ -194,7 +196,7 @@ impl Housekeeping {
         }
     }
 
-    /// Deletes expired keys in small batches until there are none; their number.
+    /// Deletes expired keys in small batches until there are none. Returns their number.
     fn sweep_once(&self) -> Result<u64, StoreError> {
         let mut swept = 0;
         while !self.stop.is_stopped() {
@@ -211,7 +213,7 @@ impl Housekeeping {
     }
 }
 
-/// Counts what a relay has published of what it took, and complains of what it has not.
+/// Counts the published events of a batch, and warns about the others.
 pub fn relayed(taken: usize, published: usize, meter: &dyn Meter) {
     meter.events_relayed(published);
     if published < taken {

@@ -1,5 +1,5 @@
-//! What can be done with orders, a file for each: commands change something,
-//! queries do not. Knows `domain` and `ports`.
+//! Use cases, one per file: commands change something, queries do not. Depends on `domain` and
+//! `ports` only.
 
 pub mod commands;
 mod delivery;

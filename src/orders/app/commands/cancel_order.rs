@@ -1,4 +1,4 @@
-//! A customer cancels an order.
+//! Cancellation of an order by its customer.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub enum CancelError {
     /// There is no such order.
     #[error("no such order")]
     NotFound,
-    /// The order is not as the caller expects it to be.
+    /// The caller's expectation of the order does not hold.
     #[error("the order has changed")]
     PreconditionFailed,
     /// Processing has begun.
@@ -36,29 +36,28 @@ impl CancelOrder {
         Self { repository }
     }
 
-    /// Cancels the order if `expected` holds for it as it is, and returns it;
-    /// one that is canceled already is returned unchanged. Waits for the store
-    /// until `deadline` at most.
+    /// Cancels the order if `expected` holds for its current state, and returns it. Returns an
+    /// order that is canceled already unchanged. Waits for the store until `deadline` at most.
     ///
     /// # Errors
-    /// [`CancelError`]; nothing has changed then, unless the store became
-    /// unavailable in the middle. Canceling again is harmless.
+    /// [`CancelError`]. The order is unchanged, unless the store became unavailable: then the
+    /// outcome is unknown. Canceling again is harmless.
     pub fn handle(
         &self,
         id: OrderId,
         expected: impl Fn(&Order) -> bool,
         deadline: Deadline,
     ) -> Result<Order, CancelError> {
-        // An order leaves pending once and never comes back: if a worker or a twin was
-        // faster, the second look settles it.
+        // An order leaves `pending` once and never returns: if a worker or a twin was
+        // faster, the second iteration finds the final answer.
         let mut attempted = None;
         loop {
             let old = self
                 .repository
                 .get(id, deadline)?
                 .ok_or(CancelError::NotFound)?;
-            // The store's answer was lost, not the cancellation: it must not fail the
-            // precondition that held for it.
+            // The store's answer was lost, but the cancellation took effect. Its own change must
+            // not fail the precondition that held before.
             if attempted.as_ref() == Some(&old) {
                 log::info!(order_id:% = id; "order canceled");
                 return Ok(old);

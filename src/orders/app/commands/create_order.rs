@@ -1,4 +1,4 @@
-//! A customer orders, once, however often the request is sent.
+//! Acceptance of a new order: once, however often the request is sent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,15 +22,15 @@ pub struct CreateOrder {
     ttl: Duration,
 }
 
-/// What a customer asks for.
+/// A customer's request for an order.
 pub struct NewOrder {
-    /// Whose key it is.
+    /// The owner of the key.
     pub caller: Caller,
     /// The client's name for the request.
     pub key: IdempotencyKey,
     /// The order to accept, unless the key is known.
     pub order: Order,
-    /// The answer to give and to store, as the adapter writes it.
+    /// The answer to give and to store, as the adapter encodes it.
     pub body: Vec<u8>,
 }
 
@@ -52,8 +52,8 @@ pub enum CreateError {
     /// The first request with the key has not ended yet.
     #[error("the first request with this idempotency key is still running")]
     Running,
-    /// The order is safe, but its event is not known to have arrived. The same
-    /// request with the same key resumes.
+    /// The order is stored, but Kafka may not have its event. Sending the request again with the
+    /// same key resumes.
     #[error("the order is stored, its event not yet published: {0}")]
     NotPublished(PublishError),
     /// The store failed.
@@ -62,7 +62,7 @@ pub enum CreateError {
 }
 
 impl CreateOrder {
-    /// The command; keys are remembered for `ttl`.
+    /// The command; it keeps keys for `ttl`.
     pub fn new(
         store: Arc<dyn IdempotencyStore>,
         bus: Arc<dyn EventBus>,
@@ -79,11 +79,11 @@ impl CreateOrder {
         }
     }
 
-    /// Stores the order with its answer, and delivers its event. Waits for the store, for a
-    /// twin in progress and, in direct mode, for the event bus; until `deadline` at most.
+    /// Stores the order with its answer, and delivers its event. Waits until `deadline` at most:
+    /// for the store, for a twin in progress and, in direct mode, for the event bus.
     ///
     /// # Errors
-    /// [`CreateError`]. Repeating the request with the same key is always safe.
+    /// [`CreateError`]. Sending the request again with the same key is always safe.
     pub fn handle(&self, new: NewOrder, deadline: Deadline) -> Result<Accepted, CreateError> {
         let event = OrderEvent::Created(new.order.clone());
         let submission = Arc::new(Submission {
@@ -96,8 +96,8 @@ impl CreateOrder {
         });
         let outcome = self.store.submit(&submission, deadline)?;
         let (accepted, unpublished) = interpret_outcome(outcome, &submission, &*self.meter)?;
-        // A twin must not promise more than the first could: if the event is not
-        // known to have arrived, it is delivered (again) before the answer.
+        // An answer promises that the event was delivered. The first request may have failed to
+        // do so; then a repetition delivers the event before its own answer.
         if let Some(message) = unpublished {
             self.delivery
                 .deliver(&*self.bus, &message, deadline)
@@ -107,8 +107,8 @@ impl CreateOrder {
     }
 }
 
-/// What the store's outcome means for the request, counted and logged: its answer, and the event
-/// that has to be delivered before it is given.
+/// Turns the store's outcome into the request's answer and the event to deliver before it.
+/// Counts and logs the outcome.
 ///
 /// # Errors
 /// [`CreateError::OtherRequest`], [`CreateError::Running`].
@@ -146,17 +146,17 @@ pub fn interpret_outcome(
     }
 }
 
-/// What every fingerprint begins with. Stored keys outlive the program: another text would turn
-/// the retries of an upgrade into other requests.
+/// The prefix of every fingerprint. Stored keys outlive the program: with another prefix, a retry
+/// after an upgrade would count as another request.
 const FINGERPRINT_DOMAIN: &[u8] = b"POST /v1/orders\0";
 
-/// SHA-256 over what the customer asks for, whatever the request's whitespace, the order of its
-/// fields, or its protocol.
+/// SHA-256 over the request's meaning. Whitespace, the order of fields and the protocol do not
+/// change it.
 pub fn request_fingerprint(order: &Order) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(FINGERPRINT_DOMAIN);
     hash.update(order.customer_email.as_str());
-    // No address holds a NUL, so no two requests run into one another.
+    // No address contains a NUL, so the separator is unambiguous.
     hash.update(b"\0");
     hash.update(order.amount.get().to_be_bytes());
     hash.finalize().into()

@@ -1,4 +1,4 @@
-//! What changes orders.
+//! Commands: the use cases that change orders.
 
 mod cancel_order;
 mod create_order;

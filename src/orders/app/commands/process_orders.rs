@@ -1,8 +1,7 @@
-//! A worker processes accepted orders, a batch at a time: one attempt at each.
+//! Processing of accepted orders by a worker: a batch at a time, one attempt at each.
 //!
-//! An attempt that fails is not repeated here. The caller keeps the order, tries again
-//! after [`pause_after`] together with whatever else is due, and works on other orders
-//! until then.
+//! A failed attempt is not retried here. The caller keeps the order, retries it after
+//! [`pause_after`] in a later batch, and works on other orders until then.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,20 +17,20 @@ use crate::orders::ports::{
 use tbd_deadline::Deadline;
 use tbd_deadline::StopSignal;
 
-/// What one attempt at an order's processing may take.
+/// Time limit of one attempt at processing an order.
 pub const PROCESSING_LIMIT: Duration = Duration::from_secs(60);
 
-/// What one call to the store may take here, repetitions included.
+/// Time limit of one call to the store, retries included.
 pub const STORE_BUDGET: Duration = Duration::from_secs(10);
 
-/// Pauses between attempts, the last of them before every further one.
+/// Pauses between attempts. The last one applies to every further attempt.
 const BACKOFF: [Duration; 3] = [
     Duration::from_millis(100),
     Duration::from_millis(500),
     Duration::from_secs(2),
 ];
 
-/// An order that is to be attempted.
+/// An order to attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Task {
     /// The order.
@@ -43,9 +42,9 @@ pub struct Task {
 /// The outcome of working on an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Processed {
-    /// Completed, now or before: to be announced (again).
+    /// Completed now or earlier. Announce it, perhaps again.
     Completed(Order),
-    /// Failed, now or before: to be announced (again).
+    /// Failed now or earlier. Announce it, perhaps again.
     Failed {
         /// The order.
         order: Order,
@@ -54,7 +53,7 @@ pub enum Processed {
         /// Attempts made.
         attempts: u32,
     },
-    /// The attempt failed and is not the last one: to be tried again after [`pause_after`].
+    /// The attempt failed and is not the last one. Retry after [`pause_after`].
     Retry {
         /// Attempts that have failed so far.
         failed_attempts: u32,
@@ -67,11 +66,11 @@ pub enum Processed {
 
 /// Processes orders.
 pub struct ProcessOrders {
-    /// Where orders are kept.
+    /// The store of orders.
     pub repository: Arc<dyn OrderRepository>,
     /// The work itself.
     pub step: Arc<dyn ProcessingStep>,
-    /// Where outcomes are counted.
+    /// Counts outcomes.
     pub meter: Arc<dyn Meter>,
     /// Attempts before an order fails; at least 1.
     pub max_attempts: u32,
@@ -80,16 +79,16 @@ pub struct ProcessOrders {
 }
 
 impl ProcessOrders {
-    /// Makes one attempt at each of `tasks`, in the order given, wherever an earlier,
-    /// broken run left it. A failed order stays failed, unless `replays` gives it another
-    /// chance. One store call claims all, one completes and one fails what has ended.
+    /// Makes one attempt at each of `tasks`, in the order given. Resumes orders that an
+    /// interrupted run left unfinished. A failed order stays failed unless `replays` names it.
+    /// One store call claims all orders, one completes some and one fails the others.
     ///
-    /// The first task is always attempted, for 60 seconds at most; no further attempt
-    /// begins after `until` or after the stop signal. An order without an outcome in the
-    /// answer is not done: pass it again.
+    /// The first task is always attempted, for 60 seconds at most. No further attempt begins
+    /// after `until` or after the stop signal. An order without an outcome in the result is not
+    /// done: pass it again.
     ///
     /// # Errors
-    /// [`StoreError`]: some orders may have moved on; working on the same tasks again resumes.
+    /// [`StoreError`]: some orders may have changed. Passing the same tasks again resumes.
     pub fn handle(
         &self,
         tasks: &[Task],
@@ -105,7 +104,7 @@ impl ProcessOrders {
             failed_attempts,
         } in tasks
         {
-            // What follows comes again together with the rest, so it is not announced now.
+            // The caller passes the remaining tasks again, so they get no outcome now.
             if self.stop.is_stopped() || (!is_first && until.is_past()) {
                 break;
             }
@@ -175,8 +174,8 @@ impl ProcessOrders {
             self.meter.order_completed_after(delay.unsigned_abs());
             results.insert(order.id, Processed::Completed(order));
         }
-        // Another worker may have finished an order meanwhile (we had lost the partition
-        // without knowing). It gets no outcome here, comes again, and is found finished.
+        // If we lost the partition without noticing, another worker may have finished an order
+        // meanwhile. It gets no outcome here; the caller passes it again and finds it finished.
         Ok(())
     }
 
@@ -215,13 +214,13 @@ impl ProcessOrders {
     }
 }
 
-/// The pause after so many attempts (at least one) have failed.
+/// The pause after `failed_attempts` attempts, at least one.
 pub fn pause_after(failed_attempts: u32) -> Duration {
     BACKOFF[(failed_attempts as usize).clamp(1, BACKOFF.len()) - 1]
 }
 
-/// The outcome of an order that had ended before: it is a replay, or it was canceled.
-/// `None` if there is work to do.
+/// The outcome of an order that already has a final status: a duplicate, or canceled. `None` if
+/// there is work to do.
 pub fn ended(claimed: &Claimed, max_attempts: u32) -> Option<(Outcome, Processed)> {
     let order = claimed.order.clone();
     match order.status {

@@ -6,7 +6,7 @@ use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::domain::{Order, OrderEvent};
 use crate::orders::ports::{IdempotencyKey, OrderRepository, Submission, SubmitOutcome};
 
-/// Long enough for another thread's turn on a busy machine.
+/// Long enough for another thread to run on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Bench {
@@ -36,7 +36,7 @@ impl Bench {
         }
     }
 
-    /// Stored orders whose events wait.
+    /// Stored orders whose events are pending.
     fn stored(&self, count: usize, ttl: Duration) -> Vec<OrderId> {
         (0..count).map(|_| self.submit(order(), ttl)).collect()
     }

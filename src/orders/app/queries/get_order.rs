@@ -1,4 +1,4 @@
-//! One order.
+//! Looking up one order.
 
 use std::sync::Arc;
 

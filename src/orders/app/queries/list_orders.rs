@@ -1,4 +1,4 @@
-//! Orders, newest first.
+//! Listing orders, newest first.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl ListOrders {
     /// # Errors
     /// [`StoreError`].
     pub fn handle(&self, page: &Page, deadline: Deadline) -> Result<Listed, StoreError> {
-        // One more than asked for tells whether there are more, without a count.
+        // One more than asked for shows whether there are more, without a count.
         let probe = Page {
             limit: page.limit + 1,
             ..*page

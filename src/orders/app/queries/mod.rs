@@ -1,4 +1,4 @@
-//! What only looks.
+//! Queries: the use cases that only read orders.
 
 mod get_order;
 mod list_orders;

@@ -30,14 +30,14 @@ fn what_the_caller_does_not_expect_is_left_alone() {
 }
 
 #[test]
-fn an_order_that_is_taken_up_first_is_not_canceled() {
+fn an_order_that_a_worker_claims_first_is_not_canceled() {
     let (memory, cancel, order) = pending();
-    let taken_up = |_: &Order| {
-        // A worker is faster, between the look and the update.
+    let claimed = |_: &Order| {
+        // A worker is faster: it claims the order between the read and the update.
         memory.claim(&[order.id], Timestamp::now(), soon()).unwrap();
         true
     };
-    let refused = cancel.handle(order.id, taken_up, soon());
+    let refused = cancel.handle(order.id, claimed, soon());
     let Err(CancelError::NotPending(NotPending(status))) = refused else {
         panic!("{refused:?}");
     };
@@ -47,7 +47,7 @@ fn an_order_that_is_taken_up_first_is_not_canceled() {
 #[test]
 fn a_cancellation_whose_answer_was_lost_still_meets_its_own_precondition() {
     let (memory, cancel, order) = pending();
-    // The update took effect, and its repetition found nothing to do.
+    // The update took effect, and its retry found nothing to do.
     memory.fail_at(1, Fault::Twice);
     let canceled = cancel.handle(order.id, |found| *found == order, soon());
     assert_eq!(canceled.unwrap(), memory.look(order.id).0);

@@ -111,7 +111,7 @@ fn the_same_key_of_another_caller_is_another_request() {
 fn a_twin_publishes_the_firsts_event_itself_while_it_is_not_known_to_have_arrived() {
     let bench = bench(DeliveryMode::Direct);
     let first = bench.order(1).unwrap();
-    // Nobody has removed the row yet: the first may have died before its publish.
+    // The row is still in the outbox: the first request may have died before its publish.
     let twin = bench.order(1).unwrap();
     assert_eq!(twin.answer, first.answer);
     let published = bench.bus.take();
@@ -155,7 +155,7 @@ fn in_outbox_mode_the_relay_is_woken_and_nobody_waits_for_the_bus() {
     let bench = bench(DeliveryMode::Outbox);
     bench.bus.away.store(true, Ordering::SeqCst);
     let first = bench.order(1).unwrap();
-    // A second token would mean the same; nobody waits for room.
+    // A second token would mean the same, so the sender does not wait for room.
     assert_eq!(bench.order(1).unwrap().answer, first.answer);
     assert_eq!(bench.inbox.relay.try_iter().count(), 1);
     assert_eq!(bench.memory.outbox(), [first.answer.order_id]);

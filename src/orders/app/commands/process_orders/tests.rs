@@ -209,7 +209,7 @@ fn on_a_stop_the_orders_that_are_done_are_the_first_ones() {
             false => Ok(()),
         });
         let mut ids = bench.pending(5);
-        // Behind all: one that had ended before, and one that nobody knows.
+        // At the end: an order that is completed already, and one that does not exist.
         let ended = bench.pending(1)[0];
         let memory = &bench.memory;
         let now = Timestamp::now();
@@ -222,7 +222,7 @@ fn on_a_stop_the_orders_that_are_done_are_the_first_ones() {
             let is_done = results.contains_key(id);
             assert_eq!(is_done, index < done, "{index} of {done}: {results:?}");
         }
-        // The next one to get the messages finishes the rest.
+        // The next worker to get the messages finishes the rest.
         let next = ProcessOrders {
             stop: StopSignal::new(),
             step: Arc::new(Step::new(fine)),
