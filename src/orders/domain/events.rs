@@ -1,8 +1,8 @@
-//! What happened to an order, for whoever listens.
+//! Events: what happened to an order.
 
 use super::Order;
 
-/// The kinds of event; each has a topic of its own.
+/// The kinds of events. Each has its own topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventKind {
     /// A new order was accepted.
@@ -13,14 +13,14 @@ pub enum EventKind {
     Failed,
 }
 
-/// Something that happened to an order, with the order as it then stood.
+/// An event, with the state of the order at that time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OrderEvent {
     /// A new order was accepted.
     Created(Order),
     /// An order was processed.
     Processed(Order),
-    /// Every attempt at processing failed; `reason` is the last one's.
+    /// Every attempt at processing failed.
     Failed {
         /// The order, failed.
         order: Order,
@@ -30,7 +30,7 @@ pub enum OrderEvent {
 }
 
 impl OrderEvent {
-    /// Which kind of event this is.
+    /// The kind of this event.
     pub fn kind(&self) -> EventKind {
         match self {
             OrderEvent::Created(_) => EventKind::Created,
@@ -39,7 +39,7 @@ impl OrderEvent {
         }
     }
 
-    /// The order as it stood when it happened.
+    /// The state of the order at the time of the event.
     pub fn order(&self) -> &Order {
         match self {
             OrderEvent::Created(order)

@@ -1,5 +1,5 @@
-//! Orders as the business speaks of them: values that cannot be wrong, and
-//! transitions that can refuse. No I/O, no clock, no wire format.
+//! The domain: orders, their valid values, status transitions and events. No I/O, no clock, no
+//! wire format.
 
 mod events;
 mod order;

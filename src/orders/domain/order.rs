@@ -1,4 +1,4 @@
-//! The order, its values and its transitions.
+//! The order: its values and transitions.
 
 use std::fmt;
 
@@ -7,22 +7,21 @@ use uuid::{Builder, Uuid};
 
 use super::Status;
 
-/// Identifies an order: a UUIDv7 (RFC 9562) whose order is the order of creation.
+/// The id of an order: a UUIDv7 (RFC 9562) that sorts by creation time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OrderId(pub Uuid);
 
 impl OrderId {
     /// A new id for an order created at `created_at`.
     ///
-    /// The 12 bits after the milliseconds carry the microseconds (RFC 9562,
-    /// section 6.2, method 3), so sorting by id is sorting by `created_at` down
-    /// to the microsecond, whichever instance made the id. That lets the primary
-    /// key serve "newest first" and cursors without a second index.
+    /// The 12 bits after the milliseconds carry the microseconds (RFC 9562, section 6.2,
+    /// method 3). So ids of all instances sort by `created_at`, to the microsecond. The primary
+    /// key can therefore serve "newest first" and cursors without a second index.
     pub fn at(created_at: Timestamp) -> Self {
         let micros = created_at.as_microsecond().max(0).unsigned_abs();
         // Microseconds within the millisecond, 0..1000, spread over 0..4096.
         let fraction = (micros % 1000) * 4096 / 1000;
-        // The bytes of a v4 outside its fixed version and variant bits are random.
+        // A v4 is random except for its version and variant bits, which are not used here.
         let entropy = Uuid::new_v4().into_bytes();
         let mut tail = [0; 10];
         tail[0] = (fraction >> 8) as u8;
@@ -39,16 +38,16 @@ impl fmt::Display for OrderId {
     }
 }
 
-/// A plausible e-mail address: one `@`, 1 to 64 bytes before it, a domain with a
-/// dot behind it, at most 254 bytes in all, no spaces or control characters.
+/// A plausible e-mail address: one `@`, 1 to 64 bytes before it, a domain with a dot after it, at
+/// most 254 bytes in all, no spaces or control characters.
 ///
-/// Plausible only: whether it receives mail is known by sending some. `openapi.yaml` has the
+/// Plausible only: nothing but an e-mail proves that an address works. `openapi.yaml` has the
 /// same rules as a pattern.
-/// `Debug` hides the address, which must not reach a log by accident.
+/// `Debug` hides the address, so that it cannot get into a log by accident.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CustomerEmail(String);
 
-/// Why a text is no plausible address.
+/// Why a text is not a plausible address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EmailError {
     /// Longer than an address may be (RFC 5321, as RFC 3696 erratum 1690 counts).
@@ -63,7 +62,7 @@ pub enum EmailError {
     /// Nothing, or more than 64 bytes, before the `@`.
     #[error("must have 1 to 64 bytes before the @")]
     LocalPart,
-    /// No domain with a dot inside behind the `@`.
+    /// No domain with a dot inside after the `@`.
     #[error("must have a domain with a dot after the @")]
     Domain,
 }
@@ -72,7 +71,7 @@ impl CustomerEmail {
     /// Checks `text`.
     ///
     /// # Errors
-    /// The first rule that it breaks.
+    /// The first rule that `text` breaks.
     pub fn new(text: String) -> Result<Self, EmailError> {
         const BYTES_MAX: usize = 254;
         const LOCAL_BYTES_MAX: usize = 64;
@@ -95,8 +94,8 @@ impl CustomerEmail {
         Ok(Self(text))
     }
 
-    /// An address that was accepted before, perhaps by rules that have changed since: an
-    /// order must stay readable.
+    /// An address from the store, unchecked: the rules may have changed since it was accepted,
+    /// and its order must stay readable.
     pub fn accepted_before(text: String) -> Self {
         Self(text)
     }
@@ -107,8 +106,8 @@ impl CustomerEmail {
     }
 }
 
-/// A space or control character, to Unicode or to ECMA-262, whose `\s` has U+FEFF as well:
-/// what one of them takes for a space, some form or script strips.
+/// A space or control character according to Unicode or ECMA-262, whose `\s` also includes
+/// U+FEFF. Forms and scripts may strip what either of them counts as a space.
 fn is_invisible(c: char) -> bool {
     c.is_whitespace() || c.is_control() || c == '\u{feff}'
 }
@@ -119,7 +118,8 @@ impl fmt::Debug for CustomerEmail {
     }
 }
 
-/// An amount in cents, 1 to 2^53 - 1: every JSON reader holds it exactly (RFC 8259, section 6).
+/// An amount in cents, 1 to 2^53 - 1: every JSON parser represents it exactly (RFC 8259,
+/// section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AmountCents(i64);
 
@@ -150,16 +150,16 @@ impl AmountCents {
     }
 }
 
-/// An order as it stood at `updated_at`.
+/// The state of an order at `updated_at`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// Identity, and order of creation.
+    /// Identity; sorts by creation time.
     pub id: OrderId,
-    /// Who ordered.
+    /// The customer.
     pub customer_email: CustomerEmail,
-    /// For how much.
+    /// The price.
     pub amount: AmountCents,
-    /// Where it stands.
+    /// The current status.
     pub status: Status,
     /// When it was accepted, to the microsecond.
     pub created_at: Timestamp,
@@ -167,14 +167,14 @@ pub struct Order {
     pub updated_at: Timestamp,
 }
 
-/// Only a pending order can be canceled; this one is not pending any more.
+/// The order is not pending any more, so it cannot be canceled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the order is {0} and can no longer be canceled")]
 pub struct NotPending(pub Status);
 
 impl Order {
-    /// A new, pending order accepted at `now`, cut to the microsecond that the
-    /// database keeps, so that what is answered is what is stored.
+    /// A new, pending order accepted at `now`. The time is truncated to the database's
+    /// microseconds, so the answer equals the stored order.
     pub fn create(customer_email: CustomerEmail, amount: AmountCents, now: Timestamp) -> Self {
         let now = to_microsecond(now);
         Self {
@@ -187,7 +187,7 @@ impl Order {
         }
     }
 
-    /// The order canceled at `now`; an order canceled before stays as it is.
+    /// The order, canceled at `now`. An order that is canceled already stays unchanged.
     ///
     /// # Errors
     /// [`NotPending`] once processing has begun.
@@ -196,7 +196,7 @@ impl Order {
             Status::Canceled => Ok(self.clone()),
             status if status.may_become(Status::Canceled) => Ok(Self {
                 status: Status::Canceled,
-                // Never before the creation, whatever another machine's clock says.
+                // Another machine's clock may be behind: never earlier than the creation.
                 updated_at: to_microsecond(now).max(self.created_at),
                 ..self.clone()
             }),

@@ -1,27 +1,26 @@
-//! Where an order stands.
+//! The status of an order.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// An order's life: `pending -> processing -> completed | failed`, or
-/// `pending -> canceled`; and `failed -> processing` when its message is taken out of the
-/// dead letters again.
+/// The status of an order: `pending -> processing -> completed | failed`, or
+/// `pending -> canceled`. A replay of its dead letter leads from `failed` back to `processing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
-    /// Accepted, not yet taken up by a worker. The only status that can be canceled.
+    /// Accepted, and not yet claimed by a worker. Only a pending order can be canceled.
     Pending,
-    /// A worker has taken it up.
+    /// Claimed by a worker.
     Processing,
     /// Processed; final.
     Completed,
-    /// Every attempt at processing failed; final, unless somebody replays its message.
+    /// Every attempt at processing failed; final, unless somebody replays its dead letter.
     Failed,
     /// Canceled by the customer before processing began; final.
     Canceled,
 }
 
 impl Status {
-    /// Every status, in the order of an order's life.
+    /// Every status.
     pub const ALL: [Status; 5] = [
         Status::Pending,
         Status::Processing,
@@ -30,7 +29,7 @@ impl Status {
         Status::Canceled,
     ];
 
-    /// Whether an order of this status may take on `next`: the whole of the rules.
+    /// Whether an order may change from this status to `next`. This is the only place of the rule.
     pub fn may_become(self, next: Status) -> bool {
         use Status::{Canceled, Completed, Failed, Pending, Processing};
         matches!(
@@ -41,7 +40,7 @@ impl Status {
         )
     }
 
-    /// The status as it stands in the API, in events and in the database.
+    /// The status as text in the API, in events and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Pending => "pending",
@@ -59,7 +58,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// The text is none of the five statuses.
+/// The text is not one of the five statuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be one of pending, processing, completed, failed, canceled")]
 pub struct UnknownStatus;

@@ -1,35 +1,35 @@
-//! Where events go.
+//! The event bus.
 
 use bytes::Bytes;
 
 use crate::orders::domain::{EventKind, OrderEvent, OrderId};
 use tbd_deadline::Deadline;
 
-/// An event as it travels: encoded once, and the same bytes at every repetition.
+/// An encoded event. It is encoded once, so every publish sends the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// What happened; decides where the message goes.
+    /// The kind of event; it selects the topic.
     pub kind: EventKind,
-    /// Whom it happened to; messages of one order keep their order.
+    /// The order; messages of one order keep their order.
     pub order_id: OrderId,
     /// The encoded event.
     pub payload: Bytes,
-    /// The trace of the work that caused the event, as one text (W3C Trace Context).
+    /// The trace context of the work that caused the event, as one text (W3C Trace Context).
     pub trace_context: Option<String>,
 }
 
-/// Why a message is not known to have arrived.
+/// Why a message may not have arrived.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The bus is away or too slow; the message may or may not have arrived.
-    /// Publishing it again is harmless.
+    /// The bus is unavailable or too slow: the outcome is unknown. Publishing the message again
+    /// is harmless.
     #[error("event bus unavailable: {0}")]
     Unavailable(String),
-    /// The bus refuses this message as it is. Publishing it again helps only once a
-    /// setting, a right or a clock has been mended.
+    /// The bus refuses this message. A retry helps only after somebody has corrected a setting, a
+    /// right or a clock.
     #[error("event refused: {0}")]
     Refused(String),
-    /// The bus refuses this message because of its size: a smaller one may do.
+    /// The bus refuses this message because of its size. A smaller one may succeed.
     #[error("event too large: {0}")]
     TooLarge(String),
 }
@@ -39,15 +39,16 @@ pub trait EventBus: Send + Sync {
     /// The message that announces `event`, caused by the current trace.
     fn encode(&self, event: &OrderEvent) -> Message;
 
-    /// Publishes `message` for a request, and waits until `deadline` at most for its acknowledgement. While the bus
-    /// is known to be away it fails at once.
+    /// Publishes `message` for a request, and waits until `deadline` at most for its
+    /// acknowledgement. Fails at once while the bus is known to be unavailable.
     ///
     /// # Errors
     /// [`PublishError`].
     fn publish(&self, message: &Message, deadline: Deadline) -> Result<(), PublishError>;
 
-    /// Publishes `messages` for a thread that has time, whatever is known of the bus, and waits until `deadline` at
-    /// most for each to be acknowledged; one answer for each message, in their order.
+    /// Publishes `messages` for a background thread, even while the bus is known to be
+    /// unavailable. Waits until `deadline` at most for every acknowledgement. Returns one result
+    /// per message, in order.
     fn publish_all(
         &self,
         messages: &[Message],

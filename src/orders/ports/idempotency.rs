@@ -1,4 +1,4 @@
-//! A request that takes effect once, however often it is sent.
+//! Idempotency keys and the store that makes a request take effect once.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use super::{Message, StoreError};
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// Reads a header's value: the bare key, or the structured-field string of
-    /// draft-ietf-httpapi-idempotency-key-header, which is the same key in double quotes
-    /// and may have parameters; they are dropped (RFC 9651, section 2). `None` if it is no key.
+    /// Parses a header's value: the bare key, or the structured-field string of
+    /// draft-ietf-httpapi-idempotency-key-header. That is the same key in double quotes, perhaps
+    /// with parameters, which are dropped (RFC 9651, section 2). `None` if it is not a valid key.
     pub fn parse(value: &str) -> Option<Self> {
         let value = value.trim();
         let key = match value.starts_with('"') {
@@ -31,12 +31,12 @@ impl IdempotencyKey {
         fits.then_some(Self(key))
     }
 
-    /// The key as it is stored for `caller`. One caller's key is never another's: neither
-    /// replays nor refuses the other's requests. An anonymous caller's key is stored as it is.
+    /// The key as it is stored for `caller`. Two callers never share a stored key, so neither
+    /// replays nor refuses the other's requests. An anonymous caller's key is stored unchanged.
     pub fn of(self, caller: &Caller) -> Self {
         match &caller.0 {
             None => self,
-            // No key of a client holds a space, so none can imitate this.
+            // A client's key contains no space, so none can imitate this.
             Some(caller) => Self(format!("{caller} {}", self.0)),
         }
     }
@@ -47,7 +47,7 @@ impl IdempotencyKey {
     }
 }
 
-/// The text of a structured-field string; `None` unless nothing but parameters follows it.
+/// The text of a structured-field string. `None` if anything but parameters follows it.
 fn quoted(value: &str) -> Option<String> {
     let (text, mut rest) = string(value)?;
     while !rest.is_empty() {
@@ -56,7 +56,7 @@ fn quoted(value: &str) -> Option<String> {
     Some(text)
 }
 
-/// The string that `text` begins with, and what follows it.
+/// The string at the start of `text`, and the rest.
 fn string(text: &str) -> Option<(String, &str)> {
     let mut chars = text.strip_prefix('"')?.chars();
     let mut string = String::new();
@@ -69,7 +69,7 @@ fn string(text: &str) -> Option<(String, &str)> {
     }
 }
 
-/// What follows the parameter that `text` begins with.
+/// The rest of `text` after the parameter at its start.
 fn after_parameter(text: &str) -> Option<&str> {
     let name = text.strip_prefix(';')?.trim_start_matches(' ');
     if !name.starts_with(|c: char| c.is_ascii_lowercase() || c == '*') {
@@ -83,56 +83,56 @@ fn after_parameter(text: &str) -> Option<&str> {
     if value.starts_with('"') {
         return string(value).map(|(_, rest)| rest);
     }
-    // A number, token, byte sequence, Boolean or date: which one does not matter here.
+    // A number, token, byte sequence, Boolean or date; they need no distinction here.
     let in_value = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-./:=?@^_`|~".contains(c);
     let rest = value.trim_start_matches(in_value);
     (rest.len() < value.len()).then_some(rest)
 }
 
-/// Whose Idempotency-Keys are meant.
+/// The owner of idempotency keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller(Option<String>);
 
 impl Caller {
-    /// Nobody said who asks: all such callers share their keys.
+    /// A caller without a token. All of them share their keys.
     pub const ANONYMOUS: Self = Self(None);
 
-    /// The caller that `issuer` calls `subject`. Without a subject an issuer's callers
-    /// cannot be told apart, and share their keys.
+    /// The caller that `issuer` calls `subject`. Without a subject an issuer's callers cannot be
+    /// distinguished, so they share their keys.
     pub fn new(issuer: Option<&str>, subject: Option<&str>) -> Self {
         let mut hash = Sha256::new();
         for claim in [issuer, subject] {
-            // Lengths first, so that no two pairs run into one another.
+            // Lengths first, so that no two pairs give the same bytes.
             let length = claim.map_or(u64::MAX, |claim| claim.len() as u64);
             hash.update(length.to_be_bytes());
             hash.update(claim.unwrap_or_default());
         }
-        // Of a fixed length, and no name of a person in the database.
+        // A hash has a fixed length, and it keeps personal names out of the database.
         Self(Some(URL_SAFE_NO_PAD.encode(hash.finalize())))
     }
 }
 
-/// The answer that every repetition of a request gets.
+/// The stored answer to a request. Every repetition gets it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoredAnswer {
-    /// The answer as the adapter that took the request writes it, byte for byte.
+    /// The body, byte for byte as the adapter encoded it for the first request.
     pub body: Vec<u8>,
-    /// The order that the first request made.
+    /// The order that the first request created.
     pub order_id: OrderId,
 }
 
 impl fmt::Debug for StoredAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The body holds an e-mail address.
+        // The body contains an e-mail address.
         f.debug_struct("StoredAnswer")
             .field("order_id", &self.order_id)
             .finish_non_exhaustive()
     }
 }
 
-/// Everything that is written when a new order is accepted.
+/// Everything that the store writes for a new order.
 pub struct Submission {
-    /// The client's key, as it is stored.
+    /// The key as it is stored, see [`IdempotencyKey::of`].
     pub key: IdempotencyKey,
     /// SHA-256 over the meaning of the request.
     pub fingerprint: [u8; 32],
@@ -146,7 +146,7 @@ pub struct Submission {
     pub ttl: Duration,
 }
 
-/// What became of a [`Submission`].
+/// The outcome of a [`Submission`].
 #[derive(Debug)]
 pub enum SubmitOutcome {
     /// The key was new (or expired): order, key and event are stored.
@@ -155,31 +155,31 @@ pub enum SubmitOutcome {
     Replay {
         /// The first request's answer.
         answer: StoredAnswer,
-        /// The event, if it is not known to be published yet.
+        /// The event, if it may not be published yet.
         unpublished: Option<Message>,
     },
     /// The key is known, with another request.
     OtherRequest,
-    /// The first request with this key has not ended within the time we wait.
+    /// The first request with this key has not ended within the waiting time.
     Running,
 }
 
-/// Remembers which requests took effect.
+/// Keeps idempotency keys together with the orders and events of their requests.
 pub trait IdempotencyStore: Send + Sync {
-    /// Stores key, order and event together, or says what the key means already. Shared, since another
-    /// request's thread may write it.
-    /// Waits for a twin in progress, for a bounded time and until `deadline` at most.
+    /// Stores key, order and event together, or returns what the known key means. Waits for a
+    /// twin in progress, for a bounded time and until `deadline` at most. The submission is
+    /// shared because another request's thread may write it.
     ///
     /// # Errors
-    /// [`StoreError`]; an error leaves nothing half-written. After
-    /// [`StoreError::Unavailable`] it may be whole, so the caller repeats with the same key.
+    /// [`StoreError`]. An error never leaves a part behind. After [`StoreError::Unavailable`] the
+    /// outcome is unknown, so the caller retries with the same key.
     fn submit(
         &self,
         submission: &Arc<Submission>,
         deadline: Deadline,
     ) -> Result<SubmitOutcome, StoreError>;
 
-    /// Deletes up to `limit` expired keys; the number deleted.
+    /// Deletes up to `limit` expired keys. Returns the number deleted.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -255,7 +255,7 @@ mod tests {
             assert_eq!(key(&value).as_deref(), Some("k"), "{value}");
         }
         assert_eq!(key("\"a\\\"b\\\\c\""), key("a\"b\\c"));
-        // Without quotes it is no structured field, and a semicolon is part of the key.
+        // Without quotes it is not a structured field: the semicolon is part of the key.
         assert_eq!(key("k;a=1").as_deref(), Some("k;a=1"));
     }
 

@@ -1,4 +1,4 @@
-//! What the business counts.
+//! Business metrics.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub enum Outcome {
     Failed,
     /// Skipped: the customer canceled it first.
     Canceled,
-    /// A replay of an order that had ended before; nothing changed.
+    /// The order had a final status already; nothing changed.
     Duplicate,
 }
 
@@ -43,16 +43,16 @@ pub trait Meter: Send + Sync {
     fn order_created(&self);
     /// A repeated request got the first one's answer.
     fn idempotency_hit(&self);
-    /// A message about an order was dealt with.
+    /// The processing of a message about an order ended.
     fn order_processed(&self, outcome: Outcome);
-    /// An order was completed, this long after it was created.
+    /// An order was completed `delay` after its creation.
     fn order_completed_after(&self, delay: Duration);
-    /// One attempt at an order's processing step ended, well or not, after `time`.
+    /// One attempt at a processing step took `time`, successful or not.
     fn step_ended(&self, time: Duration);
-    /// The relay published so many events.
+    /// The relay published `count` events.
     fn events_relayed(&self, count: usize);
-    /// So many expired idempotency keys were deleted.
+    /// The sweeper deleted `count` expired idempotency keys.
     fn keys_swept(&self, count: u64);
-    /// What waits in the outbox now.
+    /// The current backlog of the outbox.
     fn outbox_backlog(&self, backlog: Backlog);
 }

@@ -1,5 +1,4 @@
-//! What the application needs of the outside, under names that say nothing of
-//! who provides it.
+//! Ports: what the use cases need from outside, under names that do not depend on a provider.
 
 mod event_bus;
 mod idempotency;

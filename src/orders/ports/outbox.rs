@@ -1,4 +1,4 @@
-//! Events that are stored but not known to be published.
+//! The outbox: stored events that may not be published yet.
 
 use std::time::Duration;
 
@@ -7,25 +7,25 @@ use tbd_deadline::Deadline;
 
 use super::{Message, StoreError};
 
-/// How much waits to be published.
+/// The size and age of the outbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Backlog {
-    /// Rows waiting.
+    /// Pending rows.
     pub rows: i64,
-    /// Age of the oldest, in seconds; zero if there is none.
+    /// Age of the oldest row in seconds; zero if there is none.
     pub oldest_seconds: f64,
 }
 
 /// The stored events.
 pub trait Outbox: Send + Sync {
-    /// Takes up to `limit` events older than `min_age`, oldest first, that no
-    /// other relay holds; hands them to `publish`, which says of each whether it
-    /// was acknowledged; removes those. The number taken, and of these removed.
+    /// Takes up to `limit` events older than `min_age`, oldest first, and skips those that another
+    /// relay has locked. Passes them to `publish`, which returns for each whether it was
+    /// acknowledged, and removes the acknowledged ones. Returns the numbers taken and removed.
     ///
-    /// The rows stay locked while `publish` runs: it must be bounded in time.
+    /// The rows stay locked while `publish` runs, so its time must be bounded.
     ///
     /// # Errors
-    /// [`StoreError`]; what was published but not removed is published again later.
+    /// [`StoreError`]. A later call publishes again what was published but not removed.
     fn relay(
         &self,
         limit: u32,
@@ -34,13 +34,13 @@ pub trait Outbox: Send + Sync {
         publish: &mut dyn FnMut(&[Message]) -> Vec<bool>,
     ) -> Result<(usize, usize), StoreError>;
 
-    /// Removes the order.created events of `order_ids`, acknowledged elsewhere.
+    /// Removes the acknowledged order.created events of `order_ids`.
     ///
     /// # Errors
-    /// [`StoreError`]; what was not removed is published again later.
+    /// [`StoreError`]. The relay publishes again what was not removed.
     fn remove(&self, order_ids: &[OrderId], deadline: Deadline) -> Result<(), StoreError>;
 
-    /// How much waits.
+    /// The current backlog.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -1,27 +1,26 @@
-//! The work an order is about.
+//! The processing step of an order.
 
 use crate::orders::domain::Order;
 use tbd_deadline::Deadline;
 
-/// Why one attempt at processing failed. The text goes into events; it must not
-/// hold secrets.
+/// Why one attempt at processing failed. The text goes into events, so it must not contain
+/// secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// The step itself said no; it may succeed at the next attempt.
+    /// The step failed. The next attempt may succeed.
     #[error("{0}")]
     Failed(String),
     /// The step did not end before its deadline.
     #[error("processing took longer than its limit")]
     TimedOut,
-    /// The program is stopping; this was no attempt.
+    /// The program is stopping. This does not count as an attempt.
     #[error("stopped")]
     Stopped,
 }
 
-/// Whatever has to be done for an order between `processing` and `completed`.
+/// The work on an order between `processing` and `completed`.
 pub trait ProcessingStep: Send + Sync {
-    /// Works on `order` until `deadline` at most. It may be called again for an
-    /// order it has worked on before.
+    /// Works on `order` until `deadline` at most. It may be called more than once for one order.
     ///
     /// # Errors
     /// [`StepError`].

@@ -1,4 +1,4 @@
-//! Where orders are kept.
+//! The repository of orders.
 
 use jiff::Timestamp;
 
@@ -14,27 +14,27 @@ pub struct Page {
     pub status: Option<Status>,
     /// Only orders older than this one.
     pub before: Option<OrderId>,
-    /// How many to pass over. Costs as much as reading them; `before` does not.
+    /// Number of orders to skip. Skipping costs as much as reading them; `before` costs nothing.
     pub skip: u64,
-    /// How many at most.
+    /// Maximum number of orders.
     pub limit: u32,
 }
 
-/// An order as a worker found it.
+/// The result of claiming one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimed {
-    /// The order; `processing` if there is work to do.
+    /// The order. Its status is `processing` if there is work to do.
     pub order: Order,
-    /// Why it failed, if it did.
+    /// Why the order failed, if it did.
     pub failure_reason: Option<String>,
 }
 
-/// An order that shall have another chance: its message was taken out of the dead letters.
+/// The replay of an order's dead letter: a failed order gets another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replay {
     /// The order.
     pub id: OrderId,
-    /// When the message was taken out. What failed later has had its chance.
+    /// When the dead letter was replayed. An order that failed later stays failed.
     pub replayed_at: Timestamp,
 }
 
@@ -43,11 +43,11 @@ pub struct Replay {
 pub struct Failure {
     /// The order.
     pub id: OrderId,
-    /// Why the attempt failed. It must not hold secrets.
+    /// Why the attempt failed. It must not contain secrets.
     pub reason: String,
 }
 
-/// Keeps orders. Every call waits for the store until its deadline at most.
+/// The stored orders. Every call waits for the store until its deadline at most.
 pub trait OrderRepository: Send + Sync {
     /// The order, if there is one.
     ///
@@ -61,14 +61,14 @@ pub trait OrderRepository: Send + Sync {
     /// [`StoreError`].
     fn list(&self, page: &Page, deadline: Deadline) -> Result<Vec<Order>, StoreError>;
 
-    /// Replaces `old` by `new` if the order still is as `old` says; whether it was.
+    /// Replaces `old` by `new` if the stored order still equals `old`. Returns whether it did.
     ///
     /// # Errors
     /// [`StoreError`].
     fn replace(&self, old: &Order, new: &Order, deadline: Deadline) -> Result<bool, StoreError>;
 
-    /// Takes up the pending ones of `ids` at `now`, all in one step, and tells how each of `ids`
-    /// then stands. Ids that no order has are missing from the answer.
+    /// Claims the pending orders of `ids` at `now`, all in one step, and returns the state of
+    /// each of `ids` afterwards. Unknown ids are missing from the result.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -79,8 +79,8 @@ pub trait OrderRepository: Send + Sync {
         deadline: Deadline,
     ) -> Result<Vec<Claimed>, StoreError>;
 
-    /// Moves those of `replays` that had failed before their message was replayed back to
-    /// `processing`, and forgets why they had failed. An order may be named more than once.
+    /// Moves the orders of `replays` that failed before their replay back to `processing`, and
+    /// deletes their failure reasons. `replays` may name an order more than once.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -91,7 +91,7 @@ pub trait OrderRepository: Send + Sync {
         deadline: Deadline,
     ) -> Result<(), StoreError>;
 
-    /// Moves those of `ids` that are `processing` to `completed`; the orders moved.
+    /// Moves the `processing` orders of `ids` to `completed`. Returns the orders it moved.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -102,7 +102,7 @@ pub trait OrderRepository: Send + Sync {
         deadline: Deadline,
     ) -> Result<Vec<Order>, StoreError>;
 
-    /// Moves those of `failures` that are `processing` to `failed`; the orders moved.
+    /// Moves the `processing` orders of `failures` to `failed`. Returns the orders it moved.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -1,21 +1,20 @@
-//! How a store can fail its callers.
+//! Errors of a store.
 
 /// Why a store could not answer.
 ///
-/// The texts are for the log: they name no statement and no value.
+/// The texts are for the log. They contain no statement and no value.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The store is away, overloaded, or its answer came too late. Trying again
-    /// later may help.
+    /// The store is unavailable or overloaded, or its answer came too late. A retry may succeed.
     #[error("store unavailable: {0}")]
     Unavailable(String),
-    /// The store answered something that trying again will not change.
+    /// The store failed in a way that a retry will not change.
     #[error("store failed: {0}")]
     Internal(String),
 }
 
 impl StoreError {
-    /// Whether trying the same again later may succeed.
+    /// Whether a retry may succeed.
     pub fn is_transient(&self) -> bool {
         matches!(self, StoreError::Unavailable(_))
     }

@@ -2,8 +2,8 @@
 
 use crate::orders::domain::Order;
 
-/// The entity tag of an order's representation, quotes included. It changes
-/// whenever the representation does: every transition moves status or time.
+/// The entity tag of an order's representation, with its quotes. Every transition changes status
+/// or time, so the tag changes with the representation.
 pub fn etag(order: &Order) -> String {
     format!(
         "\"{:x}-{}\"",
@@ -12,20 +12,20 @@ pub fn etag(order: &Order) -> String {
     )
 }
 
-/// Whether `If-Match` holds: `*`, or one of the tags by strong comparison. No
-/// header, no condition.
+/// Whether `If-Match` holds: `*`, or one of the tags by strong comparison. Without the header
+/// there is no condition.
 pub fn if_match(header: Option<&str>, etag: &str) -> bool {
     header.is_none_or(|header| any(header, |tag| tag == etag))
 }
 
-/// Whether `If-None-Match` says that the client has this representation: `*`, or
-/// one of the tags by weak comparison.
+/// Whether the client has this representation according to `If-None-Match`: `*`, or one of the
+/// tags by weak comparison.
 pub fn client_has(header: Option<&str>, etag: &str) -> bool {
     header.is_some_and(|header| any(header, |tag| tag.strip_prefix("W/").unwrap_or(tag) == etag))
 }
 
 fn any(header: &str, matches: impl Fn(&str) -> bool) -> bool {
-    // Our own tags hold no comma, so a tag that does, and is cut here, is not ours.
+    // Our tags contain no comma. A foreign tag with a comma is split here, and matches nothing.
     header.trim() == "*" || header.split(',').any(|tag| matches(tag.trim()))
 }
 

@@ -1,4 +1,4 @@
-//! JSON bodies: strict on what comes in, exact on what goes out.
+//! JSON bodies: strict parsing of requests, exact rendering of responses.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -37,19 +37,19 @@ pub fn list_body(listed: &Listed, page: Option<u32>, page_size: u32) -> Vec<u8> 
     })
 }
 
-/// Why a body is no new order.
+/// Why a body is not a new order.
 #[derive(Debug, PartialEq)]
 pub enum BodyError {
-    /// Not JSON; where and why.
+    /// Not JSON: where and why.
     Syntax(String),
-    /// JSON, but not what we ask for; every fault.
+    /// JSON, but not a new order: every fault.
     Fields(Vec<FieldError>),
 }
 
-/// Reads `{"customer_email", "amount_cents"}`: nothing more, nothing less, nothing twice.
+/// Parses `{"customer_email", "amount_cents"}`: exactly these fields, each once.
 ///
-/// Each field's text is looked at as it was sent, so that `5.0` and `5e2` can be
-/// told from an integer, and all faults are found at once.
+/// Works on the raw text of each field. So it can distinguish `5.0` and `5e2` from an integer,
+/// and it finds all faults at once.
 ///
 /// # Errors
 /// [`BodyError`].
@@ -103,14 +103,14 @@ fn parse_email(value: &RawValue) -> Result<CustomerEmail, String> {
 }
 
 fn parse_amount(value: &RawValue) -> Result<AmountCents, String> {
-    // JSON's grammar leaves only integers, fractions and exponents to tell apart,
-    // and `-0`, which reads as 0; `i64` reads nothing but integers.
+    // The grammar of JSON allows integers, fractions and exponents. `i64` parses integers only;
+    // `-0` becomes 0, which is out of range.
     let cents: i64 = value.get().parse().map_err(|_| AmountError.to_string())?;
     AmountCents::new(cents).map_err(|error| error.to_string())
 }
 
 fn fault(field: &str, message: &str) -> FieldError {
-    // A name that the client made up is repeated, but not at any length.
+    // The response repeats names that the client invented, so their length is limited.
     const NAME_CHARS_MAX: usize = 64;
     FieldError {
         field: field.chars().take(NAME_CHARS_MAX).collect(),
@@ -118,7 +118,7 @@ fn fault(field: &str, message: &str) -> FieldError {
     }
 }
 
-/// An object's members in their order, duplicates included, values unread.
+/// The members of an object in order, with duplicates and with unparsed values.
 struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told_from_what_is_not_an_order() {
+    fn what_is_not_json_differs_from_what_is_not_an_order() {
         for body in [
             &b""[..],
             b"{",

@@ -1,4 +1,4 @@
-//! The four endpoints: read the request, call the use case, write the answer.
+//! Handlers of the four endpoints: parse the request, call the use case, build the response.
 
 use std::sync::Arc;
 
@@ -110,14 +110,14 @@ impl Api {
     }
 }
 
-/// Whose Idempotency-Keys the request speaks of.
+/// The owner of the request's Idempotency-Key.
 fn caller(request: &Request) -> Caller {
     request.identity().map_or(Caller::ANONYMOUS, |identity| {
         Caller::new(identity.issuer.as_deref(), identity.subject.as_deref())
     })
 }
 
-/// A header that holds a list: several lines are one list (RFC 9110, section 5.3).
+/// A list header: several lines form one list (RFC 9110, section 5.3).
 fn list(request: &Request, name: &str) -> Option<String> {
     let lines: Vec<&str> = request.headers(name).collect();
     (!lines.is_empty()).then(|| lines.join(","))

@@ -1,4 +1,4 @@
-//! The HTTP API: routes, what is read from requests, what is answered.
+//! The HTTP API: routes, requests and responses.
 
 pub mod conditional;
 pub mod contract;

@@ -1,4 +1,4 @@
-//! `?status=&page=&page_size=&cursor=`.
+//! Query parameters of the list: `?status=&page=&page_size=&cursor=`.
 
 use uuid::Uuid;
 
@@ -6,33 +6,33 @@ use crate::orders::domain::{OrderId, Status};
 use crate::orders::ports::Page;
 use tbd_http::FieldError;
 
-/// The largest page number; beyond it nobody reads, and the arithmetic stays safe.
+/// The largest page number. Nobody reads further, and the arithmetic cannot overflow.
 const PAGE_MAX: u32 = i32::MAX as u32;
 const PAGE_SIZE_MAX: u32 = 100;
 const PAGE_SIZE_DEFAULT: u32 = 20;
 
-/// What a list request asks for.
+/// The parameters of a list request.
 #[derive(Debug, PartialEq)]
 pub struct ListQuery {
     /// Which orders.
     pub page: Page,
-    /// The page's number; `None` when a cursor is used.
+    /// The page number; `None` if the request uses a cursor.
     pub number: Option<u32>,
 }
 
-/// The cursor that continues behind `id`. Opaque to clients.
+/// The cursor of the page that begins after `id`. Opaque to clients.
 pub fn cursor(id: OrderId) -> String {
     id.0.simple().to_string()
 }
 
 fn parse_cursor(text: &str) -> Option<OrderId> {
-    // Exactly what `cursor` writes: of the forms of a UUID only this one is ours.
+    // Only the form that `cursor` writes; other forms of a UUID are not accepted.
     let id = Uuid::parse_str(text).ok()?;
     let exact = id.get_version_num() == 7 && text == id.simple().to_string();
     exact.then_some(OrderId(id))
 }
 
-/// Reads a raw query string; unknown parameters are ignored.
+/// Parses a raw query string. Ignores unknown parameters.
 ///
 /// # Errors
 /// Every faulty parameter.
@@ -100,7 +100,7 @@ pub fn parse(raw: &str) -> Result<ListQuery, Vec<FieldError>> {
     })
 }
 
-/// A plain decimal number from 1 to `max`; no sign, no spaces.
+/// A plain decimal number from 1 to `max`, without sign or spaces.
 fn parse_number(text: &str, max: u32) -> Option<u32> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let number = text.parse().ok().filter(|_| digits)?;

@@ -1,9 +1,8 @@
-//! `GET /`: a page that posts orders and shows what the API says about itself.
+//! The demo page, `GET /`: it posts orders and shows the state of the API.
 //!
-//! One document, so that two instances of different age behind one load balancer
-//! never mix their parts. It is put together once, of three files beside this
-//! one; a strict content security policy allows its own style and script, by
-//! their hashes, and nothing else.
+//! One document, so that two versions behind one load balancer never mix their parts. It is built
+//! once from the three files next to this one. A strict content security policy allows its own
+//! style and script by their hashes, and nothing else.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -16,10 +15,10 @@ const HTML: &str = include_str!("page.html");
 const CSS: &str = include_str!("page.css");
 const JS: &str = include_str!("page.js");
 
-/// Adds the page to `router`. Its trace ids lead to the Jaeger whose address is
-/// `jaeger_ui`; without one they are plain text.
+/// Adds the page to `router`. Its trace ids link to the Jaeger at `jaeger_ui`; without one they
+/// are plain text.
 ///
-/// It is answered outside the pool: it must open above all when no thread is free.
+/// The probe threads serve it: the page must open when no thread of the pool is free.
 pub fn page(router: Router, jaeger_ui: Option<&str>) -> Router {
     let html = HTML
         .replace("{{jaeger}}", &attribute(jaeger_ui.unwrap_or_default()))
@@ -50,12 +49,12 @@ pub fn page(router: Router, jaeger_ui: Option<&str>) -> Router {
     })
 }
 
-/// The policy's name for one inline text: the hash of it (CSP Level 3, section 2.3.1).
+/// The policy's source expression for one inline text: its hash (CSP Level 3, section 2.3.1).
 fn source(text: &str) -> String {
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
 
-/// A text as the value of an attribute in double quotes.
+/// Escapes a text for an attribute value in double quotes.
 fn attribute(text: &str) -> String {
     text.replace('&', "&amp;").replace('"', "&quot;")
 }
