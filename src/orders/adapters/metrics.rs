@@ -1,15 +1,15 @@
-//! [`Meter`] on Prometheus.
+//! Business metrics in Prometheus: the adapter of [`Meter`].
 
 use std::time::Duration;
 
 use crate::metrics::OrdersMetrics;
 use crate::orders::ports::{Backlog, Meter, Outcome};
 
-/// Counts in the process's registry.
+/// Updates the metrics of the process's registry.
 pub struct PrometheusMeter(OrdersMetrics);
 
 impl PrometheusMeter {
-    /// A meter that moves `metrics`; every outcome starts at 0.
+    /// A meter that updates `metrics`. Every outcome starts at 0.
     pub fn new(metrics: OrdersMetrics) -> Self {
         for outcome in Outcome::ALL {
             metrics.processed.with_label_values(&[outcome.as_str()]);

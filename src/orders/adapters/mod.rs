@@ -1,5 +1,5 @@
-//! The application's neighbours: HTTP drives it; PostgreSQL, Kafka and the
-//! metrics are driven by it. Adapters do not know each other.
+//! Adapters: HTTP calls the use cases; the use cases call PostgreSQL, Kafka and the metrics.
+//! Adapters do not depend on each other.
 
 pub mod http;
 pub mod kafka;

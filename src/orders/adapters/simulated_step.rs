@@ -1,4 +1,4 @@
-//! The processing step of the demonstration: it takes time and sometimes fails.
+//! The simulated processing step: it takes time and sometimes fails.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct SimulatedStep {
 
 impl SimulatedStep {
     /// A step of `time` (PROCESSING_TIME) that fails at `failure_rate`
-    /// (PROCESSING_FAILURE_RATE, 0 to 1). `abort` ends a step in the middle.
+    /// (PROCESSING_FAILURE_RATE, 0 to 1). `abort` interrupts a running step.
     pub fn new(time: Duration, failure_rate: f64, abort: StopSignal) -> Self {
         Self {
             time,

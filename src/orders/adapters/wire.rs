@@ -1,4 +1,4 @@
-//! The Order as it is written in JSON: in answers and in events alike.
+//! The JSON of an order, in responses and in events.
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::orders::domain::Order;
 
-/// The contract's Order.
+/// The schema `Order` of `openapi.yaml`.
 #[derive(Serialize)]
 pub(super) struct OrderJson<'a> {
     id: Uuid,
@@ -30,7 +30,7 @@ impl<'a> From<&'a Order> for OrderJson<'a> {
     }
 }
 
-/// A time as RFC 3339 UTC, always with six digits of microseconds.
+/// A time as RFC 3339 in UTC, always with six fractional digits.
 pub(super) struct Rfc3339(pub(super) Timestamp);
 
 impl Serialize for Rfc3339 {
@@ -39,9 +39,9 @@ impl Serialize for Rfc3339 {
     }
 }
 
-/// JSON text of a value of ours.
+/// The JSON text of one of our types.
 pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
-    // Our types have string keys and no failing Serialize; only those can fail.
+    // Only a failing `Serialize` or a key that is not a string can fail; our types have neither.
     serde_json::to_vec(value).unwrap_or_default()
 }
 

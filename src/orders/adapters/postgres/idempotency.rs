@@ -1,8 +1,7 @@
-//! [`IdempotencyStore`]: key, order and event in one statement, one round trip, one commit.
-//! Submissions that come while a commit is under way share the next one.
+//! The PostgreSQL [`IdempotencyStore`]: key, order and event in one statement, one round trip, one
+//! commit. Submissions that arrive while a commit is in flight share the next one.
 //!
-//! Submitting may be repeated after a lost connection: the second try meets its
-//! own first row.
+//! A submission is repeatable after a lost connection: the retry finds its own row.
 
 use std::sync::Arc;
 
@@ -21,18 +20,17 @@ use super::{AfterCommit, PostgresStore, Shared};
 
 pub(super) const STATEMENTS: &[Statement] = &[SUBMIT, SUBMIT_MANY, KNOWN, SWEEP];
 
-// `known` keeps a replay free of writes: nothing to insert, no transaction id,
-// no flush to disk. If a twin inserts the key meanwhile, the INSERT waits for
-// it at the unique index; when the twin commits, nothing is inserted, and
-// `known`, which sees the table as it was before the wait, is empty too: then
-// `KNOWN` reads the key in a statement of its own. An expired key counts as
-// none and is taken over.
+// `known` keeps a replay free of writes: no insert, no transaction id, no flush to disk. If a
+// twin inserts the key meanwhile, the INSERT waits for it at the unique index. When the twin
+// commits, nothing is inserted, and `known` is empty too, because it sees the table as of before
+// the wait. Then `KNOWN` reads the key in a separate statement. The INSERT overwrites an expired
+// key.
 //
-// The column `traceparent` holds the whole trace context, `tracestate` included.
+// The column `traceparent` contains the whole trace context, with `tracestate`.
 //
-// `LATERAL` with a limit is one look-up in the index. A plain join of the outbox, which is
-// nearly empty whenever PostgreSQL counts its rows, is planned as reading it whole, with the
-// dead rows of thousands of events, or the backlog of an outage.
+// `LATERAL` with a limit is one index look-up. PostgreSQL's statistics usually show a nearly empty
+// outbox, so it would plan a plain join as a sequential scan. That scan reads the dead rows of
+// thousands of events, or the backlog of an outage.
 const SUBMIT: Statement = Statement::new(
     "INSERT order",
     "WITH known AS (
@@ -65,8 +63,8 @@ const SUBMIT: Statement = Statement::new(
                 SELECT payload, traceparent FROM outbox WHERE order_id = known.order_id LIMIT 1) AS outbox ON true",
 );
 
-// The same for many rows with different keys. They are inserted in the order of their keys,
-// so that two writers cannot wait for each other.
+// The same for many rows with different keys. It inserts them in the order of their keys, so that
+// two writers cannot deadlock.
 const SUBMIT_MANY: Statement = Statement::new(
     "INSERT orders",
     "WITH input AS (
@@ -120,7 +118,7 @@ const KNOWN: Statement = Statement::new(
       WHERE key = $1 AND expires_at > now()",
 );
 
-// In small batches, passing over rows that another instance is sweeping.
+// Small batches; rows that another instance is sweeping are skipped.
 const SWEEP: Statement = Statement::new(
     "DELETE idempotency keys",
     "DELETE FROM idempotency_keys WHERE key = ANY (ARRAY(
@@ -137,10 +135,10 @@ impl Job for Submission {
     }
 }
 
-/// Where rows gather.
+/// Collects submissions for shared statements.
 pub(super) type Submissions = Coalescer<Arc<Submission>>;
 
-/// A place for rows to gather.
+/// A new coalescer of submissions. It passes the messages of accepted orders to `after_commit`.
 pub(super) fn submissions(after_commit: Option<Box<AfterCommit>>) -> Submissions {
     let submissions = Submissions::new(WRITERS, ROWS_MAX);
     let Some(after_commit) = after_commit else {
@@ -187,8 +185,8 @@ impl IdempotencyStore for PostgresStore {
 }
 
 impl PostgresStore {
-    /// One row by itself. Waits for a twin in progress for as long as the session's lock
-    /// time-out allows.
+    /// Submits one row in its own statement. Waits for a twin in progress until the session's lock
+    /// time-out.
     fn submit_alone(
         &self,
         row: &Submission,
@@ -208,7 +206,7 @@ impl PostgresStore {
         }
     }
 
-    /// What gathered, for each row its own outcome.
+    /// One statement for all of `rows`. Returns the outcome of each.
     fn write(
         &self,
         rows: &[&Arc<Submission>],
@@ -233,7 +231,7 @@ impl PostgresStore {
     }
 }
 
-/// One try; `None` if the key was taken by a twin of which nothing is to be seen afterwards.
+/// One try. `None` if the key was taken at the INSERT and gone afterwards.
 fn submit_one(
     connection: &mut Connection,
     row: &Submission,
@@ -265,7 +263,7 @@ fn submit_one(
         .transpose()
 }
 
-/// All rows in one statement; for each what became of it.
+/// Submits all rows in one statement. Returns the outcome of each.
 fn submit_many(
     connection: &mut Connection,
     rows: &[&Arc<Submission>],

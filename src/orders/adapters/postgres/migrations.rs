@@ -1,4 +1,4 @@
-//! The migrations built into the programs.
+//! Migrations embedded in the programs.
 
 use tbd_postgres::migrations::Source;
 

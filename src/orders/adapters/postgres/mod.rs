@@ -1,4 +1,5 @@
-//! Orders, keys and outbox in PostgreSQL: a file for each port, its SQL at the top; rows and what they mean apart.
+//! The PostgreSQL store of orders, idempotency keys and the outbox. Each port has a file, with its
+//! SQL at the top. Reading rows (`rows`) and interpreting them (`submission`) have their own files.
 
 mod idempotency;
 pub mod migrations;
@@ -21,7 +22,7 @@ use tbd_telemetry::tracing::{self, Context, KeyValue, SpanKind};
 use idempotency::{Submissions, submissions};
 use repository::{Lookups, lookups};
 
-/// Every statement of this adapter, for the test that looks at their plans.
+/// Every statement of this adapter, for the test that checks their plans.
 pub fn statements() -> Vec<Statement> {
     [
         repository::STATEMENTS,
@@ -31,7 +32,7 @@ pub fn statements() -> Vec<Statement> {
     .concat()
 }
 
-/// The tables and columns that these statements name.
+/// The tables and columns that these statements use.
 pub const TABLES: Tables = &[
     (
         "orders",
@@ -67,28 +68,28 @@ pub const TABLES: Tables = &[
 #[derive(Clone)]
 pub struct PostgresStore {
     pool: Pool,
-    /// Without it each request has a statement of its own.
+    /// Without it each request runs its own statement.
     shared: Option<Arc<Shared>>,
 }
 
-/// Hears of the events of orders that one commit has stored, before the threads of their requests wake. Called by the
-/// thread that committed; must not block.
+/// Receives the events of orders that one commit has stored, before the threads of their requests
+/// wake. The committing thread calls it, so it must not block.
 pub type AfterCommit = dyn Fn(&[&Message]) + Send + Sync;
 
-/// Where work gathers while a statement is under way, to share the next one.
+/// Collects jobs while a statement is in flight; they share the next one.
 struct Shared {
     submissions: Submissions,
     lookups: Lookups,
 }
 
 impl PostgresStore {
-    /// A store on the database behind `pool`. With `coalesce`, submissions that
-    /// come while a commit is under way share the next one, and so do look-ups of an order.
+    /// A store in the database of `pool`. With `coalesce`, submissions that arrive while a commit
+    /// is in flight share the next one; look-ups of orders share statements in the same way.
     pub fn new(pool: Pool, coalesce: bool) -> Self {
         Self::with_after_commit(pool, coalesce, None)
     }
 
-    /// The same, with `after_commit` called for orders that share a commit.
+    /// Like [`new`](Self::new); calls `after_commit` for the orders of each shared commit.
     pub fn with_after_commit(
         pool: Pool,
         coalesce: bool,
@@ -104,13 +105,12 @@ impl PostgresStore {
         }
     }
 
-    /// Runs `work` on a connection, and again on a fresh one after a transient
-    /// error: everything in this folder may be repeated (each file says why).
-    /// Waits for a connection and for the server until `deadline` at most.
+    /// Runs `work` on a connection. Retries transient errors on a fresh connection: every
+    /// statement in this folder is repeatable, and each file says why. Waits for a connection and
+    /// for the server until `deadline` at most.
     ///
-    /// The span covers all tries, each with its wait for a connection. Statements that
-    /// belong to no trace (the housekeeping's, every second) make none: the metrics
-    /// measure them.
+    /// The span covers all tries, each with its wait for a connection. Statements outside any
+    /// trace, such as the housekeeping's every second, start no trace: the metrics cover them.
     fn run<T>(
         &self,
         statement: Statement,
@@ -151,7 +151,8 @@ impl PostgresStore {
     }
 }
 
-/// What a statement's span says of it; the namespace is `database|schema`, as the semantic conventions name it.
+/// The attributes of a statement's span. The namespace is `database|schema`, as the semantic
+/// conventions demand.
 pub fn attributes(statement: Statement, server: &DatabaseConfig) -> [KeyValue; 7] {
     let name = statement.name();
     let operation = name.split(' ').next().unwrap_or(name);
@@ -168,7 +169,7 @@ pub fn attributes(statement: Statement, server: &DatabaseConfig) -> [KeyValue; 7
 
 impl From<DatabaseError> for StoreError {
     fn from(error: DatabaseError) -> Self {
-        /// PostgreSQL's undefined_table: the schema is not migrated yet, and will be.
+        /// PostgreSQL's undefined_table: the migrations have not run yet, so a retry may succeed.
         const UNDEFINED_TABLE: &str = "42P01";
         let later = match &error {
             DatabaseError::Driver(_) => false,

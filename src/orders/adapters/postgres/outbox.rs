@@ -1,4 +1,5 @@
-//! [`Outbox`]. Everything may be repeated: publishing twice and deleting twice are harmless.
+//! The PostgreSQL [`Outbox`]. Every statement is repeatable: publishing twice and deleting twice
+//! are harmless.
 
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use super::rows::{column, message, uuids};
 
 pub(super) const STATEMENTS: &[Statement] = &[TAKE, REMOVE, BACKLOG];
 
-// The api writes one event per order, order.created, so passing over locked rows
-// cannot reorder the events of an order. Ids sort as creation times do.
+// The api writes one event per order, order.created, so skipping locked rows cannot reorder the
+// events of an order. Ids sort by creation time.
 const TAKE: Statement = Statement::new(
     "SELECT outbox",
     "SELECT order_id, payload, traceparent FROM outbox
@@ -53,7 +54,7 @@ impl Outbox for PostgresStore {
                     .zip(&messages)
                     .filter_map(|(acknowledged, message)| acknowledged.then_some(message.order_id))
                     .collect();
-                // Exactly those that were acknowledged; never "up to the last id".
+                // Only the acknowledged rows, never "up to the last id": others may be between.
                 transaction.execute(REMOVE, &[&uuids(&acknowledged)])?;
                 Ok::<_, DatabaseError>((messages.len(), acknowledged.len()))
             })

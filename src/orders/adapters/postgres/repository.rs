@@ -1,5 +1,5 @@
-//! [`OrderRepository`]. Reads may be repeated; each update names the status it
-//! starts from, so repeating one after a lost connection changes nothing twice.
+//! The PostgreSQL [`OrderRepository`]. Reads are repeatable. Each update names the status it
+//! starts from, so a retry after a lost connection changes nothing twice.
 
 use std::collections::HashMap;
 
@@ -33,8 +33,8 @@ const GET: Statement = Statement::new(
        FROM orders WHERE id = $1",
 );
 
-// Ids sort as creation times do (see `OrderId::at`), so the primary key serves
-// "newest first" at any depth.
+// Ids sort by creation time (see `OrderId::at`), so the primary key serves "newest first" at any
+// depth.
 const LIST: Statement = Statement::new(
     "SELECT orders",
     "SELECT id, customer_email, amount_cents, status, created_at, updated_at
@@ -53,8 +53,8 @@ const REPLACE: Statement = Statement::new(
       WHERE id = $1 AND status = $4 AND updated_at = $5",
 );
 
-// The SELECT sees the table as it was before the UPDATE. An order that someone
-// else moves in between is in neither half; `LOOK` finds it then.
+// The SELECT sees the table as of the start of the statement. An order that another session
+// changes meanwhile may be in neither half; then `LOOK` finds it.
 const CLAIM: Statement = Statement::new(
     "UPDATE orders processing",
     "WITH claimed AS (
@@ -74,7 +74,7 @@ const LOOK: Statement = Statement::new(
        FROM orders WHERE id = ANY($1)",
 );
 
-// Once moved, an order is younger than its replay: repeating finds nothing to do.
+// A moved order is newer than its replay, so repeating the statement changes nothing.
 const RETRY: Statement = Statement::new(
     "UPDATE orders retried",
     "UPDATE orders SET status = 'processing', failure_reason = NULL, updated_at = greatest($3, created_at)
@@ -97,10 +97,10 @@ const FAIL: Statement = Statement::new(
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
-/// Requests that look orders up at the same time, each for what gathered meanwhile.
+/// Shared look-ups that run at the same time, each on one caller's thread.
 const READERS: usize = 2;
 
-/// Orders in one look-up.
+/// Maximum number of orders in one look-up.
 const IDS_MAX: usize = 64;
 
 impl OrderRepository for PostgresStore {
@@ -223,24 +223,24 @@ impl OrderRepository for PostgresStore {
     }
 }
 
-/// An order to look up, for whoever does it for others, too.
+/// An order to look up: the job that callers share.
 pub(super) struct Wanted(OrderId);
 
 impl Job for Wanted {
     type Key = OrderId;
     type Answer = SharedOutcome<Option<Order>>;
 
-    /// Many may want the same order.
+    /// Jobs for the same order may share a statement.
     fn key(&self) -> Option<&OrderId> {
         None
     }
 }
 
-/// Where look-ups gather. One that waits for its turn sees what was committed before it came:
-/// its statement is sent after that.
+/// Collects look-ups. A look-up sees everything that was committed before it arrived, because its
+/// statement is sent afterwards.
 pub(super) type Lookups = Coalescer<Wanted>;
 
-/// A place for look-ups to gather.
+/// A new coalescer of look-ups.
 pub(super) fn lookups() -> Lookups {
     Coalescer::new(READERS, IDS_MAX)
 }
@@ -253,7 +253,7 @@ impl PostgresStore {
         })
     }
 
-    /// What gathered, for each its own outcome.
+    /// One statement for all of `wanted`. Returns the outcome of each.
     fn look_up_all(
         &self,
         wanted: &[&Wanted],
@@ -264,7 +264,7 @@ impl PostgresStore {
             return with_statement_span([self.look_up(*id, deadline)], None);
         }
         let ids: Vec<Uuid> = wanted.iter().map(|wanted| wanted.0.0).collect();
-        // Each order by itself: what one is stored like must not fail another.
+        // One result per row: a row that cannot be read must not fail the others.
         let found = self.run(LOOK, deadline, |connection| {
             statement = shared_by(ids.len());
             let rows = connection.query(LOOK, &[&ids])?;

@@ -1,4 +1,4 @@
-//! Rows and values, to and fro.
+//! Conversion between PostgreSQL rows and domain values.
 
 use postgres::Row;
 use postgres::types::FromSql;
@@ -19,7 +19,7 @@ pub fn order(row: &Row) -> Result<Order, DatabaseError> {
     })
 }
 
-/// The order, and why it failed if it did.
+/// The order as [`order`] reads it, with column `failure_reason`.
 pub fn claimed_order(row: &Row) -> Result<Claimed, DatabaseError> {
     Ok(Claimed {
         order: order(row)?,
@@ -27,7 +27,7 @@ pub fn claimed_order(row: &Row) -> Result<Claimed, DatabaseError> {
     })
 }
 
-/// An event that waits in the outbox.
+/// A pending event in the outbox.
 pub fn message(row: &Row) -> Result<Message, DatabaseError> {
     Ok(Message {
         kind: EventKind::Created,
@@ -37,18 +37,18 @@ pub fn message(row: &Row) -> Result<Message, DatabaseError> {
     })
 }
 
-/// One column's value; a mismatch of types is our mistake, not a panic.
+/// The value of one column. A mismatch of types is a bug of ours, but an error and not a panic.
 pub fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, DatabaseError> {
     row.try_get(name).map_err(DatabaseError::from)
 }
 
-/// A stored value that breaks a rule of the domain: somebody else wrote it.
+/// Fails for a stored value that breaks a rule of the domain: another program wrote it.
 pub fn valid<T, E: std::fmt::Display>(value: Result<T, E>) -> Result<T, DatabaseError> {
     value.map_err(|error| DatabaseError::Driver(format!("a stored order {error}")))
 }
 
-/// The ids as PostgreSQL takes them; sorted, so that statements of two batches lock the
-/// rows they share in one order.
+/// The ids as a parameter for PostgreSQL. Sorted, so that two batches lock shared rows in the
+/// same order.
 pub fn uuids(ids: &[OrderId]) -> Vec<uuid::Uuid> {
     let mut ids: Vec<uuid::Uuid> = ids.iter().map(|id| id.0).collect();
     ids.sort_unstable();

@@ -1,4 +1,4 @@
-//! Statements that several requests share: one of their threads runs it for all.
+//! Shared statements: the thread of one request runs the statement for several.
 
 use std::time::Instant;
 
@@ -8,14 +8,14 @@ use tbd_postgres::{Coalescer, DatabaseError, Job};
 use tbd_telemetry::semconv;
 use tbd_telemetry::tracing::{self, SpanContext};
 
-/// What the thread that ran the statement says of one job.
+/// The outcome of one job, from the thread that ran the statement.
 pub struct SharedOutcome<T> {
     pub(super) outcome: Result<T, DatabaseError>,
     /// The span of the statement.
     statement: Option<SpanContext>,
 }
 
-/// For each job its outcome, by the statement whose span is `statement`.
+/// Adds the statement's span to the outcome of each job.
 pub(super) fn with_statement_span<T>(
     outcomes: impl IntoIterator<Item = Result<T, DatabaseError>>,
     statement: Option<SpanContext>,
@@ -27,8 +27,7 @@ pub(super) fn with_statement_span<T>(
     outcomes.into_iter().map(shared).collect()
 }
 
-/// To be called within the statement that does `jobs` of them: notes how many share it, and gives
-/// the context of its span.
+/// Records the number of `jobs` in the current statement's span, and returns the span's context.
 pub(super) fn shared_by(jobs: usize) -> Option<SpanContext> {
     if jobs > 1 {
         let count = i64::try_from(jobs).unwrap_or(i64::MAX);
@@ -37,9 +36,9 @@ pub(super) fn shared_by(jobs: usize) -> Option<SpanContext> {
     tracing::current()
 }
 
-/// Has `job` done by `work`, here or by another request's thread, until `deadline` at most. In the
-/// trace of a request whose job another one's thread did: the wait, named `waited`, with a link to
-/// the statement that did it.
+/// Runs `job` with `work`, on this thread or on another request's, until `deadline` at most. If
+/// another thread ran it, this request's trace gets a span of the wait, named `waited`, with a
+/// link to the shared statement.
 pub(super) fn run<J: Job<Answer = SharedOutcome<T>>, T>(
     gathering: &Coalescer<J>,
     job: J,

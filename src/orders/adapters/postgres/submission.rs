@@ -1,5 +1,5 @@
-//! What is written when an order is accepted, and what the database then says of it. No I/O here: the async twin
-//! (`loadtest/async-twin`) reads answers by the same rules.
+//! Interpretation of the rows that a submission gets back. No I/O: the async twin
+//! (`loadtest/async-twin`) shares these rules.
 
 use uuid::Uuid;
 
@@ -9,50 +9,51 @@ use tbd_postgres::DatabaseError;
 
 use super::rows::column;
 
-/// A key that was taken when we inserted and gone when we looked (its twin
-/// rolled back, or it was swept) is free again; more than this is no accident.
+/// Attempts at a key that was taken at the INSERT and gone at the SELECT: its twin rolled back, or
+/// the sweeper deleted it. More often than this is not a coincidence.
 pub const TRIES_MAX: u32 = 3;
 
-/// Callers that write at the same time, each with what gathered for it. A second one would halve what
-/// a statement carries, which costs more than it gains (DECISIONS.md).
+/// Writers at the same time. A second one would halve the rows of a statement, which costs more
+/// than it gains (DECISIONS.md).
 pub const WRITERS: usize = 1;
 
-/// Rows in one statement: beyond this the gain is spent, and one commit holds up many.
+/// Maximum number of rows in one statement. More rows gain nothing, and one slow commit would
+/// delay them all.
 pub const ROWS_MAX: usize = 64;
 
 /// The `response_status` of every row: only accepted orders are stored.
 pub const ACCEPTED: i16 = 202;
 
-/// What a writer can tell of a row.
+/// The outcome of one row in a statement.
 pub enum RowOutcome {
-    /// What became of it.
+    /// The outcome of the submission.
     Decided(SubmitOutcome),
-    /// It has to be looked at on its own: its key was taken in the same moment, or
-    /// something failed that may be another row's fault.
+    /// The row needs its own statement: a twin took its key at the same moment, or the shared
+    /// statement failed, perhaps because of another row.
     NeedsOwnStatement,
 }
 
-/// What became of each of `rows` rows that one statement was to write.
+/// The outcome of each of the `rows` rows in one statement.
 pub fn outcome_per_row(
     written: Result<Vec<RowOutcome>, DatabaseError>,
     rows: usize,
 ) -> Vec<Result<RowOutcome, DatabaseError>> {
     match written {
         Ok(written) => written.into_iter().map(Ok).collect(),
-        // No row is at fault: each caller is told.
+        // No row is at fault: every caller gets the error.
         Err(error) if error.is_unavailable() => (0..rows).map(|_| Err(error.clone())).collect(),
-        // A lock that somebody holds, a value that does not fit: nothing was written,
-        // and one row must not fail another.
+        // Nothing was written, for example because of a lock or an invalid value. One row must
+        // not fail the others.
         Err(_) => (0..rows)
             .map(|_| Ok(RowOutcome::NeedsOwnStatement))
             .collect(),
     }
 }
 
-/// What the inserting statement says of one row.
+/// The outcome of one row of the inserting statement.
 ///
 /// # Errors
-/// Columns that are not the statement's.
+/// The columns do not match the statement.
 pub fn interpret_row(found: &postgres::Row, row: &Submission) -> Result<RowOutcome, DatabaseError> {
     if column(found, "is_first")? {
         return Ok(RowOutcome::Decided(SubmitOutcome::First));
@@ -63,17 +64,17 @@ pub fn interpret_row(found: &postgres::Row, row: &Submission) -> Result<RowOutco
     }
 }
 
-/// What a key found in the table means for this row.
+/// The outcome of a row whose key is already in the table.
 ///
 /// # Errors
-/// Columns that are not the statement's.
+/// The columns do not match the statement.
 pub fn interpret_known_key(
     found: &postgres::Row,
     row: &Submission,
 ) -> Result<SubmitOutcome, DatabaseError> {
     let order_id = OrderId(column(found, "order_id")?);
     if order_id == row.order.id {
-        // Our own row: the connection broke after the commit, and we came again.
+        // Our own row: the connection broke after the commit, and this is the retry.
         return Ok(SubmitOutcome::First);
     }
     if column::<&[u8]>(found, "request_hash")? != row.fingerprint {
