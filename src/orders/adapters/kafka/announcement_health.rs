@@ -1,14 +1,14 @@
-//! Whether Kafka takes the worker's announcements.
+//! Health of the worker's announcements: whether Kafka accepts them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the consumer threads report about their announcements. Clones share it.
+/// The consumer threads' reports about their announcements. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct AnnouncementHealth(Arc<Mutex<BTreeMap<usize, String>>>);
 
 impl AnnouncementHealth {
-    /// Thread `number` has announcements that wait, or none. Only a change is logged.
+    /// Reports why announcements of thread `number` wait, or that none does. Logs changes only.
     pub(super) fn report(&self, number: usize, trouble: Option<String>) {
         let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, now) = (threads.remove(&number), trouble.clone());
@@ -21,10 +21,10 @@ impl AnnouncementHealth {
         }
     }
 
-    /// Whether no announcement waits. Does not wait itself.
+    /// Whether no announcement waits. Does not block.
     ///
     /// # Errors
-    /// Why one does, in a sentence without secrets.
+    /// Why an announcement waits: a sentence without secrets.
     pub fn health(&self) -> Result<(), String> {
         let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match threads.first_key_value() {

@@ -1,8 +1,9 @@
-//! The records that a consumer thread has in hand: what each asks for, and what follows from its outcome. No I/O here:
-//! the async twin (`loadtest/async-twin`) works by the same rules.
+//! The records that a consumer thread has in hand, and their states. No I/O: the async twin
+//! (`loadtest/async-twin`) shares these rules.
 //!
-//! A record stays in hand until its order is at its end and each of its announcements is acknowledged. Only then may
-//! the offset move over it, and only if that is so for every record before it in its partition.
+//! A record stays in hand until its order has a final status and all its announcements are
+//! acknowledged. The offset moves past it only when the same holds for every earlier record of the
+//! partition.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -29,12 +30,12 @@ pub use announcements::{Announcement, Place};
 
 use announcements::Outgoing;
 
-/// No more records are taken in hand while so many are.
+/// With this many records in hand, the thread polls no more.
 const IN_HAND_MAX: usize = 500;
-/// The pause after the store or Kafka could not be used.
+/// The pause after the store or Kafka was unavailable.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Records in hand, in the order they were handed out.
+/// The records in hand, in the order of their delivery.
 pub struct Batch {
     topics: Topics,
     group: String,
@@ -42,44 +43,44 @@ pub struct Batch {
     worker: WorkerMetrics,
     entries: Vec<Entry>,
     is_store_away: bool,
-    /// Topics that do not take our announcements at present, and why.
+    /// Topics that do not accept our announcements at present, and why.
     troubled: BTreeMap<Arc<str>, String>,
-    /// When these are tried again.
+    /// When the next announcement probes these topics.
     probe_at: Instant,
     probes: usize,
 }
 
 struct Entry {
     record: ConsumerRecord,
-    /// The order that the record is about, or why none can be read from it.
+    /// The id of the record's order, or why the record cannot be decoded.
     order: Result<OrderId, String>,
     span: DetachedSpan,
     state: State,
 }
 
 enum State {
-    /// The order is to be attempted, not before `due`.
+    /// The order needs an attempt, not before `due`.
     ToProcess {
         failed_attempts: u32,
         due: Instant,
     },
-    /// The order is at its end; what is not acknowledged yet.
+    /// The order has a final status. These announcements are not acknowledged yet.
     ToAnnounce(Vec<Outgoing>),
     Done,
 }
 
-/// What is to be done now.
+/// The attempts that are due now.
 pub struct Due<'a> {
-    /// Each order once, in the order of the records: on a stop those that are done come first.
+    /// Each order once, in the order of the records, so that a stop leaves only the last ones.
     pub tasks: Vec<Task>,
-    /// The orders whose message was replayed from the dead letters.
+    /// The orders whose dead letter was replayed.
     pub replays: Vec<Replay>,
     /// The span in which the statements run.
     pub span: Option<&'a DetachedSpan>,
 }
 
 impl Batch {
-    /// Nothing in hand, for a member of `group`.
+    /// An empty batch, for a member of `group`.
     pub fn new(topics: Topics, group: &str, orders: OrdersMetrics, worker: WorkerMetrics) -> Self {
         Self {
             topics,
@@ -99,21 +100,22 @@ impl Batch {
         self.entries.is_empty()
     }
 
-    /// Whether the store and Kafka took the last that they were given. More records have to wait otherwise.
+    /// Whether the last calls to the store and to Kafka succeeded. If not, the thread polls no
+    /// more records.
     pub fn is_flowing(&self) -> bool {
         !self.is_store_away && self.troubled.is_empty()
     }
 
-    /// Whether there is room for more records: what is in hand only waits for its next attempt.
+    /// Whether there is room for more records: those in hand only wait for their next attempt.
     pub fn has_room(&self, now: Instant) -> bool {
         let is_idle = self.next_due(now).is_none_or(|due| due > now);
         self.is_flowing() && is_idle && self.entries.len() < IN_HAND_MAX
     }
 
-    /// Takes records that were handed out just now in hand, and begins their spans.
+    /// Adds newly polled records, and begins their spans.
     pub fn add(&mut self, records: Vec<ConsumerRecord>) {
         let now = Instant::now();
-        self.forget_what_came_again(&records);
+        self.forget_replaced(&records);
         let attempted = self.attempted();
         let first = self.entries.len();
         for record in records {
@@ -137,15 +139,16 @@ impl Batch {
             }
             self.entries.push(entry);
         }
-        // Statements that serve many records appear in the trace of the first; the others point there.
+        // Statements for many records appear in the trace of the first; the others link to it.
         if let Some((first, rest)) = self.entries[first..].split_first() {
             let first = first.span.span_context();
             rest.iter().for_each(|entry| entry.span.link(first.clone()));
         }
     }
 
-    /// A log that was cut short or read again from before holds other records at these offsets.
-    fn forget_what_came_again(&mut self, records: &[ConsumerRecord]) {
+    /// Forgets records at or after the new offsets. If the log was truncated, or is read again from
+    /// an earlier offset, the new records replace them.
+    fn forget_replaced(&mut self, records: &[ConsumerRecord]) {
         let mut starts: HashMap<(&str, i32), i64> = HashMap::new();
         for record in records {
             let partition = (&*record.topic, record.partition);
@@ -157,7 +160,8 @@ impl Batch {
         });
     }
 
-    /// Orders that are in hand with an attempt behind them: another message about one does not begin at the first.
+    /// The orders in hand, with their failed attempts: another message about one of them continues
+    /// from there.
     fn attempted(&self) -> HashMap<OrderId, (u32, Instant)> {
         let attempted = |entry: &Entry| match (&entry.order, &entry.state) {
             (
@@ -172,7 +176,7 @@ impl Batch {
         self.entries.iter().filter_map(attempted).collect()
     }
 
-    /// Forgets the records of partitions that are no longer among those `assigned`.
+    /// Forgets the records of partitions that are not in `assigned`.
     pub fn keep(&mut self, assigned: &[TopicPartition]) {
         let is_ours = |record: &ConsumerRecord| {
             assigned.iter().any(|partition| {
@@ -183,7 +187,7 @@ impl Batch {
         self.settle();
     }
 
-    /// When there is something to do again.
+    /// When the next attempt or announcement is due.
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
         let due = |entry: &Entry| match &entry.state {
             State::ToProcess { due, .. } => Some(*due),
@@ -200,7 +204,7 @@ impl Batch {
         self.entries.iter().filter_map(due).min()
     }
 
-    /// The orders that are to be attempted at `now`.
+    /// The attempts that are due at `now`.
     pub fn due(&self, now: Instant) -> Due<'_> {
         let mut seen = HashSet::new();
         let mut due = Due {
@@ -213,7 +217,7 @@ impl Batch {
                 continue;
             };
             due.span = due.span.or(Some(&entry.span));
-            // A first attempt that follows an earlier failure; later ones find it moved.
+            // Only before the first attempt: for later ones the order is `processing` already.
             let replayed_at = replayed_at(&entry.record).filter(|_| failed_attempts == 0);
             due.replays.extend(replayed_at.map(|replayed_at| Replay {
                 id: *id,
@@ -229,7 +233,7 @@ impl Batch {
         due
     }
 
-    /// The store could not be used for what was due at `now`: all of it is due again after a pause.
+    /// After a store error: postpones everything that was due at `now`.
     pub fn postpone(&mut self, error: &StoreError, now: Instant) {
         self.is_store_away = true;
         let mut count = 0;
@@ -246,7 +250,7 @@ impl Batch {
         log::warn!("{count} orders not processed, trying again: {error}");
     }
 
-    /// Takes over the outcomes of what was due. An order without one stays due.
+    /// Applies the outcomes of attempts. An order without one stays due.
     pub fn conclude(&mut self, results: &HashMap<OrderId, Processed>, now: Instant) {
         self.is_store_away = false;
         for index in 0..self.entries.len() {
@@ -263,7 +267,7 @@ impl Batch {
         }
     }
 
-    /// What is left to do for a record whose order has this outcome.
+    /// The next state of a record whose order has this outcome.
     fn follow_up(&self, entry: &Entry, id: OrderId, processed: &Processed, now: Instant) -> State {
         let outgoing = match processed {
             Processed::Retry { failed_attempts } => {
@@ -321,8 +325,8 @@ impl Batch {
         entry.outgoing(letter, Some(kind))
     }
 
-    /// Takes the finished records at the front of each partition out of hand: for each of these partitions the offset
-    /// up to which everything is done, which is the next one to read.
+    /// Removes the finished records at the front of each partition. Returns the offset to commit
+    /// for each of these partitions: the first one that is not done.
     pub fn take_finished(&mut self) -> Vec<(TopicPartition, i64)> {
         let mut blocked: HashSet<(Arc<str>, i32)> = HashSet::new();
         let mut finished: BTreeMap<(Arc<str>, i32), i64> = BTreeMap::new();
@@ -346,7 +350,7 @@ impl Batch {
             .collect()
     }
 
-    /// Of each partition with records in hand the first offset that is not done.
+    /// The first offset in hand of each partition.
     pub fn unfinished(&self) -> BTreeMap<(Arc<str>, i32), i64> {
         let mut first = BTreeMap::new();
         for Entry { record, .. } in &self.entries {
@@ -360,14 +364,14 @@ impl Batch {
 impl Entry {
     fn enter(&mut self, state: State) {
         if matches!(state, State::Done) {
-            // What is done may wait long for what lies before it, so it keeps its place only.
+            // A finished record may wait long for earlier ones. Its place is enough; free the rest.
             (self.record.key, self.record.value) = (None, None);
             self.record.headers = Vec::new();
         }
         self.state = state;
     }
 
-    /// The failed attempts of an order that is to be attempted at `now`.
+    /// The number of failed attempts, if another attempt is due at `now`.
     fn attempts_due(&self, now: Instant) -> Option<u32> {
         match self.state {
             State::ToProcess {
@@ -389,8 +393,8 @@ impl Entry {
     }
 }
 
-/// The span of one record's processing: a child of the span that sent it, and linked to it,
-/// as the conventions ask where both is wanted.
+/// The span of processing one record. It is a child of the span that sent the record and also
+/// links to it, as the semantic conventions recommend.
 fn process_span(record: &ConsumerRecord, order: Option<&OrderId>, group: &str) -> DetachedSpan {
     let parent = trace_context(record);
     let sent = parent.span().span_context().clone();

@@ -1,4 +1,4 @@
-//! Events that are on their way before the request of their order asks for it.
+//! Events in flight before their requests call `publish`.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -8,17 +8,17 @@ use tbd_deadline::{Deadline, lock};
 use tbd_kafka::producer::Pending;
 use tbd_telemetry::tracing::DetachedSpan;
 
-/// More than this, and events whose request has given up are looked for.
+/// From this size on, every insert first drops the events of requests that gave up.
 const KEPT_MAX: usize = 1024;
 
-/// A record that the producer has taken.
+/// A record that the producer has accepted.
 pub(super) struct Sending {
     pub(super) pending: Pending,
     pub(super) span: DetachedSpan,
 }
 
-/// By order, until the order's request takes it. A request that gave up leaves its own behind: it is
-/// dropped some time after its deadline.
+/// Records by order, until the order's request takes its own. A request that gave up leaves its
+/// record here; a later insert drops it after its deadline.
 #[derive(Default)]
 pub(super) struct Begun(Mutex<HashMap<OrderId, (Deadline, Sending)>>);
 

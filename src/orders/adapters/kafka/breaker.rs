@@ -1,5 +1,5 @@
-//! A circuit breaker around publishing: when Kafka is away, a request is told so
-//! at once instead of waiting for the publish budget.
+//! The circuit breaker around publishing: while Kafka is unavailable, requests fail at once instead
+//! of after the publish budget.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -8,17 +8,17 @@ use crate::orders::ports::PublishError;
 use tbd_deadline::lock;
 use tbd_telemetry::tracing;
 
-/// Consecutive failures that open the breaker (the seed's table).
+/// Consecutive failures that open the breaker. A single lost request is no outage.
 const FAILURES_MAX: u32 = 5;
-/// How long it stays open before one request may try (the seed's table).
+/// How long the breaker stays open before one request may probe Kafka.
 const COOL_DOWN: Duration = Duration::from_secs(30);
 
-/// Where a breaker stands; the number is `circuit_breaker_state`.
+/// The state of a breaker; the number is the value of `circuit_breaker_state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
     /// Everything passes.
     Closed = 0,
-    /// One request is trying whether it works again.
+    /// One request is probing Kafka.
     HalfOpen = 1,
     /// Nothing passes.
     Open = 2,
@@ -30,20 +30,20 @@ enum Circuit {
     HalfOpen,
 }
 
-/// Counts failures, and says no when there were too many.
+/// Counts failures, and refuses requests after too many.
 pub struct Breaker {
     circuit: Mutex<Circuit>,
     changed: Box<dyn Fn(BreakerState) + Send + Sync>,
 }
 
-/// The right to try once; dropped without [`Permit::ended`], it counts as a failure.
+/// The permission for one publish. Dropping it without [`Permit::ended`] counts as a failure.
 pub struct Permit<'a> {
     breaker: &'a Breaker,
     succeeded: bool,
 }
 
 impl Breaker {
-    /// A closed breaker that tells `changed` of every new state, the first included.
+    /// A closed breaker. It calls `changed` with every new state, and with the first one now.
     pub fn new(changed: impl Fn(BreakerState) + Send + Sync + 'static) -> Self {
         changed(BreakerState::Closed);
         Self {
@@ -52,7 +52,7 @@ impl Breaker {
         }
     }
 
-    /// Lets a request pass at `now`; `None` while open, and while another one is trying.
+    /// Admits a request at `now`. `None` while open, and while another request is probing.
     pub fn admit(&self, now: Instant) -> Option<Permit<'_>> {
         let is_probe = {
             let mut circuit = lock(&self.circuit);
@@ -74,22 +74,22 @@ impl Breaker {
         })
     }
 
-    /// Counts how a publish ended that no permit was asked for.
+    /// Counts the outcome of a publish without a permit.
     pub fn count(&self, result: &Result<(), PublishError>) {
         self.record(!is_away(result), Instant::now());
     }
 
-    /// Calls `publish`, unless the breaker is open, and counts how that ends.
+    /// Calls `publish`, unless the breaker is open, and counts its outcome.
     ///
     /// # Errors
-    /// Those of `publish`; [`PublishError::Unavailable`], at once, while the breaker is open.
+    /// The errors of `publish`. While the breaker is open, [`PublishError::Unavailable`] at once.
     pub fn guard(
         &self,
         publish: impl FnOnce() -> Result<(), PublishError>,
     ) -> Result<(), PublishError> {
         let Some(permit) = self.admit(Instant::now()) else {
             let reason = "the circuit breaker is open";
-            // Where the trace ends, so that nobody looks for a message that was never sent.
+            // The span shows readers of the trace that no message was sent.
             let step = tracing::span("publish", tracing::SpanKind::Internal, []);
             step.fail("circuit_open", reason);
             return Err(PublishError::Unavailable(reason.into()));
@@ -118,7 +118,7 @@ impl Breaker {
 }
 
 impl Circuit {
-    /// Takes an outcome in; the new state, if it is another one.
+    /// Applies an outcome. Returns the new state if it changed.
     fn record(&mut self, succeeded: bool, now: Instant) -> Option<BreakerState> {
         match (&mut *self, succeeded) {
             (Circuit::Closed { failures }, true) => *failures = 0,
@@ -132,7 +132,7 @@ impl Circuit {
                 *self = Circuit::Open { until };
                 return Some(BreakerState::Open);
             }
-            // A request from before the breaker opened; it decides nothing any more.
+            // A request from before the breaker opened. Its outcome is stale.
             (Circuit::Open { .. }, _) => {}
         }
         None
@@ -140,7 +140,7 @@ impl Circuit {
 }
 
 impl Permit<'_> {
-    /// Ends the try.
+    /// Ends the publish with its outcome.
     pub fn ended(mut self, succeeded: bool) {
         self.succeeded = succeeded;
     }
@@ -152,7 +152,7 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// A message that Kafka refuses says nothing about Kafka's health.
+/// Whether Kafka was unavailable. A refused message says nothing about Kafka's health.
 fn is_away(result: &Result<(), PublishError>) -> bool {
     matches!(result, Err(PublishError::Unavailable(_)))
 }

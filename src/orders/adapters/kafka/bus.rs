@@ -1,4 +1,4 @@
-//! [`EventBus`] on our producer.
+//! The Kafka [`EventBus`], on the producer of `crates/kafka`.
 
 use bytes::Bytes;
 
@@ -15,7 +15,7 @@ use super::begun::{Begun, Sending};
 use super::breaker::Breaker;
 use super::events::Topics;
 
-/// Publishes to the topics of events.
+/// Publishes events to their topics.
 pub struct KafkaEventBus {
     producer: Producer,
     topics: Topics,
@@ -24,7 +24,7 @@ pub struct KafkaEventBus {
 }
 
 impl KafkaEventBus {
-    /// A bus that publishes to `topics` by `producer`.
+    /// A bus that publishes to `topics` through `producer`.
     pub fn new(producer: Producer, topics: Topics) -> Self {
         Self {
             producer,
@@ -34,7 +34,7 @@ impl KafkaEventBus {
         }
     }
 
-    /// The same, with `breaker` between requests and Kafka.
+    /// Puts `breaker` between requests and Kafka.
     pub fn with_breaker(self, breaker: Breaker) -> Self {
         Self {
             breaker: Some(breaker),
@@ -42,11 +42,12 @@ impl KafkaEventBus {
         }
     }
 
-    /// Hands the events of orders that were committed together to the producer, before the threads
-    /// of their requests wake: they leave in fewer requests, and sooner. [`EventBus::publish`] then
-    /// waits for what has begun. Does not wait; what cannot leave at once is left to `publish`.
+    /// Passes the events of orders that share a commit to the producer, before the threads of
+    /// their requests wake. They leave sooner and in fewer Kafka requests, and
+    /// [`EventBus::publish`] waits for their acknowledgements. Does not block: `publish` sends the
+    /// events that cannot leave at once.
     pub fn begin(&self, messages: &[&Message]) {
-        // A request that tries whether Kafka works again has to be the only one.
+        // A half-open breaker lets a single request probe Kafka.
         if self.breaker.as_ref().is_some_and(|it| !it.is_closed()) {
             return;
         }
@@ -64,28 +65,27 @@ impl KafkaEventBus {
         }
     }
 
-    /// Where events go.
+    /// The topics of this bus.
     pub fn topics(&self) -> &Topics {
         &self.topics
     }
 
-    /// Waits, at most until `deadline`, until events can leave at once.
+    /// Waits until events can leave at once, until `deadline` at most.
     pub fn warm_up(&self, deadline: Deadline) {
         if let Err(error) = self.producer.warm_up(deadline) {
             log::debug!("producer: {error}");
         }
     }
 
-    /// Sends what is left and stops the producer; waits until `deadline` at most.
+    /// Flushes and stops the producer. Waits until `deadline` at most.
     pub fn close(&self, deadline: Deadline) {
         if let Err(error) = self.producer.close(deadline) {
             log::warn!("producer: {error}");
         }
     }
 
-    /// Publishes records together and waits until `deadline` at most for each
-    /// one's acknowledgement. Each gets a span of its own in the trace of its
-    /// `cause`, and carries that span on.
+    /// Publishes records together, and waits until `deadline` at most for every acknowledgement.
+    /// Each record gets its own span in the trace of its `cause`, and carries that span's context.
     pub(super) fn send(
         &self,
         records: Vec<(Record, Option<String>)>,
@@ -104,7 +104,7 @@ impl KafkaEventBus {
     }
 }
 
-/// The span of sending `record`, in the trace of its `cause`, and the record, which carries it on.
+/// The span of sending `record`, and the record with the span's context in its headers.
 fn traced(mut record: Record, cause: Option<&str>) -> (Record, DetachedSpan) {
     let span = send_span(&record, cause);
     let headers = trace_headers(&span.context());
@@ -115,7 +115,7 @@ fn traced(mut record: Record, cause: Option<&str>) -> (Record, DetachedSpan) {
     (record, span)
 }
 
-/// What the outcome means for the event, put down in the record's span.
+/// Converts the producer's outcome, and records it in the span.
 fn settled(outcome: Outcome, span: &DetachedSpan) -> Result<(), PublishError> {
     match outcome {
         Ok(metadata) => {
@@ -137,19 +137,19 @@ fn settled(outcome: Outcome, span: &DetachedSpan) -> Result<(), PublishError> {
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 
-/// Whether a record's header of this name carries its trace.
+/// Whether a record's header of this name carries trace context.
 pub(super) fn is_trace_header(name: &str) -> bool {
     [TRACEPARENT, TRACESTATE].contains(&name)
 }
 
-/// The headers that carry `context` to a record's consumer (W3C Trace Context), as name and value.
+/// The names and values of the headers that carry `context` (W3C Trace Context).
 pub fn trace_headers(context: &Context) -> impl Iterator<Item = (&'static str, String)> + use<> {
     let parent = tracing::inject(context).map(|value| (TRACEPARENT, value));
     let state = tracing::inject_state(context).map(|value| (TRACESTATE, value));
     parent.into_iter().chain(state)
 }
 
-/// The context that a record carries.
+/// The trace context in a record's headers.
 pub(super) fn trace_context(record: &ConsumerRecord) -> Context {
     let values = |wanted| {
         let all = record
@@ -181,7 +181,7 @@ pub fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
     tracing::detached_span_in(&parent, name, SpanKind::Producer, attributes, Vec::new())
 }
 
-/// A record's key, if it can be shown as text.
+/// A record's key as an attribute, if it is valid UTF-8.
 pub(super) fn key_attribute(key: Option<&[u8]>) -> Option<KeyValue> {
     let key = std::str::from_utf8(key?).ok()?;
     Some(KeyValue::new(
@@ -190,8 +190,8 @@ pub(super) fn key_attribute(key: Option<&[u8]>) -> Option<KeyValue> {
     ))
 }
 
-/// Unavailable says something about Kafka's health, Refused about this one event. Both are
-/// mended one day, and the event must not be lost until then.
+/// Unavailable concerns Kafka's health, Refused this one event. Both can be corrected later, and
+/// the event must not be lost until then.
 fn publish_error(error: ProduceError) -> PublishError {
     let reason = match error.way_out() {
         Some(way_out) => format!("{error}; {way_out}"),

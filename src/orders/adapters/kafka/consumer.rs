@@ -1,14 +1,13 @@
 //! The worker's consumer threads: poll, process, announce, commit.
 //!
-//! A thread works in rounds: it polls, makes one attempt at each order that is due,
-//! announces what is done and commits. An order that failed stays in hand until its
-//! next attempt, and the thread goes on with others. So the thread polls every few
-//! seconds, however long the work in hand takes.
+//! A thread works in rounds: it polls, makes one attempt at each order that is due, announces the
+//! results and commits. A failed order stays in hand until its next attempt, while the thread
+//! continues with other orders. So the thread polls every few seconds, however long the work in
+//! hand takes.
 //!
-//! Nothing is committed that was not done: an offset moves only over records
-//! whose order has reached its end in the database and whose announcement is
-//! acknowledged. When the database or Kafka cannot be used, what is in hand waits
-//! and no more is taken up; the membership goes on.
+//! An offset moves only past records whose order has a final status in the database and whose
+//! announcement is acknowledged. While the database or Kafka is unavailable, the records in hand
+//! wait, the thread polls no more of them, and the membership continues.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,52 +29,52 @@ use super::batch::Batch;
 use super::meter::ConsumerMeter;
 use super::{KafkaEventBus, dead_letter};
 
-/// How long a poll waits for records; also how late a stop may be noticed.
+/// How long a poll waits for records; also the delay before a thread notices a stop.
 const POLL_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long the attempts of one round may take together; one that has begun is finished.
+/// Time for the attempts of one round. An attempt in progress is finished.
 const ROUND: Duration = Duration::from_secs(1);
-/// The pause after something was away.
+/// The pause after Kafka was unavailable, and before a new membership.
 const PAUSE: Duration = Duration::from_secs(1);
-/// What committing offsets may take.
+/// Time limit of a commit of offsets.
 const COMMIT_BUDGET: Duration = Duration::from_secs(5);
-/// What leaving the group may take.
+/// Time limit of leaving the group.
 const CLOSE_BUDGET: Duration = Duration::from_secs(5);
 
-/// What the threads need besides the use case.
+/// Settings of the consumer threads.
 pub struct Settings {
     /// The cluster to consume from.
     pub cluster: Cluster,
     /// Group, topics, time-outs.
     pub consumer: ConsumerConfig,
-    /// Where rebalances, assignments and commits are counted.
+    /// Metrics of rebalances, assignments and commits.
     pub metrics: KafkaMetrics,
-    /// How many threads; each is a member of the group with its own connections.
+    /// Number of threads. Each is a member of the group with its own connections.
     pub concurrency: usize,
 }
 
-/// Processes the events of new orders.
+/// The consumers of new orders' events.
 pub struct OrderConsumers {
     /// The use case.
     pub process: ProcessOrders,
-    /// Where outcomes are announced.
+    /// Publishes announcements and dead letters.
     pub bus: Arc<KafkaEventBus>,
-    /// Where dead letters are counted.
+    /// Counts dead letters.
     pub orders: OrdersMetrics,
-    /// Where busy threads and waiting announcements are counted.
+    /// Counts busy threads and waiting announcements.
     pub worker: WorkerMetrics,
-    /// Where a thread reports that its announcements have to wait.
+    /// Receives the threads' reports of waiting announcements.
     pub announcement_health: AnnouncementHealth,
     /// Ends the threads.
     pub stop: StopSignal,
 }
 
 impl OrderConsumers {
-    /// Starts the threads `order-consumer-N`; the caller joins them after giving the
-    /// stop signal. Each then finishes the order it works on, commits what is done and
-    /// leaves the group. An order that waits for its next attempt comes again elsewhere.
+    /// Starts the threads `order-consumer-N`. The caller gives the stop signal and joins them.
+    /// Each thread then finishes its current order, commits what is done and leaves the group.
+    /// Another member receives the orders that wait for their next attempt.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// A thread cannot be started.
     pub fn start(self, settings: Settings) -> io::Result<Vec<JoinHandle<()>>> {
         let (this, settings) = (Arc::new(self), Arc::new(settings));
         for reason in dead_letter::REASONS {
@@ -100,8 +99,8 @@ impl OrderConsumers {
 
     fn run(&self, number: usize, settings: &Settings) {
         while !self.stop.is_stopped() {
-            // A panic is a mistake of ours; it must not cost the group a member for good.
-            // The consumer it leaves behind is dropped, and its records come again.
+            // A panic is a bug of ours, but the group must not lose a member because of it. The
+            // consumer is dropped, and its records are delivered again.
             let ended = catch_unwind(AssertUnwindSafe(|| self.run_member(number, settings)));
             match ended {
                 Ok(Ok(())) => {}
@@ -112,8 +111,8 @@ impl OrderConsumers {
         }
     }
 
-    /// One membership in the group, until the stop signal or an error that only a
-    /// new membership mends.
+    /// One membership in the group, until the stop signal or an error that only a new membership
+    /// resolves.
     fn run_member(&self, number: usize, settings: &Settings) -> Result<(), tbd_kafka::Error> {
         let group = settings.consumer.group_id.clone();
         let meter = ConsumerMeter::new(settings.metrics.clone(), group);
@@ -165,8 +164,8 @@ impl OrderConsumers {
         Ok(())
     }
 
-    /// One round: an attempt at what is due, announcements of what is done, the commit. Short, so that the member
-    /// polls again long before the group takes it for stuck.
+    /// One round: attempts, announcements, the commit. It is short, so that the member polls again
+    /// long before the group evicts it.
     fn work(&self, consumer: &mut Consumer, meter: &ConsumerMeter, batch: &mut Batch) {
         self.worker.threads_busy.inc();
         self.process(batch);
@@ -175,12 +174,12 @@ impl OrderConsumers {
         let offsets = batch.take_finished();
         let deadline = Deadline::after(COMMIT_BUDGET);
         let committed = match batch.is_empty() {
-            // Behind the last record there may be a transaction's marker.
+            // A transaction marker may follow the last record.
             true => consumer.commit_polled(deadline),
             false => consumer.commit(&offsets, deadline),
         };
         if let Err(error) = committed {
-            // A later commit makes up for it, or the records come again, to us or to their new owner.
+            // A later commit includes these offsets, or the records are delivered again.
             log::warn!("offsets not committed: {error}");
             meter.commit_failed();
         }
@@ -217,8 +216,8 @@ impl OrderConsumers {
     }
 }
 
-/// The next records, if there is room for more; waits for them until something in hand is due. Otherwise stays a member
-/// and lets others rebalance.
+/// Polls for records if there is room for more, and waits for them until something in hand is due.
+/// Without room, only keeps the membership alive and takes part in rebalances.
 fn poll(consumer: &mut Consumer, batch: &Batch) -> Result<Vec<ConsumerRecord>, tbd_kafka::Error> {
     let now = Instant::now();
     let mut until = Deadline::after_instant(now, POLL_TIMEOUT);
@@ -232,8 +231,8 @@ fn poll(consumer: &mut Consumer, batch: &Batch) -> Result<Vec<ConsumerRecord>, t
     }
 }
 
-/// Commits where a poll without records has come to: behind the markers of transactions, which would count as lag for
-/// ever. Asks Kafka only if there is something to commit.
+/// Commits the position after a poll without records: past transaction markers, which would count
+/// as lag for ever. Sends a request only if the position has changed.
 fn pass_over(consumer: &mut Consumer) {
     if let Err(error) = consumer.commit_polled(Deadline::after(COMMIT_BUDGET)) {
         log::debug!("offsets not committed: {error}");

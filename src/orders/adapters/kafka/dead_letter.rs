@@ -1,8 +1,8 @@
-//! What goes to order.dlq: the original record, and where it came from and why. And
-//! what comes back from there: the original record, and when it was sent back.
+//! Conversion between records and dead letters. A letter in order.dlq has the original record, its
+//! place and the reason. A replay has the original record and the time of the replay.
 //!
-//! A record may be too large to go there: a letter has more headers, and the topic may have
-//! a lower limit. Then its letter goes without the value, and says where the original lies.
+//! A letter may be too large: it has more headers than the record, and its topic may have a lower
+//! limit. Then it is sent without the value, and names the place of the original.
 
 use std::sync::Arc;
 
@@ -15,53 +15,52 @@ use tbd_kafka::producer::Record;
 
 use super::bus::is_trace_header;
 
-/// Every header of ours begins so.
-const OURS: &str = "dlq-";
+/// The prefix of all headers that dead letters and replays add.
+const PREFIX: &str = "dlq-";
 pub(super) const TOPIC: &str = "dlq-topic";
 pub(super) const PARTITION: &str = "dlq-partition";
 pub(super) const OFFSET: &str = "dlq-offset";
 pub(super) const REASON: &str = "dlq-reason";
 pub(super) const ATTEMPTS: &str = "dlq-attempts";
-/// On a record that was sent back: when (RFC 3339).
+/// On a replayed record: the time of the replay (RFC 3339).
 const REPLAYED: &str = "dlq-replayed";
 
-/// On a letter without its value, which lies in the original only.
+/// On a letter without its value; only the original record has it.
 pub(super) const OMITTED: &str = "dlq-value-omitted";
-/// The omitted value's length in bytes and its SHA-256 in hexadecimal digits.
+/// The omitted value's length in bytes, and its SHA-256 in hexadecimal.
 const LENGTH: &str = "dlq-value-length";
 const HASH: &str = "dlq-value-sha256";
-/// On a letter whose key or original headers had to be omitted with the value.
+/// On a letter whose key or original headers are omitted, too.
 const KEY_OMITTED: &str = "dlq-key-omitted";
 const HEADERS_OMITTED: &str = "dlq-headers-omitted";
-/// Headers of ours on every letter: from the topic to the attempts.
+/// Number of headers that every letter has, from the topic to the attempts.
 const PLACE_HEADERS: usize = 5;
-/// Values, keys and original headers up to this size are not worth omitting.
+/// Values, keys and original headers up to this size are never omitted.
 const KEPT_BYTES_MAX: usize = 8 * 1024;
 
-/// Why a message becomes a dead letter, as label values.
+/// The reasons for dead letters, as label values.
 pub const REASONS: [&str; 3] = [UNDECODABLE, UNKNOWN_ORDER, FAILED];
 pub(super) const UNDECODABLE: &str = "undecodable";
 pub(super) const UNKNOWN_ORDER: &str = "unknown_order";
 pub(super) const FAILED: &str = "failed";
 
-/// Why a record is given up.
+/// Why a record becomes a dead letter.
 pub struct Reason {
     /// One sentence, without secrets.
     pub text: String,
-    /// Attempts made at processing; 0 for what was never tried.
+    /// Attempts at processing; 0 if there was none.
     pub attempts: u32,
 }
 
-/// The dead letter for `record`: key, value and headers as they were, with
-/// headers that say where it stood. Those of the trace are left out, since sending
-/// sets new ones in the same trace.
+/// The dead letter of `record`: its key, value and headers, with headers that name its place and
+/// the reason. Trace headers are left out, because the send adds new ones of the same trace.
 pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -> Record {
     let kept = record
         .headers
         .iter()
         .filter(|(name, _)| !is_trace_header(name) && name != OMITTED)
         .cloned();
-    let ours: [_; PLACE_HEADERS] = [
+    let added: [_; PLACE_HEADERS] = [
         (TOPIC, record.topic.to_string()),
         (PARTITION, record.partition.to_string()),
         (OFFSET, record.offset.to_string()),
@@ -74,24 +73,25 @@ pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -
         partition: None,
         key: record.key.clone(),
         value: record.value.clone(),
-        headers: kept.chain(ours).collect(),
+        headers: kept.chain(added).collect(),
         timestamp_ms: None,
     }
 }
 
-/// `letter` without its value, for a topic that does not take it whole: where the original lies, and how to
-/// recognize it. `None` if the letter is small: then a limit has to be raised.
+/// `letter` without its value, for a topic that refuses the whole letter. Headers name the place
+/// of the original and how to recognize it. `None` if the letter is small: then only a higher
+/// limit helps.
 pub(super) fn without_value(letter: &Record) -> Option<Record> {
     let value = letter.value.clone().unwrap_or_default();
-    let theirs = letter.headers.len().saturating_sub(PLACE_HEADERS);
-    let (theirs, ours) = letter.headers.split_at(theirs);
+    let original = letter.headers.len().saturating_sub(PLACE_HEADERS);
+    let (original, added) = letter.headers.split_at(original);
     let bytes =
         |(name, value): &(String, Option<Bytes>)| name.len() + value.as_ref().map_or(0, Bytes::len);
     let is_long_key = letter
         .key
         .as_ref()
         .is_some_and(|key| key.len() > KEPT_BYTES_MAX);
-    let are_long_headers = theirs.iter().map(bytes).sum::<usize>() > KEPT_BYTES_MAX;
+    let are_long_headers = original.iter().map(bytes).sum::<usize>() > KEPT_BYTES_MAX;
     if value.len() <= KEPT_BYTES_MAX && !is_long_key && !are_long_headers {
         return None;
     }
@@ -107,11 +107,11 @@ pub(super) fn without_value(letter: &Record) -> Option<Record> {
         let value = Some(Bytes::from(value?));
         Some((name.to_owned(), value))
     });
-    let theirs = theirs.iter().filter(|_| !are_long_headers);
+    let original = original.iter().filter(|_| !are_long_headers);
     Some(Record {
         key: letter.key.clone().filter(|_| !is_long_key),
         value: None,
-        headers: theirs.chain(ours).cloned().chain(omitted).collect(),
+        headers: original.chain(added).cloned().chain(omitted).collect(),
         ..letter.clone()
     })
 }
@@ -121,7 +121,7 @@ fn sha256(value: &[u8]) -> String {
     digits.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The original of a letter without its value.
+/// The place of a letter's original, and how to recognize it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Original {
     pub(super) topic: String,
@@ -132,7 +132,7 @@ pub(super) struct Original {
 }
 
 impl Original {
-    /// Where the original of `letter` lies; `None` if the letter does not say.
+    /// The original of `letter`. `None` if the letter does not name it.
     pub(super) fn of(letter: &ConsumerRecord) -> Option<Self> {
         Some(Self {
             topic: text(letter, TOPIC)?.to_owned(),
@@ -143,7 +143,7 @@ impl Original {
         })
     }
 
-    /// Whether `record` has the value that was omitted.
+    /// Whether `record` has the omitted value.
     pub(super) fn is(&self, record: &ConsumerRecord) -> bool {
         let value = record.value.as_deref().unwrap_or_default();
         value.len() == self.length && sha256(value) == self.sha256
@@ -152,11 +152,11 @@ impl Original {
 
 /// `letter` with the key, value and headers of its `original`.
 pub(super) fn with_original(letter: &ConsumerRecord, original: ConsumerRecord) -> ConsumerRecord {
-    let is_ours = |name: &str| is_trace_header(name) || name.starts_with(OURS);
+    let is_added = |name: &str| is_trace_header(name) || name.starts_with(PREFIX);
     let mut headers = original.headers;
-    headers.retain(|(name, _)| !is_ours(name));
-    let ours = letter.headers.iter().filter(|(name, _)| is_ours(name));
-    headers.extend(ours.cloned());
+    headers.retain(|(name, _)| !is_added(name));
+    let added = letter.headers.iter().filter(|(name, _)| is_added(name));
+    headers.extend(added.cloned());
     ConsumerRecord {
         key: original.key,
         value: original.value,
@@ -169,16 +169,16 @@ fn text<'a>(record: &'a ConsumerRecord, name: &str) -> Option<&'a str> {
     std::str::from_utf8(record.header(name)?).ok()
 }
 
-/// What `letter` was made of, for the topic it came from, marked as sent back at `now`;
-/// the headers of the trace are left out as in [`dead_letter`]. `None` if it does not say where it
-/// came from: then it is no letter of ours.
+/// The record of `letter` for its original topic, marked as replayed at `now`. Trace headers are
+/// left out as in [`dead_letter`]. `None` if the letter does not name its topic: another program
+/// wrote it.
 pub(super) fn replay(letter: &ConsumerRecord, now: Timestamp) -> Option<Record> {
     let topic = text(letter, TOPIC)?;
     let mark = Some(Bytes::from(format!("{now:.6}")));
     let headers = letter
         .headers
         .iter()
-        .filter(|(name, _)| !is_trace_header(name) && !name.starts_with(OURS))
+        .filter(|(name, _)| !is_trace_header(name) && !name.starts_with(PREFIX))
         .cloned()
         .chain([(REPLAYED.to_owned(), mark)]);
     Some(Record {
@@ -191,7 +191,7 @@ pub(super) fn replay(letter: &ConsumerRecord, now: Timestamp) -> Option<Record> 
     })
 }
 
-/// When `record` was sent back from the dead letters; `None` if it never was.
+/// When `record` was replayed; `None` if it was not.
 pub fn replayed_at(record: &ConsumerRecord) -> Option<Timestamp> {
     text(record, REPLAYED)?.parse().ok()
 }
@@ -220,7 +220,7 @@ mod tests {
         }
     }
 
-    /// As it is read from the topic it was sent to.
+    /// The record as its consumer reads it.
     fn arrived(sent: Record) -> ConsumerRecord {
         ConsumerRecord {
             topic: sent.topic,

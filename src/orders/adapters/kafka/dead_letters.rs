@@ -1,6 +1,5 @@
-//! Looking into order.dlq, and sending letters back to where they came from. Nobody
-//! joins a group for it, and nothing is committed: a letter stays where it is until
-//! Kafka's retention removes it.
+//! Reading and replaying the dead letters of order.dlq. Without a group and without commits: a
+//! letter stays in the topic until Kafka's retention removes it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,7 +22,7 @@ use super::dead_letter::{
     ATTEMPTS, OFFSET, OMITTED, Original, PARTITION, REASON, TOPIC, replay, with_original,
 };
 
-/// What one look at the topic may take: somebody waits for it.
+/// Time limit of one read of the topic: an operator waits for it.
 const READ_BUDGET: Duration = Duration::from_secs(10);
 
 /// The topic of dead letters.
@@ -32,7 +31,7 @@ pub struct DeadLetters {
     topic: Arc<str>,
 }
 
-/// Dead letters, read some at a time.
+/// A reader of dead letters, some at a time.
 pub struct Letters(Reader);
 
 /// A dead letter.
@@ -47,16 +46,16 @@ impl DeadLetters {
     /// All letters up to the topic's present end. Waits 10 seconds at most.
     ///
     /// # Errors
-    /// When the topic cannot be read.
+    /// The topic cannot be read.
     pub fn all(&self) -> Result<Letters, Error> {
         Ok(self.letters((0..).zip(self.ranges()?)))
     }
 
-    /// The letters at `positions` (partition, offset), each once; those that are not
-    /// there are passed over. Waits 10 seconds at most.
+    /// The letters at `positions` (partition, offset), each once. Skips positions without a
+    /// letter. Waits 10 seconds at most.
     ///
     /// # Errors
-    /// When the topic cannot be read.
+    /// The topic cannot be read.
     pub fn at(&self, positions: &[(i32, i64)]) -> Result<Letters, Error> {
         let known = self.ranges()?;
         let is_there = |&(partition, offset): &(i32, i64)| {
@@ -69,10 +68,10 @@ impl DeadLetters {
     }
 
     /// `letter` with the key, value and headers of its original, if it
-    /// [had to go without](Letter::is_incomplete). Waits 10 seconds at most.
+    /// [is incomplete](Letter::is_incomplete). Waits 10 seconds at most.
     ///
     /// # Errors
-    /// When the original cannot be had any more.
+    /// The original is not available.
     pub fn complete(&self, letter: &Letter) -> Result<Letter, IncompleteError> {
         if !letter.is_incomplete() {
             return Ok(Letter(letter.0.clone()));
@@ -106,20 +105,20 @@ impl DeadLetters {
 }
 
 impl Letters {
-    /// The next letters; none when all were read. Waits 10 seconds at most.
+    /// The next letters; none after the last one. Waits 10 seconds at most.
     ///
     /// # Errors
-    /// When the topic cannot be read.
+    /// The topic cannot be read.
     pub fn read(&mut self) -> Result<Vec<Letter>, Error> {
         let records = self.0.read(Deadline::after(READ_BUDGET))?;
         Ok(records.into_iter().map(Letter).collect())
     }
 }
 
-/// Why a letter that went without its value cannot be completed.
+/// Why a letter without its value cannot be completed.
 #[derive(Debug, thiserror::Error)]
 pub enum IncompleteError {
-    /// Its headers are not ours.
+    /// The headers that name the original are missing: another program wrote the letter.
     #[error("its value was omitted, and it does not say where the original lies")]
     NoPlace,
     /// The original cannot be read at present.
@@ -136,7 +135,7 @@ pub enum IncompleteError {
         /// Topic, partition and offset.
         place: String,
     },
-    /// The topic was deleted and made again.
+    /// The topic was deleted and created again.
     #[error("its value was omitted, and {place} holds another record than the original")]
     Replaced {
         /// Topic, partition and offset.
@@ -144,23 +143,22 @@ pub enum IncompleteError {
     },
 }
 
-/// Why a letter was not sent back.
+/// Why a letter was not replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// It is no letter of ours.
+    /// Another program wrote the letter.
     #[error("it has no dlq-topic header, so nobody knows where it belongs")]
     NoOrigin,
-    /// What was omitted from it cannot be had any more.
+    /// The letter is incomplete, and its original is not available.
     #[error(transparent)]
     Incomplete(#[from] IncompleteError),
-    /// It is not known to have arrived.
+    /// The record may not have arrived.
     #[error(transparent)]
     NotPublished(#[from] PublishError),
 }
 
-/// Sends `letters` back to where they came from, marked as sent back at `now`, each in
-/// the trace it has come with; an answer for each, in their order. Waits for the event
-/// bus's publish budget at most.
+/// Replays `letters` to their original topics, marked with `now`, each in its own trace. Returns
+/// one result per letter, in order. Waits for the publish budget at most.
 pub fn replay_letters(
     bus: &KafkaEventBus,
     letters: &[Letter],
@@ -190,12 +188,12 @@ pub fn replay_letters(
 }
 
 impl Letter {
-    /// Where it lies in the topic of dead letters: partition and offset.
+    /// Partition and offset in the topic of dead letters.
     pub fn position(&self) -> (i32, i64) {
         (self.0.partition, self.0.offset)
     }
 
-    /// When it was written; `None` if it does not say.
+    /// When it was written; `None` without a timestamp.
     pub fn written_at(&self) -> Option<Timestamp> {
         Timestamp::from_millisecond(self.0.timestamp_ms)
             .ok()
@@ -207,13 +205,13 @@ impl Letter {
         self.0.key.as_deref()
     }
 
-    /// Whether the value, and perhaps key and headers, are only in the original: the record was too large for a
-    /// letter. [`DeadLetters::complete`] fetches them.
+    /// Whether the value, and perhaps key and headers, were omitted: the record was too large for
+    /// a letter. [`DeadLetters::complete`] fetches them from the original.
     pub fn is_incomplete(&self) -> bool {
         self.0.header(OMITTED).is_some()
     }
 
-    /// The original record's value. It is personal.
+    /// The original record's value. It contains personal data.
     pub fn value(&self) -> Option<&[u8]> {
         self.0.value.as_deref()
     }
@@ -224,23 +222,23 @@ impl Letter {
         headers.map(|(name, value)| (name.as_str(), value.as_deref()))
     }
 
-    /// The topic it came from.
+    /// The topic of the original record.
     pub fn origin_topic(&self) -> Option<&str> {
         self.header(TOPIC)
     }
 
-    /// Where it came from, `topic partition:offset`, as far as it says.
+    /// The place of the original record, `topic partition:offset`; `?` for unknown parts.
     pub fn origin(&self) -> String {
         let part = |name| self.header(name).unwrap_or("?");
         format!("{} {}:{}", part(TOPIC), part(PARTITION), part(OFFSET))
     }
 
-    /// Why it was given up.
+    /// Why the record became a dead letter.
     pub fn reason(&self) -> Option<&str> {
         self.header(REASON)
     }
 
-    /// Attempts made at processing.
+    /// The number of attempts at processing.
     pub fn attempts(&self) -> Option<&str> {
         self.header(ATTEMPTS)
     }

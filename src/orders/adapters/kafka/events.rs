@@ -1,5 +1,5 @@
-//! Events as CloudEvents 1.0 in JSON, structured mode: the whole event is the
-//! record's value (CloudEvents Kafka protocol binding, section 3.3).
+//! Encoding of events as CloudEvents 1.0 in JSON, structured mode: the whole event is the record's
+//! value (CloudEvents Kafka protocol binding, section 3.3).
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use tbd_telemetry::tracing;
 /// `content-type` of every event's record.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 const SPEC_VERSION: &str = "1.0";
-/// With `id` it identifies an event, whichever program sent it.
+/// Together with `id` it identifies an event. The api and the worker share it.
 const SOURCE: &str = "/tbd/orders";
 
-/// The topics' names; an event's type is its topic's name.
+/// The names of the topics. They are also the types of the events.
 #[derive(Clone, Debug)]
 pub struct Topics {
     /// KAFKA_TOPIC_ORDER_CREATED
@@ -100,7 +100,7 @@ pub fn encode(event: &OrderEvent, event_type: &str) -> Vec<u8> {
     };
     json(&CloudEvent {
         specversion: SPEC_VERSION,
-        // The same event has the same id at every repetition: a consumer can tell.
+        // Every repetition of an event has the same id, so consumers can recognize it.
         id: Uuid::new_v5(&order.id.0, event_type.as_bytes()),
         source: SOURCE,
         event_type,
@@ -114,12 +114,12 @@ pub fn encode(event: &OrderEvent, event_type: &str) -> Vec<u8> {
     })
 }
 
-/// Which order a record of order.created speaks of, or why that cannot be told.
+/// The order id in a record of order.created.
 ///
-/// A tolerant reader: it takes what it needs and ignores what others may add.
+/// A tolerant reader: it reads the fields it needs, and ignores others.
 ///
 /// # Errors
-/// What is wrong with it, for people; nothing of the value itself.
+/// Why the record cannot be decoded, without anything from the value itself.
 pub fn created_order(value: Option<&[u8]>, event_type: &str) -> Result<OrderId, String> {
     #[derive(Deserialize)]
     struct CloudEvent {
@@ -134,7 +134,7 @@ pub fn created_order(value: Option<&[u8]>, event_type: &str) -> Result<OrderId, 
     }
     let value = value.ok_or("the record has no value")?;
     let event: CloudEvent = serde_json::from_slice(value)
-        // Where and what kind of fault, but nothing of the value itself.
+        // Place and kind of the fault, but nothing from the value itself.
         .map_err(|error| match error.classify() {
             serde_json::error::Category::Data => {
                 format!(
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_no_created_event_is_refused_without_repeating_its_content() {
+    fn a_value_that_is_no_created_event_is_refused_without_repeating_its_content() {
         for value in [
             &b""[..],
             b"\xff\xfe",

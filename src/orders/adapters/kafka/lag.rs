@@ -1,4 +1,4 @@
-//! How far the workers are behind, whether there are any or not.
+//! Measurement of the consumer group's lag, independent of its members.
 
 use std::io;
 use std::thread::{self, JoinHandle};
@@ -10,19 +10,18 @@ use tbd_deadline::StopSignal;
 use tbd_kafka::Cluster;
 use tbd_kafka::admin::Admin;
 
-/// How often it is measured.
+/// The interval between measurements.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// What one measurement may take.
+/// Time limit of one measurement.
 const BUDGET: Duration = Duration::from_secs(5);
 
-/// Starts the thread `kafka-lag`, which reports `kafka_consumer_lag` of every partition
-/// of `topic` from what `group` has committed and where the logs end: it is right for
-/// members that are idle, busy, stopped or gone. While Kafka cannot be asked, nothing is
-/// reported. Every api and worker does so, so that somebody always does; take the
-/// maximum. Ends by `stop`.
+/// Starts the thread `kafka-lag`, which sets `kafka_consumer_lag` for every partition of `topic`:
+/// the end of the log minus the committed offset of `group`. The value is correct for members
+/// that are idle, busy, stopped or gone. While Kafka is unavailable, the metric is absent. Every
+/// api and worker measures, so that one always does; take the maximum. `stop` ends the thread.
 ///
 /// # Errors
-/// When the thread cannot be started.
+/// The thread cannot be started.
 pub fn watch_lag(
     cluster: Cluster,
     group: String,

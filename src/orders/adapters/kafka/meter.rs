@@ -1,4 +1,4 @@
-//! What the Kafka client tells, as metrics.
+//! Metrics of the Kafka client, from its hooks.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::events::Topics;
 pub struct ClientMeter(KafkaMetrics);
 
 impl ClientMeter {
-    /// A meter that moves `metrics`; lost requests start at 0 for each kind.
+    /// A meter that updates `metrics`. Lost requests start at 0 for each kind.
     pub fn new(metrics: KafkaMetrics) -> Self {
         for api in APIS {
             let labels = [&*format!("{api:?}")];
@@ -49,8 +49,7 @@ impl ClientHooks for ClientMeter {
 pub struct ProducerMeter(KafkaMetrics);
 
 impl ProducerMeter {
-    /// A meter that moves `metrics`; failures and retries start at 0 for each of
-    /// `topics`.
+    /// A meter that updates `metrics`. Failures and retries start at 0 for each of `topics`.
     pub fn new(metrics: KafkaMetrics, topics: &Topics) -> Self {
         for topic in topics.all() {
             metrics.producer_errors.with_label_values(&[topic]);

@@ -1,4 +1,4 @@
-//! Events on Kafka: how they look, how they are published, how they are consumed.
+//! The Kafka adapter: encoding, publishing and consuming of events, and dead letters.
 
 mod announcement_health;
 mod batch;

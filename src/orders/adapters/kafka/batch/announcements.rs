@@ -1,5 +1,5 @@
-//! Announcements of records in hand: what Kafka does not take waits until it does. The order and its event are sound,
-//! so a refusal is the fault of a setting, a right or a clock, and somebody can mend it.
+//! Announcements of records in hand. An announcement that Kafka refuses waits until Kafka accepts
+//! it: order and event are valid, so somebody has to correct a setting, a right or a clock.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use tbd_kafka::producer::Record;
 /// An announcement that is not acknowledged yet.
 pub(super) struct Outgoing {
     pub(super) record: Record,
-    /// The trace that it belongs to, as [`tracing::serialize`](tbd_telemetry::tracing::serialize) writes it.
+    /// Its trace context, from [`tracing::serialize`](tbd_telemetry::tracing::serialize).
     pub(super) cause: Option<String>,
     /// Why it is a dead letter, if it is one.
     pub(super) dead: Option<&'static str>,
-    /// Whether it is a dead letter that is to go without its value.
+    /// Whether it is a dead letter to be sent without its value.
     pub(super) is_short: bool,
-    /// Counted, once it could not be published.
+    /// Present after the first failure to publish.
     pub(super) waiting: Option<Waiting>,
 }
 
@@ -32,7 +32,7 @@ impl Outgoing {
     }
 }
 
-/// An announcement that waits, counted for as long as it does.
+/// Counts a waiting announcement in a gauge, until dropped.
 pub(super) struct Waiting(IntGauge);
 
 impl Waiting {
@@ -48,29 +48,30 @@ impl Drop for Waiting {
     }
 }
 
-/// A record to publish on behalf of one that was consumed.
+/// A record to publish for a consumed record.
 pub struct Announcement {
-    /// Names the announcement to [`Batch::announced`].
+    /// Identifies the announcement in [`Batch::announced`].
     pub place: Place,
-    /// What to publish.
+    /// The record to publish.
     pub record: Record,
-    /// The trace that it belongs to, as [`tracing::serialize`](tbd_telemetry::tracing::serialize) writes it.
+    /// Its trace context, from [`tracing::serialize`](tbd_telemetry::tracing::serialize).
     pub cause: Option<String>,
 }
 
-/// The entry that an announcement belongs to, and which of its announcements it is.
+/// The index of an entry, and the index of the announcement within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place(usize, usize);
 
 impl Batch {
-    /// Why announcements have to wait, if they do: a sentence without secrets.
+    /// Why announcements wait, if they do: a sentence without secrets.
     pub fn trouble(&self) -> Option<String> {
         let (topic, reason) = self.troubled.first_key_value()?;
         Some(format!("announcements for {topic} have to wait: {reason}"))
     }
 
-    /// What is to be published at `now`: everything, but of a topic that did not take the last only one announcement,
-    /// another each time. Thousands that are refused would keep the brokers busy for nothing.
+    /// The announcements to publish at `now`. A topic that refused the last ones gets only one
+    /// announcement, a different one each time: thousands of refused records would load the
+    /// brokers for nothing.
     pub fn announcements(&mut self, now: Instant) -> Vec<Announcement> {
         let mut by_topic: BTreeMap<&Arc<str>, Vec<Place>> = BTreeMap::new();
         for (index, entry) in self.entries.iter().enumerate() {
@@ -87,7 +88,7 @@ impl Batch {
                 false => wanted.extend(places),
                 true if now < self.probe_at => {}
                 true => {
-                    // The rest of a probe that has begun comes first.
+                    // A short letter is the second half of a probe, so it comes first.
                     let is_short =
                         |place: &&Place| self.outgoing(**place).is_some_and(|it| it.is_short);
                     let next = places.iter().find(is_short);
@@ -121,7 +122,7 @@ impl Batch {
         }
     }
 
-    /// Takes over what became of the announcements that were published; all of one round at a time.
+    /// Applies the outcomes of published announcements, a whole round at a time.
     pub fn announced(&mut self, results: Vec<(Place, Result<(), PublishError>)>, now: Instant) {
         let mut acknowledged = HashSet::new();
         let mut troubled = BTreeMap::new();
@@ -134,7 +135,7 @@ impl Batch {
                     acknowledged.insert(place);
                     self.troubled.remove(&topic);
                 }
-                // Goes out again at once, without its value.
+                // It is sent again at once, without its value.
                 Err(PublishError::TooLarge(_)) if self.shorten(place) => {}
                 Err(error) => {
                     self.hold(place, &error);
@@ -148,8 +149,9 @@ impl Batch {
         self.settle();
     }
 
-    /// A dead letter that is too large is to go without its value. False if that is too large as well or saves nothing:
-    /// then the letter waits, whole, for a limit to be raised.
+    /// Marks a dead letter that is too large to be sent without its value. False if the short
+    /// letter was too large as well, or saves nothing: then the whole letter waits for a higher
+    /// limit.
     fn shorten(&mut self, place: Place) -> bool {
         let Some(it) = self.outgoing_mut(place) else {
             return false;
@@ -159,7 +161,7 @@ impl Batch {
         it.is_short
     }
 
-    /// Neither the order nor its record can help it, so the announcement waits.
+    /// The error is not the fault of the order or the record, so the announcement waits.
     fn hold(&mut self, place: Place, error: &PublishError) {
         let gauge = self.worker.announcements_waiting.clone();
         if let Some(it) = self.outgoing_mut(place).filter(|it| it.waiting.is_none()) {
@@ -192,7 +194,7 @@ impl Batch {
         }
     }
 
-    /// No trouble is left without something that waits for its end.
+    /// Clears every trouble that no entry waits for any more.
     pub(super) fn settle(&mut self) {
         self.is_store_away &= !self.entries.is_empty();
         let mut awaited = HashSet::new();

@@ -41,7 +41,7 @@ fn created(partition: i32, offset: i64, order: &Order) -> ConsumerRecord {
     record(partition, offset, Some(encode(&event, "order.created")))
 }
 
-/// Records of partition 0 from offset 0 on, and their orders.
+/// Records of partition 0 from offset 0, and their orders.
 fn with_orders(count: usize) -> (Batch, Vec<Order>) {
     let mut batch = batch();
     let orders: Vec<Order> = (0..count).map(|_| order()).collect();
@@ -125,7 +125,7 @@ fn an_order_whose_attempt_failed_waits_for_the_next_one_and_holds_up_no_other() 
     };
     assert_eq!(batch.due(due).tasks, [task]);
 
-    // Another message about it goes on from there, and is one attempt together with it.
+    // Another message about the order continues from there; one attempt serves both.
     batch.add(vec![created(0, 2, &orders[0])]);
     assert!(batch.due(now).tasks.is_empty());
     assert_eq!(batch.due(due).tasks, [task]);
@@ -144,7 +144,7 @@ fn what_kafka_does_not_take_waits_and_is_probed_and_all_goes_once_it_is_taken() 
     let trouble = batch.trouble().expect("trouble");
     assert!(trouble.contains(PROCESSED) && trouble.contains("too large"));
 
-    // One at a time, another each time, and not without a pause.
+    // One announcement at a time, a different one each time, with a pause between.
     assert!(batch.announcements(now).is_empty());
     let later = batch.next_due(now).expect("a probe");
     assert!(later > now);
@@ -218,7 +218,7 @@ fn a_dead_letter_that_is_too_large_goes_without_its_value() {
     publish(&mut batch, now, limit(50_000));
     assert_eq!(offsets(&mut batch), [(0, 1)]);
 
-    // A small one waits as it is.
+    // A small letter waits unchanged.
     batch.add(vec![record(0, 1, Some(vec![b'x'; 1000]))]);
     publish(&mut batch, now, limit(1000));
     assert!(!batch.is_flowing());
@@ -228,7 +228,7 @@ fn a_dead_letter_that_is_too_large_goes_without_its_value() {
     publish(&mut batch, later, limit(50_000));
     assert_eq!(offsets(&mut batch), [(0, 2)]);
 
-    // Where not even that fits, it waits whole for the limit to be raised.
+    // If not even the short letter fits, the whole letter waits for a higher limit.
     batch.add(vec![record(0, 2, Some(vec![b'x'; 100_000]))]);
     publish(&mut batch, now, limit(100));
     publish(&mut batch, now, limit(100));
