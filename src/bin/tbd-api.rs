@@ -1,4 +1,4 @@
-//! The API: wires the rooms together, starts them, stops them in order.
+//! The API program: wires the modules together, starts them, and stops them in order.
 
 use std::process;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let breaker = Breaker::new(move |new| state.set(new as i64));
     let bus = KafkaEventBus::new(producer, kafka.topics.clone()).with_breaker(breaker);
     let bus = Arc::new(bus);
-    // In direct mode the thread that commits orders also begins to publish their events.
+    // In direct mode the committing thread also starts to publish the events of the orders.
     let after_commit = (config.event_delivery == EventDelivery::Direct).then(|| {
         let bus = Arc::clone(&bus);
         Box::new(move |messages: &[&Message]| bus.begin(messages)) as Box<AfterCommit>
@@ -70,7 +70,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let store = Arc::new(store);
 
     let meter = Arc::new(PrometheusMeter::new(metrics.orders.clone()));
-    // Ends after the last request, whose event it may have to see to.
+    // A separate stop signal: housekeeping ends after the last request, whose event it may handle.
     let stop_housekeeping = StopSignal::new();
     let housekeeping = Housekeeping {
         outbox: store.clone(),
@@ -132,7 +132,7 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
 
     let mut shutdown = signal.wait(StopSignal::new())?;
 
-    // Readiness fails first; then no new requests, the last answers, their events, the spans.
+    // Order: readiness fails; no new requests; the last responses; their events; the spans.
     stop.stop();
     shutdown.drain(config.http.shutdown_drain);
     shutdown.part("requests", shutdown.work(), move |end| {

@@ -1,4 +1,4 @@
-//! The worker: wires the rooms together, starts them, stops them in order.
+//! The worker program: wires the modules together, starts them, and stops them in order.
 
 use std::process;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use tbd_postgres::migrations::Migrator;
 
 type AnyError = Box<dyn std::error::Error>;
 
-/// How long the steps of one poll's orders should take together: a rebalance waits
-/// for a member until its next poll.
+/// Target duration of the steps of one poll's orders. A rebalance waits for the member's next
+/// poll.
 const BATCH_TIME: Duration = Duration::from_secs(1);
-/// The most orders of one poll.
+/// Maximum number of orders of one poll.
 const BATCH_MAX: usize = 500;
 
 fn main() {
@@ -128,8 +128,8 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
 
     let mut shutdown = signal.wait(abort)?;
 
-    // Readiness fails first; then the orders in hand are finished, their offsets
-    // committed, the group left; then the last events and spans.
+    // Order: readiness fails; the consumers finish the orders in hand, commit and leave the group;
+    // the last events; the spans.
     stop.stop();
     shutdown.part("consumers", shutdown.work(), move |_| {
         wiring::join(consumer_threads);
@@ -150,7 +150,7 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// How many orders one poll may bring, if each takes `processing_time`.
+/// The maximum number of orders of one poll, if each takes `processing_time`.
 fn batch_size(processing_time: Duration) -> usize {
     let fits = BATCH_TIME.as_nanos() / processing_time.as_nanos().max(1);
     usize::try_from(fits)

@@ -1,26 +1,26 @@
-//! The command line: there is little to say, the environment says the rest.
+//! The command line: commands only, since all settings are environment variables.
 
 use std::ffi::OsString;
 
 use super::dlq::{self, DlqCommand};
 use super::table::{Program, variables};
 
-/// What the arguments ask for.
+/// A parsed command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandLine {
-    /// Nothing: run the program.
+    /// No argument: run the program.
     Run,
-    /// `tbd-worker dlq ...`: look into the dead letters.
+    /// `tbd-worker dlq ...`: list, show or replay dead letters.
     Dlq(DlqCommand),
-    /// `healthcheck`: ask the running program whether it is ready; exit with 0 or 1.
+    /// `healthcheck`: check whether the running program is ready; exit with 0 or 1.
     Healthcheck,
     /// `--help` or `--version`: print this on standard output and exit with 0.
     Print(String),
-    /// An argument nobody knows: print this on standard error and exit with 2.
+    /// An unknown argument: print this on standard error and exit with 2.
     Refuse(String),
 }
 
-/// Reads `arguments`, the program's own name left out.
+/// Parses `arguments`, without the program's own name.
 pub fn command_line(
     program: Program,
     arguments: impl IntoIterator<Item = OsString>,

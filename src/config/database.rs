@@ -1,18 +1,18 @@
-//! How to reach PostgreSQL: the variables that begin with `DB_`.
+//! PostgreSQL settings: the variables that begin with `DB_`.
 
 use std::time::Duration;
 
 use super::Secret;
 use super::reader::{Reader, choice, host, list, number, text, untrimmed_text};
 
-/// What a PostgreSQL server must be to be used.
+/// The required role of a PostgreSQL server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionTarget {
     /// Any server.
     Any,
-    /// One that takes writes.
+    /// A server that accepts writes.
     ReadWrite,
-    /// One that is no standby.
+    /// A server that is not a standby.
     Primary,
 }
 
@@ -21,7 +21,7 @@ pub enum SessionTarget {
 pub struct DatabaseSettings {
     /// Host name, address or folder of a Unix socket, and port: at least one server, in the order to try them.
     pub servers: Vec<(String, u16)>,
-    /// What a server must be to be used.
+    /// The required role of a server.
     pub target: SessionTarget,
     /// User.
     pub user: String,
@@ -29,15 +29,15 @@ pub struct DatabaseSettings {
     pub password: Secret,
     /// Database.
     pub name: String,
-    /// Connections at most.
+    /// Maximum number of connections.
     pub max_conns: u32,
-    /// Connections kept while unused, at most; never more than `max_conns`.
+    /// Maximum number of idle connections, at most `max_conns`.
     pub max_idle_conns: u32,
     /// Age at which a connection is replaced.
     pub conn_max_lifetime: Duration,
 }
 
-/// What a program's connection pool may grow to.
+/// The limits of a program's connection pool.
 pub(super) struct PoolLimits {
     pub max_conns: u32,
     pub max_idle_conns: u32,
@@ -64,7 +64,7 @@ pub(super) fn database_settings(reader: &mut Reader<'_>, pool: PoolLimits) -> Da
     }
 }
 
-/// As libpq reads them: one port for all hosts, or one for each.
+/// As in libpq: one port for all hosts, or one for each.
 fn servers(reader: &mut Reader<'_>) -> Vec<(String, u16)> {
     let hosts = reader.get("DB_HOST", list(host));
     let mut ports = reader.get("DB_PORT", list(number(1..=u16::MAX)));

@@ -1,20 +1,20 @@
-//! `tbd-worker dlq ...`: what its arguments ask for.
+//! Arguments of the commands `tbd-worker dlq`.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What to do with the dead letters.
+/// A command on the dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DlqCommand {
-    /// Show all of them, a line for each.
+    /// Show a line for each letter.
     List,
-    /// Show one whole.
+    /// Show one whole letter.
     Show(Position),
-    /// Send them back to where they came from.
+    /// Replay letters to their topics.
     Replay {
-        /// Which ones.
+        /// Which letters.
         which: Which,
-        /// Only say what would be done.
+        /// Only print what a replay would do.
         dry_run: bool,
     },
 }
@@ -22,13 +22,13 @@ pub enum DlqCommand {
 /// Some dead letters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// Every one.
+    /// All letters.
     All,
-    /// These.
+    /// The letters at these positions.
     These(Vec<Position>),
 }
 
-/// Where a record lies in its topic; written `PARTITION:OFFSET`.
+/// The position of a record in its topic, written `PARTITION:OFFSET`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// The partition's number, from 0.
@@ -47,7 +47,7 @@ impl FromStr for Position {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // Digits only: parse() would take a sign too.
+        // Digits only: parse() would accept a sign, too.
         let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
         text.split_once(':')
             .filter(|(partition, offset)| number(partition) && number(offset))
@@ -70,7 +70,7 @@ Commands:
   dlq replay --all [--dry-run]               Send every one back
 ";
 
-/// Reads what follows `dlq`.
+/// Parses the arguments after `dlq`.
 ///
 /// # Errors
 /// One sentence about the mistake.

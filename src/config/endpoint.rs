@@ -1,24 +1,24 @@
-//! Where spans go: `OTEL_EXPORTER_OTLP_ENDPOINT` made a base URL; and where they are seen, `JAEGER_UI_URL`.
+//! Parsing of the endpoints for traces: `OTEL_EXPORTER_OTLP_ENDPOINT` and `JAEGER_UI_URL`.
 
 use super::reader::{is_network_host, number, split_port};
 
 /// The port of OTLP over gRPC, which tbd does not speak.
 const GRPC_PORT: &str = "4317";
-/// The port of OTLP over HTTP, which it does.
+/// The port of OTLP over HTTP, which tbd speaks.
 const HTTP_PORT: &str = "4318";
 
-/// A collector's base URL, and what to tell the user about it.
+/// A collector's base URL, with a note for the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Endpoint {
     /// `http://host:port` with an optional path; `None`: no export.
     pub url: Option<String>,
-    /// One sentence for the log, if the URL is not what was written.
+    /// One sentence for the log, if the URL differs from the setting.
     pub note: Option<String>,
 }
 
-/// Reads an endpoint. A bare `host:4317`, the customary default, is the same
-/// collector's gRPC port: its HTTP port is meant. `None` for anything but an
-/// `http` URL without user, query and fragment, a `host`, a `host:port`, or nothing.
+/// Parses an endpoint. A bare `host:4317`, the customary default, is the collector's gRPC port;
+/// its HTTP port replaces it. Accepts an `http` URL without user, query and fragment, a `host`, a
+/// `host:port`, or nothing; `None` for anything else.
 pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
     let text = text.trim();
     if text.is_empty() {
@@ -65,7 +65,7 @@ fn url(rest: &str) -> Option<Endpoint> {
     })
 }
 
-/// A base URL for people's browsers, without a slash at its end; `Some(None)` for nothing.
+/// A base URL for browsers, without a slash at its end; `Some(None)` for an empty value.
 pub(super) fn web_address(text: &str) -> Option<Option<String>> {
     let text = text.trim();
     if text.is_empty() {

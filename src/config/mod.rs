@@ -1,13 +1,11 @@
-//! Every setting of both programs: read from the environment, typed, checked
-//! together.
+//! Configuration of both programs: read from the environment, typed, and checked as a whole.
 //!
-//! One table ([`VARIABLES`]) names the variables, their defaults and what they
-//! may be. A program reads its own rows at start, once; all mistakes are
-//! reported in one message, and what comes out needs no further checking.
-//! Limits that are part of the system's promises (time-outs, retries) are
-//! constants where they are used, not settings.
+//! One table ([`VARIABLES`]) has the variables, their defaults and their valid values. A program
+//! reads its own rows once, at start. It reports all errors in one message. A valid configuration
+//! needs no further checks. Limits that the system guarantees (time-outs, retries) are constants
+//! where they are used, not settings.
 //!
-//! The module knows nothing else of the crate; `main` hands the values on.
+//! The module depends on no other module of the crate; `main` passes the values on.
 
 mod cli;
 mod database;
@@ -58,19 +56,19 @@ pub struct ApiConfig {
     pub kafka: KafkaSettings,
     /// Traces.
     pub telemetry: TelemetrySettings,
-    /// How long an idempotency key is remembered.
+    /// How long an idempotency key is kept.
     pub idempotency_ttl: Duration,
     /// Whether migrations run at start.
     pub auto_migrate: bool,
-    /// Where migrations are, instead of in the binary.
+    /// Folder of migrations, instead of those in the binary.
     pub migrations_dir: Option<PathBuf>,
     /// When a created order is acknowledged.
     pub event_delivery: EventDelivery,
-    /// Whose requests are answered; `None`: anybody's.
+    /// The check of bearer tokens; `None`: no check.
     pub auth: Option<AuthSettings>,
-    /// Whether orders that come at the same time share a commit.
+    /// Whether orders that arrive at the same time share a commit.
     pub database_coalesce: bool,
-    /// Where a person's browser finds exported traces; `None`: nowhere, or none are exported.
+    /// Base URL of exported traces in a browser; `None`: no links, or no export.
     pub jaeger_ui: Option<String>,
 }
 
@@ -89,7 +87,7 @@ pub struct WorkerConfig {
     pub telemetry: TelemetrySettings,
     /// Consumer threads.
     pub concurrency: usize,
-    /// Attempts at processing an order before it is failed.
+    /// Attempts at processing an order before it fails.
     pub max_attempts: u32,
     /// How long the simulated processing step takes.
     pub processing_time: Duration,
@@ -102,11 +100,11 @@ pub struct WorkerConfig {
 pub struct LogConfig {
     /// The least severe level that appears.
     pub level: LevelFilter,
-    /// How lines look.
+    /// The format of the lines.
     pub format: LogFormat,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// One JSON object a line.
@@ -126,11 +124,11 @@ pub struct HttpConfig {
     pub acceptors: usize,
     /// Threads that answer requests.
     pub workers: usize,
-    /// Requests that may wait for a thread.
+    /// Maximum number of requests that wait for a thread.
     pub queue: usize,
-    /// Resident memory beyond which the process ends itself.
+    /// Resident memory, in bytes, beyond which the process ends itself.
     pub memory_limit_bytes: u64,
-    /// How long the listener still accepts after the signal to stop.
+    /// How long the listener still accepts after the stop signal.
     pub shutdown_drain: Duration,
 }
 
@@ -144,7 +142,7 @@ impl HttpConfig {
 /// Kafka.
 #[derive(Clone, Debug)]
 pub struct KafkaSettings {
-    /// `host:port` of the brokers to ask first.
+    /// `host:port` of the bootstrap brokers.
     pub brokers: Vec<String>,
     /// Topic of created orders.
     pub topic_order_created: String,
@@ -154,19 +152,19 @@ pub struct KafkaSettings {
     pub topic_order_failed: String,
     /// Dead-letter topic.
     pub topic_order_dlq: String,
-    /// Partitions of a topic that is created.
+    /// Partitions of a new topic.
     pub topic_partitions: i32,
-    /// Replicas of a topic that is created.
+    /// Replicas of a new topic.
     pub topic_replication: i16,
     /// Consumer group of the workers.
     pub consumer_group: String,
-    /// Silence after which the group gives a member up; its default in the API.
+    /// Silence after which the group evicts a member; always the default in the api.
     pub session_timeout: Duration,
     /// Encryption and login.
     pub security: KafkaSecurity,
     /// How published records are compressed.
     pub compression: Compression,
-    /// How the group's members share partitions; its default in the API.
+    /// The rebalance protocol of the group; always the default in the api.
     pub group_protocol: GroupProtocol,
 }
 
@@ -190,7 +188,7 @@ pub enum Compression {
 pub struct TelemetrySettings {
     /// The collector's base URL; `None`: no export.
     pub otlp_endpoint: Option<String>,
-    /// A sentence to log once, if the endpoint is not what was written.
+    /// A sentence to log once, if the endpoint differs from the setting.
     pub endpoint_note: Option<String>,
     /// `service.name`.
     pub service_name: String,
@@ -198,14 +196,14 @@ pub struct TelemetrySettings {
     pub sampler: &'static str,
     /// The samplers' ratio, 0 to 1.
     pub sampler_arg: f64,
-    /// More attributes of the process.
+    /// Further attributes of the process.
     pub resource_attributes: Vec<(String, String)>,
 }
 
-/// What bearer tokens have to be.
+/// Requirements of bearer tokens.
 #[derive(Clone, Debug)]
 pub struct AuthSettings {
-    /// What they are signed with.
+    /// The key of their signatures.
     pub key: AuthKey,
     /// Their `iss`; `None`: any.
     pub issuer: Option<String>,
@@ -213,21 +211,21 @@ pub struct AuthSettings {
     pub audience: Option<String>,
 }
 
-/// What bearer tokens are signed with.
+/// The key of bearer tokens' signatures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthKey {
-    /// The private half of a key in this file, a JSON Web Key Set.
+    /// A public key in this file, a JSON Web Key Set.
     JwksFile(PathBuf),
     /// This secret.
     Hs256(Secret),
 }
 
-/// How members of a consumer group share partitions.
+/// The rebalance protocol of a consumer group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupProtocol {
-    /// A member decides for all.
+    /// One member assigns the partitions.
     Classic,
-    /// The coordinator decides (KIP-848).
+    /// The coordinator assigns the partitions (KIP-848).
     Consumer,
 }
 
@@ -284,7 +282,7 @@ impl ApiConfig {
     fn read(reader: &mut Reader<'_>) -> Self {
         let max_conns = reader.get("DB_MAX_CONNS", number(1..=1000));
         let max_idle_conns = reader.get("DB_MAX_IDLE_CONNS", number(1..=1000));
-        // A default gives way to what was said; two sayings must agree.
+        // A default adapts to an explicit value; two explicit values must agree.
         if max_idle_conns > max_conns && reader.is_given("DB_MAX_IDLE_CONNS") {
             let allowed = format!("at most DB_MAX_CONNS, which is {max_conns}");
             reader.refuse_combination("DB_MAX_IDLE_CONNS", allowed);
@@ -329,11 +327,10 @@ impl ApiConfig {
 }
 
 impl WorkerConfig {
-    /// Acceptors, threads and queue of the worker's HTTP server, which answers
-    /// one scraper and one prober.
+    /// Acceptors, threads and queue of the worker's HTTP server, which serves one scraper and one
+    /// prober.
     const HTTP_POOL: (usize, usize, usize) = (1, 2, 16);
-    /// Connections beside one for each consumer thread: health checks and
-    /// what is read for metrics.
+    /// Connections in addition to one per consumer thread: for health checks and metrics.
     const EXTRA_CONNECTIONS: u32 = 2;
 
     /// Reads the process's environment.
@@ -399,7 +396,7 @@ impl WorkerConfig {
     }
 }
 
-/// Membership of the consumer group, which the API has none of.
+/// The settings of a group member. The api has none.
 struct GroupSettings {
     session_timeout: Duration,
     protocol: GroupProtocol,
@@ -456,7 +453,7 @@ fn kafka_settings(reader: &mut Reader<'_>, group: GroupSettings) -> KafkaSetting
             .iter()
             .position(|other| *other == topics[index]);
         if let Some(same) = same {
-            // Consumed and published alike, one event would come round for ever.
+            // If a topic were both consumed and published to, its events would loop for ever.
             let (given, other) = if reader.is_given(name) {
                 (name, TOPICS[same])
             } else {
@@ -503,14 +500,14 @@ fn auth_settings(reader: &mut Reader<'_>) -> Option<AuthSettings> {
         reader.refuse_combination(FILE, format!("unset when {SECRET} is set"));
     }
     if secret.as_ref().is_some_and(|secret| secret.len() < 32) {
-        // As long as the hash (RFC 7518, section 3.2): a shorter one can be guessed.
+        // As long as the hash (RFC 7518, section 3.2): a shorter secret can be guessed.
         reader.refuse_combination(SECRET, "32 bytes or more".to_owned());
     }
     let key = match (file, secret) {
         (Some(file), _) => AuthKey::JwksFile(file),
         (None, Some(secret)) => AuthKey::Hs256(Secret(secret)),
         (None, None) => {
-            // Whoever names an issuer means tokens to be checked.
+            // An operator who names an issuer expects a check of tokens.
             if !reader.is_given(FILE) && !reader.is_given(SECRET) {
                 for name in ["AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE"] {
                     if reader.is_given(name) {
@@ -537,7 +534,7 @@ fn telemetry_settings(reader: &mut Reader<'_>) -> TelemetrySettings {
     let endpoint = reader.get_even_empty("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
     let is_disabled = reader.get("OTEL_SDK_DISABLED", boolean);
     let mut resource_attributes = reader.get("OTEL_RESOURCE_ATTRIBUTES", key_values);
-    // OTEL_SERVICE_NAME wins over service.name, its default does not.
+    // OTEL_SERVICE_NAME overrides service.name; its default does not.
     let mut service_name = reader.get("OTEL_SERVICE_NAME", text(255));
     resource_attributes.retain(|(key, value)| {
         let is_name = key == "service.name";

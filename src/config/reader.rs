@@ -1,4 +1,4 @@
-//! From text to typed values, gathering every mistake on the way.
+//! Reader of environment variables: parses text into typed values and collects all errors.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::table::{Program, Variable, variables};
 
-/// Everything that is wrong with the configuration, in the table's words.
-/// Shows no secret: neither a password nor a value that may contain one.
+/// All errors of a configuration, in the table's words. Shows no secret: neither a password nor a
+/// value that may contain one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
@@ -33,7 +33,7 @@ impl fmt::Display for ConfigErrors {
 pub struct ConfigError {
     /// Its name.
     pub name: &'static str,
-    /// Its value as far as it may be shown.
+    /// Its value, as far as it may be shown.
     value: Option<String>,
     /// What it must be.
     allowed: String,
@@ -49,12 +49,12 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Reads variables of one program and remembers what was wrong.
+/// Reads the variables of one program and collects errors.
 pub(super) struct Reader<'a> {
     program: Program,
     lookup: &'a dyn Fn(&str) -> Option<OsString>,
     errors: Vec<ConfigError>,
-    /// Names asked for, so that a test can compare them with the table.
+    /// The names that were read, so that a test can compare them with the table.
     #[cfg(test)]
     pub read: Vec<&'static str>,
 }
@@ -70,8 +70,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The value of `name`, or its default if it is unset, empty or bad; the
-    /// last is remembered.
+    /// The value of `name`, or its default if it is unset, empty or invalid. Records an invalid
+    /// value as an error.
     pub(super) fn get<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
         let variable = self.variable(name);
         if let Some(value) = self.given(name) {
@@ -99,14 +99,14 @@ impl<'a> Reader<'a> {
         self.given(name).is_some()
     }
 
-    /// Remembers that `name`, although well-formed, must be something else.
+    /// Records as an error that the valid value of `name` does not fit another variable.
     pub(super) fn refuse_combination(&mut self, name: &str, allowed: String) {
         let variable = self.variable(name);
         let value = self.given(name).unwrap_or_default();
         self.refuse(variable, value, allowed);
     }
 
-    /// The configuration, unless something was wrong.
+    /// The configuration, or all errors.
     pub(super) fn finish<T>(self, config: T) -> Result<T, ConfigErrors> {
         if self.errors.is_empty() {
             Ok(config)
@@ -186,7 +186,7 @@ pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Option<u64> {
     }
 }
 
-/// `true` or `false`, and what else is commonly written for them.
+/// `true` or `false`, or a common synonym.
 pub(super) fn boolean(text: &str) -> Option<bool> {
     match text.trim().to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Some(true),
@@ -195,7 +195,7 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// One of `choices`, whatever its case.
+/// One of `choices`, in any case.
 pub(super) fn choice<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Option<T> {
     move |text| {
         choices
@@ -213,8 +213,7 @@ pub(super) fn text(bytes_max: usize) -> impl Fn(&str) -> Option<String> {
     }
 }
 
-/// What `parse` makes of a value, or `None` for an empty one: for variables whose default is
-/// "none".
+/// The result of `parse`, or `None` for an empty value: for variables whose default is "none".
 pub(super) fn optional<T>(parse: impl Fn(&str) -> Option<T>) -> impl Fn(&str) -> Option<Option<T>> {
     move |text| match text.trim().is_empty() {
         true => Some(None),
@@ -278,7 +277,7 @@ pub(super) fn brokers(text: &str) -> Option<Vec<String>> {
         .collect()
 }
 
-/// `host` or `host:port`, parted; an IPv6 address stands in brackets.
+/// Splits `host` or `host:port`; an IPv6 address is in brackets.
 pub(super) fn split_port(text: &str) -> Option<(&str, Option<&str>)> {
     let end_of_host = text.rfind(']').map_or(0, |bracket| bracket + 1);
     match text[end_of_host..].rfind(':') {
@@ -322,7 +321,7 @@ fn percent_decoded(text: &str) -> Option<String> {
         if *first == b'%' {
             let (digits, after) = after.split_at_checked(2)?;
             let digits = std::str::from_utf8(digits).ok()?;
-            // `from_str_radix` would take a sign.
+            // `from_str_radix` would accept a sign.
             if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
                 return None;
             }

@@ -1,4 +1,4 @@
-//! How connections to Kafka are protected: five variables that must fit together.
+//! Security of connections to Kafka: five variables that must fit together.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use super::Secret;
 use super::reader::{Reader, choice, optional, text, untrimmed_text};
 
-/// Protection of the connections to Kafka.
+/// Security of the connections to Kafka.
 #[derive(Clone, Debug, Default)]
 pub struct KafkaSecurity {
-    /// Encryption; `None`: in the clear.
+    /// Encryption; `None`: plain text.
     pub tls: Option<KafkaTls>,
     /// The login; `None`: anonymous.
     pub sasl: Option<KafkaSasl>,
 }
 
-/// Whom to trust.
+/// The trusted certificates.
 #[derive(Clone, Debug)]
 pub struct KafkaTls {
     /// PEM file of the CA certificates; `None`: the operating system's.
@@ -25,15 +25,15 @@ pub struct KafkaTls {
 /// A login.
 #[derive(Clone, Debug)]
 pub struct KafkaSasl {
-    /// How the password is proven.
+    /// The SASL mechanism.
     pub mechanism: SaslMechanism,
-    /// Who logs in.
+    /// The user.
     pub username: String,
     /// The password.
     pub password: Secret,
 }
 
-/// How a password is proven, under the names that SASL has registered.
+/// A SASL mechanism, under its registered name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaslMechanism {
     /// PLAIN.
@@ -77,7 +77,7 @@ pub(super) fn kafka_security(reader: &mut Reader<'_>) -> KafkaSecurity {
             (true, false) => {
                 reader.refuse_combination(name, format!("given: {PROTOCOL} asks for a login"));
             }
-            // A login that is never used is a protocol forgotten.
+            // Somebody who sets a login without SASL has forgotten the protocol.
             (false, true) => {
                 let allowed = format!("SASL_PLAINTEXT or SASL_SSL, as {name} is given");
                 reader.refuse_combination(PROTOCOL, allowed);

@@ -1,5 +1,5 @@
-//! Every variable of both programs, in one table: it drives parsing, `--help`
-//! and the two tables of docs/configuration.md.
+//! Table of all variables of both programs: it drives parsing, `--help` and the two tables of
+//! docs/configuration.md.
 
 /// One of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,18 +25,18 @@ impl Program {
 pub struct Variable {
     /// Name in the environment.
     pub name: &'static str,
-    /// What an unset or empty variable means; empty if it means "none".
+    /// The default for an unset or empty variable; empty if it is "none".
     pub default: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub description: &'static str,
-    /// What it may be, to follow "must be".
+    /// Its valid values, as a phrase after "must be".
     pub allowed: &'static str,
-    /// Whose it is.
+    /// The programs that read it.
     programs: &'static [Program],
 }
 
 impl Variable {
-    /// Whether `program` knows it.
+    /// Whether `program` reads it.
     pub fn is_for(&self, program: Program) -> bool {
         self.programs.contains(&program)
     }
@@ -68,7 +68,7 @@ const fn row(
     }
 }
 
-/// The table. A name may stand twice, once for each program.
+/// The table. A name may occur twice, once for each program.
 #[rustfmt::skip]
 pub const VARIABLES: &[Variable] = &[
     row(API, "API_HOST", "0.0.0.0", "Address the HTTP server listens on", ADDRESS),
@@ -130,7 +130,7 @@ pub const VARIABLES: &[Variable] = &[
     row(API, "JAEGER_UI_URL", "http://localhost:16686", "Jaeger as a browser finds it: where the page at `/` leads to for traces that are exported; empty: nowhere", "http:// or https://, a host and a path, or empty"),
 ];
 
-/// The names that OTEL_TRACES_SAMPLER takes.
+/// The valid values of OTEL_TRACES_SAMPLER.
 pub const SAMPLERS: &[&str] = &[
     "always_on",
     "always_off",

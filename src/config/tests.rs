@@ -1,6 +1,6 @@
 use super::*;
 
-/// A lookup that knows `pairs` alone.
+/// A lookup that knows only `pairs`.
 fn lookup<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
     move |name| {
         pairs
@@ -18,7 +18,7 @@ fn worker(pairs: &[(&str, &str)]) -> Result<WorkerConfig, ConfigErrors> {
     WorkerConfig::parse(&lookup(pairs))
 }
 
-/// Whether `program` takes `value` for `name`.
+/// Whether `program` accepts `value` for `name`.
 fn takes(program: Program, name: &str, value: &str) -> bool {
     let pairs = [(name, value)];
     match program {

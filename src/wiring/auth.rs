@@ -1,4 +1,4 @@
-//! The check of bearer tokens, from its settings.
+//! Construction of the bearer-token check from its settings.
 
 use std::fs;
 use std::io;
@@ -18,16 +18,15 @@ pub enum AuthError {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// What was read holds no usable key.
+    /// The file or secret contains no usable key.
     #[error("AUTH_JWT_JWKS_FILE or AUTH_JWT_HS256_SECRET: {0}")]
     Keys(#[from] KeyError),
 }
 
-/// Reads the keys, once: keys that change later take effect with the next start. Logs how
-/// many there are.
+/// Reads the keys once and logs their number. Later changes take effect at the next start.
 ///
 /// # Errors
-/// [`AuthError`]: then the program must not start, since it would let in nobody or anybody.
+/// [`AuthError`]. Then the program must not start: it would admit nobody or everybody.
 pub fn token_check(settings: &AuthSettings) -> Result<TokenCheck, AuthError> {
     let text;
     let source = match &settings.key {

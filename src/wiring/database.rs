@@ -1,4 +1,4 @@
-//! The database as both programs use it.
+//! Database setup of both programs: configuration, pool with metrics, migrations.
 
 use std::io;
 use std::process;
@@ -13,14 +13,14 @@ use tbd_deadline::StopSignal;
 use tbd_postgres::migrations::{MigrationError, Migrator, SchemaState};
 use tbd_postgres::{DatabaseConfig, DatabaseError, Hooks, Pool, TargetSessionAttrs};
 
-/// How long one try at migrating waits for another instance that is migrating.
+/// How long one attempt waits for the migration lock of another instance.
 const LOCK_BUDGET: Duration = Duration::from_secs(60);
-/// The pause between tries while the database is away.
+/// The pause between attempts while the database is unavailable.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A database that cannot be migrated needs a person.
+/// Exit code when the migrations fail: somebody has to repair the database.
 const EXIT_MIGRATION: i32 = 1;
 
-/// The configuration for `settings`, under the name `application` in `pg_stat_activity`.
+/// The configuration for `settings`. `application` is the name in `pg_stat_activity`.
 pub fn database_config(settings: &DatabaseSettings, application: &str) -> DatabaseConfig {
     let mut servers = settings.servers.iter().cloned();
     // The settings hold at least one.
@@ -49,7 +49,7 @@ pub fn database_config(settings: &DatabaseSettings, application: &str) -> Databa
 /// The pool, with its metrics. Does no I/O.
 ///
 /// # Errors
-/// When the configuration makes no sense.
+/// When the configuration is contradictory.
 pub fn pool(config: DatabaseConfig, metrics: &Metrics) -> Result<Pool, DatabaseError> {
     let hooks = Arc::new(DatabaseMeter(metrics.database.clone()));
     let pool = Pool::with_hooks(config, hooks)?;
@@ -74,7 +74,7 @@ impl Hooks for DatabaseMeter {
             .query_duration
             .with_label_values(&labels)
             .observe(seconds);
-        // Also where there is none: the first one is seen only after a zero.
+        // Creates the counter even without an error: Prometheus sees the first one only after a 0.
         let errors = self.0.query_errors.with_label_values(&labels);
         if !ok {
             errors.inc();
@@ -92,9 +92,9 @@ impl Hooks for DatabaseMeter {
     }
 }
 
-/// Starts the thread `migrations`, which brings the schema up to date as soon as the
-/// database is there, and ends. A database that cannot be migrated ends the process
-/// with code 1, saying how to mend it. The caller joins the thread.
+/// Starts the thread `migrations`, which migrates the schema as soon as the database is available,
+/// and ends. If a migration fails, the process logs how to repair the database and exits with
+/// code 1. The caller joins the thread.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -111,7 +111,7 @@ pub fn start_migrations(
                     log::info!(applied = outcome.applied, version = outcome.to; "schema is up to date");
                     return;
                 }
-                // Whether the database is away or refuses us, somebody may yet mend it.
+                // The database is unavailable or refuses us; both may change while we wait.
                 Err(error @ (MigrationError::Locked | MigrationError::Database(_))) => {
                     let reason = error.to_string();
                     if reason != said {

@@ -1,4 +1,4 @@
-//! `tbd-worker dlq`: the dead letters on the terminal.
+//! The commands `tbd-worker dlq`: list, show and replay dead letters.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -17,7 +17,7 @@ use tbd_deadline::Deadline;
 
 use super::{Kafka, Telemetry};
 
-/// What sending the last events and spans may take.
+/// Time limit of sending the last events and spans.
 const CLOSE_BUDGET: Duration = Duration::from_secs(5);
 
 /// Why a command ended early.
@@ -38,9 +38,8 @@ enum Failure {
     Start(io::Error),
 }
 
-/// Does what `command` asks for, writes to standard output, and returns the exit code: 0,
-/// or 1 if something failed, which is said on standard error. Neither joins the worker's
-/// group nor commits anything.
+/// Runs `command`, writes to standard output, and returns the exit code: 0, or 1 after a failure,
+/// with the reason on standard error. Neither joins the worker's group nor commits anything.
 pub fn dead_letters(config: &WorkerConfig, command: &DlqCommand) -> i32 {
     let outcome = Tool::new(config).and_then(|tool| {
         let mut out = BufWriter::new(io::stdout().lock());
@@ -52,7 +51,7 @@ pub fn dead_letters(config: &WorkerConfig, command: &DlqCommand) -> i32 {
     match outcome {
         Ok(true) => 0,
         Ok(false) => 1,
-        // A reader that has seen enough, such as `head`, is no failure.
+        // A closed pipe is no failure: `head` stops reading early.
         Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => 0,
         Err(failure) => {
             eprintln!("tbd-worker: {failure}");
@@ -71,7 +70,7 @@ struct Tool {
 impl Tool {
     fn new(config: &WorkerConfig) -> Result<Self, Failure> {
         let metrics = Metrics::new();
-        // A person reads along: warnings in plain text, and what was asked for on standard output.
+        // A person reads this: warnings are plain text, and the result goes to standard output.
         let log = LogConfig {
             level: config.log.level.min(LevelFilter::Warn),
             format: LogFormat::Text,
@@ -89,7 +88,7 @@ impl Tool {
         })
     }
 
-    /// Whether everything went well.
+    /// Runs `command`. Returns whether all of it succeeded.
     fn run(&self, command: &DlqCommand, out: &mut impl Write) -> Result<bool, Failure> {
         match command {
             DlqCommand::List => self.list(out),
@@ -198,7 +197,7 @@ impl Tool {
                     }
                 }
             }
-            // What was done is said, also if the next ones take long or fail.
+            // Show what is done, in case the next letters take long or fail.
             out.flush()?;
             Ok(())
         });
@@ -219,7 +218,8 @@ impl Tool {
         Ok(failed == 0)
     }
 
-    /// Sends letters back, or without a bus only says whether that could be done: an outcome for each.
+    /// Replays letters, or without a bus only checks whether that is possible. Returns one result
+    /// per letter.
     fn send_back(
         &self,
         bus: Option<&KafkaEventBus>,
@@ -230,7 +230,7 @@ impl Tool {
             Some(bus) => replay_letters(bus, letters, now),
             None => letters.iter().map(|_| Ok(())).collect(),
         };
-        // Those whose value has to be fetched are large: one after another.
+        // Incomplete letters are large, so they are fetched one at a time.
         letters
             .chunk_by(|one, next| !one.is_incomplete() && !next.is_incomplete())
             .flat_map(|letters| match letters {
@@ -287,7 +287,7 @@ fn written_at(letter: &Letter) -> String {
     time.map_or("?".to_owned(), |time| format!("{time:.3}"))
 }
 
-/// A row of the table. The columns are as wide as what we write; a longer key pushes the rest.
+/// A row of the table. The columns fit our own values; a longer key shifts the rest.
 fn row(out: &mut impl Write, columns: [&str; 5], last: &str) -> io::Result<()> {
     let [position, written, attempts, key, from] = columns;
     writeln!(
@@ -296,7 +296,7 @@ fn row(out: &mut impl Write, columns: [&str; 5], last: &str) -> io::Result<()> {
     )
 }
 
-/// The whole letter: a line for each header, an empty line, the value.
+/// Prints the whole letter: a line for each header, an empty line, the value.
 fn show(out: &mut impl Write, letter: &Letter) -> Result<(), Failure> {
     let key = letter.key().map_or("none".into(), shown);
     writeln!(out, "position: {}", position(letter))?;
@@ -322,8 +322,8 @@ fn show(out: &mut impl Write, letter: &Letter) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Valid JSON with line breaks and indentation; not a digit and not the order of fields
-/// is changed, as it would be by reading and writing it.
+/// Adds line breaks and indentation to valid JSON. Parsing and writing it again could change digits
+/// and the order of fields; this does not.
 fn pretty(json: &str) -> String {
     let (mut out, mut depth) = (String::new(), 0);
     let (mut in_string, mut escaped, mut opened) = (false, false, false);
@@ -360,7 +360,7 @@ fn pretty(json: &str) -> String {
     out
 }
 
-/// Text that cannot steer a terminal, whatever somebody wrote into a topic.
+/// Text without control characters: a record must not control the terminal.
 fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut shown = String::with_capacity(text.len());

@@ -1,4 +1,4 @@
-//! Whether a dependency answers, known at any time without asking it.
+//! Health monitors: threads that check dependencies, and verdicts that are read without waiting.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,30 +7,28 @@ use std::time::{Duration, Instant};
 
 use tbd_deadline::StopSignal;
 
-/// The pause between two checks while all is well, ...
+/// The pause between two checks while the dependency is healthy.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// ... and while it is not: whoever waits for the end of an outage learns of it soon.
+/// The pause while it is unhealthy: short, so that the end of an outage is noticed soon.
 const INTERVAL_UNHEALTHY: Duration = Duration::from_millis(250);
-/// A verdict older than this is no longer believed: the check itself hangs, which
-/// is what a frozen server does to it. Longer than an interval and a slow answer
-/// together, well within the 10 s in which readiness has to fail.
+/// A good verdict older than this is stale: a frozen server makes the check itself hang. Longer
+/// than an interval plus a slow answer, and well within the 10 s in which readiness has to fail.
 const VERDICT_LIFETIME: Duration = Duration::from_secs(6);
 
-/// A thread that checks one dependency every two seconds, or sooner while it is away,
-/// and remembers the verdict.
-/// Clones share it.
+/// The latest verdict about one dependency. A thread checks it every two seconds, or sooner while
+/// it is unhealthy. Clones share the verdict.
 #[derive(Clone)]
 pub struct Monitor(Arc<Mutex<Verdict>>);
 
 struct Verdict {
-    /// Why the dependency is not usable, or that it is.
+    /// `Err` says why the dependency cannot be used.
     health: Result<(), String>,
     at: Instant,
 }
 
 impl Monitor {
-    /// Starts the thread `name`, which calls `check` at once and again until
-    /// `stop` is given; the caller joins it. A check should answer within 3 seconds.
+    /// Starts the thread `name`, which calls `check` at once and then repeatedly, until `stop`.
+    /// The caller joins it. A check should answer within 3 seconds.
     ///
     /// # Errors
     /// The system refuses another thread.
@@ -64,7 +62,7 @@ impl Monitor {
         Ok((monitor, thread))
     }
 
-    /// The latest verdict: `Err` says why the dependency cannot be used. Never waits for it.
+    /// The latest verdict: `Err` says why the dependency cannot be used. Never blocks.
     ///
     /// # Errors
     /// The reason, in a sentence without secrets.

@@ -1,11 +1,10 @@
-//! `tbd-api healthcheck`, `tbd-worker healthcheck`: a container's health check in an
-//! image that holds nothing but the program.
+//! The commands `tbd-api healthcheck` and `tbd-worker healthcheck`: a container's health check in
+//! an image that contains only the program.
 //!
-//! It asks for readiness, not for life. What a container's health decides in Compose is who
-//! may start after whom, and what people see: both are about being usable. Compose restarts
-//! a container when its process ends, never because it is unhealthy, and a program that waits
-//! for its database is no better for a restart. Where unhealthy means restarted (Kubernetes'
-//! liveness probe), ask `/healthz` instead.
+//! They check readiness, not liveness. In Compose a container's health decides the start order and
+//! what people see; both concern readiness. Compose restarts a container when its process ends,
+//! never because it is unhealthy. A restart would not help a program that waits for its database.
+//! Where an unhealthy container is restarted (Kubernetes' liveness probe), use `/healthz` instead.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -13,13 +12,13 @@ use std::time::Duration;
 
 use tbd_deadline::Deadline;
 
-/// All that asking may take.
+/// Time limit of the whole check.
 const BUDGET: Duration = Duration::from_secs(2);
-/// Of an answer, more than this is not read.
+/// Maximum number of bytes to read of a response.
 const ANSWER_MAX: usize = 16 * 1024;
 
-/// The exit code of the command: 0 if the program that was told to listen on `listens_on`
-/// is ready; else 1, and the reason on standard error. Waits 2 s at most.
+/// Runs the command against the program that listens on `listens_on`. Returns the exit code: 0 if
+/// the program is ready; else 1, with the reason on standard error. Waits 2 s at most.
 pub fn healthcheck_command(listens_on: SocketAddr) -> i32 {
     match healthcheck(listens_on) {
         Ok(()) => 0,
@@ -30,11 +29,10 @@ pub fn healthcheck_command(listens_on: SocketAddr) -> i32 {
     }
 }
 
-/// Asks the program that was told to listen on `listens_on` for `/readyz`. Waits 2 s at most.
+/// Requests `/readyz` from the program that listens on `listens_on`. Waits 2 s at most.
 ///
 /// # Errors
-/// A sentence that says why it is not ready: not to be reached, no answer in time, or what
-/// it answered.
+/// Why the program is not ready, in a sentence: unreachable, no answer in time, or its answer.
 fn healthcheck(listens_on: SocketAddr) -> Result<(), String> {
     let address = reachable(listens_on);
     let answer = ask(address, Deadline::after(BUDGET))
@@ -50,7 +48,8 @@ fn healthcheck(listens_on: SocketAddr) -> Result<(), String> {
     ))
 }
 
-/// "Every address of this machine" is for listening; to connect, the loopback is one of them.
+/// The address to connect to. Nothing can connect to the unspecified address; the loopback is one
+/// of the addresses it stands for.
 fn reachable(listens_on: SocketAddr) -> SocketAddr {
     let host = match listens_on.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -67,7 +66,7 @@ fn ask(address: SocketAddr, deadline: Deadline) -> io::Result<String> {
     let mut answer = Vec::new();
     let mut piece = [0; 4096];
     while answer.len() < ANSWER_MAX {
-        // Anew before each read, so that a dripping answer cannot outlive the deadline.
+        // Set before each read, so that a slow trickle of bytes cannot exceed the deadline.
         stream.set_read_timeout(Some(left(deadline)?))?;
         match stream.read(&mut piece)? {
             0 => break,
@@ -77,7 +76,7 @@ fn ask(address: SocketAddr, deadline: Deadline) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// What is left until `deadline`; a socket takes no time-out of zero.
+/// The time left until `deadline`. A socket does not accept a time-out of zero.
 fn left(deadline: Deadline) -> io::Result<Duration> {
     match deadline.remaining() {
         Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
@@ -92,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// Listens, answers one request with `answer`, and gives what `healthcheck` says to it.
+    /// Listens, answers one request with `answer`, and returns the verdict of `healthcheck`.
     fn verdict(answer: &'static str) -> Result<(), String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();

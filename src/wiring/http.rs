@@ -1,4 +1,4 @@
-//! The HTTP server as both programs use it.
+//! HTTP server setup of both programs.
 
 use std::process;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use tbd_http::{Observers, Router, SHED, Server, ServerConfig, StartError};
 
 use super::http_observer::HttpObserver;
 
-/// `EX_SOFTWARE` of sysexits.h: the supervisor should start us anew.
+/// `EX_SOFTWARE` of sysexits.h: the supervisor should restart us.
 const EXIT_SELF_CHECK: i32 = 70;
 
-/// Listens and answers from now on. When the server's self-check fails, the process says
-/// why and ends with code 70, so that its supervisor starts it anew.
+/// Starts the server. If its self-check fails, the process logs the reason and exits with code 70,
+/// so that its supervisor restarts it.
 ///
 /// # Errors
 /// [`StartError`]; nothing is left running.
@@ -38,7 +38,7 @@ pub fn http_server(
     Server::start(config, router, observers, Box::new(on_fatal))
 }
 
-/// Observers of the threads of a server with so many workers: spans, metrics and log lines.
+/// Observers for the threads of a server with `workers` workers: spans, metrics and log lines.
 pub fn observers(metrics: HttpMetrics, workers: usize) -> Observers {
     metrics
         .threads

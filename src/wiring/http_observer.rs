@@ -1,4 +1,4 @@
-//! What is seen of a request from outside: its span, its metrics, its log line.
+//! Observer of HTTP requests: span, metrics and log line of each.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,24 +11,24 @@ use tbd_telemetry::tracing::{self, KeyValue, SpanGuard, SpanKind};
 
 use crate::metrics::HttpMetrics;
 
-/// The route of a request no template fits.
+/// The route of a request that matches no template.
 const UNMATCHED: &str = "unmatched";
 
-/// The methods that are label values; any other is `OTHER` in metrics and
-/// `_OTHER` on spans, so that a client cannot invent label values.
+/// The methods that are label values. Any other method is `OTHER` in metrics and `_OTHER` on spans,
+/// so that a client cannot invent label values.
 const METHODS: [&str; 9] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
 ];
 
-/// One thread's requests. Keeps the metrics it looked up, since a look-up by labels costs
-/// more than the counting.
+/// The observer of one thread. It caches metrics, since a look-up by labels costs more than the
+/// counting.
 pub(super) struct HttpObserver {
     metrics: HttpMetrics,
     known: HashMap<(&'static str, &'static str, u16), (Histogram, IntCounter)>,
     current: Option<Observed>,
 }
 
-/// The request that the thread works on; ends its span when dropped.
+/// The thread's current request. Dropping it ends its span.
 struct Observed {
     span: SpanGuard,
     method: &'static str,
@@ -64,9 +64,9 @@ impl HttpObserver {
 }
 
 impl Observer for HttpObserver {
-    /// Begins the server span, which is the thread's current one from now on.
+    /// Begins the server span and makes it the thread's current one.
     fn begin(&mut self, arrival: &Arrival<'_>) {
-        // One that never ended is over now: its span must not be the new one's parent.
+        // Drops a request that was never ended: its span must not become the new one's parent.
         self.current = None;
         self.current = Some(Observed::begin(arrival));
     }
@@ -127,7 +127,7 @@ impl Observed {
             (None, _) => "HTTP".into(),
         };
         let parent = match arrival.header("traceparent") {
-            // Supervisors and scrapers come every few seconds: their traces would bury all others.
+            // Supervisors and scrapers come every few seconds: their traces would hide the others.
             None if arrival.is_probe => tracing::unsampled(),
             _ => tracing::extract(
                 arrival.headers("traceparent"),
@@ -149,7 +149,7 @@ impl Observed {
         }
     }
 
-    /// The many requests of supervisors and scrapers are kept out of the log at its usual level.
+    /// Logs probes at debug level: supervisors and scrapers send very many.
     fn end(self, status: u16, duration: Duration, request_id: &str) {
         if self.span.is_recording() {
             self.span
@@ -178,7 +178,7 @@ impl Observed {
 }
 
 fn milliseconds(duration: Duration) -> f64 {
-    // Microseconds are as exact as a reader needs it.
+    // Readers need no more than microseconds.
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 

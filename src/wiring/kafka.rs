@@ -1,4 +1,4 @@
-//! Kafka as both programs use it.
+//! Kafka setup of both programs: cluster, topics, producer, health check.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use tbd_kafka::admin::{Admin, TopicSpec};
 use tbd_kafka::producer::{Compression, Producer, ProducerConfig};
 use tbd_kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
 
-/// The cluster and the topics of orders on it.
+/// The cluster and its topics for orders.
 #[derive(Clone)]
 pub struct Kafka {
     /// The cluster.
@@ -24,12 +24,11 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Kafka as `settings` describe it, under the name `client_id` in the brokers' logs;
-    /// every request moves `metrics`.
-    /// Reads the CA certificates, if it shall be spoken to over TLS; does no other I/O.
+    /// A cluster client for `settings`. `client_id` is its name in the brokers' logs. Every request
+    /// updates `metrics`. With TLS it reads the CA certificates; it does no other I/O.
     ///
     /// # Errors
-    /// When they cannot be used.
+    /// When the CA certificates cannot be used.
     pub fn new(
         settings: &KafkaSettings,
         client_id: &str,
@@ -61,7 +60,7 @@ impl Kafka {
         })
     }
 
-    /// A producer, measured. Does not wait for a broker.
+    /// A producer with metrics. Does not wait for a broker.
     ///
     /// # Errors
     /// When its thread cannot be started.
@@ -76,10 +75,9 @@ impl Kafka {
     }
 
     /// A check for a [monitor](crate::wiring::health::Monitor): Kafka answers and the topics
-    /// are there. Creates those that are missing: at once at the start, later once they have
-    /// been missing for ten seconds, so that an operator may replace one. At the start and
-    /// after each outage, `warm_up` prepares the producer until its deadline, so that the
-    /// first event after readiness is fast.
+    /// exist. It creates missing topics: at the start at once, later after ten seconds, so that an
+    /// operator can replace a topic. At the start and after each outage, `warm_up` prepares the
+    /// producer until its deadline, so that the first event after readiness is fast.
     pub fn health_check(
         self,
         warm_up: impl FnMut(Deadline) + Send,
@@ -88,7 +86,7 @@ impl Kafka {
         move || check.run()
     }
 
-    /// Those of our topics that the cluster does not have.
+    /// The topics of ours that the cluster does not have.
     pub(super) fn missing_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
         Admin::new(self.cluster.clone()).missing_topics(&self.topics.all(), deadline)
     }

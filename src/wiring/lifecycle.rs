@@ -1,4 +1,4 @@
-//! The command line, logs and spans of both programs.
+//! Start-up of both programs: command line, configuration, logs and spans.
 
 use std::io::{self, Write};
 use std::process;
@@ -9,19 +9,18 @@ use tbd_deadline::Deadline;
 use tbd_telemetry::logging;
 use tbd_telemetry::tracing::{self, Sampler, Tracing, TracingConfig};
 
-/// A command line or configuration that cannot be used.
+/// Exit code for an invalid command line or configuration.
 const EXIT_USAGE: i32 = 2;
 
-/// Answers `--help` and `--version`, reads the configuration; ends the process
-/// with code 0 or 2 where that is all there is to do. Otherwise what is to be done,
-/// and the configuration.
+/// Parses the command line and reads the configuration. After `--help` and `--version` the process
+/// ends with code 0, and after an error with code 2.
 pub fn load<C>(program: Program, from_env: fn() -> Result<C, ConfigErrors>) -> (CommandLine, C) {
     let arguments = std::env::args_os().skip(1);
     let command = config::command_line(program, arguments);
     match &command {
         CommandLine::Run | CommandLine::Healthcheck | CommandLine::Dlq(_) => {}
         CommandLine::Print(text) => {
-            // A reader that has seen enough, such as `head`, is no failure.
+            // A closed pipe is no failure: `head` stops reading early.
             let _ = writeln!(io::stdout(), "{text}");
             process::exit(0);
         }
@@ -71,7 +70,7 @@ impl Telemetry {
         Ok(Self { tracing })
     }
 
-    /// Sends what spans are left, until `deadline` at most.
+    /// Exports the remaining spans, until `deadline` at most.
     pub fn shutdown(self, deadline: Deadline) {
         if !self.tracing.shutdown(deadline) {
             log::warn!("the collector did not take the last spans in time");

@@ -1,5 +1,5 @@
-//! What both programs have in common: how they start, say how they are, and stop.
-//! The only place, with the programs themselves, where every room is known.
+//! Wiring shared by both programs: start, probes, health checks and shutdown. Only this module and
+//! the programs depend on every other module.
 
 mod auth;
 mod database;

@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz`, `/metrics`: answered from memory, outside the pool.
+//! Probes: `/healthz`, `/readyz` and `/metrics`, answered from memory and outside the pool.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use tbd_deadline::StopSignal;
 use tbd_http::{Response, Router};
 use tbd_telemetry::metrics::CONTENT_TYPE;
 
-/// What readiness depends on.
+/// The conditions of readiness.
 pub struct Checks {
     /// PostgreSQL and its schema.
     pub database: Monitor,
@@ -28,7 +28,7 @@ struct Readiness {
 }
 
 impl Checks {
-    /// Status and body of the answer to `/readyz`. Does not wait.
+    /// Status and body of the response to `/readyz`. Does not block.
     pub fn readiness(&self) -> (u16, Vec<u8>) {
         let verdicts = [
             ("database", self.database.health()),
@@ -46,22 +46,21 @@ impl Checks {
             checks: verdicts.map(|(name, verdict)| (name, word(verdict))).into(),
         };
         let code = if status == "ready" { 200 } else { 503 };
-        // Strings and a map of strings: nothing in it can fail to serialize.
+        // Strings and a map of strings cannot fail to serialize.
         (code, serde_json::to_vec(&readiness).unwrap_or_default())
     }
 }
 
-/// Says which of several instances behind one address has answered.
+/// The header that names the instance behind a shared address.
 const INSTANCE: &str = "Tbd-Instance";
 
-/// This machine's (or container's) name, and `port`.
+/// The name of this machine or container, with `port`.
 pub fn instance(port: u16) -> String {
     let host = uname().nodename().to_string_lossy().into_owned();
     format!("{host}:{port}")
 }
 
-/// Adds the probes to `router`. `/readyz` and `/metrics` say in a header which
-/// [`instance`] they speak of.
+/// Adds the probes to `router`. `/readyz` and `/metrics` name the [`instance`] in a header.
 pub fn probes(router: Router, checks: Checks, metrics: Metrics, port: u16) -> Router {
     let instance = instance(port);
     let same_instance = instance.clone();

@@ -1,17 +1,16 @@
-//! Stopping: the parts in their order, and each part's share of the 30 s.
+//! Shutdown: its parts in order, and each part's share of the 30 s.
 //!
-//! | Part | Share | What it ends |
+//! | Part | Share | Ends |
 //! | --- | --- | --- |
 //! | work | [`WORK_SHARE`], 20 s | the drain and the requests in flight (api); the orders in hand (worker) |
-//! | threads | [`THREADS_SHARE`], 3 s | housekeeping and health checks, which another instance takes over |
+//! | threads | [`THREADS_SHARE`], 3 s | housekeeping, which another instance takes over, and health checks |
 //! | events | [`EVENTS_SHARE`], 3 s | the producer, with the records that are not acknowledged yet |
 //! | spans | [`SPANS_SHARE`], 2 s | the export of traces |
-//! | migrations | what is left of the 30 s | a migration under way: half of one needs a person to mend it |
+//! | migrations | the rest of the 30 s | a running migration: somebody would have to repair half a migration |
 //!
-//! A part ends as soon as it has nothing left to do. A part that waits for a server that never
-//! answers ends with its share: a warning names it, the next part begins, and the exit code
-//! stays 0. Nothing accepted is lost: an order is committed with its event, and an offset only
-//! after its order.
+//! A part ends as soon as its work is done. If it waits for a server that never answers, it ends
+//! with its share: a warning names it, the next part begins, and the exit code stays 0. No accepted
+//! order is lost: it is committed with its event, and its offset is committed after it.
 
 use std::io;
 use std::process;
@@ -27,26 +26,26 @@ use tbd_deadline::Deadline;
 use tbd_deadline::StopSignal;
 use tbd_http::Server;
 
-/// All that stopping may take. `shutdown-watchdog` ends the process with code 1 afterwards.
+/// Time limit of the whole shutdown. `shutdown-watchdog` ends the process with code 1 afterwards.
 pub const SHUTDOWN_BUDGET: Duration = Duration::from_secs(30);
 
-/// The largest share, for what a customer waits for: a statement (5 s) and a publish (10 s) of
-/// a request that came last, or a drain and most of them.
+/// The largest share, because customers wait for it: the statement (5 s) and the publish (10 s) of
+/// the last request, or a drain and most of these.
 pub const WORK_SHARE: Duration = Duration::from_secs(20);
-/// When a processing step is cut short. Its consumer has the rest of [`WORK_SHARE`] to write
-/// what is done, announce it, commit its offsets and leave the group.
+/// When a processing step is interrupted. Its consumer uses the rest of [`WORK_SHARE`] to store and
+/// announce the results, commit its offsets and leave the group.
 pub const ABORT_AFTER: Duration = Duration::from_secs(15);
-/// A server that answers takes no longer for what these threads are waiting for.
+/// Long enough for any call of these threads to a healthy server.
 pub const THREADS_SHARE: Duration = Duration::from_secs(3);
-/// Every publish has ended with its request by now. What is left has no caller any more.
+/// Short: every request has ended with its publish, so no caller waits for the remaining records.
 pub const EVENTS_SHARE: Duration = Duration::from_secs(3);
-/// A collector takes a batch in milliseconds. Traces are worth no longer wait.
+/// A collector accepts a batch within milliseconds. Traces do not justify a longer wait.
 pub const SPANS_SHARE: Duration = Duration::from_secs(2);
 
-/// How much longer a part may take to notice that its share is spent.
+/// Extra time for a part to notice that its share is spent.
 const GRACE: Duration = Duration::from_millis(300);
-/// The worker's: consumers, server, threads, events, spans. The api's migrations come last and
-/// have no share of their own.
+/// The worker's parts: consumers, server, threads, events, spans. The api's migrations come last
+/// and have no share.
 const PARTS_MAX: u64 = 5;
 
 const _: () = {
@@ -56,15 +55,15 @@ const _: () = {
         + SPANS_SHARE.as_millis()
         + GRACE.as_millis() * PARTS_MAX as u128;
     assert!(shares < SHUTDOWN_BUDGET.as_millis());
-    // After the longest drain a publish (10 s) can still end.
+    // A publish (10 s) can still end after the longest drain.
     assert!(SHUTDOWN_DRAIN_MAX.as_secs() + 10 <= WORK_SHARE.as_secs());
 };
 
-/// SIGTERM and SIGINT, caught from its making on.
+/// A catcher of SIGTERM and SIGINT, active from its construction.
 pub struct ShutdownSignal(Signals);
 
 impl ShutdownSignal {
-    /// Catches the signals: one that comes before [`wait`](Self::wait) is not lost.
+    /// Starts to catch the signals. A signal before [`wait`](Self::wait) is not lost.
     ///
     /// # Errors
     /// When the signals cannot be caught.
@@ -72,13 +71,13 @@ impl ShutdownSignal {
         Ok(Self(Signals::new([SIGTERM, SIGINT])?))
     }
 
-    /// Waits for the first signal. From then on a second one ends the process at once,
-    /// with code 1. `abort` is given after [`ABORT_AFTER`].
+    /// Waits for the first signal. A second one then ends the process at once with code 1. Gives
+    /// `abort` after [`ABORT_AFTER`].
     ///
     /// # Errors
-    /// When one of the threads that watch the shutdown cannot be started.
+    /// When a thread that watches the shutdown cannot be started.
     pub fn wait(mut self, abort: StopSignal) -> io::Result<Shutdown> {
-        // The iterator only ends when it is closed, which nobody does.
+        // The iterator ends only when it is closed, which never happens.
         if let Some(signal) = self.0.forever().next() {
             log::info!(signal = signal; "stopping; a second signal ends the process at once");
         }
@@ -107,7 +106,7 @@ impl ShutdownSignal {
     }
 }
 
-/// A shutdown under way.
+/// A shutdown in progress.
 #[must_use = "`end` ends the program"]
 pub struct Shutdown {
     began: Instant,
@@ -116,13 +115,13 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Blocks until `drain` is over, counted from the signal. Readiness fails already and the
-    /// listener still accepts, so that a load balancer learns of the end before a client does.
+    /// Blocks until `drain` has passed since the signal. Readiness fails already, but the listener
+    /// still accepts, so that a load balancer notices the shutdown before a client does.
     pub fn drain(&self, drain: Duration) {
         sleep_until(Deadline::after_instant(self.began, drain));
     }
 
-    /// The end of [`WORK_SHARE`], which begins with the signal.
+    /// The end of [`WORK_SHARE`], counted from the signal.
     pub fn work(&self) -> Deadline {
         Deadline::after_instant(self.began, WORK_SHARE)
     }
@@ -132,8 +131,8 @@ impl Shutdown {
         Deadline::after_instant(self.began, SHUTDOWN_BUDGET - 2 * GRACE)
     }
 
-    /// Runs `part` on the thread `shutdown-NAME`, gives it its deadline and waits for it until
-    /// then, and a moment longer. A part that has not ended is left to the end of the process.
+    /// Runs `part` on the thread `shutdown-NAME` with its deadline, and waits for it until then and
+    /// a moment longer. The end of the process ends a part that is still running.
     pub fn part(
         &mut self,
         name: &str,
@@ -155,7 +154,7 @@ impl Shutdown {
                 return;
             }
         };
-        // Nothing is ever sent: the channel is disconnected when the thread ends or panics.
+        // Nothing is ever sent: the channel disconnects when the thread ends or panics.
         match ended.recv_timeout(deadline.remaining() + GRACE) {
             Err(RecvTimeoutError::Disconnected) => join(vec![thread]),
             _ => {
@@ -165,8 +164,8 @@ impl Shutdown {
         }
     }
 
-    /// The end of the program: returns if every part has ended. If not, ends the process with
-    /// code 0, since the caller could wait for what an unfinished part still holds.
+    /// Ends the shutdown: returns if every part has ended. If not, exits with code 0, since the
+    /// caller might wait for a resource that an unfinished part holds.
     pub fn end(self) {
         log::info!("stopped");
         if !self.is_complete {
@@ -175,15 +174,15 @@ impl Shutdown {
     }
 }
 
-/// Answers what is in flight until `deadline`, and stops `server`.
+/// Finishes the requests in flight until `deadline`, and stops `server`.
 pub fn stop_server(server: Server, deadline: Deadline) {
     if let Err(error) = server.shutdown(deadline) {
         log::warn!("shutdown: {error}");
     }
 }
 
-/// Joins `threads`, each of which has been told to end; a panic of one is logged.
-/// Waits for as long as they take.
+/// Joins `threads`, which must have their stop signal already. Logs a thread's panic. Waits without
+/// a limit.
 pub fn join(threads: Vec<JoinHandle<()>>) {
     for thread in threads {
         let name = thread.thread().name().unwrap_or("unnamed").to_owned();

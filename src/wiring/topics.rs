@@ -1,4 +1,4 @@
-//! The check of Kafka's health: a broker answers, and our topics are there.
+//! Kafka's health check: a broker answers, and our topics exist.
 
 use std::time::{Duration, Instant};
 
@@ -6,14 +6,14 @@ use super::Kafka;
 use tbd_deadline::Deadline;
 use tbd_kafka::Error;
 
-/// What one check of Kafka's health may take.
+/// Time limit of one health check of Kafka.
 const CHECK_BUDGET: Duration = Duration::from_secs(3);
 
-/// How much later readiness may come because the producer prepares first.
+/// How long the producer's warm-up may delay readiness.
 const WARM_UP_BUDGET: Duration = Duration::from_secs(1);
 
-/// How long a topic that was there stays missing before it is created again. An operator
-/// who deleted it may be about to create it with other settings.
+/// How long a deleted topic stays missing before it is created again: an operator may be about to
+/// create it with other settings.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// The pause between two attempts to create topics.
@@ -22,9 +22,9 @@ const CREATE_PERIOD: Duration = Duration::from_secs(2);
 pub(super) struct TopicCheck<W> {
     kafka: Kafka,
     warm_up: W,
-    /// Whether all topics have been there once.
+    /// Whether all topics have existed before.
     were_there: bool,
-    /// Whether the producer has prepared since brokers were last away.
+    /// Whether the producer has warmed up since the last outage.
     is_warm: bool,
     missing_since: Option<Instant>,
     next_attempt: Instant,
@@ -57,8 +57,8 @@ impl<W: FnMut(Deadline)> TopicCheck<W> {
             if !self.is_warm {
                 (self.warm_up)(Deadline::after(WARM_UP_BUDGET).earlier_of(deadline));
             }
-            // Brokers hear of a new topic a moment after the controller has answered; one
-            // that was there already may be about to be deleted.
+            // Brokers learn of a new topic a moment after the controller's answer. One that existed
+            // already may be about to disappear.
             match missing.is_empty() || self.find_missing(deadline)?.is_empty() {
                 true => Ok(()),
                 false => Err(absent(&missing)),
@@ -87,7 +87,7 @@ impl<W: FnMut(Deadline)> TopicCheck<W> {
         })
     }
 
-    /// Creates missing topics, unless it is too early to.
+    /// Creates missing topics, unless it is too early.
     fn create(&mut self, missing: &[String], deadline: Deadline) -> Result<(), String> {
         let now = Instant::now();
         let since = *self.missing_since.get_or_insert(now);
@@ -118,7 +118,7 @@ impl<W: FnMut(Deadline)> TopicCheck<W> {
         }
     }
 
-    /// Logs a sentence once, however often it is true.
+    /// Logs a sentence once, until another one replaces it.
     fn warn(&mut self, sentence: &str) {
         if self.last_warning.as_deref() != Some(sentence) {
             log::warn!("{sentence}");
@@ -131,7 +131,7 @@ fn absent(missing: &[String]) -> String {
     format!("kafka has no topic {}", missing.join(", "))
 }
 
-/// What a broker refused, and the way out where there is one.
+/// What a broker refused, and which right would help, if one is missing.
 fn refusal(error: &Error) -> String {
     match error.missing_right() {
         Some(right) => format!("{error}; allow this user the operation {right} on it"),
