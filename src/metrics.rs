@@ -1,12 +1,12 @@
-//! Every metric of both programs, in one registry.
+//! Metrics of both programs, in one registry.
 //!
-//! The metrics are public fields, grouped by the folder that moves them, so
-//! that a name exists once and a typing error does not compile. Both programs
-//! register all of them: a metric without labels starts at 0, one with labels
-//! appears with its first value; whoever moves a counter of failures starts
-//! its known labels at 0, or Prometheus would not see the first one happen.
-//! Labels are bounded by the code (route
-//! templates, topics, statement names), never by what a client sends.
+//! The metrics are public fields, grouped by the folder that updates them. So each name exists
+//! once, and a typing error does not compile. Both programs register all of them.
+//!
+//! A metric without labels starts at 0; one with labels appears with its first value. The code that
+//! updates a counter of failures must start its known labels at 0. Otherwise Prometheus would miss
+//! the first failure. The code limits the label values (route templates, topics, statement names);
+//! a client cannot add any.
 
 use std::fmt;
 
@@ -15,14 +15,14 @@ use tbd_telemetry::metrics::{
     TracingMetrics,
 };
 
-/// Upper bounds in seconds: from a statement answered out of PostgreSQL's cache
-/// to the 30 s a request may take.
+/// Upper bounds in seconds: from a statement served from PostgreSQL's cache to the 30 s limit of a
+/// request.
 const SECONDS: &[f64] = &[
     0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
     30.0,
 ];
 
-/// The same for what may take minutes: an order that waits for a worker.
+/// Upper bounds in seconds for times of up to minutes: an order may wait for a worker.
 const SECONDS_TO_AN_HOUR: &[f64] = &[
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
     900.0, 3600.0,
@@ -40,7 +40,7 @@ pub struct Metrics {
     pub kafka: KafkaMetrics,
     /// The database pool and its statements.
     pub database: DatabaseMetrics,
-    /// What orders go through.
+    /// The processing of orders.
     pub orders: OrdersMetrics,
     /// The worker's consumer threads.
     pub worker: WorkerMetrics,
@@ -49,23 +49,23 @@ pub struct Metrics {
     registry: Registry,
 }
 
-/// Requests and the thread pool that answers them.
+/// HTTP requests and the thread pool.
 #[derive(Clone, Debug)]
 pub struct HttpMetrics {
-    /// `http_request_duration_seconds{method,route,status}`: from the end of
-    /// the request head to the response written, waiting in the queue included.
+    /// `http_request_duration_seconds{method,route,status}`: from the end of the request head to the
+    /// written response, with the time in the queue.
     pub duration: HistogramVec,
     /// `http_requests_total{method,route,status}`.
     pub requests: IntCounterVec,
     /// `http_queue_wait_seconds`: time a request waited for a thread.
     pub queue_wait: Histogram,
-    /// `http_threads`: threads of the pool; those that answer probes are not of it.
+    /// `http_threads`: threads of the pool, without the probe threads.
     pub threads: IntGauge,
     /// `http_threads_busy`: threads that are answering a request.
     pub threads_busy: IntGauge,
     /// `http_queue_depth`: requests waiting for a thread.
     pub queue_depth: IntGauge,
-    /// `http_requests_shed_total{reason}`: requests refused unhandled.
+    /// `http_requests_shed_total{reason}`: requests refused without handling.
     pub shed: IntCounterVec,
     /// `http_handler_panics_total`.
     pub panics: IntCounter,
@@ -77,13 +77,11 @@ pub struct KafkaMetrics {
     /// `kafka_client_request_duration_seconds{api}`: from sending a request to its
     /// answer.
     pub request_duration: HistogramVec,
-    /// `kafka_client_requests_in_flight{api}`: waiting for their answers.
+    /// `kafka_client_requests_in_flight{api}`: requests without an answer yet.
     pub requests_in_flight: IntGaugeVec,
-    /// `kafka_client_requests_lost_total{api}`: whose connection ended before the
-    /// answer.
+    /// `kafka_client_requests_lost_total{api}`: requests whose connection ended before the answer.
     pub requests_lost: IntCounterVec,
-    /// `kafka_producer_latency_seconds{topic}`: from handing a record over to
-    /// its acknowledgement.
+    /// `kafka_producer_latency_seconds{topic}`: from the call with a record to its acknowledgement.
     pub producer_latency: HistogramVec,
     /// `kafka_producer_errors_total{topic}`: records that failed for good.
     pub producer_errors: IntCounterVec,
@@ -94,12 +92,11 @@ pub struct KafkaMetrics {
     /// `kafka_producer_request_failures_total`: requests without an answer; their
     /// records may be sent again.
     pub request_failures: IntCounter,
-    /// `kafka_consumer_lag{topic,partition,group}`: records that the group has
-    /// not committed.
+    /// `kafka_consumer_lag{topic,partition,group}`: records that the group has not committed.
     pub consumer_lag: IntGaugeVec,
-    /// `kafka_consumer_assigned_partitions{group}`: of this process's members.
+    /// `kafka_consumer_assigned_partitions{group}`: partitions of this process's members.
     pub assigned_partitions: IntGaugeVec,
-    /// `kafka_consumer_records_total{topic}`: records handed out by polls.
+    /// `kafka_consumer_records_total{topic}`: polled records.
     pub consumer_records: IntCounterVec,
     /// `kafka_consumer_rebalances_total{group}`.
     pub rebalances: IntCounterVec,
@@ -128,11 +125,11 @@ pub struct DatabaseMetrics {
     pub wait: Histogram,
     /// `db_schema_migrating`: 1 while a migration is running.
     pub schema_migrating: IntGauge,
-    /// `db_schema_dirty`: 1 while the schema is as a failed migration left it.
+    /// `db_schema_dirty`: 1 while the schema is dirty after a failed migration.
     pub schema_dirty: IntGauge,
 }
 
-/// What orders go through.
+/// Orders, idempotency keys, the outbox and the circuit breaker.
 #[derive(Clone, Debug)]
 pub struct OrdersMetrics {
     /// `orders_created_total`.
@@ -145,7 +142,7 @@ pub struct OrdersMetrics {
     pub processing_duration: Histogram,
     /// `orders_dead_lettered_total{reason}`: messages sent to the dead-letter topic.
     pub dead_lettered: IntCounterVec,
-    /// `idempotency_hits_total`: answers replayed to a key seen before.
+    /// `idempotency_hits_total`: answers replayed for a known key.
     pub idempotency_hits: IntCounter,
     /// `idempotency_keys_swept_total`: expired keys deleted.
     pub idempotency_swept: IntCounter,
@@ -166,7 +163,7 @@ pub struct WorkerMetrics {
     pub threads: IntGauge,
     /// `worker_threads_busy`: threads that are processing orders.
     pub threads_busy: IntGauge,
-    /// `worker_announcements_waiting{topic}`: events and dead letters that Kafka did not take yet.
+    /// `worker_announcements_waiting{topic}`: events and dead letters that Kafka has not accepted yet.
     pub announcements_waiting: IntGaugeVec,
 }
 
@@ -174,7 +171,7 @@ impl Metrics {
     /// Registers every metric, and the process's own (`process_*`).
     ///
     /// # Panics
-    /// If two metrics of this file bear one name; the tests would show it.
+    /// If two metrics of this file have the same name; the tests would show it.
     pub fn new() -> Self {
         let registry = Registry::new();
         registry
@@ -196,8 +193,8 @@ impl Metrics {
         }
     }
 
-    /// Adds a function that runs before each [`render`](Self::render), for
-    /// gauges that are read rather than kept. It must not block.
+    /// Adds a function that runs before each [`render`](Self::render), for gauges that are measured
+    /// only then. It must not block.
     pub fn on_scrape(&self, hook: Box<dyn Fn() + Send + Sync>) {
         self.registry.on_scrape(hook);
     }

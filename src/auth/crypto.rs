@@ -1,8 +1,8 @@
-//! *ring* behind jsonwebtoken.
+//! Cryptography provider for jsonwebtoken, based on *ring*.
 //!
-//! jsonwebtoken's own back ends are a C library that takes minutes to compile, and a pure
-//! Rust one whose RSA has an open advisory (RUSTSEC-2023-0071) and brings 40 crates. It lets
-//! others take their place, and verifying is all that is needed here.
+//! jsonwebtoken has two back ends of its own. One is a C library that takes minutes to compile. The
+//! other is in pure Rust, but its RSA has an open advisory (RUSTSEC-2023-0071), and it brings 40
+//! crates. A provider can replace them; this one only verifies.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -18,13 +18,13 @@ use ring::signature::{
 static RING: CryptoProvider = CryptoProvider {
     signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
     verifier_factory: verifier,
-    // For thumbprints and for public halves of private keys, neither of which is used.
+    // These serve thumbprints and the derivation of public keys. We use neither.
     key_utils: KeyUtils::new_unimplemented(),
 };
 
 /// Makes jsonwebtoken use *ring*, in the whole process.
 pub(super) fn install() {
-    // Later calls find it installed.
+    // Fails, harmlessly, if it is installed already.
     let _ = RING.install_default();
 }
 

@@ -1,14 +1,14 @@
-//! The keys that tokens may be signed with: one secret, or a set of public keys (RFC 7517).
+//! Keys for verifying tokens: one secret, or a set of public keys (RFC 7517).
 
 use std::collections::HashSet;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 
-/// Fewest bytes of a secret: as many as the hash has (RFC 7518, section 3.2).
+/// Minimum number of bytes of a secret: the size of the hash (RFC 7518, section 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
 
-/// Where keys come from.
+/// The source of the keys.
 #[derive(Clone, Copy)]
 pub enum KeySource<'a> {
     /// A secret shared with the issuer, for HS256 alone.
@@ -17,7 +17,7 @@ pub enum KeySource<'a> {
     Jwks(&'a str),
 }
 
-/// Why there are no keys. Says nothing of their contents.
+/// Why there are no usable keys. Contains nothing of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The secret is too short to resist guessing.
@@ -31,18 +31,18 @@ pub enum KeyError {
         /// Where reading ended.
         column: usize,
     },
-    /// A key of the set is symmetric: such a set must not lie about, and must not verify.
+    /// A key of the set is symmetric. A file of public keys must not contain secrets.
     #[error("the set holds a secret (kty oct); only public keys may be in it")]
     SecretInSet,
-    /// None of the set's keys is for a signature that we can verify.
+    /// No key of the set is for a signature that we can verify.
     #[error("the set has no key for a signature that is supported here")]
     NoKey,
-    /// With several keys each needs a name, and one of its own.
+    /// Among several keys, each needs a unique `kid`.
     #[error("the set has several keys; each needs a kid of its own")]
     Unnamed,
 }
 
-/// A key with what it may verify.
+/// A key, and the signatures that it may verify.
 pub(super) struct Key {
     pub(super) id: Option<String>,
     pub(super) key: DecodingKey,
@@ -71,7 +71,7 @@ fn of_set(text: &str) -> Result<Vec<Key>, KeyError> {
     if set.keys.iter().any(is_secret) {
         return Err(KeyError::SecretInSet);
     }
-    // Keys of other kinds and for other uses are for others (RFC 7517, section 5).
+    // Ignores keys of other kinds and for other uses (RFC 7517, section 5).
     let keys: Vec<Key> = set.keys.iter().filter_map(of_jwk).collect();
     let names: HashSet<&str> = keys.iter().filter_map(|key| key.id.as_deref()).collect();
     match keys.len() {

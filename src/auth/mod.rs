@@ -1,25 +1,24 @@
-//! Bearer tokens (RFC 6750): lets requests pass that carry a JWT which one of our
-//! keys signed, for us, and for now.
+//! Authentication by bearer tokens (RFC 6750): admits requests with a JWT that one of our keys
+//! signed, and that is meant for us and valid now.
 //!
-//! It says who is let in, not what one may do: every good token may do everything. Only
-//! Idempotency-Keys belong to the caller that `iss` and `sub` name.
+//! There is no authorization: every valid token may do everything. Only Idempotency-Keys belong to
+//! the caller that `iss` and `sub` name.
 //!
-//! # What is checked, and against what
+//! # Checks and threats
 //!
-//! | Check | Against |
+//! | Check | Threat |
 //! |---|---|
-//! | the key decides the algorithm, the token only names one of its own; `none` is unknown (RFC 8725, 3.1) | algorithm confusion: an RSA key used as an HMAC secret |
-//! | a set of keys has no secrets, a secret has no set | the same |
-//! | `kid` picks the key; `jku`, `jwk`, `x5u` of a token are never looked at | keys that a token brings along |
-//! | `crit` is refused, as we understand no extension (RFC 7515, 4.1.11) | tokens that mean more than we see |
-//! | `exp` must be there; `exp` and `nbf` with 30 s of leeway | old and early tokens |
-//! | `iss` and `aud`, if configured: must be there and fit | tokens made by or for somebody else |
-//! | `iss` and `sub` are strings, if they are there (RFC 7519, 4.1) | callers that cannot be told apart |
-//! | at most 8 KiB, looked at before anything is decoded | work for the asking |
+//! | the key determines the algorithms; a token must use one of them, and `none` is unknown (RFC 8725, 3.1) | algorithm confusion: an RSA key used as an HMAC secret |
+//! | a set of keys contains no secrets, and a secret excludes a set | the same |
+//! | `kid` selects the key; `jku`, `jwk` and `x5u` of a token are ignored | keys that a token brings along |
+//! | tokens with `crit` are refused, since no extension is supported (RFC 7515, 4.1.11) | tokens with extensions that we would ignore |
+//! | `exp` is required; `exp` and `nbf` have 30 s of leeway | old and early tokens |
+//! | `iss` and `aud`, if configured, are required and must match | tokens from or for somebody else |
+//! | `iss` and `sub`, if present, are strings (RFC 7519, 4.1) | callers that cannot be distinguished |
+//! | at most 8 KiB, checked before any decoding | expensive requests |
 //!
-//! jsonwebtoken reads tokens and claims; *ring* does the cryptography (`crypto`).
-//! Nothing here waits or does I/O; a check costs some 50 us (RSA, ES256) or less.
-//! No token is ever logged.
+//! jsonwebtoken parses tokens and claims; *ring* does the cryptography (`crypto`). Nothing here
+//! blocks or does I/O. A check takes some 50 us (RSA, ES256) or less. Tokens are never logged.
 
 mod crypto;
 mod keys;
@@ -38,46 +37,46 @@ use tbd_http::{Identity, Problem, Request};
 use keys::{Key, keys};
 pub use keys::{KeyError, KeySource, SECRET_BYTES_MIN};
 
-/// Longest token that is looked at. Those of common identity providers have 1 to 4 KiB.
+/// Maximum length of a token. Common identity providers issue 1 to 4 KiB.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
-/// By how much the clocks of issuer and api may differ, in seconds.
+/// Allowed difference between the clocks of issuer and api, in seconds.
 const LEEWAY_SECONDS: u64 = 30;
 
-/// What tokens have to be.
+/// The check of bearer tokens.
 pub struct TokenCheck {
     keys: Vec<Key>,
 }
 
-/// Why a request is not let in. Its text is for the client.
+/// Why a request is refused. The text is for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// There is no bearer token.
     #[error("Send a token: Authorization: Bearer <token>.")]
     Missing,
-    /// There are two headers of the name, or the token is no token at all.
+    /// There are several `Authorization` headers, or the text is not a token.
     #[error("The token is not a JWT of at most 8 KiB in a single Authorization header.")]
     Malformed,
-    /// No key of ours made it, or not with the algorithm it says.
+    /// None of our keys signed it, or not with the algorithm that it names.
     #[error("The token is not signed by a key that is known here.")]
     Unverified,
     /// `exp` has passed.
     #[error("The token has expired.")]
     Expired,
-    /// `nbf` is still to come.
+    /// `nbf` is in the future.
     #[error("The token is not valid yet.")]
     Early,
-    /// It is by another issuer, for another audience, lacks a claim, or has one of another type.
+    /// It is from another issuer or for another audience, or a claim is missing or has another type.
     #[error("The token's claims (exp, nbf, iss, sub, aud) are not those asked for here.")]
     Claims,
 }
 
 impl TokenCheck {
-    /// A check for tokens signed by a key of `source`. With `issuer` or `audience`, a token
-    /// has to have that `iss` or `aud`; without, any or none will do.
+    /// A check for tokens signed by a key of `source`. With `issuer` or `audience`, a token must
+    /// have that `iss` or `aud`; otherwise any value or none is accepted.
     ///
     /// # Errors
-    /// [`KeyError`]: there is no usable key.
+    /// [`KeyError`] if there is no usable key.
     pub fn new(
         source: KeySource<'_>,
         issuer: Option<&str>,
@@ -107,12 +106,12 @@ impl TokenCheck {
         Ok(Self { keys })
     }
 
-    /// How many keys there are.
+    /// The number of keys.
     pub fn keys(&self) -> usize {
         self.keys.len()
     }
 
-    /// Lets `request` pass and says who sent it, or says why not.
+    /// Admits `request` and returns its sender, or refuses it.
     ///
     /// # Errors
     /// 401 with `WWW-Authenticate: Bearer` (RFC 6750, section 3).
@@ -140,8 +139,8 @@ impl TokenCheck {
         })
     }
 
-    /// The key that a token's `kid` names. A token without one, and a key without one, leave
-    /// no doubt when there is one key only.
+    /// The key that a token's `kid` names. With a single key, the token or the key may lack a
+    /// `kid`.
     fn key(&self, id: Option<&str>) -> Option<&Key> {
         match (self.keys.as_slice(), id) {
             ([only], None) => Some(only),
@@ -152,7 +151,7 @@ impl TokenCheck {
     }
 }
 
-/// The claims that say whose token it is.
+/// The claims that identify the caller.
 #[derive(Deserialize)]
 struct Claims {
     iss: Option<Value>,
@@ -191,7 +190,7 @@ fn refusal(kind: &ErrorKind) -> Refusal {
 
 impl Refusal {
     fn into_problem(self) -> Problem {
-        // A request without a token learns the scheme and no error (RFC 6750, section 3.1).
+        // A request without a token gets the scheme, but no error code (RFC 6750, section 3.1).
         let challenge = match self {
             Refusal::Missing => "Bearer realm=\"tbd\"".to_owned(),
             _ => format!(

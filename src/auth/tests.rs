@@ -7,7 +7,7 @@ mod token;
 
 use token::{Issuer, SECRET, claims, hs256, message, now};
 
-/// A check of both of the issuer's keys, its name, and ours.
+/// A check with both keys of the issuer, its name, and our audience.
 fn check_of(issuer: &Issuer) -> TokenCheck {
     let jwks = issuer.jwks();
     let strict = (Some("https://issuer.example"), Some("tbd"));
@@ -27,7 +27,7 @@ fn ask(check: &TokenCheck, token: &str) -> Result<(), Refusal> {
     identify(check, token).map(|_| ())
 }
 
-/// The good claims with one of them changed, or left out.
+/// The valid claims with one of them changed or removed.
 fn claims_with(name: &str, value: Value) -> Value {
     let mut claims = claims();
     let fields = claims.as_object_mut().unwrap();
@@ -104,7 +104,7 @@ fn a_public_key_is_no_secret() {
             }
         }
     }
-    // Nor is a secret a public key.
+    // And the other way round: a secret is not a public key.
     let signed = issuer.rs256(&claims());
     assert_eq!(ask(&check_of_secret(), &signed), Err(Refusal::Unverified));
 }
@@ -113,7 +113,7 @@ fn a_public_key_is_no_secret() {
 fn the_key_alone_says_which_algorithms_it_is_for() {
     let issuer = Issuer::new();
     let check = check_of(&issuer);
-    // The key says RS256; what is signed so but claims another algorithm, or another key, fails.
+    // The key is for RS256. A token signed with it that names another algorithm or key fails.
     for (alg, kid) in [
         ("RS512", "rsa"),
         ("PS256", "rsa"),
@@ -144,7 +144,7 @@ fn the_token_cannot_choose_an_unknown_key() {
         let token = issuer.with_header(&header, &claims());
         assert_eq!(ask(&check, &token), Err(Refusal::Unverified), "{header}");
     }
-    // With one key there is no choice to make.
+    // A single key needs no `kid`.
     let jwks = json!({ "keys": [issuer.rsa_jwk()] }).to_string();
     let check = TokenCheck::new(KeySource::Jwks(&jwks), None, None).unwrap();
     let unnamed = issuer.with_header(&json!({ "alg": "RS256" }), &claims());
@@ -288,7 +288,7 @@ fn a_set_without_a_usable_key_is_refused() {
         ])),
         "kid",
     );
-    // What is for others does not disturb.
+    // Keys for other uses are ignored.
     let foreign = json!({ "kty": "XYZ", "kid": "new" });
     assert_eq!(
         of(&set(json!([foreign, issuer.rsa_jwk(), issuer.ec_jwk()]))),
