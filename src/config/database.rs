@@ -19,7 +19,8 @@ pub enum SessionTarget {
 /// PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct DatabaseSettings {
-    /// Host name, address or folder of a Unix socket, and port: at least one server, in the order to try them.
+    /// Host (name, address or folder of a Unix socket) and port of each server, in the order to try
+    /// them; at least one.
     pub servers: Vec<(String, u16)>,
     /// The required role of a server.
     pub target: SessionTarget,

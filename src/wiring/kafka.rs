@@ -86,7 +86,7 @@ impl Kafka {
         move || check.run()
     }
 
-    /// The topics of ours that the cluster does not have.
+    /// Our topics that the cluster does not have.
     pub(super) fn missing_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
         Admin::new(self.cluster.clone()).missing_topics(&self.topics.all(), deadline)
     }

@@ -131,7 +131,7 @@ fn absent(missing: &[String]) -> String {
     format!("kafka has no topic {}", missing.join(", "))
 }
 
-/// What a broker refused, and which right would help, if one is missing.
+/// What a broker refused, and which permission would help, if one is missing.
 fn refusal(error: &Error) -> String {
     match error.missing_right() {
         Some(right) => format!("{error}; allow this user the operation {right} on it"),

@@ -26,7 +26,7 @@ pub enum PublishError {
     #[error("event bus unavailable: {0}")]
     Unavailable(String),
     /// The bus refuses this message. A retry helps only after somebody has corrected a setting, a
-    /// right or a clock.
+    /// permission or a clock.
     #[error("event refused: {0}")]
     Refused(String),
     /// The bus refuses this message because of its size. A smaller one may succeed.

@@ -15,6 +15,12 @@ use super::dto::BodyError;
 /// the producer need to reconnect.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
+/// What a client should do about a 503.
+const RETRY: &str = "Try again.";
+
+/// The same for POST /v1/orders, the only request with a key.
+const RETRY_WITH_KEY: &str = "Try again; with the same Idempotency-Key this is safe.";
+
 /// The body must be JSON; `content_type` is the header's value.
 ///
 /// # Errors
@@ -135,12 +141,6 @@ pub fn not_found() -> Problem {
 pub fn store_problem(error: StoreError) -> Problem {
     store_problem_with_hint(error, RETRY)
 }
-
-/// What a client should do about a 503.
-const RETRY: &str = "Try again.";
-
-/// The same for a request that carries a key. Only POST /v1/orders does.
-const RETRY_WITH_KEY: &str = "Try again; with the same Idempotency-Key this is safe.";
 
 fn store_problem_with_hint(error: StoreError, hint: &str) -> Problem {
     match error {

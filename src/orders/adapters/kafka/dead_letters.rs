@@ -1,4 +1,4 @@
-//! Reading and replaying the dead letters of order.dlq. Without a group and without commits: a
+//! Reading and replaying the dead letters of order.dlq. This joins no group and commits nothing: a
 //! letter stays in the topic until Kafka's retention removes it.
 
 use std::collections::BTreeSet;

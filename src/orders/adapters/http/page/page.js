@@ -1,11 +1,11 @@
 'use strict';
-// All that is shown comes from routes that every client has: /metrics, /readyz, /v1/orders.
+// The page uses only routes that every client can use: /metrics, /readyz, /v1/orders.
 
 const MINUTE = 60_000;
 const NEWEST = 200; // orders on the board
 const ROWS = 6; // orders in the table
-const GONE = 5_000; // an instance that has not answered for so long is shown no more
-const CELLS = 128; // threads drawn for an instance at most
+const GONE = 5_000; // ms without an answer after which an instance is no longer shown
+const CELLS = 128; // maximum number of threads drawn for an instance
 const STATUSES = ['pending', 'processing', 'completed', 'failed', 'canceled'];
 const UNFINISHED = ['pending', 'processing'];
 
@@ -22,7 +22,7 @@ function element(tag, properties, ...children) {
   return made;
 }
 
-// Setting a text that is there already would make screen readers say it again.
+// Sets a text only if it differs: screen readers would read the same text again.
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -31,11 +31,11 @@ const alarm = (text) => { setText(byId('said'), ''); setText(byId('alarm'), text
 
 // ------------------------------------------------------------------------------------------------ asking the API
 
-// A browser opens six connections to an address for requests with credentials, and six for those without. Looking goes
-// without, so it does not queue up behind orders that wait for Kafka.
+// A browser opens six connections to an address for requests with credentials, and six for those
+// without. Reads go without, so they do not queue behind orders that wait for Kafka.
 const look = (path) => ask(path, { credentials: 'omit', cache: 'no-store', signal: AbortSignal.timeout(4_000) });
 
-// With the token, if the API wants one; the field for it is shown only then.
+// Sends the token, if the API requires one; only then the page shows the field for it.
 async function ask(path, { headers, ...rest }) {
   const token = byId('token');
   const authorization = token.value && { Authorization: `Bearer ${token.value}` };
@@ -50,7 +50,7 @@ async function lookAtJson(path) {
   return response.json();
 }
 
-// What an answer that is an error says: problem details, RFC 9457.
+// The text of an error response: problem details, RFC 9457.
 async function inWords(response) {
   const problem = await response.json().catch(() => ({}));
   return `${problem.title ?? 'Error'} (${response.status}). ${problem.detail ?? ''}`.trim();
@@ -144,7 +144,7 @@ function showFaults(errors = []) {
   }
 }
 
-// Takes over what is known of an order, unless something newer is.
+// Applies the state of an order, unless a newer one is known.
 function learn(order) {
   const post = mine.find((other) => other.order?.id === order.id);
   if (!post || post.order.updated_at >= order.updated_at) return;
@@ -177,7 +177,7 @@ function orderLink(id) {
   return link;
 }
 
-// By the database's own clock, from creation to the last change.
+// The time from creation to the last change, by the order's timestamps, not the browser's clock.
 function took(order) {
   if (!order || UNFINISHED.includes(order.status)) return '–';
   const ms = new Date(order.updated_at) - new Date(order.created_at);
@@ -221,7 +221,7 @@ class Plot {
     const highest = most(this.points.map(([, v]) => v));
     const x = (time) => (200 - ((now - time) / MINUTE) * 200).toFixed(1);
     const y = (v) => (40 - (v / Math.max(highest, 4)) * 38).toFixed(1);
-    // A value holds until the next look.
+    // A value is valid until the next measurement.
     const steps = this.points.map(([time, v], index) => `${index ? `H${x(time)}V` : `M${x(time)},`}${y(v)}`).join('');
     const within = (selector) => this.root.querySelector(selector);
     within('.line').setAttribute('d', steps);
@@ -237,9 +237,9 @@ const plots = Object.fromEntries(['queue', 'threads', 'database', 'kafka', 'back
 
 // ------------------------------------------------------------------------------------------- metrics of the instances
 
-const instances = new Map(); // by name: when it answered last, its metrics now and the time before
+const instances = new Map(); // by name: time of the last answer, current and previous metrics
 
-// Prometheus' text as a map from name to value, summed over the labels.
+// Parses Prometheus' text into a map from name to value, summed over the labels.
 function parseMetrics(text) {
   const values = new Map();
   for (const [, name, value] of text.matchAll(/^(\w+)(?:\{.*\})? (\S+)$/gm)) {
@@ -249,7 +249,7 @@ function parseMetrics(text) {
 }
 
 async function lookAtMetrics() {
-  // A load balancer deals out to all instances in turn: one more look than there are finds a new one.
+  // A load balancer takes the instances in turn: one request more than there are finds a new one.
   const looks = Array.from({ length: Math.min(instances.size || 1, 4) }, () => look('/metrics'));
   const now = performance.now();
   let why = noAnswer();
@@ -274,12 +274,12 @@ function showMetrics(all) {
   plots.threads.add(total('http_threads_busy'), `of ${total('http_threads')} busy`);
   const waiting = total('db_connections_waiting');
   plots.database.add(total('db_connections_in_use'), `of ${total('db_connections_max')} in use`, waiting ? `${waiting} threads wait` : '');
-  // Each instance measures the one outbox.
+  // All instances measure the same outbox.
   plots.kafka.add(most(each('outbox_backlog')), 'in the outbox', mean(all, 'kafka_producer_latency_seconds'));
   setText(byId('breaker'), ['closed', 'half-open', 'open'][most(all.map((one) => one.now('circuit_breaker_state')))] ?? 'open');
 }
 
-// The mean of what was observed since the last look.
+// The mean of the observations since the previous measurement.
 function mean(all, histogram) {
   const grown = (suffix) => sum(all.map(({ now, before }) => (before ? now(histogram + suffix) - before(histogram + suffix) : 0)));
   const count = grown('_count');
@@ -323,14 +323,14 @@ async function lookAtOrders() {
     } while (next && orders.length < NEWEST);
     showBoard(orders);
     orders.forEach(learn);
-    // Others may post so much that ours are not among the newest any more.
+    // Other clients may post so many orders that this page's are no longer among the newest.
     const known = new Set(orders.map((order) => order.id));
     for (const { order } of mine.filter((post) => UNFINISHED.includes(post.status) && !known.has(post.order.id))) {
       learn(await lookAtJson(`/v1/orders/${order.id}`));
     }
     byId('board').classList.remove('stale');
   } catch {
-    byId('board').classList.add('stale'); // the reason stands in the header
+    byId('board').classList.add('stale'); // the header shows the reason
   }
 }
 
@@ -364,7 +364,7 @@ async function lookAtHealth() {
   setText(byId('health'), words || 'Ready: database and Kafka answer');
 }
 
-// Does it again and again, while somebody can see it; with such a pause between.
+// Repeats a task with a pause between, while the page is visible.
 async function keep(doing, pause) {
   for (;;) {
     if (!document.hidden) await doing().catch(() => {});

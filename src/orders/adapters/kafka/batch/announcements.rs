@@ -1,5 +1,5 @@
 //! Announcements of records in hand. An announcement that Kafka refuses waits until Kafka accepts
-//! it: order and event are valid, so somebody has to correct a setting, a right or a clock.
+//! it: order and event are valid, so somebody has to correct a setting, a permission or a clock.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

@@ -56,7 +56,7 @@ fn complete(batch: &mut Batch, orders: &[&Order]) {
     batch.conclude(&results, Instant::now());
 }
 
-/// Publishes what is wanted at `now`, each with its outcome; the topics of what that was.
+/// Publishes the announcements due at `now`, each with its outcome. Returns their topics.
 fn publish(
     batch: &mut Batch,
     now: Instant,
