@@ -140,7 +140,7 @@ fn what_kafka_does_not_take_waits_and_is_probed_and_all_goes_once_it_is_taken() 
     complete(&mut batch, &orders.iter().collect::<Vec<_>>());
     assert_eq!(publish(&mut batch, now, refused).len(), 3);
     assert_eq!(waiting(), 3);
-    assert!(!batch.is_flowing(), "nothing more is taken up");
+    assert!(!batch.is_flowing(), "no more records are polled");
     let trouble = batch.trouble().expect("trouble");
     assert!(trouble.contains(PROCESSED) && trouble.contains("too large"));
 
