@@ -1,7 +1,8 @@
-# tbd. `make` lists what there is; scripts/ holds how it is done. Variables are given as in `make up API=3 WORKERS=3`.
+# Entry points of tbd. `make` lists the targets; scripts/ holds their code.
+# Set variables on the command line: `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load bench compare fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check compose-check check
+.PHONY: help build up down status logs demo load bench compare fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check compose-check deny check
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -30,7 +31,7 @@ load: ## k6 against the running system (SCRIPT, BASE_URL, VUS, DURATION)
 bench: ## what the system can do on this machine, into loadtest/results (knobs: scripts/bench; SWEEP=1)
 	@scripts/bench
 
-compare: ## beside the async twin, into loadtest/results/compare.* (knobs: scripts/compare)
+compare: ## tbd and the async twin, into loadtest/results/compare.* (knobs: scripts/compare)
 	@scripts/compare
 
 fmt: ## format the code
@@ -42,7 +43,11 @@ lint: ## formatting, clippy, shellcheck and compose-check, warnings being errors
 compose-check: ## the files of docker-compose.yml and docker/, without containers
 	@scripts/compose-check
 
-test: ## every test, beside a PostgreSQL and a Kafka of its own
+deny: ## licences, sources and bans of dependencies, if cargo-deny is installed
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else \
+		echo 'cargo-deny is not installed: cargo install cargo-deny --locked' >&2; exit 1; fi
+
+test: ## every test, with a PostgreSQL and a Kafka of its own
 	@scripts/test
 
 chaos: ## customers order while everything fails, and nothing may be lost (SECONDS=300, SEED)
@@ -60,7 +65,7 @@ chaos-kafka: ## the Kafka client while brokers and clients die at random, agains
 bench-rebalance: ## how long records wait while a group of fifteen gains and loses members
 	@scripts/test --test kafka -- rebalance:: --nocapture
 
-bench-kafka: ## the Kafka client beside librdkafka and the Java client (ROUNDS=4), in about five minutes
+bench-kafka: ## the Kafka client, librdkafka and the Java client (ROUNDS=4), in about five minutes
 	@scripts/bench-kafka
 
 k8s-check: ## docker/k8s against Kubernetes' schemas; asks no cluster
