@@ -1,12 +1,13 @@
-//! The arrows of the house: who may know whom. Read from the sources, since the compiler lets a module use any other.
+//! The allowed dependencies between modules, checked in the sources: the compiler lets a module use
+//! any other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::repository;
 
-/// Below each folder or file of `src`: what it may use besides itself, of this crate and of the libraries in `crates/`.
-/// The first that fits counts. What no folder needs to be told, Cargo's manifests hold.
+/// For each folder or file of `src`: what it may use of this crate and of the libraries in
+/// `crates/`, besides itself. The first match counts. Cargo's manifests hold the rest.
 const ARROWS: &[(&str, &[&str])] = &[
     ("orders/domain", &[]),
     ("orders/ports", &["orders::domain", "tbd_deadline"]),
@@ -81,7 +82,7 @@ fn every_module_knows_only_what_it_may_know() {
         else {
             continue;
         };
-        // Tests may look further than what they test.
+        // Tests may use more than the code they test.
         if file.ends_with("tests.rs") {
             continue;
         }
@@ -118,7 +119,7 @@ fn the_rules_speak_of_rooms_that_exist() {
 }
 
 #[test]
-fn no_code_of_ours_is_asynchronous_or_unsafe() {
+fn the_code_is_neither_asynchronous_nor_unsafe() {
     let sources = ["src", "crates"].map(|folder| files(&repository().join(folder)));
     for file in sources.concat() {
         let text = fs::read_to_string(&file).expect("read a source");
@@ -161,8 +162,8 @@ fn code_lines(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.trim_start().starts_with("//"))
 }
 
-/// Every path that starts at the crate's root, without `crate::`, and every library of ours; groups in braces are taken
-/// apart.
+/// Every path that starts at the crate's root, without `crate::`, and every workspace library.
+/// Groups in braces are expanded.
 fn crate_paths(text: &str) -> Vec<String> {
     let code: String = code_lines(text).collect::<Vec<_>>().join("\n");
     let is_other = |c: char| c != '_' && !c.is_alphanumeric();

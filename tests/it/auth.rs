@@ -68,7 +68,7 @@ fn only_requests_with_a_token_of_the_issuers_keys_reach_the_orders() {
     }
     assert_eq!(stack.count("orders"), 2);
 
-    // Probes and metrics are open; path and method come before the token, the request after it.
+    // Probes and metrics are open. Path and method are checked before the token, the request after it.
     for open in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(get(open).send(&address).status, 200, "{open}");
     }
@@ -113,7 +113,7 @@ fn an_idempotency_key_belongs_to_the_caller_who_sent_it() {
         assert_eq!(first.status, 202, "{changes:?}: {}", first.text());
         assert_eq!(first.header("Idempotent-Replayed"), None, "{changes:?}");
         ids.push(first.json()["id"].clone());
-        // Another token of the same caller is no other caller.
+        // A second token of the same caller is still the same caller.
         let other_token = token_with(&[changes, &[("jti", Some("2"))]].concat());
         let again = order(&other_token, 5);
         assert_eq!((again.status, &again.body), (202, &first.body));
@@ -124,7 +124,7 @@ fn an_idempotency_key_belongs_to_the_caller_who_sent_it() {
 }
 
 #[test]
-fn a_shared_secret_does_as_well_and_is_never_told() {
+fn a_shared_secret_works_as_well_and_is_never_shown() {
     let stack = Stack::new()
         .set("AUTH_JWT_HS256_SECRET", SECRET)
         .set("LOG_LEVEL", "debug");

@@ -78,7 +78,7 @@ fn if_match_is_looked_at_before_the_state() {
         cancel(&api, id(&order), Some(&format!("\"other\", {old}"))).status,
         200
     );
-    // The first answer was lost, say; the order is not as the client thinks it is.
+    // As if the first answer had been lost: the order is not in the state that the client expects.
     cancel(&api, id(&order), Some(&old)).problem(412, "precondition-failed");
     let new = etag(&api, id(&order));
     assert_eq!(cancel(&api, id(&order), Some(&new)).status, 200);

@@ -1,4 +1,4 @@
-//! Variables and arguments, as the operator meets them.
+//! Environment variables and command-line arguments, as an operator uses them.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -168,7 +168,7 @@ fn topics_are_made_with_the_partitions_asked_for() {
         &topics.failed,
         &topics.dlq,
     ] {
-        // A broker learns of a new topic a moment after the controller has made it.
+        // A broker learns of a new topic a moment after the controller has created it.
         eventually(Duration::from_secs(30), topic, || {
             let count = crate::support::topic::partitions(&stack.kafka, topic);
             assert!(matches!(count, 0 | 5), "{topic} has {count} partitions");

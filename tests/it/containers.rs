@@ -1,4 +1,4 @@
-//! What docker-compose.yml and docker/ say about the programs is true.
+//! docker-compose.yml and docker/, compared with the programs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,7 +25,7 @@ fn expressions(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// The words of a text that look like metrics of ours.
+/// The words of a text that look like tbd's metrics.
 fn metrics_in(text: &str) -> BTreeSet<&str> {
     const OURS: [&str; 11] = [
         "http_",
@@ -85,7 +85,7 @@ fn dashboards_have_ids_of_their_own_and_the_provisioned_data_source() {
     assert!(sources.contains("uid: prometheus"));
 }
 
-/// `NAME: ${NAME:-default}` lines of the Compose file whose name is a variable of ours.
+/// `NAME: ${NAME:-default}` lines of the Compose file whose name is one of tbd's variables.
 fn passed_on(compose: &str) -> Vec<(String, String)> {
     compose
         .lines()
@@ -103,13 +103,13 @@ fn passed_on(compose: &str) -> Vec<(String, String)> {
 
 #[test]
 fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
-    // In containers the neighbours have other names.
+    // In containers the other servers have other names.
     const ELSEWHERE: [&str; 5] = [
         "DB_HOST",
         "KAFKA_BROKERS",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "JAEGER_UI_URL",  // on the port that Compose publishes
-        "SHUTDOWN_DRAIN", // nginx hears late that a container ends
+        "SHUTDOWN_DRAIN", // nginx learns late that a container ends
     ];
     let passed = passed_on(&read("docker-compose.yml"));
     assert!(passed.len() > 30, "{passed:?}");
@@ -213,7 +213,7 @@ fn containers_get_the_time_that_a_shutdown_may_take() {
         assert!(quantity(&manifest, "terminationGracePeriodSeconds: ", '#') > needed);
         assert!(!manifest.contains("preStop"), "it would take of that time");
     }
-    // nginx ends with its last answer.
+    // nginx ends after its last answer.
     let template = read("docker/nginx/nginx.conf.template");
     let answer = quantity(&template, "proxy_read_timeout ", 's');
     let nginx = below(&compose, "  nginx:").join("\n");
@@ -223,7 +223,7 @@ fn containers_get_the_time_that_a_shutdown_may_take() {
     assert!(quantity(&edge, "terminationGracePeriodSeconds: ", '#') > sleeps + answer);
 }
 
-/// A node of two CPUs that also runs the cluster's own control plane has about this much left.
+/// About what a node of two CPUs has left when it also runs the cluster's control plane.
 #[test]
 fn kubernetes_runs_on_one_small_node_and_has_room_for_a_rollout() {
     const LEFT: u64 = 1000;
@@ -282,7 +282,7 @@ fn every_image_has_a_version() {
     assert!(count >= 12);
 }
 
-/// Cargo refuses a manifest that names a file which is not there.
+/// Cargo refuses a manifest that names a missing file.
 #[test]
 fn the_images_layer_of_dependencies_has_a_stand_in_for_every_file_that_the_manifest_names() {
     let dockerfile = read("Dockerfile");

@@ -1,4 +1,4 @@
-//! `POST /v1/orders`: what is accepted, and what is refused without a trace.
+//! `POST /v1/orders`: accepted requests, and refusals that store nothing.
 
 use serde_json::json;
 
@@ -197,7 +197,7 @@ fn what_is_not_json_is_refused_and_nothing_is_stored() {
 }
 
 #[test]
-fn an_encoded_body_is_refused_and_told_how_to_come() {
+fn an_encoded_body_is_refused_with_the_encoding_to_use() {
     let stack = Stack::new();
     let api = stack.api();
     let send = |encodings: &[&str]| {
@@ -223,7 +223,7 @@ fn an_encoded_body_is_refused_and_told_how_to_come() {
 }
 
 #[test]
-fn only_json_is_a_media_type_of_ours() {
+fn json_is_the_only_accepted_media_type() {
     let stack = Stack::new();
     let api = stack.api();
     let body = r#"{"customer_email":"a@b.com","amount_cents":1}"#;
@@ -273,7 +273,7 @@ fn an_idempotency_key_is_required_and_has_1_to_255_visible_characters() {
     for key in ["", "\"\"", "a b", &"k".repeat(256)] {
         send(key).problem(400, "idempotency-key-invalid");
     }
-    // Bytes beyond ASCII in any header end the connection before we see the request.
+    // A byte beyond ASCII in any header ends the connection before the handler sees the request.
     let beyond_ascii = post("/v1/orders")
         .header("Idempotency-Key", "schlüssel")
         .json(body)
@@ -302,7 +302,7 @@ fn a_body_may_have_64_kib_and_not_a_byte_more() {
     assert_eq!(submit(&api, body(64 * 1024)).status, 202);
     submit(&api, body(64 * 1024 + 1)).problem(413, "body-too-large");
 
-    // The same without saying beforehand how long it will be.
+    // The same without announcing the length.
     let chunked = |length: usize| {
         let body = format!("{length:x}\r\n{}\r\n0\r\n\r\n", body(length));
         post("/v1/orders")
@@ -317,7 +317,7 @@ fn a_body_may_have_64_kib_and_not_a_byte_more() {
 }
 
 #[test]
-fn when_several_things_are_wrong_the_first_in_order_is_told() {
+fn of_several_faults_the_first_in_order_is_reported() {
     let stack = Stack::new();
     let api = stack.api();
     let used = unique("key");

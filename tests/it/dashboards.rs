@@ -1,4 +1,4 @@
-//! Every question that the dashboards and the alerts ask is answered by a real Prometheus that watches real processes.
+//! The queries of dashboards and alerts, answered by a real Prometheus that watches real processes.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn questions(dashboard: &Value) -> Vec<(String, String)> {
     found
 }
 
-/// One of everything that is counted, what goes wrong included.
+/// One of every counted event, failures included.
 fn traffic(stack: &Stack, api: &Program) {
     let key = unique("key");
     for _ in 0..5 {
@@ -57,13 +57,13 @@ fn every_panel_and_every_alert_gets_an_answer() {
         ("worker", vec![worker.address()]),
         ("spans", vec![collector.metrics_address()]),
     ]);
-    // Rates need to have seen what was before.
+    // A rate needs an earlier sample.
     eventually(SOON, "a first look at both", || {
         let seen = prometheus.query(r#"count(http_threads{job=~"api|worker"})"#);
         (seen == Ok(vec![2.0])).then_some(())
     });
     traffic(&stack, &api);
-    // The collector's counters begin with what they first count: only a second time makes a rate.
+    // The collector's counters start at their first count, so only a second one makes a rate.
     eventually(SOON, "the spans to be counted", || {
         let seen = prometheus.query("count(traces_span_metrics_calls_total)");
         (seen != Ok(Vec::new())).then_some(())
@@ -90,7 +90,7 @@ fn every_panel_and_every_alert_gets_an_answer() {
     assert!(alerts.len() > 8, "{alerts:?}");
     for (name, query, health) in alerts {
         assert_eq!(health, "ok", "{name}");
-        // Not whether it fires, but that it has something to judge by.
+        // Not whether the alert fires, only that it has data.
         let mut judged = query;
         for operator in ["==", ">=", ">", "<"] {
             judged = judged.replace(&format!(" {operator} "), &format!(" {operator} bool "));

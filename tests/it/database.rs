@@ -1,4 +1,4 @@
-//! The database folder against a real PostgreSQL.
+//! The database client against a real PostgreSQL.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,7 +47,7 @@ fn pid(connection: &mut PooledConnection) -> i32 {
     row.get(0)
 }
 
-/// Waits for `condition`, which something else brings about, and fails after `limit`.
+/// Waits for `condition`, which another thread or process fulfils; fails after `limit`.
 fn eventually(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
     let started = Instant::now();
     while !condition() {
@@ -142,7 +142,8 @@ fn every_session_has_its_settings_from_the_start() {
     assert_eq!(settings, ["5s", "3s", "UTC", "tbd"]);
 }
 
-/// Without LLVM a server compiles nothing, so its plans would not show the fault; the setting is the same on every server.
+/// A server without LLVM compiles nothing, so its plans would not show the fault. The setting is the
+/// same on every server.
 #[test]
 fn no_server_compiles_our_statements() {
     let database = support::postgres();
@@ -161,7 +162,7 @@ fn no_server_compiles_our_statements() {
 }
 
 #[test]
-fn a_slow_statement_is_canceled_and_its_connection_goes_on() {
+fn a_slow_statement_is_canceled_and_its_connection_stays_usable() {
     let database = support::postgres();
     let config = DatabaseConfig {
         statement_timeout: Duration::from_millis(200),
@@ -312,7 +313,7 @@ fn a_host_name_is_looked_up_and_each_of_its_addresses_tried() {
 
 #[test]
 fn a_pool_is_built_without_its_database_and_says_no_at_once() {
-    // Bound and closed again: nobody listens there.
+    // Bound and closed again: nothing listens there.
     let port = TcpListener::bind("127.0.0.1:0")
         .and_then(|it| it.local_addr())
         .expect("a free port")
@@ -518,7 +519,7 @@ fn a_server_that_freezes_holds_no_thread_for_long() {
         started.elapsed()
     );
 
-    // The others are under suspicion now, and the first one that is silent speaks for all.
+    // The other connections are suspect now. The first silent one decides for all.
     for _ in 0..3 {
         let started = Instant::now();
         let outcome = pool.get(Deadline::after(Duration::from_secs(30)));
@@ -549,7 +550,7 @@ fn only_waiting_for_the_server_is_limited() {
         ..config(&database)
     });
     let mut connection = pool.get(soon()).expect("a connection");
-    // From here on the server is given up after 2.1 s.
+    // From here on the pool gives the server up after 2.1 s.
     connection
         .limit_to(Deadline::after(Duration::from_millis(100)))
         .expect("a near deadline");
@@ -610,7 +611,7 @@ fn a_broken_network_is_a_lost_connection_and_heals() {
 }
 
 #[test]
-fn a_statement_whose_result_changed_with_the_schema_is_prepared_anew() {
+fn a_statement_whose_result_changed_with_the_schema_is_prepared_again() {
     let database = support::postgres();
     let pool = pool(DatabaseConfig {
         max_conns: 1,
@@ -629,7 +630,7 @@ fn a_statement_whose_result_changed_with_the_schema_is_prepared_anew() {
         .expect("a change");
     assert_eq!(connection.query(select, &[]).expect("after")[0].len(), 2);
 
-    // In a transaction there is no second try, but the caller may make one.
+    // Inside a transaction there is no retry, but the caller may retry.
     admin
         .batch_execute("ALTER TABLE t ADD COLUMN c int")
         .expect("another change");
@@ -649,7 +650,7 @@ fn a_statement_whose_result_changed_with_the_schema_is_prepared_anew() {
 }
 
 #[test]
-fn a_statement_the_server_forgot_is_prepared_anew() {
+fn a_statement_the_server_forgot_is_prepared_again() {
     let database = support::postgres();
     let pool = pool(DatabaseConfig {
         max_conns: 1,
@@ -703,7 +704,7 @@ fn a_transaction_is_kept_when_its_work_succeeds_and_undone_when_it_fails_or_pani
 }
 
 #[test]
-fn of_two_transactions_in_each_others_way_the_loser_is_told_to_try_again() {
+fn the_loser_of_two_conflicting_transactions_gets_a_transient_error() {
     let database = support::postgres();
     let pool = pool(config(&database));
     pool.get(soon())
@@ -863,7 +864,8 @@ fn at_the_servers_connection_limit_a_pool_that_serves_is_healthy() {
     let mut check = HealthCheck::new(pool.clone(), migrator, TABLES);
     assert_eq!(check.run(), Ok(()));
 
-    // Both at work, and there is no third: a caller waits for one of them, and the check is not alarmed.
+    // Both connections are in use, and the server allows no third. A caller waits for one of them, and
+    // the check stays healthy.
     let mut held = [pool.get(soon()), pool.get(soon())].map(|it| it.expect("a connection"));
     assert_eq!(check.run(), Ok(()));
     let refused = pool.get(Deadline::after(Duration::from_secs(1))).err();

@@ -1,4 +1,4 @@
-//! What cannot be processed goes to order.failed and order.dlq, and holds nobody up.
+//! Dead letters: an unprocessable record goes to order.failed and order.dlq and delays no other.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ fn what_is_no_event_goes_to_the_dead_letters_at_once_with_everything_it_came_wit
         Record::new(&absent, Some(&unknown.to_string())),
     ];
     write(&stack.kafka, created, &poison);
-    // Behind all that poison, in the same partition:
+    // Behind all the bad records, in the same partition:
     let order = api.accepted_order();
     stack.all_become("completed", 1, SOON);
     assert_eq!(stack.status(id(&order)), "completed");
@@ -137,13 +137,13 @@ fn the_number_of_attempts_can_be_set() {
     assert_eq!(dead[0].header("dlq-attempts"), "1");
 }
 
-/// Bytes that nothing compresses.
+/// Incompressible bytes.
 fn noise(length: usize) -> Vec<u8> {
     let bytes = std::iter::repeat_with(|| fastrand::u8(..));
     bytes.take(length).collect()
 }
 
-/// Kafka takes batches of 1,048,588 bytes, and a letter has more headers than its record.
+/// Kafka accepts batches of up to 1,048,588 bytes, and a letter has more headers than its record.
 #[test]
 fn what_only_just_fitted_its_topic_becomes_a_letter_too() {
     let stack = Stack::new().set("KAFKA_TOPIC_PARTITIONS", "1");

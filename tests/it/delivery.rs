@@ -1,4 +1,4 @@
-//! No committed order is ever left without its event, however it is delivered.
+//! Event delivery: every committed order gets its event, in every delivery mode.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -59,7 +59,7 @@ fn what_a_killed_api_left_in_the_outbox_is_published_by_the_next() {
     wait_until_the_outbox_is_empty(&stack);
     let event = records(&stack.kafka, &stack.topics.created).remove(0);
     first.kill();
-    // As if it had died between the commit and the publish, a minute ago.
+    // As if the api had died between the commit and the publish, a minute ago.
     let payload = String::from_utf8(event.value.clone().expect("a value").to_vec()).expect("UTF-8");
     let mut client = stack.database.connect();
     let id = uuid::Uuid::parse_str(id(&order)).expect("a UUID");

@@ -1,6 +1,6 @@
-//! What the programs are made of, held against lists that a person has looked at. Works offline, of what Cargo has
-//! downloaded to build them; known vulnerabilities are another matter, as their database has to be fetched
-//! (`cargo deny check advisories`, `cargo audit`).
+//! The programs' dependencies, compared with reviewed lists. Works offline, on the packages that Cargo
+//! has downloaded for the build. Known vulnerabilities need a downloaded database
+//! (`cargo deny check advisories`, `cargo audit`). deny.toml repeats the lists for cargo-deny.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::repository;
 
-/// The licences that we ship under, in the words of the crates.
+/// The accepted licences, as the crates spell them.
 const LICENCES: &[&str] = &[
     "(MIT OR Apache-2.0) AND Unicode-3.0",
     "0BSD OR MIT OR Apache-2.0",
@@ -33,7 +33,7 @@ const LICENCES: &[&str] = &[
     "Zlib OR Apache-2.0 OR MIT",
 ];
 
-/// Crates that are there in several versions, since their users disagree.
+/// Crates present in several versions, because their users require different ones.
 const DUPLICATES: &[&str] = &[
     "base64",
     "getrandom",
@@ -47,8 +47,8 @@ const DUPLICATES: &[&str] = &[
     "syn",
 ];
 
-/// Crates that would bring what this house does without: runtimes, their HTTP, C libraries for TLS, and what nobody
-/// looks after any more.
+/// Crates that must not come in: async runtimes, their HTTP stacks, C libraries for TLS, and
+/// unmaintained crates.
 const BANNED: &[&str] = &[
     "async-io",
     "async-std",
@@ -69,7 +69,7 @@ const BANNED: &[&str] = &[
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// The packages that are built into the programs or help to build them; not those of tests.
+/// The packages that are built into the programs or help to build them, without those of tests.
 struct Packages {
     root: String,
     by_id: BTreeMap<String, Value>,
@@ -115,7 +115,8 @@ impl Packages {
         }
     }
 
-    /// What is reached from the application without going through a package called `closed`; not our own libraries.
+    /// The packages reached from the application without passing through the package `closed`, the
+    /// workspace's own excluded.
     fn reached_without(&self, closed: &str) -> Vec<&Value> {
         let (mut seen, mut next) = (BTreeSet::new(), vec![self.root.as_str()]);
         while let Some(id) = next.pop() {

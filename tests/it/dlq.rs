@@ -1,4 +1,4 @@
-//! `tbd-worker dlq`: looking into the dead letters, and giving them another chance.
+//! `tbd-worker dlq`: inspection and replay of dead letters.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::support::topic::{self, Record, configure, records, wait_for_records, 
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What `tbd-worker dlq ...` wrote to standard output and standard error, and its exit code.
+/// Standard output, standard error and exit code of `tbd-worker dlq ...`.
 fn dlq(stack: &Stack, arguments: &[&str]) -> (String, String, i32) {
     let mut command = stack.command(WORKER);
     command.arg("dlq").args(arguments);
@@ -20,7 +20,7 @@ fn dlq(stack: &Stack, arguments: &[&str]) -> (String, String, i32) {
     )
 }
 
-/// As [`dlq`], for what must go well.
+/// As [`dlq`], for a call that must succeed.
 #[track_caller]
 fn dlq_ok(stack: &Stack, arguments: &[&str]) -> String {
     let (out, err, code) = dlq(stack, arguments);
@@ -28,7 +28,7 @@ fn dlq_ok(stack: &Stack, arguments: &[&str]) -> String {
     out
 }
 
-/// A stack with one failed order, and the api that made it; no worker runs any more.
+/// A stack with one failed order, and the api that accepted it. No worker runs any more.
 fn with_a_failed_order() -> (Stack, Program, String) {
     let stack = Stack::new();
     let api = stack.api();
@@ -124,7 +124,7 @@ fn a_replayed_order_that_fails_again_is_another_letter_and_its_first_replay_is_s
     worker.wait(SOON);
     assert!(dead.iter().all(|letter| letter.key() == order));
 
-    // The replayed message once more, as after a rebalance: it had its chance.
+    // The replayed message once more, as after a rebalance: it has had its attempts.
     let replayed = records(&failing.kafka, &failing.topics.created).remove(1);
     let before =
         failing.number("SELECT (extract(epoch FROM updated_at) * 1000000)::bigint FROM orders");
@@ -137,7 +137,7 @@ fn a_replayed_order_that_fails_again_is_another_letter_and_its_first_replay_is_s
         stack.number("SELECT (extract(epoch FROM updated_at) * 1000000)::bigint FROM orders");
     assert_eq!(before, after);
 
-    // Replaying all letters of one order gives it one chance more, and does no harm.
+    // Replaying all letters of one order allows one more run, and does no harm.
     dlq_ok(&stack, &["replay", "--all"]);
     stack.all_become("completed", 1, SOON);
 }
@@ -152,7 +152,7 @@ fn many_letters_are_listed_and_replayed_each_with_its_own_outcome() {
             let key = format!("key-{number}");
             let letter = Record::new(&key, Some("{\u{1b}[2J"));
             match number {
-                // Somebody else's.
+                // Another program's.
                 7 => letter,
                 _ => letter
                     .with("mine", "kept")
@@ -198,7 +198,7 @@ fn what_a_letter_had_to_omit_is_fetched_from_where_the_original_lies() {
     let stack = Stack::new().set("KAFKA_TOPIC_PARTITIONS", "1");
     drop(stack.api());
     let (created, dlq_topic) = (&stack.topics.created, &stack.topics.dlq);
-    // What a worker's producer cannot compress into the letter's limit.
+    // More than a worker's producer can compress into the limit of a letter.
     configure(&stack.kafka, dlq_topic, "max.message.bytes", "20000");
     let noise = std::iter::repeat_with(fastrand::alphanumeric);
     let value: String = noise.take(50_000).collect();
@@ -222,7 +222,7 @@ fn what_a_letter_had_to_omit_is_fetched_from_where_the_original_lies() {
     let ours = |(name, _): &&(String, _)| name.starts_with("dlq-");
     assert_eq!(replayed.headers.iter().filter(ours).count(), 1);
 
-    // As after retention, and as after the topic was made again.
+    // As after retention, and as after the topic was created again.
     let headers = letter.headers.iter().cloned();
     let elsewhere = |offset: &str| {
         let mut letter = letter.clone();

@@ -1,4 +1,5 @@
-//! A primary is demoted, a standby is promoted, behind one name or in a list of hosts.
+//! Fail-over of PostgreSQL: a primary is demoted and a standby promoted, behind one name or in a list
+//! of hosts.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::support::{Database, OwnServer, PASSWORD, USER, eventually, kafka, uni
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// A migrated database on a primary, and a standby that has it, too.
+/// A migrated database on a primary, and a standby with a replica.
 fn primary_and_standby() -> (Stack, OwnServer, OwnServer) {
     let primary = OwnServer::postgres();
     let stack = Stack::on(Database::on(&primary.address()), kafka());
@@ -20,7 +21,7 @@ fn primary_and_standby() -> (Stack, OwnServer, OwnServer) {
     (stack, primary, standby)
 }
 
-/// A connection to the stack's database on one of the two.
+/// A connection to the stack's database on one of the two servers.
 fn on(server: &OwnServer, stack: &Stack) -> Client {
     postgres::Config::new()
         .host("127.0.0.1")
@@ -32,7 +33,7 @@ fn on(server: &OwnServer, stack: &Stack) -> Client {
         .expect("connect")
 }
 
-/// The server refuses writes from now on, while all of its sessions stay.
+/// Makes the server refuse writes from now on; all of its sessions stay.
 fn demote(server: &OwnServer, stack: &Stack) {
     let mut admin = on(server, stack);
     for statement in [
@@ -53,7 +54,7 @@ fn promote(server: &OwnServer, stack: &Stack) {
     assert!(promoted.expect("promote").get::<_, bool>(0));
 }
 
-/// What an api says while it cannot write: that the order may be repeated.
+/// The answer of an api that cannot write: the order may be repeated.
 fn assert_order_refused(api: &Program, key: &str) {
     let refused = api.order(key, 1299);
     refused.problem(503, "dependency-unavailable");
@@ -79,7 +80,7 @@ fn a_server_that_turned_read_only_is_left_for_its_successor_behind_the_same_name
         assert!(reason.contains("read-only"), "{reason}");
         assert_order_refused(&api, &key);
 
-        // The old one lives on; no connection to it breaks.
+        // The old primary stays up; no connection to it breaks.
         promote(&standby, &stack);
         proxy.lead_to(&standby.address());
         api.become_ready(READY);
@@ -123,7 +124,8 @@ fn of_several_hosts_the_first_acceptable_one_is_used() {
     }
     assert_eq!(stack.count("orders"), 2);
 
-    // Where any server is acceptable, the standby answers reads; an order that it cannot write may be repeated.
+    // If any server is acceptable, the standby answers reads. An order that it cannot write may be
+    // repeated.
     let stack = stack
         .set("DB_TARGET_SESSION_ATTRS", "any")
         .set("AUTO_MIGRATE", "false");
@@ -132,7 +134,7 @@ fn of_several_hosts_the_first_acceptable_one_is_used() {
     assert_eq!(list["orders"], serde_json::json!([]));
     assert_order_refused(&api, &unique("key"));
 
-    // If none is acceptable, the reason names each.
+    // If none is acceptable, the reason names every server.
     let stack = stack
         .set("DB_TARGET_SESSION_ATTRS", "read-write")
         .set("DB_PORT", &format!("{nobody},{standbys},{standbys}"));

@@ -1,4 +1,4 @@
-//! What every endpoint has in common: paths, methods, headers, connections, probes, metrics.
+//! The HTTP contract that all endpoints share: paths, methods, headers, connections, probes, metrics.
 
 use std::ops::RangeInclusive;
 use std::thread;
@@ -11,7 +11,7 @@ use crate::support::http::{Connection, Request, get, is_lower_hex, post};
 use crate::support::program::{Program, Stack, id, new_order};
 use crate::support::{eventually, unique};
 
-/// Both programs, ready, as (name, program).
+/// Both programs, ready: (name, program).
 fn both(stack: &Stack) -> [(&'static str, Program); 2] {
     let (api, worker) = (stack.start_api(), stack.start_worker());
     [("api", api.ready()), ("worker", worker.ready())]
@@ -88,7 +88,7 @@ fn every_metric_of_the_contract_is_there() {
 }
 
 #[test]
-fn the_lag_is_told_by_both_programs_and_right_without_a_worker() {
+fn both_programs_report_the_lag_and_it_is_right_without_a_worker() {
     let stack = Stack::new();
     let [(_, api), (_, mut worker)] = both(&stack);
     api.accepted_order();
@@ -109,7 +109,7 @@ fn the_lag_is_told_by_both_programs_and_right_without_a_worker() {
     lag_becomes(&api, 0..=0);
     worker.kill();
     api.accepted_order();
-    // The one that was killed may not have committed what it did.
+    // The killed worker may not have committed what it processed.
     lag_becomes(&api, 1..=2);
 }
 
@@ -164,7 +164,7 @@ fn an_encoded_unreserved_character_is_the_character_itself() {
         }
         let new = new_order(&unique("key"), 1).to("/v1/%6frders");
         assert_eq!(new.send(&address).status, 202);
-        // A reserved character is another one than its encoded form.
+        // A reserved character differs from its encoded form.
         for path in ["/v1%2Forders", "/v1/orders%3Fpage=1", "/%2568ealthz"] {
             get(path).send(&address).problem(404, "not-found");
         }
@@ -193,7 +193,7 @@ fn two_lines_of_a_condition_are_one_list() {
 }
 
 #[test]
-fn another_method_on_a_known_path_is_told_which_ones_there_are() {
+fn another_method_on_a_known_path_gets_the_allowed_ones() {
     let stack = Stack::new();
     let api = stack.api();
     let order = format!("/v1/orders/{}", id(&api.accepted_order()));
@@ -249,7 +249,7 @@ fn head_gets_the_head_that_get_would_get() {
         for name in ["Content-Type", "ETag"] {
             assert_eq!(head.header(name), get.header(name), "{path}: {name}");
         }
-        // A problem names its own span, whose length is always the same.
+        // A problem names its own span; a span id's length never varies.
         assert_eq!(
             head.header("Content-Length"),
             get.header("Content-Length"),
@@ -315,7 +315,7 @@ fn a_connection_serves_one_request_after_another() {
         connection.write(&get("/v1/orders?page=0").to_bytes());
         assert_eq!(connection.read().status, 400);
     }
-    // Two at once, answered in their order.
+    // Two requests at once, answered in order.
     connection.write(&[get("/healthz").to_bytes(), get("/nowhere").to_bytes()].concat());
     assert_eq!(connection.read().status, 200);
     assert_eq!(connection.read().status, 404);
@@ -332,13 +332,13 @@ fn a_body_that_nobody_read_is_never_taken_for_a_request() {
         Request::new("DELETE", "/v1/orders"),
         get("/v1/orders"),
     ] {
-        // One small enough to be read along with the head, and one that is not.
+        // One body small enough to be read along with the head, and one that is not.
         for padding in [0, 100_000] {
             let body = [vec![b'\n'; padding], smuggled.clone()].concat();
             let mut connection = Connection::open(&api.address());
             connection.write(&request.clone().body(body).to_bytes());
             connection.read();
-            // Either the whole body was skipped and the connection lives, or it is closed.
+            // Either the server skipped the whole body and kept the connection, or it closed it.
             connection.write(&get("/nowhere").to_bytes());
             if let Some(next) = connection.try_next() {
                 assert_eq!(next.status, 404, "{request:?}");
@@ -405,7 +405,7 @@ fn probes_answer_and_requests_beyond_the_queue_are_shed_while_every_thread_is_st
             let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
             (stack.number(waiting) == 2).then_some(())
         });
-        // The first ones find a place in the queue; whoever comes when it is full is told so at once.
+        // The first requests find a place in the queue. A request that finds it full is shed at once.
         let shed = eventually(Duration::from_secs(5), "a request to be shed", || {
             let mut connection = Connection::open(&api.address());
             connection.write(&get("/v1/orders/x").header("Connection", "close").to_bytes());

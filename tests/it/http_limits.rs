@@ -1,5 +1,5 @@
-//! What an api's own port does with clients that a proxy would have kept away: what it bears, and where it ends with a
-//! reason so that its supervisor starts it anew.
+//! The api's own port under clients that a proxy would have kept away: what it survives, and when it
+//! exits with a reason so that its supervisor restarts it.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -10,13 +10,13 @@ use super::support::http::{Connection, get};
 use super::support::program::{Program, Stack};
 use super::support::{allow_descriptors, eventually};
 
-/// How long the self-check may take to see what is wrong, on a busy machine.
+/// How long the self-check may take to notice a fault, on a busy machine.
 const NOTICED: Duration = Duration::from_secs(20);
 
-/// The exit code that says: this process cannot go on, start another.
+/// The exit code of a process that cannot continue and must be restarted.
 const SELF_CHECK_FAILED: i32 = 70;
 
-/// Waits for the end of an api, which has to say why.
+/// Waits for an api to exit, and expects it to log the reason.
 #[track_caller]
 fn ends_because(api: &mut Program, reason: &str) {
     let status = api.wait(NOTICED);
@@ -61,7 +61,7 @@ fn memory_beyond_the_limit_ends_the_program_with_a_reason() {
     allow_descriptors(4096);
     let stack = Stack::new().set("HTTP_MEMORY_LIMIT", "64MiB");
     let mut api = stack.api();
-    // Each head is a permitted one so far.
+    // Each head is valid so far.
     let head = format!("GET /healthz HTTP/1.1\r\nX-Long: {}", "x".repeat(100_000));
     let mut clients = Vec::new();
     for _ in 0..1000 {
@@ -127,7 +127,7 @@ fn http_2_is_not_spoken_and_disturbs_nobody() {
     for client in &mut clients {
         client.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
     }
-    // Known and borne: each holds one of tiny_http's threads.
+    // A known cost: each holds one of tiny_http's threads.
     eventually(NOTICED, "honest clients to be served", || {
         let served = (0..20).all(|_| get("/healthz").send(&api.address()).status == 200);
         served.then_some(())

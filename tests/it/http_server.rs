@@ -1,4 +1,4 @@
-//! What the HTTP server promises, seen through real sockets.
+//! The guarantees of the HTTP server, tested over real sockets.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use tbd::wiring::observers;
 use tbd_deadline::Deadline;
 use tbd_http::{Problem, Request, Response, Router, Server, ServerConfig, StillBusy};
 
-/// Longer than anything here takes; a test that waits this long has failed.
+/// Longer than any step here takes; a test that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct House {
@@ -79,7 +79,7 @@ fn echo(request: &mut Request) -> Result<Response, Problem> {
     Ok(Response::text(200, request.body()?.to_vec()))
 }
 
-/// A handler that says when it runs and waits until it may go on.
+/// A handler that reports when it runs and waits for permission to continue.
 struct Gate {
     entered: mpsc::Receiver<()>,
     open: mpsc::Sender<()>,
@@ -157,7 +157,7 @@ impl Client {
         self.stream.write_all(text.as_ref()).unwrap();
     }
 
-    /// Sends what may be cut short by a server that has heard enough.
+    /// Sends bytes to a server that may close before it has read all of them.
     fn send_all_it_takes(&mut self, text: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(text.as_ref());
     }
@@ -196,7 +196,7 @@ impl Client {
         answer
     }
 
-    /// Sends a byte every 20 ms until something comes back.
+    /// Sends a byte every 20 ms until an answer arrives.
     fn drip_until_answered(&mut self) {
         let pause = Some(Duration::from_millis(20));
         self.stream.set_read_timeout(pause).unwrap();
@@ -206,7 +206,7 @@ impl Client {
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
-    /// The connection ends, and nothing more was sent on it.
+    /// Expects the connection to end without another byte.
     fn assert_closed(&mut self) {
         while self.read_more() {}
         assert_eq!(self.text(), "");
@@ -311,7 +311,7 @@ fn unknown_paths_and_methods_are_problems() {
     );
     client.send("BREW /healthz HTTP/1.1\r\nHost: t\r\n\r\n");
     assert_eq!(client.answer().status, 405);
-    // Counted once the answer is on its way.
+    // Counted once the answer is being sent.
     for counted in [
         r#"http_requests_total{method="GET",route="unmatched",status="404"} 1"#,
         r#"http_requests_total{method="OTHER",route="/healthz",status="405"} 1"#,
@@ -386,7 +386,7 @@ fn a_full_queue_refuses_at_once_while_probes_answer() {
         assert_eq!(answer.problem()["type"], "urn:tbd:problem:overloaded");
         assert_eq!(client.get("/healthz").status, 200);
     }
-    // Neither refusals nor probes move what is counted.
+    // Neither refusals nor probes change the counters.
     let pool = &house.metrics.http;
     let counted = (
         pool.threads.get(),
@@ -442,7 +442,7 @@ fn pipelined_requests_are_answered_in_order() {
 #[test]
 fn a_client_that_never_waits_for_answers_gets_those_to_what_was_taken() {
     const TAKEN: usize = 32;
-    // The last of them has a body that does not come.
+    // The last of them has a body that never arrives.
     let held_back = "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 99999\r\n\r\n";
     for (ahead, end) in [(49, ""), (1000, ""), (TAKEN, held_back), (49, held_back)] {
         let (gate, handler) = gated();
@@ -456,7 +456,7 @@ fn a_client_that_never_waits_for_answers_gets_those_to_what_was_taken() {
         wait_until("there are too many", || {
             shed.with_label_values(&["pipeline"]).get() == 1
         });
-        // Nobody else waits for this client.
+        // No other client waits for this one.
         for _ in 0..10 {
             assert_eq!(house.connect().get("/hello").status, 200);
         }
@@ -488,7 +488,7 @@ fn connections_that_come_in_a_burst_are_all_answered() {
 }
 
 #[test]
-fn bodies_arrive_whole_whatever_their_framing() {
+fn bodies_arrive_whole_in_every_framing() {
     let house = start(config(), router());
     let mut client = house.connect();
     for length in [0, 1, 1024, 1025, 65_536] {
@@ -507,7 +507,7 @@ fn bodies_arrive_whole_whatever_their_framing() {
 }
 
 #[test]
-fn a_client_that_asks_before_sending_its_body_is_told_to_go_on() {
+fn a_client_that_expects_100_continue_gets_it() {
     let house = start(config(), router());
     let mut client = house.connect();
     client.send(
@@ -516,7 +516,7 @@ fn a_client_that_asks_before_sending_its_body_is_told_to_go_on() {
     assert_eq!(client.answer_to("HEAD").status, 100);
     client.send("hello");
     assert_eq!(client.answer().body, "hello");
-    // A handler that does not want the body says so without asking for it.
+    // A handler that does not want the body answers without asking for it.
     client.send(
         "POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
     );
@@ -593,7 +593,7 @@ fn a_request_that_does_not_become_complete_is_a_408_and_the_end() {
     ] {
         let mut fresh = house.connect();
         fresh.send(unfinished);
-        // One that drips is no better than one that stops.
+        // A body that trickles in is no better than one that stops.
         let mut used = house.connect();
         assert_eq!(used.get("/hello").status, 200);
         used.send(unfinished);
@@ -611,7 +611,7 @@ fn a_request_that_does_not_become_complete_is_a_408_and_the_end() {
 fn a_header_line_without_end_costs_no_memory() {
     let house = start(config(), router());
     let mut client = house.connect();
-    // Nobody reads on: the kernel may keep the client waiting.
+    // Nothing reads the rest: the kernel may keep the client waiting.
     let patience = Some(Duration::from_secs(1));
     client.stream.set_write_timeout(patience).unwrap();
     client.send("GET /hello HTTP/1.1\r\nHost: t\r\nX: ");
@@ -697,7 +697,7 @@ fn a_body_nobody_read_is_never_taken_for_a_request() {
         assert_eq!(client.answer().body, "ignored");
         client.assert_closed();
     }
-    // A short one was read by tiny_http and is out of the way.
+    // tiny_http has read a short body already, so it is out of the way.
     let mut client = house.connect();
     client.send(format!(
         "POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n{smuggled}",

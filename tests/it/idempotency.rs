@@ -1,4 +1,4 @@
-//! The Idempotency-Key of `POST /v1/orders`: one key, one order, one answer.
+//! The Idempotency-Key of `POST /v1/orders`: one key makes one order and has one answer.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ fn two_instances_share_their_keys() {
 }
 
 #[test]
-fn a_replay_is_the_first_answer_byte_for_byte_wherever_the_order_stands_now() {
+fn a_replay_is_the_first_answer_byte_for_byte_in_every_later_status() {
     let stack = Stack::new();
     let api = stack.api();
     let key = unique("key");
@@ -218,7 +218,7 @@ fn a_twin_waits_for_the_first_for_a_bounded_time() {
     let key = unique("key");
     let first = api.order(&key, 1299);
 
-    // As if the first were not through with its transaction yet.
+    // As if the first request's transaction were still open.
     stack.execute("CREATE TABLE kept AS SELECT * FROM idempotency_keys");
     let mut running = stack.database.connect();
     hold_the_key(&stack, &mut running);
@@ -232,7 +232,7 @@ fn a_twin_waits_for_the_first_for_a_bounded_time() {
     );
     assert!(start.elapsed() < Duration::from_secs(30));
 
-    // One that commits while its twin waits is replayed ...
+    // A request that commits while its twin waits is replayed ...
     let replay = thread::scope(|scope| {
         let twin = scope.spawn(|| api.order(&key, 1299));
         wait_until_blocked(&stack);
@@ -243,7 +243,7 @@ fn a_twin_waits_for_the_first_for_a_bounded_time() {
     assert!(is_replay(&replay));
     assert_eq!(replay.body, first.body);
 
-    // ... and one that rolls back leaves the key to its twin.
+    // ... and a request that rolls back leaves the key to its twin.
     hold_the_key(&stack, &mut running);
     let anew = thread::scope(|scope| {
         let twin = scope.spawn(|| api.order(&key, 1299));
@@ -260,7 +260,7 @@ fn a_twin_waits_for_the_first_for_a_bounded_time() {
     assert_eq!(stack.count("orders"), 2);
 }
 
-/// Takes the key of the table `kept` in a transaction that stays open.
+/// Inserts the key of the table `kept` in a transaction that stays open.
 fn hold_the_key(stack: &Stack, running: &mut postgres::Client) {
     stack.execute("DELETE FROM idempotency_keys");
     running
@@ -268,7 +268,7 @@ fn hold_the_key(stack: &Stack, running: &mut postgres::Client) {
         .expect("hold the key");
 }
 
-/// Waits until somebody in the test's database waits for somebody else's lock.
+/// Waits until a session in the test's database waits for another session's lock.
 fn wait_until_blocked(stack: &Stack) {
     let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually(Duration::from_secs(10), "a statement to be blocked", || {

@@ -1,4 +1,4 @@
-//! Several apis on one database and one Kafka: they share the work, and nothing happens twice or not at all.
+//! Several api instances on one database and one Kafka: everything happens exactly once.
 
 use std::collections::{HashMap, HashSet};
 use std::thread;
@@ -18,7 +18,7 @@ fn three(stack: &Stack) -> Vec<Program> {
     apis.into_iter().map(Program::ready).collect()
 }
 
-/// The answer to an order under `key`, once no twin is still running.
+/// The answer to an order under `key`, once no twin is running any more.
 fn settled(api: &Program, key: &str, amount_cents: u64) -> Response {
     eventually(SOON, "the twin to end", || {
         let response = api.order(key, amount_cents);
@@ -26,7 +26,7 @@ fn settled(api: &Program, key: &str, amount_cents: u64) -> Response {
     })
 }
 
-/// Every order in the database has its event, and every event its order.
+/// Checks that every order in the database has its event, and every event its order.
 fn assert_each_order_has_its_event(stack: &Stack) {
     eventually(SOON, "the outbox to be empty", || {
         (stack.count("outbox") == 0).then_some(())
@@ -47,7 +47,7 @@ fn assert_each_order_has_its_event(stack: &Stack) {
     assert_eq!(published, orders);
 }
 
-/// Each key stands for one order that is there, and no two keys for the same.
+/// Checks that each key names one existing order, and that no two keys name the same one.
 fn assert_keys_and_orders_match(stack: &Stack, count: usize) {
     let count = i64::try_from(count).expect("few");
     let pairs = "SELECT count(DISTINCT k.order_id) FROM idempotency_keys k JOIN orders o ON o.id = k.order_id";
@@ -58,7 +58,8 @@ fn assert_keys_and_orders_match(stack: &Stack, count: usize) {
     );
 }
 
-/// Sends an order under each of `keys`, all at once and each to another api in turn; the answers in the keys' order.
+/// Sends an order under each of `keys`, all at once, to the apis in turn; the answers in the keys'
+/// order.
 fn all_at_once(apis: &[Program], keys: &[String]) -> Vec<Response> {
     thread::scope(|scope| {
         let sent: Vec<_> = keys
@@ -83,7 +84,7 @@ fn clients_that_hammer_the_same_keys_at_every_instance_get_one_order_each() {
             .map(|client| {
                 let (apis, keys) = (&apis, &keys);
                 scope.spawn(move || {
-                    // Every third client means something else by each key.
+                    // Every third client sends another order under each key.
                     let amount = if client % 3 == 2 { 2 } else { 1 };
                     let answer = |key: usize| {
                         let api = &apis[(client + key) % apis.len()];
@@ -130,7 +131,7 @@ fn in_direct_mode_three_relays_publish_what_an_outage_left_and_three_sweepers_sw
     let broker = OwnServer::kafka();
     let stack = Stack::on(postgres(), broker.address());
     let mut apis = three(&stack);
-    // More than a batch for each of them.
+    // More than one batch for each instance.
     stack.execute(
         "INSERT INTO idempotency_keys (key, request_hash, response_status, response_body, order_id, created_at, expires_at)
          SELECT 'expired-' || n, '', 202, '', gen_random_uuid(), now(), now() FROM generate_series(1, 4000) AS n",
@@ -148,7 +149,7 @@ fn in_direct_mode_three_relays_publish_what_an_outage_left_and_three_sweepers_sw
         api.become_ready(BACK);
     }
     assert_each_order_has_its_event(&stack);
-    // Each client comes again, to another instance, and finds its order.
+    // Each client repeats its request at another instance and finds its order.
     apis.rotate_left(1);
     let resumed: HashSet<String> = all_at_once(&apis, &keys)
         .iter()
@@ -186,7 +187,7 @@ fn in_outbox_mode_three_relays_share_what_an_outage_left() {
     }
     assert_each_order_has_its_event(&stack);
     assert_keys_and_orders_match(&stack, keys.len());
-    // With everything in order again, each event is published by one of them, once.
+    // Once everything is healthy again, one instance publishes each event, once.
     let before = records(&stack.kafka, &stack.topics.created).len();
     let more: Vec<String> = (0..60).map(|_| unique("key")).collect();
     all_at_once(&apis, &more);

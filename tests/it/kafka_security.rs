@@ -1,4 +1,4 @@
-//! TLS and logins against a real Kafka that asks for them, and what is said when they fail.
+//! TLS and SASL logins against a real Kafka that requires them, and the errors when they fail.
 
 use std::fs;
 use std::path::PathBuf;
@@ -30,11 +30,12 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 
-/// A Kafka with a listener for each security protocol, all on 127.0.0.1. The certificates are signed by a CA of its own.
+/// A Kafka with a listener for each security protocol, all on 127.0.0.1. Its own CA signs the
+/// certificates.
 struct Broker {
     server: OwnServer,
     ssl: String,
-    /// Its certificate is for another host.
+    /// A listener whose certificate is for another host.
     misnamed: String,
     sasl_plaintext: String,
     sasl_ssl: String,
@@ -43,7 +44,7 @@ struct Broker {
     other_ca_file: PathBuf,
 }
 
-/// Started by the first test that asks, and stopped with the other servers of the run.
+/// Started by the first test that needs it, and stopped with the other servers of the run.
 fn broker() -> &'static Broker {
     static BROKER: OnceLock<Broker> = OnceLock::new();
     BROKER.get_or_init(Broker::start)
@@ -189,7 +190,7 @@ fn records_go_and_come_by_every_protocol_and_mechanism() {
         Admin::new(cluster.clone())
             .create_topics(&[spec], soon())
             .unwrap();
-        // Large enough for many TLS records each way.
+        // Large enough for many TLS records in each direction.
         let value = "0123456789".repeat(30_000);
         let config = ProducerConfig {
             compression: Compression::None,
@@ -234,7 +235,7 @@ fn a_wrong_password_is_refused_for_good_and_never_shown() {
             assert!(!shown.contains(WRONG), "{shown}");
         }
     }
-    // A producer says so at once instead of at the record's deadline.
+    // A producer fails at once instead of at the record's deadline.
     let sasl = login(SaslMechanism::ScramSha256, WRONG);
     let cluster = Cluster::new(config(&broker.sasl_plaintext, None, sasl));
     let producer = Producer::start(cluster, ProducerConfig::default(), Arc::new(())).unwrap();
@@ -274,7 +275,7 @@ fn a_certificate_is_trusted_only_from_a_known_ca_and_for_the_dialled_host() {
 fn a_listener_of_another_protocol_is_named_as_the_cause() {
     let broker = broker();
     let plain = || login(SaslMechanism::Plain, PASSWORD);
-    // In words of ours, wherever the broker just hangs up.
+    // The client's own words, where the broker merely closes the connection.
     for (address, tls, sasl, hint) in [
         (broker.plaintext(), broker.tls(), None, "does not speak TLS"),
         (broker.ssl.clone(), None, None, "it speaks TLS here"),
@@ -305,7 +306,7 @@ fn a_session_is_renewed_on_the_same_connection_before_the_broker_ends_it() {
     };
     Admin::new(cluster).create_topics(&[spec], soon()).unwrap();
     let mut connection = Connection::open(&broker.sasl_plaintext, &client, soon()).unwrap();
-    // Answered after a while, as the topic is empty.
+    // Answered after a while, because the topic is empty.
     let request = FetchRequest::default()
         .with_replica_id(BrokerId(-1))
         .with_session_epoch(-1)
@@ -327,7 +328,7 @@ fn a_session_is_renewed_on_the_same_connection_before_the_broker_ends_it() {
     }
 }
 
-/// Programs on their own database that go to the listener SASL_SSL.
+/// Programs on their own database that use the listener SASL_SSL.
 fn stack(broker: &Broker, password: &str) -> Stack {
     let ca_file = broker.ca_file.to_str().expect("a UTF-8 path");
     Stack::on(postgres(), broker.sasl_ssl.clone())

@@ -101,7 +101,7 @@ fn the_newest_come_first_page_by_page() {
         (ids(&beyond).len(), &beyond["has_more"]),
         (0, &json!(false))
     );
-    // Exactly the last one: nothing follows.
+    // Exactly the last page: nothing follows.
     assert_eq!(list(&api, "?page=250&page_size=1")["has_more"], false);
 }
 

@@ -1,4 +1,4 @@
-//! The integration tests, in one binary: one line per module.
+//! The integration tests, in one binary.
 
 mod architecture;
 mod auth;

@@ -1,4 +1,4 @@
-//! `make up` and `make down`: what a running stack becomes when they are run again.
+//! `make up` and `make down`: the effect of each on a running stack.
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::support::program::{API, READY, WORKER, free_port, new_order};
 use crate::support::token::{claims, hs256};
 use crate::support::{PASSWORD, USER, eventually, own_folder, repository, unique};
 
-/// Two ports of which the second follows the first; the first.
+/// The first of two consecutive free ports.
 fn two_ports() -> u16 {
     loop {
         let first = free_port();
@@ -47,7 +47,7 @@ impl MakeUp {
         }
     }
 
-    /// Runs one of the scripts with these variables; what it said.
+    /// Runs one of the scripts with these variables; its output.
     fn run(&self, script: &str, variables: &[(&str, &str)]) -> String {
         let output = Command::new(repository().join("scripts").join(script))
             .env("STATE_DIR", &self.folder)
@@ -67,7 +67,7 @@ impl MakeUp {
         said
     }
 
-    /// What each of `count` instances, on the ports from the one of this name on, answers.
+    /// The answer of each of `count` instances, on consecutive ports from the named one on.
     fn ask(&self, port: &str, count: u16, ask: impl Fn(&str) -> Response) -> Vec<Response> {
         let ports = (0..count).map(|number| self.ports[port] + number);
         ports
@@ -129,7 +129,7 @@ fn a_secret_given_to_a_running_stack_reaches_every_instance_and_no_terminal_or_f
     down_answers_what_has_begun(&stack, &token);
 }
 
-/// From the edge inwards: nginx takes nothing new, and its last request still gets its answer.
+/// From the edge inwards: nginx accepts nothing new, and its last request still gets its answer.
 fn down_answers_what_has_begun(stack: &MakeUp, token: &str) {
     let database = format!(
         "host=127.0.0.1 port={} user={USER} password={PASSWORD} dbname=tbd",
@@ -172,7 +172,7 @@ printf 'unchanged %s\n' "$(settings "$program" 3)"
 for name in $changed; do printf '%s %s\n' "$name" "$(export "$name=$value"; settings "$program" 3)"; done
 "#;
 
-/// A folder of programs that are small to read and do what ours do.
+/// A folder of small programs that stand in for tbd's.
 fn programs() -> PathBuf {
     let folder = own_folder("programs");
     fs::create_dir_all(&folder).expect("a folder");
@@ -184,7 +184,7 @@ fn programs() -> PathBuf {
     folder
 }
 
-/// The fingerprint of a stack's settings as they are, and with each of `changed` set to `value`.
+/// The fingerprint of a stack's current settings, and with each of `changed` set to `value`.
 fn fingerprints(
     programs: &Path,
     program: &str,
@@ -211,7 +211,7 @@ fn fingerprints(
 
 #[test]
 fn no_variable_of_a_program_can_change_without_its_instances_being_restarted() {
-    // The stack itself decides where its servers are.
+    // The stack itself decides its servers' addresses.
     const THE_STACKS: [&str; 8] = [
         "API_PORT",
         "WORKER_PORT",

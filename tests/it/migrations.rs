@@ -39,7 +39,7 @@ fn run(migrator: &Migrator, database: &Database) -> Result<Outcome, MigrationErr
     migrator.run(&config(database), soon())
 }
 
-/// What the CLI said when it succeeded. All of its output goes to standard error.
+/// The output of the CLI, which must succeed. All of it goes to standard error.
 fn cli(database: &Database, arguments: &[&str]) -> String {
     let (ok, said) = cli_outcome(
         support::migrate(database)
@@ -58,10 +58,10 @@ fn cli_outcome(output: Output) -> (bool, String) {
     )
 }
 
-/// The CLI on another folder than the repository's.
+/// The CLI on a folder other than the repository's.
 fn cli_in(dir: &Path, database: &Database, arguments: &[&str]) -> (bool, String) {
     let mut command = support::migrate(database);
-    // A repeated flag counts the last time.
+    // The last of repeated flags counts.
     cli_outcome(
         command
             .arg("-path")
@@ -83,7 +83,8 @@ fn recorded(database: &Database) -> Vec<(i64, bool)> {
         .collect()
 }
 
-/// Everything in the schema that a migration can make: columns, constraints, indexes, sequences, options.
+/// Everything in the schema that a migration can create: columns, constraints, indexes, sequences,
+/// options.
 fn schema(database: &Database) -> Vec<String> {
     let everything = "
         SELECT format('column %s.%s %s %s %s %s', table_name, column_name, data_type, collation_name, is_nullable,
@@ -108,7 +109,7 @@ fn schema(database: &Database) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// A folder of migrations, gone with this value.
+/// A folder of migrations, deleted when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -281,7 +282,7 @@ fn a_migration_that_fails_is_explained_and_leaves_the_database_dirty_for_the_cli
     );
     assert_eq!(cli_in(&folder.0, &database, &["version"]).1, "2 (dirty)");
 
-    // The way out that the message names.
+    // The remedy that the message names.
     assert!(cli_in(&folder.0, &database, &["force", "1"]).0);
     fs::write(folder.0.join("2_bad.up.sql"), "CREATE TABLE mended ()").expect("mend the migration");
     let outcome = run(&folder.migrator(), &database).expect("mended");
@@ -314,7 +315,7 @@ fn a_database_the_cli_left_dirty_is_refused_with_the_way_out() {
         "{error}"
     );
 
-    // The other way out: the SQL that the message names.
+    // The other remedy: the SQL that the message names.
     let sql = error
         .split('`')
         .find(|part| part.starts_with("UPDATE"))
@@ -370,7 +371,7 @@ fn a_lock_held_by_the_cli_or_its_library_is_respected() {
     );
 }
 
-/// golang-migrate's derivation, written down a second time from its source.
+/// golang-migrate's derivation, implemented again from its source.
 fn advisory_lock_id(names: &[&str]) -> i64 {
     let mut crc = u32::MAX;
     for byte in names.join("\0").bytes() {
@@ -403,7 +404,7 @@ fn while_we_migrate_the_cli_waits() {
 
 #[test]
 fn waiting_for_the_lock_does_not_disturb_an_index_built_concurrently() {
-    // Whoever waits inside pg_advisory_lock is waited for by CREATE INDEX CONCURRENTLY: a deadlock.
+    // CREATE INDEX CONCURRENTLY waits for a session inside pg_advisory_lock: a deadlock.
     let database = support::postgres();
     let folder = Folder::with(&[
         (

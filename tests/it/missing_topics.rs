@@ -1,4 +1,4 @@
-//! Topics that are deleted, or deleted and created again, while the programs run.
+//! Missing topics: deleted, or deleted and created again, while the programs run.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,7 +14,7 @@ use crate::support::program::{Program, Stack};
 use crate::support::topic::{allow, partitions, records};
 use crate::support::{OwnServer, eventually, free_port, postgres, unique};
 
-/// An order is accepted again within this time after its topic is there.
+/// The time within which an order is accepted again after its topic exists.
 const ACCEPTED: Duration = Duration::from_secs(15);
 /// "Readiness fails within 10 s of an outage", and some for a busy machine.
 const NOTICED: Duration = Duration::from_secs(15);
@@ -83,7 +83,7 @@ fn orders_are_accepted_again_soon_after_their_topic_was_created_again() {
         for count in [4, 32, 32] {
             create_again(&stack, topic, count);
             let start = Instant::now();
-            // So many that they belong to all partitions.
+            // Enough to reach all partitions.
             for _ in 0..20 {
                 eventually(ACCEPTED, "an order to be accepted", || {
                     (api.order(&unique("key"), 7).status == 202).then_some(())
@@ -106,14 +106,14 @@ fn orders_are_accepted_again_soon_after_their_topic_was_created_again() {
     }
 }
 
-/// Deletes a topic that a program needs, and waits until all is well again.
+/// Deletes a topic that a program needs, and waits for the program to recover.
 fn is_named_and_created(stack: &Stack, program: &mut Program, topic: &str) {
     delete(stack, topic);
     let start = Instant::now();
     let named = eventually(NOTICED, "readiness to fail", || reason(program));
     assert!(named.contains(topic), "{named}");
     program.become_ready(SOON);
-    // Before that, the topic is its operator's to create.
+    // Until then, only the operator creates the topic.
     assert!(start.elapsed() > Duration::from_secs(8));
     assert_eq!(partitions(&stack.kafka, topic), 3);
     let log = program.log().join("\n");
@@ -131,7 +131,7 @@ fn a_missing_topic_is_named_and_created_again() {
     is_named_and_created(&stack, &mut stack.worker(), &stack.topics.processed);
 }
 
-/// A Kafka that allows its user `tbd` nothing, and the address to log in at.
+/// A Kafka that grants its user `tbd` no right, and the address for logins.
 fn strict_kafka() -> (OwnServer, String) {
     let sasl = format!("127.0.0.1:{}", free_port());
     let server = OwnServer::kafka_with(|port| {

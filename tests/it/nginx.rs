@@ -1,5 +1,5 @@
-//! The real nginx with this repository's configuration in front of two real apis: what hostile and odd clients get, and
-//! that nobody else notices.
+//! nginx with this repository's configuration in front of two real apis: the answers to hostile and
+//! odd clients, and the effect on other clients (none).
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use super::support::http::{Connection, Request, Response, get, is_lower_hex, pos
 use super::support::program::{Program, Stack, free_port, id, new_order};
 use super::support::{allow_descriptors, eventually, unique};
 
-/// How long nginx may take to be rid of a hostile client: its time-outs are 10 s, and this is a busy machine.
+/// How long nginx may take to drop a hostile client: its time-outs are 10 s, and the machine is busy.
 const LIMIT: Duration = Duration::from_secs(40);
 
 struct House {
@@ -31,7 +31,7 @@ impl House {
         House { stack, apis, edge }
     }
 
-    /// Sends bytes on a connection of their own; the answer.
+    /// Sends bytes on a new connection; the answer.
     #[track_caller]
     fn ask(&self, request: &[u8]) -> Response {
         let mut connection = Connection::open(&self.edge.address());
@@ -39,7 +39,7 @@ impl House {
         connection.read()
     }
 
-    /// What a sample of the two apis adds up to.
+    /// The sum of a metric over the two apis.
     fn sum(&self, sample: &str) -> f64 {
         let value = |api: &Program| api.metric(sample).unwrap_or(0.0);
         self.apis.iter().map(value).sum()
@@ -61,7 +61,7 @@ fn key() -> Vec<u8> {
     format!("Idempotency-Key: {}\r\n", unique("key")).into_bytes()
 }
 
-/// A problem document of nginx's own.
+/// A problem document made by nginx.
 #[track_caller]
 fn assert_refused_by_nginx(answer: &Response, status: u16, what: &str) {
     assert_eq!(answer.status, status, "{what}: {}", answer.text());
@@ -174,7 +174,7 @@ fn bytes_beyond_ascii_are_refused_or_kept_from_the_api() {
     let house = House::new();
     let beyond: [&[u8]; 2] = ["ü".as_bytes(), b"\xff"];
     for bytes in beyond {
-        // What the api cannot do without.
+        // Headers that the api needs.
         for name in [
             "Idempotency-Key",
             "If-Match",
@@ -190,7 +190,7 @@ fn bytes_beyond_ascii_are_refused_or_kept_from_the_api() {
             let request = [b"GET ", &target[..], b" HTTP/1.1\r\nHost: tbd\r\n\r\n"].concat();
             assert_eq!(house.ask(&request).status, 400, "{path}");
         }
-        // What it can.
+        // Headers that it does not need.
         for name in [
             "User-Agent",
             "X-Request-Id",
@@ -213,7 +213,7 @@ fn bytes_beyond_ascii_are_refused_or_kept_from_the_api() {
                 .problem(400, "validation-failed");
         }
     }
-    // No instance was taken out of service by connections that had to be closed.
+    // Closed connections took no instance out of service.
     let orders = house.sum("orders_created_total");
     assert_eq!(orders, 14.0);
 }
@@ -229,10 +229,10 @@ fn a_second_idempotency_key_is_seen_through_the_proxy() {
     assert_eq!(house.stack.count("orders"), 0);
 }
 
-/// What hostile clients may cost one that means no harm, beyond what the machine's other work costs it anyway.
+/// The delay that hostile clients may cause an honest one, apart from the machine's other work.
 const PROMPT: Duration = Duration::from_secs(2);
 
-/// Between two rounds of a bystander.
+/// The pause between two rounds of a bystander.
 const PAUSE: Duration = Duration::from_millis(50);
 
 #[test]
@@ -248,7 +248,7 @@ fn hostile_clients_disturb_nobody() {
             let (edge, api) = (house.edge.address(), house.apis[at].address());
             scope.spawn(move || orders_and_looks(&edge, &api, running))
         });
-        // Whatever becomes of the attacks, the bystanders end.
+        // The bystanders end even if an attack panics.
         let attacks = move || {
             let _over = over;
             thread::scope(|scope| {
@@ -280,7 +280,7 @@ fn hostile_clients_disturb_nobody() {
 }
 
 impl House {
-    /// Resident bytes of each api, which has to be alive for that.
+    /// Resident bytes of each api; fails if one has ended.
     fn memory(&self) -> [f64; 2] {
         [0, 1].map(|at| {
             let resident = self.apis[at].metric("process_resident_memory_bytes");
@@ -289,8 +289,8 @@ impl House {
     }
 }
 
-/// Orders, and looks the order up, through nginx and at an api directly, again and again until `running` ends. The
-/// longest that anything took on either way.
+/// Orders and looks the order up, through nginx and at an api directly, until `running` ends. Returns
+/// the longest time of any request on each path.
 fn orders_and_looks(edge: &str, api: &str, running: Receiver<()>) -> [Duration; 2] {
     let mut slowest = [Duration::ZERO; 2];
     while running
@@ -312,10 +312,10 @@ fn orders_and_looks(edge: &str, api: &str, running: Receiver<()>) -> [Duration; 
     slowest
 }
 
-/// A connection from another address than the bystanders', as it would be in life.
+/// A connection from an address other than the bystanders', as in production.
 fn hostile(edge: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    // Soon full, so that a client that does not read is soon noticed.
+    // A small buffer fills soon, so that a client that does not read is noticed soon.
     socket.set_recv_buffer_size(4096).expect("set its size");
     let own = SocketAddr::from(([127, 0, 0, 66], 0));
     socket.bind(&own.into()).expect("an address of our own");
@@ -327,7 +327,7 @@ fn hostile(edge: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Everything that still comes, until nginx ends the connection.
+/// All bytes that still arrive until nginx ends the connection.
 fn rest(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
     let mut piece = [0; 4096];
@@ -342,7 +342,8 @@ fn rest(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&all).into_owned()
 }
 
-/// What comes until nginx ends the connection, or falls silent: it waits for the end of a request then.
+/// The bytes that arrive until nginx ends the connection or falls silent, waiting for the rest of a
+/// request.
 fn all_answers(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
     let mut piece = [0; 4096];
@@ -357,7 +358,7 @@ fn all_answers(stream: &mut TcpStream) -> String {
     }
 }
 
-/// Sends the same piece over and over until nginx ends the connection. How much it has taken.
+/// Sends the same piece repeatedly until nginx ends the connection; the bytes that it accepted.
 fn pour(stream: &mut TcpStream, piece: &[u8]) -> usize {
     let start = Instant::now();
     let mut sent = 0;
@@ -378,7 +379,7 @@ fn clients_that_say_nothing(edge: SocketAddr) {
     }
 }
 
-/// Slowloris: a byte of the head now and then.
+/// Slowloris: a byte of the head at long intervals.
 fn heads_that_drip(edge: SocketAddr) {
     let mut clients: Vec<TcpStream> = (0..300).map(|_| hostile(edge)).collect();
     for client in &mut clients {
@@ -394,7 +395,7 @@ fn heads_that_drip(edge: SocketAddr) {
     }
 }
 
-/// A byte of the body now and then: nginx alone waits for it, and an api never hears of it.
+/// A byte of the body at long intervals: nginx alone waits for it, and no api sees the request.
 fn bodies_that_drip(edge: SocketAddr) {
     let mut clients: Vec<TcpStream> = (0..100).map(|_| hostile(edge)).collect();
     for client in &mut clients {
@@ -423,7 +424,7 @@ fn heads_without_end(edge: SocketAddr) {
             });
         }
     });
-    // A client that stops after too much is told why.
+    // A client that stops after too many bytes gets the reason.
     let mut client = hostile(edge);
     let head = format!("GET /v1/orders HTTP/1.1\r\nHost: tbd\r\n{many}\r\n");
     let _ = client.write_all(head.as_bytes());
@@ -445,7 +446,7 @@ fn bodies_without_end(edge: SocketAddr) {
         let head = format!("{start}{framing}\r\n\r\n");
         client.write_all(head.as_bytes()).expect("nginx takes it");
         pour(&mut client, piece.as_bytes());
-        // A client that stops is told why.
+        // A client that stops gets the reason.
         let mut client = hostile(edge);
         client.write_all(head.as_bytes()).expect("nginx takes it");
         for _ in 0..20 {
@@ -456,7 +457,7 @@ fn bodies_without_end(edge: SocketAddr) {
     }
 }
 
-/// They ask for more than the sockets' buffers hold, and read none of it.
+/// Clients that request more than the sockets' buffers hold, and read none of it.
 fn clients_that_never_read(edge: SocketAddr) {
     let mut clients: Vec<TcpStream> = (0..20).map(|_| hostile(edge)).collect();
     for client in &mut clients {
@@ -496,7 +497,7 @@ fn bytes_that_are_not_http(edge: SocketAddr) {
     }
 }
 
-/// What must never be answered as a request of its own.
+/// A smuggled request: it must never get an answer of its own.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: tbd\r\n\r\n";
 const SMUGGLED_COUNT: &str = r#"http_requests_total{method="GET",route="unmatched",status="404"}"#;
 
@@ -516,7 +517,7 @@ fn a_smuggled_request_never_reaches_an_api() {
             ));
         }
     };
-    // One side goes by the length, the other by the chunks.
+    // One side believes the length, the other the chunks.
     attempt(
         &format!("{whole}\r\nTransfer-Encoding: chunked"),
         &after_last_chunk,
@@ -533,7 +534,7 @@ fn a_smuggled_request_never_reaches_an_api() {
         "Transfer-Encoding: chunked\r\nContent-Length: 4",
         &in_a_chunk,
     );
-    // Only one side sees that there are chunks.
+    // Only one side recognises the chunks.
     for coding in [
         "Transfer-Encoding: xchunked",
         "Transfer-Encoding : chunked",
@@ -572,13 +573,13 @@ fn a_smuggled_request_never_reaches_an_api() {
         "Content-Length: 0x0".into(),
         "Content-Length:\x0b0".into(),
         "Content-Length: 18446744073709551616".into(),
-        // All in order, with a body that an api does not read to its end, or waits for.
+        // Valid requests, with a body that an api does not read to its end, or waits for.
         format!("Content-Length: {length}"),
         format!("Content-Length: {length}\r\nExpect: 100-continue"),
     ] {
         attempt(&lengths, SMUGGLED);
     }
-    // Chunks that can be understood in two ways.
+    // Ambiguous chunks.
     let size = format!("{:x}", SMUGGLED.len());
     for chunks in [
         format!("0x0\r\n\r\n{SMUGGLED}"),
@@ -600,7 +601,7 @@ fn a_smuggled_request_never_reaches_an_api() {
         let answers = answer.matches("HTTP/1.1 ").count();
         let expected = answers - answer.matches("HTTP/1.1 100 ").count() <= 1;
         assert!(expected, "{bytes:?}: {answer}");
-        // What the apis' connections carry next is answered to whom it is due.
+        // The next answer on the apis' connections goes to the right client.
         let name = format!("request-{number}");
         let honest = get("/v1/orders/x").header("X-Request-Id", &name);
         let answer = honest.send(&house.edge.address());
@@ -612,7 +613,7 @@ fn a_smuggled_request_never_reaches_an_api() {
     }
     assert_eq!(house.sum(SMUGGLED_COUNT), 0.0);
 
-    // Sent openly it does reach them, so the count means something.
+    // Sent openly the request does reach them, so the count of 0 is meaningful.
     let openly = get("/smuggled").send(&house.edge.address());
     assert_eq!((openly.status, house.sum(SMUGGLED_COUNT)), (404, 1.0));
 }

@@ -1,4 +1,4 @@
-//! `openapi.yaml` and the running api say the same.
+//! `openapi.yaml`, compared with the running api.
 
 use std::fs;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn pattern(of: &str) -> Regex {
 #[test]
 fn an_idempotency_key_is_what_the_pattern_says() {
     let pattern = pattern("    IdempotencyKey:");
-    // Every text of up to six of the characters that mean something in a key.
+    // Every text of up to six of the characters that are special in a key.
     let characters = ['"', ';', '=', '\\', 'a', 'A', '(', ' '];
     let mut texts = vec![String::new()];
     for _ in 0..6 {
@@ -51,7 +51,7 @@ fn an_idempotency_key_is_what_the_pattern_says() {
 }
 
 #[test]
-fn an_address_is_what_the_pattern_says_whatever_character_is_in_it() {
+fn the_api_and_the_pattern_agree_on_every_character_of_an_address() {
     let pattern = pattern("    CustomerEmail:");
     for character in '\0'..=char::MAX {
         for text in [
@@ -63,7 +63,7 @@ fn an_address_is_what_the_pattern_says_whatever_character_is_in_it() {
             assert_eq!(is_address, pattern.is_match(&text), "{text:?}");
         }
     }
-    // All that ECMA-262 (24.2) puts into \s, and all that Unicode calls a control character.
+    // Everything in \s according to ECMA-262 (24.2), and every control character of Unicode.
     let spaces = "\t\u{b}\u{c} \u{a0}\u{1680}\u{2000}\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}\u{feff}\r\n";
     for character in spaces
         .chars()

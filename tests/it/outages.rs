@@ -1,4 +1,4 @@
-//! PostgreSQL and Kafka away, and back. Each test has servers of its own.
+//! Outages of PostgreSQL and Kafka, and recovery. Each test has servers of its own.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ fn without_kafka_an_order_is_safe_and_its_key_resumes_it() {
     );
     assert_eq!((stack.count("orders"), stack.count("outbox")), (1, 1));
 
-    // The database is fine, so everything else goes on.
+    // The database is up, so everything else continues.
     assert_eq!(get("/v1/orders").send(&api.address()).status, 200);
     let unready = api.become_unready(NOTICED);
     assert_eq!(unready.json()["checks"]["database"], "ok");
@@ -114,7 +114,7 @@ fn without_kafka_the_breaker_opens_and_the_relay_publishes_later() {
 
     broker.start();
     api.become_ready(BACK);
-    // Nobody comes back for these six; they are committed, so they are published.
+    // No client repeats these six. They are committed, so they are published.
     wait_for_records(&stack.kafka, &stack.topics.created, 6, SOON);
     eventually(SOON, "the breaker to let requests pass", || {
         (api.order(&unique("key"), 7).status == 202).then_some(())
@@ -182,7 +182,7 @@ fn a_worker_without_postgresql_consumes_nothing_and_resumes() {
     let server = OwnServer::postgres();
     let stack = Stack::on(Database::on(&server.address()), kafka());
     let api = stack.api();
-    // Known to Kafka before the database goes; the worker meets them without one.
+    // In Kafka before the database goes down; the worker receives them without a database.
     for _ in 0..10 {
         api.accepted_order();
     }

@@ -1,4 +1,4 @@
-//! The page at `/`: as a document, and in a real browser.
+//! The page at `/`: its HTTP answer, and its behaviour in a real browser.
 
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ fn a_browser_sees_orders_move_through_the_system() {
         assert!(lanes.contains(&format!(":{port}")), "{lanes}");
     }
 
-    // With the keyboard alone, and what is wrong is said where it is.
+    // With the keyboard alone; each fault appears at its field.
     browser.value("document.querySelector('#customer_email').focus()");
     browser.value("document.querySelector('#customer_email').value = 'nobody'");
     browser.press("Enter", "\r");
@@ -105,7 +105,7 @@ fn a_browser_sees_orders_move_through_the_system() {
     assert_eq!(stack.count("orders"), 0);
     browser.value("document.querySelector('#customer_email').value = 'user@example.com'");
 
-    // Without a worker it stays pending, until it is canceled.
+    // Without a worker the order stays pending until it is canceled.
     browser.click("button.first");
     browser.until_text(STATUS, "pending");
     browser.until_text("#legend", "pending 1");
@@ -163,7 +163,7 @@ fn a_browser_is_asked_for_the_token_that_the_api_wants() {
 }
 
 #[test]
-fn a_browser_is_told_what_has_failed_and_tries_again_with_the_same_key() {
+fn a_browser_shows_what_has_failed_and_retries_with_the_same_key() {
     let server = OwnServer::postgres();
     let stack = Stack::on(Database::on(&server.address()), kafka());
     let api = stack.api();

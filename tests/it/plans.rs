@@ -1,4 +1,4 @@
-//! No statement of ours reads a whole table, however many rows there are, and however few there were when it was planned.
+//! Query plans: no statement reads a whole table, neither with many rows nor with a plan made for few.
 
 use postgres::types::Type;
 use postgres::{Client, NoTls};
@@ -8,7 +8,7 @@ use tbd_postgres::DatabaseConfig;
 use crate::support::program::Stack;
 use crate::support::{Database, PASSWORD, USER};
 
-/// Orders of which one in a hundred is not completed yet, and a key for each.
+/// Inserts orders, one in a hundred not completed yet, and a key for each.
 fn fill(stack: &Stack, rows: u32) {
     drop(stack.api());
     stack.execute(&format!(
@@ -57,7 +57,8 @@ fn explain(client: &mut Client, sql: &str) -> String {
         .join("\n")
 }
 
-/// Every row of these tables is found by a condition on an index. Housekeeping alone, once a second, takes the outbox as it is.
+/// Checks that a condition on an index finds every row of these tables. Housekeeping alone, once a
+/// second, scans the outbox.
 fn assert_reads_no_whole_table(name: &str, plan: &str) {
     let tables: &[&str] = match name {
         "SELECT outbox" | "SELECT outbox backlog" => &["orders", "idempotency_keys"],
@@ -71,7 +72,7 @@ fn assert_reads_no_whole_table(name: &str, plan: &str) {
     }
 }
 
-/// A session with the settings that ours have.
+/// A session with tbd's settings.
 fn session(database: &Database) -> Client {
     let Database { host, port, name } = database;
     let config = DatabaseConfig::new(host, *port, USER, PASSWORD, name);
@@ -85,7 +86,7 @@ fn no_plan_reads_a_whole_table() {
     assert_no_plan_reads_a_whole_table_of(100_000);
 }
 
-/// A prepared statement's plan is kept while the tables grow.
+/// A prepared statement keeps its plan while the tables grow.
 #[test]
 fn nor_does_one_that_was_made_while_there_were_few() {
     assert_no_plan_reads_a_whole_table_of(20);
@@ -119,7 +120,7 @@ fn assert_no_plan_reads_a_whole_table_of(rows: u32) {
         client
             .batch_execute(&format!("PREPARE s{number} AS {}", statement.sql()))
             .expect("prepare");
-        // What PostgreSQL plans for the first executions, and what it settles on afterwards.
+        // The plans of the first executions, and the one that PostgreSQL keeps afterwards.
         for mode in ["force_custom_plan", "force_generic_plan"] {
             client
                 .batch_execute(&format!("SET plan_cache_mode = {mode}"))

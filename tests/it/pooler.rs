@@ -1,10 +1,11 @@
-//! A pooler between tbd and PostgreSQL: PgBouncer, as Debian has it.
+//! A pooler between tbd and PostgreSQL: PgBouncer from Debian.
 
 use crate::support::http::get;
 use crate::support::program::{READY, Stack};
 use crate::support::{OwnServer, eventually, unique};
 
-/// Whatever it ignores, each transaction may get another session, and with it another program's statements.
+/// In every configuration of PgBouncer, each transaction may get another session, and with it another
+/// program's statements.
 #[test]
 fn behind_a_pooler_no_statement_is_run_and_readiness_says_why() {
     let mut stack = Stack::new();

@@ -1,5 +1,5 @@
-//! What every implementation of the storage ports keeps to: each test runs on PostgreSQL and on the memory that the unit
-//! tests use, so that what they show holds for both.
+//! The contract of the storage ports. Each test runs on PostgreSQL and on the in-memory store of the
+//! unit tests, so that their results hold for both.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,7 +32,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 trait Store: OrderRepository + IdempotencyStore + Outbox {}
 impl<T: OrderRepository + IdempotencyStore + Outbox> Store for T {}
 
-/// PostgreSQL, with submissions that share commits or not, and the database that goes with it.
+/// PostgreSQL, with submissions that share commits or not, and its database.
 fn postgres(coalesce: bool) -> (PostgresStore, Database) {
     postgres_with(coalesce, None)
 }
@@ -158,7 +158,7 @@ fn get(store: &dyn Store, id: OrderId) -> Option<Order> {
     store.get(id, soon()).expect("get")
 }
 
-/// What a relay would publish now, which stays where it is.
+/// The events that a relay would publish now; they stay in the outbox.
 fn waiting(store: &dyn Store) -> Vec<Message> {
     let mut seen = Vec::new();
     relay(store, |messages| {
@@ -249,7 +249,7 @@ fn of_many_with_one_key_one_is_first(store: &(impl Store + Sync)) {
     }
 }
 
-/// New keys, known keys and keys of other requests, all at once and again and again.
+/// New keys, known keys and keys of other requests, all at once and repeatedly.
 fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
     let known = order();
     assert!(matches!(
@@ -288,7 +288,7 @@ fn of_many_at_once_each_gets_its_own_answer(store: &(impl Store + Sync)) {
 }
 
 #[test]
-fn the_event_of_a_stored_order_is_heard_of_once_and_before_the_submitter_is_told() {
+fn the_event_of_a_stored_order_is_handed_over_once_and_before_the_submitter_returns() {
     let (hear, heard) = unbounded();
     let after_commit = Box::new(move |messages: &[&Message]| {
         for message in messages {
@@ -509,7 +509,7 @@ fn removed_events_are_not_relayed(store: &dyn Store) {
     assert_eq!(store.backlog(soon()).expect("backlog").rows, 1);
 }
 
-/// What can be done to one of a few orders; the number says to which.
+/// An operation on one of a few orders; the number selects the order.
 #[derive(Clone, Debug)]
 enum Command {
     Create,
@@ -517,7 +517,7 @@ enum Command {
     Claim(Vec<usize>),
     Complete(Vec<usize>),
     Fail(usize),
-    /// Replayed so many microseconds before or after the last thing that happened.
+    /// Replayed this many microseconds after the last event, or before it if negative.
     Retry(usize, i64),
 }
 
@@ -534,7 +534,8 @@ fn commands() -> impl Strategy<Value = Vec<Command>> {
     proptest::collection::vec(command, 1..30)
 }
 
-/// Runs `commands` on every store; they always answer the same, and every order moves by the rules of the domain only.
+/// Runs `commands` on every store. All answers are the same, and every status change follows the
+/// domain's rules.
 fn obey(stores: &[&dyn Store], commands: &[Command]) {
     let mut orders: Vec<Order> = Vec::new();
     let mut now = Timestamp::from_microsecond(1_760_000_000_000_000).expect("in range");

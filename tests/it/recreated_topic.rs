@@ -1,4 +1,4 @@
-//! A topic of orders that is deleted and created again while both programs run.
+//! A recreated topic: `order.created` is deleted and created again while both programs run.
 
 use std::thread;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::support::program::{Program, Stack, new_order};
 use crate::support::recreate::recreate_topic;
 use crate::support::unique;
 
-/// Enough for a group to notice, on a busy machine.
+/// Long enough for a group to notice, on a busy machine.
 const SOON: Duration = Duration::from_secs(90);
 const PARTITIONS: i32 = 16;
 const ROUNDS: i64 = 5;
@@ -44,7 +44,7 @@ fn recreations(protocol: &str, delivery: &str) {
         stack.all_become("completed", (round + 1) * ORDERS, SOON);
     }
     if protocol == "classic" {
-        // Positions, not an assignment, had to begin again.
+        // The positions had to start again, not the assignment.
         let replaced = format!(
             r#"kafka_consumer_replaced_partitions_total{{group="{}"}}"#,
             stack.group
@@ -56,7 +56,7 @@ fn recreations(protocol: &str, delivery: &str) {
     no_lag_is_left(&stack, &api);
 }
 
-/// Sends orders all at the same time, each until it is accepted.
+/// Sends orders concurrently, each until it is accepted.
 fn accept_at_once(api: &Program, count: i64) {
     let address = api.address();
     thread::scope(|scope| {

@@ -1,4 +1,5 @@
-//! What Kafka refuses because of a setting, a right or a clock waits until that is mended. Nothing is passed over.
+//! Records that Kafka refuses because of a setting, a right or a clock: they wait until the cause is
+//! fixed, and none is skipped.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::support::topic::{self, Record, configure, records, wait_for_records, 
 /// "Readiness fails within 10 s", and some for a busy machine.
 const NOTICED: Duration = Duration::from_secs(15);
 const SOON: Duration = Duration::from_secs(60);
-/// The limit of a topic that has no setting of its own.
+/// The size limit of a topic without a setting of its own.
 const DEFAULT_BYTES: &str = "1048588";
 
 fn waiting(worker: &Program, topic: &str) -> f64 {
@@ -24,7 +25,7 @@ fn committed(stack: &Stack) -> i64 {
     committed.iter().map(|(_, offset)| offset.max(&0)).sum()
 }
 
-/// The worker says in its readiness why announcements for `topic` wait.
+/// Expects the worker's readiness to say why announcements for `topic` wait.
 fn says_why(worker: &Program, topic: &str, why: &str) {
     eventually(NOTICED, "readiness to say why", || {
         let ready = get("/readyz").send(&worker.address());
@@ -36,7 +37,7 @@ fn says_why(worker: &Program, topic: &str, why: &str) {
     assert_eq!(get("/healthz").send(&worker.address()).status, 200);
 }
 
-/// With `setting` on order.processed Kafka refuses every announcement, and says `why`.
+/// With `setting` on order.processed Kafka refuses every announcement with the reason `why`.
 fn announcements_wait(setting: &str, bad: &str, good: &str, why: &str) {
     let stack = Stack::new();
     let api = stack.api();
@@ -80,7 +81,7 @@ fn announcements_too_large_for_a_topics_setting_wait_until_it_is_mended() {
     );
 }
 
-/// To the broker, that a record may be no millisecond old is what a wrong clock of the worker's is.
+/// A limit of one millisecond on a record's age has the same effect as a wrong clock of the worker.
 #[test]
 fn announcements_with_a_time_that_kafka_does_not_take_wait_until_the_clocks_agree() {
     let (setting, week) = ("message.timestamp.before.max.ms", "604800000");

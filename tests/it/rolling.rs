@@ -1,4 +1,5 @@
-//! Instances are replaced one after another while clients order: nobody is turned away and no order is left behind.
+//! Rolling restarts: instances are replaced one after another while clients order. No client is
+//! refused and no order is left behind.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,10 +14,10 @@ use super::support::{eventually, unique};
 /// A program ends within the 30 s of its shutdown, on a busy machine.
 const ENDED: Duration = Duration::from_secs(40);
 const CLIENTS: usize = 4;
-/// Orders between two restarts.
+/// Number of orders between two restarts.
 const BETWEEN: usize = 40;
 
-/// Orders through nginx until told to stop; what was ordered. Any answer but 202 fails the test.
+/// Orders through nginx until stopped; the orders. Any answer but 202 fails the test.
 fn order_until(stop: &AtomicBool, ordered: &AtomicUsize, edge: &Edge) -> Vec<String> {
     let mut ids = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -28,7 +29,7 @@ fn order_until(stop: &AtomicBool, ordered: &AtomicUsize, edge: &Edge) -> Vec<Str
     ids
 }
 
-/// Runs `restarts` while clients order; what was ordered.
+/// Runs `restarts` while clients order; the orders.
 fn under_load(edge: &Edge, restarts: impl FnOnce(&dyn Fn())) -> BTreeSet<String> {
     let stop = AtomicBool::new(false);
     let ordered = AtomicUsize::new(0);
@@ -36,7 +37,7 @@ fn under_load(edge: &Edge, restarts: impl FnOnce(&dyn Fn())) -> BTreeSet<String>
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| scope.spawn(|| order_until(&stop, &ordered, edge)))
             .collect();
-        // Stops the clients whatever happens to the restarts.
+        // Stops the clients even if a restart panics.
         let _stopped = OnDrop(&stop);
         restarts(&|| {
             let goal = ordered.load(Ordering::Relaxed) + BETWEEN;
@@ -68,7 +69,7 @@ fn end(program: &mut Program) {
     assert_eq!(program.wait(ENDED).code(), Some(0));
 }
 
-/// Every order is completed and announced, and nothing else is there.
+/// Checks that every order is completed and announced, and that nothing else exists.
 fn all_are_processed(stack: &Stack, ids: &BTreeSet<String>) {
     assert_eq!(stack.count("orders"), ids.len() as i64);
     stack.all_become("completed", ids.len() as i64, READY);

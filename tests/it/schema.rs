@@ -1,4 +1,4 @@
-//! How programs meet a database: empty, behind, ahead, dirty; and golang-migrate beside them.
+//! Start-up against a schema that is empty, behind, ahead or dirty, and next to golang-migrate.
 
 use std::fs;
 use std::time::Duration;
@@ -113,7 +113,8 @@ fn a_dirty_database_stops_the_start_with_the_version_and_the_way_out() {
     assert_eq!(version(&stack), (newest, true));
 }
 
-/// Marks the schema dirty as a migration to `version` does, and holds golang-migrate's lock if it is to be running.
+/// Marks the schema dirty as a migration to `version` does; holds golang-migrate's lock if the
+/// migration is to look running.
 fn mark_dirty(stack: &Stack, version: i64, running: bool) -> postgres::Client {
     let mut client = stack.database.connect();
     let mark = format!("UPDATE schema_migrations SET version = {version}, dirty = true");
@@ -147,7 +148,7 @@ fn a_running_migration_takes_no_instance_out_of_service() {
             assert_eq!(program.metric("db_schema_dirty"), Some(0.0));
         }
     }
-    // One that starts now and has nothing to migrate serves as well.
+    // A program that starts now and has nothing to migrate serves as well.
     let _migrating = mark_dirty(&stack, newest + 1, true);
     stack.api().accepted_order();
 }
@@ -171,7 +172,7 @@ fn while_the_real_migrate_program_works_instances_stay_ready() {
         .expect("close the gate");
 
     let mut command = migrate(&stack.database);
-    // A repeated flag counts the last time.
+    // The last of repeated flags counts.
     let mut cli = command
         .arg("-path")
         .arg(&folder)
@@ -207,7 +208,7 @@ fn after_a_migration_that_failed_instances_serve_while_all_they_need_is_there() 
         line.contains("\"warn\"") && line.contains("dirty") && line.contains("schema_migrations")
     });
     assert_eq!(warnings.count(), 1);
-    // Another one that has nothing to migrate starts.
+    // Another program that has nothing to migrate starts.
     stack.api().accepted_order();
 
     stack.execute("ALTER TABLE orders RENAME COLUMN failure_reason TO reason");

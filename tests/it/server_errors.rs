@@ -1,4 +1,4 @@
-//! A server that answers, but cannot do what it is asked: out of disk, of memory, of connections; read-only.
+//! Errors of a PostgreSQL that answers but cannot work: out of disk, memory or connections; read-only.
 
 use crate::support::program::{Program, Stack};
 use crate::support::unique;
@@ -8,7 +8,7 @@ const OUT_OF_RESOURCES: [&str; 7] = [
     "53000", "53100", "53200", "53300", "53400", "58000", "58030",
 ];
 
-/// From now on an order of `n` cents, n from 1, fails with the `n`th code.
+/// Makes an order of `n` cents, n from 1, fail with the `n`th code from now on.
 fn raise_by_amount(stack: &Stack) {
     let codes = OUT_OF_RESOURCES.map(|code| format!("'{code}'")).join(", ");
     stack.execute(&format!(

@@ -1,4 +1,4 @@
-//! What the other tests stand on: the servers of `scripts/with-servers` and `tests/support`.
+//! The servers of `scripts/with-servers` and `tests/support`, on which the other tests depend.
 
 use std::net::TcpStream;
 

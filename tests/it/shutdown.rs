@@ -1,4 +1,4 @@
-//! SIGTERM: readiness fails first, what was begun is ended, exit 0.
+//! Shutdown on SIGTERM: readiness fails first, work in flight completes, exit code 0.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -57,7 +57,7 @@ fn a_request_that_was_begun_is_answered() {
         let begun = scope.spawn(move || new_order(&unique("key"), 1).send(&address));
         wait_until_blocked(&stack);
         api.terminate();
-        // It says that it is not ready any more, or is not to be reached; then the request may go on.
+        // It is not ready any more, or cannot be reached; then the request may continue.
         let address = api.address();
         eventually(Duration::from_secs(5), "readiness to fail", || {
             let ready = get("/readyz").try_send(&address);
@@ -97,7 +97,7 @@ fn a_second_signal_ends_the_program_at_once_with_exit_code_1() {
 
 #[test]
 fn an_order_in_process_does_not_outlast_the_shutdown() {
-    // The step ends at the limit at the latest; the order is taken up again by whoever comes next.
+    // The step ends at the limit at the latest. The next worker takes the order up again.
     let stack = Stack::new()
         .set("PROCESSING_TIME", "55s")
         .set("WORKER_CONCURRENCY", "1");
@@ -156,7 +156,7 @@ fn while_a_program_drains_new_connections_are_served_and_hear_that_it_is_not_rea
         TcpStream::connect(api.address()).err()
     });
     assert!(signalled.elapsed() >= drain, "{:?}", signalled.elapsed());
-    // A connection that was open before hears it for as long as a request is in flight.
+    // An open connection still gets the 503 while a request is in flight.
     for _ in 0..3 {
         open.write(&get("/readyz").to_bytes());
         assert_eq!(open.read().status, 503);
@@ -169,7 +169,7 @@ fn while_a_program_drains_new_connections_are_served_and_hear_that_it_is_not_rea
     assert_eq!(stack.count("orders"), 2);
 }
 
-/// Ends programs whose neighbour never answers: each within the time, and with exit code 0.
+/// Ends programs whose server never answers: each exits in time, with code 0.
 fn end_all(programs: impl IntoIterator<Item = Program>) {
     let mut programs: Vec<Program> = programs.into_iter().collect();
     let start = Instant::now();
@@ -182,7 +182,7 @@ fn end_all(programs: impl IntoIterator<Item = Program>) {
     }
 }
 
-/// More spans than a collector that never answers can be offered within the shutdown, a batch every 5 s.
+/// More spans than the shutdown has time to offer a silent collector, at one batch every 5 s.
 fn a_silent_collector() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("listen");
     let endpoint = format!("http://{}", silent.local_addr().expect("its address"));
@@ -220,7 +220,7 @@ fn a_silent_broker() {
 fn a_silent_database() {
     let server = OwnServer::postgres();
     let stack = Stack::on(Database::on(&server.address()), kafka()).set("PROCESSING_TIME", "1s");
-    // Before the stack's database is dropped, whatever happens.
+    // Also after a panic, and before the stack's database is dropped.
     let _thawed = Thawed(&server);
     end_in(&stack, || server.freeze());
 }

@@ -1,4 +1,4 @@
-//! One trace, from the client's request to the processed order.
+//! Tracing: one trace from the client's request to the processed order.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT_ID: &str = "00f067aa0ba902b7";
 
 #[test]
-fn a_problem_names_the_clients_trace_and_a_span_of_ours() {
+fn a_problem_names_the_clients_trace_and_the_servers_span() {
     let stack = Stack::new();
     let api = stack.api();
     for flags in ["01", "00"] {
@@ -135,7 +135,7 @@ fn traced(stack: Stack, url: &str) -> Stack {
         .set("OTEL_EXPORTER_OTLP_ENDPOINT", url)
 }
 
-/// A trace id of a test's own, and the traceparent of a client that begins it.
+/// A new trace id, and the traceparent of a client that starts the trace.
 fn new_trace() -> (String, String) {
     let trace_id = Uuid::now_v7().simple().to_string();
     let traceparent = format!("00-{trace_id}-{PARENT_ID}-01");
@@ -206,7 +206,7 @@ fn one_trace_leads_from_the_request_to_the_processed_order() {
         );
         assert_eq!(trace.below(insert, "wait for a connection").count(), 1);
 
-        // Of the request also where a relay publishes long after it.
+        // The request's, even when a relay publishes long afterwards.
         let sent = trace.one(&send);
         assert_eq!((sent.kind(), sent.parent()), (4, server.id()));
         let record = &records(&stack.kafka, &stack.topics.created)[0];
@@ -346,7 +346,7 @@ fn a_request_whose_order_another_ones_commit_carried_points_at_it() {
 
 #[test]
 fn a_collector_that_is_away_or_silent_slows_no_request_and_what_it_loses_is_counted() {
-    // What it takes is never answered: the kernel accepts connections.
+    // The kernel accepts connections, and nothing ever answers.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let silent = silent.local_addr().expect("its address");
     let away = free_port();
@@ -359,7 +359,7 @@ fn a_collector_that_is_away_or_silent_slows_no_request_and_what_it_loses_is_coun
         for _ in 0..50 {
             let start = Instant::now();
             api.accepted_order();
-            // An export may take 5 s; nobody waits for it.
+            // An export may take 5 s; nothing waits for it.
             assert!(start.elapsed() < Duration::from_secs(4), "{endpoint}");
         }
         eventually(Duration::from_secs(30), "the losses to be counted", || {

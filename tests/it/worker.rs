@@ -1,4 +1,4 @@
-//! From order.created to order.processed, with workers that come, go and die.
+//! The worker, from order.created to order.processed, while workers start, stop and crash.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -13,7 +13,7 @@ use crate::support::program::{Program, Stack, id};
 use crate::support::topic::{self, Record, records, wait_for_records};
 use crate::support::{eventually, librdkafka};
 
-/// Enough for a group to notice a dead member and for its partitions to move, on a busy machine.
+/// Long enough for a group to notice a dead member and to move its partitions, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
 fn processed(worker: &Program, outcome: &str) -> f64 {
@@ -23,7 +23,7 @@ fn processed(worker: &Program, outcome: &str) -> f64 {
         .expect("the counter is there from the start")
 }
 
-/// The newest offsets of order.created are all committed.
+/// Waits until the newest offsets of order.created are all committed.
 fn wait_until_all_is_committed(stack: &Stack) {
     let mut ends: HashMap<i32, i64> = HashMap::new();
     for record in records(&stack.kafka, &stack.topics.created) {
@@ -97,7 +97,7 @@ fn orders_that_came_before_the_first_worker_are_processed() {
     stack.all_become("completed", 20, SOON);
 }
 
-/// Orders that wait in one partition, written in one go. The topics and the tables are there.
+/// Orders that wait in one partition, written at once. The topics and the tables exist.
 fn backlog(stack: &Stack, count: usize) {
     let ids: Vec<String> = (0..count).map(|_| Uuid::now_v7().to_string()).collect();
     stack.execute(&format!(
@@ -116,7 +116,7 @@ fn backlog(stack: &Stack, count: usize) {
     topic::write(&stack.kafka, created, &events);
 }
 
-/// One after another, the pauses between the attempts at these would take four minutes.
+/// One after another, the pauses between the attempts would take four minutes.
 #[test]
 fn orders_that_fail_wait_for_their_next_attempt_together() {
     let stack = Stack::new()
@@ -231,7 +231,7 @@ fn a_partition_that_ends_with_a_transactions_marker_has_no_lag() {
         .expect("feed librdkafka");
     drop(input);
     assert!(child.wait().expect("wait for librdkafka").success());
-    // Two records, each with a marker behind it.
+    // Two records, each followed by a marker.
     eventually(SOON, "the position behind the last marker", || {
         let committed = topic::committed(&stack.kafka, &stack.group, &stack.topics.created);
         (committed == [(0, 4)]).then_some(())
@@ -261,7 +261,7 @@ fn a_killed_workers_orders_are_finished_by_another() {
     let _heir = stack.worker();
     stack.all_become("completed", 200, SOON);
     let wanted: HashSet<&str> = orders.iter().map(id).collect();
-    // Those completed before the kill may not have been announced yet; then they are now.
+    // Orders completed before the kill may not have been announced yet; they are announced now.
     eventually(SOON, "every order to be announced", || {
         let announced = records(&stack.kafka, &stack.topics.processed);
         let announced: HashSet<String> = announced.iter().map(|r| r.key().to_owned()).collect();
@@ -275,7 +275,7 @@ fn a_killed_workers_orders_are_finished_by_another() {
     assert!(records(&stack.kafka, &stack.topics.dlq).is_empty());
 }
 
-/// However often an order was announced, it was the same event.
+/// Checks that all announcements of an order are the same event.
 fn assert_each_order_has_one_event(announced: &[Record]) {
     let mut events: HashMap<String, Value> = HashMap::new();
     for record in announced {
@@ -346,7 +346,7 @@ fn a_worker_that_is_asked_to_end_leaves_no_order_half_done() {
     assert_eq!(first.wait(Duration::from_secs(30)).code(), Some(0));
     assert!(stack.number(completed) < 80, "ended in the middle");
 
-    // What it had completed, it had announced and committed.
+    // It had announced and committed every order that it completed.
     let second = stack.worker();
     stack.all_become("completed", 80, SOON);
     wait_until_all_is_committed(&stack);
