@@ -1,4 +1,4 @@
-//! What the tests share: this client, set up and checked.
+//! Helpers of the Kafka tests: set-up and checks of this client.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tbd_kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
 
 use crate::support;
 
-/// Long enough for one thing to be done.
+/// Long enough for one operation.
 pub fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
@@ -42,7 +42,7 @@ pub fn topic(cluster: &Cluster, partitions: i32) -> String {
     replicated_topic(cluster, partitions, 1)
 }
 
-/// As [`topic`], with so many copies.
+/// As [`topic`], with this many replicas.
 pub fn replicated_topic(cluster: &Cluster, partitions: i32, replication: i16) -> String {
     let name = support::unique("topic");
     let spec = TopicSpec {
@@ -66,7 +66,7 @@ pub fn record(topic: &str, key: String, value: String) -> Record {
     Record::new(topic, Some(key.into()), Some(value.into()))
 }
 
-/// A record as it lies in a topic.
+/// A record in a topic.
 pub type Read = kafka_protocol::records::Record;
 
 /// Everything in a partition, in order.
@@ -112,9 +112,9 @@ fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> V
     records
 }
 
-/// The next batch of an answer, whose end may cut one short: that comes again, whole.
+/// The next batch of an answer. The last one may be cut short; the next answer has it whole.
 fn whole_batch(bytes: &mut Bytes) -> Option<Bytes> {
-    // An offset, the length of what follows, and that.
+    // An offset, a length, and as many bytes.
     let length = bytes.get(8..12)?.try_into().unwrap();
     let end = 12 + usize::try_from(i32::from_be_bytes(length)).unwrap();
     (end <= bytes.len()).then(|| bytes.split_to(end))
@@ -136,8 +136,7 @@ pub fn text(bytes: &Option<Bytes>) -> String {
     String::from_utf8(bytes.as_deref().unwrap_or_default().to_vec()).unwrap()
 }
 
-/// Publishes one numbered record after the other until told to stop; returns what
-/// became of each.
+/// Publishes one numbered record after the other until stopped; returns the outcome of each.
 pub fn publish_steadily(
     producer: &Producer,
     topic: &str,
@@ -158,9 +157,8 @@ pub fn publish_steadily(
     outcomes
 }
 
-/// Checks a topic against what the producers of its records were told: the
-/// acknowledged are there once, those not sent are not there, those possibly sent
-/// at most once; and each key's records are in order.
+/// Checks a topic against the outcomes of its producers. Acknowledged records are there once, those
+/// not sent are absent, those possibly sent are there at most once. Each key's records are in order.
 pub fn check_promises(cluster: &Cluster, topic: &str, outcomes: &[(String, Outcome)]) {
     let mut places: HashMap<String, i64> = HashMap::new();
     let mut last_by_key: HashMap<String, usize> = HashMap::new();
@@ -190,8 +188,7 @@ pub fn check_promises(cluster: &Cluster, topic: &str, outcomes: &[(String, Outco
     }
 }
 
-/// Deletes a topic and creates it again with so many partitions; returns when a broker
-/// knows it.
+/// Deletes a topic and creates it again with this many partitions; returns when a broker knows it.
 fn create_again(cluster: &Cluster, topic: &str, partitions: i32, replication: i16) {
     let admin = Admin::new(cluster.clone());
     let spec = TopicSpec {
@@ -211,8 +208,8 @@ fn create_again(cluster: &Cluster, topic: &str, partitions: i32, replication: i1
     });
 }
 
-/// The last number of each key in a topic, whose records are all where their keys belong
-/// and in the order of their numbers.
+/// The last number of each key in a topic. Checks that every record is in its key's partition and in
+/// the order of its number.
 fn last_by_key(cluster: &Cluster, topic: &str, partitions: i32) -> HashMap<String, usize> {
     let mut last_by_key: HashMap<String, usize> = HashMap::new();
     for (partition, records) in read_topic(cluster, topic) {
@@ -230,8 +227,8 @@ fn last_by_key(cluster: &Cluster, topic: &str, partitions: i32) -> HashMap<Strin
     last_by_key
 }
 
-/// Publishes while a topic is deleted and created again with fewer, with more, and with as
-/// many partitions: no record fails, and each key keeps its order in each new topic.
+/// Publishes while a topic is recreated with fewer, with more, and with as many partitions. No record
+/// fails, and each key keeps its order in each new topic.
 pub fn check_publishing_to_a_topic_created_again(cluster: &Cluster, replication: i16) {
     const THREADS: usize = 8;
     let topic = replicated_topic(cluster, 16, replication);

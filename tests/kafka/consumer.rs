@@ -1,4 +1,4 @@
-//! Consumers of one group against a real Kafka.
+//! The consumers of a group against a real Kafka.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,7 +66,7 @@ impl Topic {
             name: name_text.to_owned(),
             connection,
         };
-        // The topic is there once a partition takes records.
+        // The topic exists once a partition accepts records.
         topic.produce(0, &["warm-up"], Compression::None);
         topic
     }
@@ -117,12 +117,12 @@ impl Topic {
             .with_topic_data(vec![topic]);
         let give_up = Instant::now() + PATIENCE;
         loop {
-            // The newest that names topics instead of their ids.
+            // The newest version that names topics instead of their ids.
             let sent = self.connection.send_at_most(&request, 12, soon()).unwrap();
             let answer = self.connection.receive(sent, soon()).unwrap();
             match answer.responses[0].partition_responses[0].error_code {
                 0 => return,
-                // Made a moment ago, not led by anybody yet.
+                // A new topic, still without a leader.
                 3 | 5 | 6 if Instant::now() < give_up => thread::yield_now(),
                 code => panic!("produce: {code}"),
             }
@@ -134,7 +134,7 @@ impl Topic {
     }
 }
 
-/// What a hook was called for, and with which partitions.
+/// A call of a hook: its kind and its partitions.
 pub type Entry = (&'static str, BTreeSet<i32>);
 
 /// The hooks' calls.
@@ -188,7 +188,7 @@ fn consumer(config: ConsumerConfig) -> (Consumer, Journal) {
     (consumer, journal)
 }
 
-/// Polls until `done` says so, keeping everything.
+/// Polls until `done` returns true; all records.
 pub fn poll_until(
     consumer: &mut Consumer,
     mut done: impl FnMut(&Consumer, &[ConsumerRecord]) -> bool,
@@ -217,7 +217,7 @@ pub fn values(records: &[ConsumerRecord]) -> Vec<String> {
         .collect()
 }
 
-/// Members on threads of their own until told to stop, as a worker runs them.
+/// Members on threads of their own until stopped, as a worker runs them.
 struct Members {
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<HashMap<String, u32>>>,
@@ -331,7 +331,7 @@ fn a_leaving_member_hands_over_at_the_committed_offset() {
     let mut settings = config(&topic, &group);
     settings.max_poll_records = 2;
     let (mut first, _) = consumer(settings);
-    // The warm-up record and "a" are finished with; "b" and "c" are only read.
+    // The warm-up record and "a" are finished; "b" and "c" are only read.
     poll_until(&mut first, |_, records| records.len() == 2);
     first.commit_polled(soon()).unwrap();
     poll_until(&mut first, |_, records| records.len() == 2);
@@ -359,7 +359,7 @@ fn a_commit_after_revocation_is_refused_and_changes_nothing() {
     let (mut first, first_journal) = consumer(config(&topic, &group));
     poll_until(&mut first, |_, records| values(records).len() == 2);
 
-    // A second member takes one of the two over, while the first has committed neither.
+    // A second member takes over one of the two partitions while the first has committed neither.
     let mut members = Members::new();
     members.add(config(&topic, &group));
     poll_until(&mut first, |first, _| {
@@ -376,7 +376,7 @@ fn a_commit_after_revocation_is_refused_and_changes_nothing() {
             .contains(&("revoked", BTreeSet::from([gone.partition])))
     );
 
-    // The one that was kept can be committed, and the other was read again.
+    // The kept partition can be committed, and the other was read again.
     first.commit_polled(soon()).unwrap();
     let lost_value = if gone.partition == 0 { "a" } else { "b" };
     members.wait("the other reads it", |members| {
@@ -401,7 +401,7 @@ fn partitions_that_stay_flow_on_while_a_rebalance_waits_for_a_slow_member() {
             && slow.assignment().len() == 1
             && !flowing.rebalance_pending()
     });
-    // A third wants to join. The slow one does not poll, so that the group has to wait for it.
+    // A third member wants to join. The slow one does not poll, so the group has to wait for it.
     let mut members = Members::new();
     members.add(config(&topic, &group));
     poll_until(&mut flowing, |flowing, _| flowing.rebalance_pending());
@@ -424,7 +424,7 @@ fn partitions_that_stay_flow_on_while_a_rebalance_waits_for_a_slow_member() {
     }
     assert!(flowing.rebalance_pending() && read == 10);
 
-    // The slow one comes back. What was done meanwhile is committed, although one of the two moves on.
+    // The slow member returns. Its finished work is committed, although one of the two partitions moves.
     poll_until(&mut flowing, |flowing, _| {
         let _ = slow.poll(Deadline::after(Duration::from_millis(10)));
         flowing.assignment().len() == 1 && !flowing.rebalance_pending()
@@ -448,7 +448,7 @@ fn a_killed_members_partitions_are_taken_over_after_the_session_time_out() {
         killed.assignment().len() == 1 && !killed.rebalance_pending()
     });
     members.wait("the survivor has one", |members| members.has_shares(&[1]));
-    // As a crash: connections end, nobody says goodbye.
+    // As in a crash: connections end without a LeaveGroup.
     drop(killed);
     let took = members.wait("the survivor has all", |members| members.has_shares(&[2]));
     assert!(
@@ -473,7 +473,7 @@ fn a_member_whose_owner_is_stuck_leaves_and_comes_back() {
     let (mut stuck, journal) = consumer(settings);
     poll_until(&mut stuck, |_, records| values(records).len() == 1);
 
-    // The other gets the partition although nobody polls the first.
+    // The other member gets the partition although nothing polls the first.
     let (mut other, _) = consumer(config(&topic, &group));
     let records = poll_until(&mut other, |_, records| values(records).len() == 1);
     assert_eq!(values(&records), ["a"]);
@@ -547,7 +547,7 @@ fn the_lag_of_a_group_is_known_whether_it_has_members_or_not() {
     topic.produce(1, &["c"], Compression::None);
     let group = support::unique("group");
     let admin = Admin::new(Cluster::new(client_config(&support::kafka())));
-    // With the warm-up, and before there was any member.
+    // With the warm-up record, and before the group had a member.
     let lag = || -> Vec<i64> {
         let lags = admin.lag(&group, &[&topic.name], soon()).unwrap();
         lags.into_values().collect()
@@ -612,7 +612,7 @@ fn a_poll_ends_when_it_is_woken() {
 fn a_consumer_closes_in_every_state() {
     let topic = Topic::new(1);
     let group = support::unique("group");
-    // Before anything; while looking for the coordinator; while joining; while joined.
+    // Before the first step; while looking for the coordinator; while joining; while joined.
     for millis in [0, 1, 3, 10, 30, 300] {
         let (mut consumer, _) = consumer(config(&topic, &group));
         if millis > 0 {
@@ -626,7 +626,7 @@ fn a_consumer_closes_in_every_state() {
             start.elapsed()
         );
     }
-    // None of them is still waited for.
+    // The group waits for none of them any more.
     let start = Instant::now();
     let (mut consumer, _) = consumer(config(&topic, &group));
     poll_until(&mut consumer, |_, records| records.len() == 1);
@@ -654,7 +654,7 @@ fn a_consumer_without_kafka_says_so_and_closes() {
 }
 
 #[test]
-fn range_gives_everything_up_before_it_shares_anew() {
+fn range_gives_everything_up_before_it_shares_again() {
     let topic = Topic::new(4);
     let group = support::unique("group");
     let settings = || {
@@ -700,7 +700,7 @@ fn a_static_member_restarts_without_a_rebalance_and_fences_its_twin() {
     poll_until(&mut stays, |stays, _| !stays.rebalance_pending());
     assert_eq!((journal.entries(), again.assignment()), before);
 
-    // A second one of the same name takes its place; the first is told for good.
+    // A second member of the same name takes its place; the first gets a permanent error.
     let (mut twin, _) = consumer(named("restarts"));
     poll_until(&mut twin, |twin, _| twin.assignment().len() == 1);
     let give_up = Instant::now() + PATIENCE;
@@ -744,7 +744,7 @@ fn a_consumer_outlives_its_broker() {
     assert_eq!(values(&records), ["a"]);
     consumer.commit_polled(soon()).unwrap();
 
-    // Frozen: nothing moves, and every call still comes back.
+    // Frozen: nothing moves, and every call still returns.
     server.pause();
     let start = Instant::now();
     let _ = consumer.poll(Deadline::after(TICK));
@@ -759,8 +759,8 @@ fn a_consumer_outlives_its_broker() {
     );
     server.resume();
 
-    // Killed and back: it goes on after what it committed. The commit above may
-    // have arrived after all, so it is not looked at.
+    // Killed and restarted: it continues after its committed offset. The commit above may have
+    // arrived after all, so it is not checked.
     server.kill();
     let error = poll_until_error(&mut consumer);
     assert!(error.is_transient(), "{error}");
@@ -772,8 +772,8 @@ fn a_consumer_outlives_its_broker() {
     topic.produce(1, &["b"], Compression::None);
     let records = poll_until(&mut consumer, |_, records| !values(records).is_empty());
     assert_eq!(values(&records), ["b"]);
-    // A broker that was away for longer than a session has forgotten its members: the record
-    // comes again then, to be committed by a new one.
+    // A broker that was down for longer than a session has forgotten its members. The record is then
+    // delivered again, and a new member commits it.
     while let Err(error) = consumer.commit_polled(soon()) {
         assert!(!matches!(error, CommitError::Fatal(_)), "{error}");
         if matches!(error, CommitError::Lost) {
@@ -784,7 +784,7 @@ fn a_consumer_outlives_its_broker() {
         }
     }
 
-    // Frozen for good: closing takes no longer than it may.
+    // Frozen for good: closing still respects its deadline.
     server.pause();
     let start = Instant::now();
     let closed = consumer.close(Deadline::after(TICK));

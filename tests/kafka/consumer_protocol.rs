@@ -1,4 +1,4 @@
-//! Members of groups that speak the consumer protocol (KIP-848), alone and beside classic ones.
+//! Group membership over the consumer protocol (KIP-848), alone and together with classic members.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use crate::support::{eventually, unique};
 const PARTITIONS: i32 = 4;
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A topic, a group of its own, and what the group has read.
+/// A topic, its own group, and the records that the group has read.
 struct Stage {
     cluster: Cluster,
     topic: String,
@@ -95,7 +95,7 @@ impl Stage {
         }
     }
 
-    /// So many more records, spread over all partitions.
+    /// Writes this many more records, spread over all partitions.
     fn write(&mut self, count: usize) {
         let producer = client::start(&self.cluster, ProducerConfig::default());
         let first = self.written.len();
@@ -108,7 +108,7 @@ impl Stage {
         producer.close(soon()).unwrap();
     }
 
-    /// Until everything written has been read, however often.
+    /// Waits until every written record has been read at least once.
     fn read_all(&self) {
         eventually(PATIENCE, "every record to be read", || {
             let seen = self.seen.lock().unwrap();
@@ -117,7 +117,7 @@ impl Stage {
         });
     }
 
-    /// Until the members, and they alone, share the partitions like this.
+    /// Waits until these members alone share the partitions like this.
     fn shared(&self, members: &[&Running], shares: &[usize]) {
         eventually(PATIENCE, &format!("shares of {shares:?}"), || {
             let all = members.iter().map(|member| *member.share.lock().unwrap());
@@ -166,13 +166,13 @@ fn a_killed_members_partitions_move_after_the_brokers_session_time_out() {
     }
     drop(killed);
     let heir = stage.run(GroupProtocol::Consumer);
-    // Nothing was committed, so everything comes again.
+    // Nothing was committed, so every record is delivered again.
     stage.read_all();
     stage.shared(&[&heir], &[4]);
     heir.close();
 }
 
-/// Speaks for a member from outside, as a twin with its name would.
+/// Sends requests in a member's name, as a second process with that name would.
 fn speak_for(stage: &Stage, member_id: &str, epoch: i32) {
     let coordinator =
         tbd_kafka::group::coordinator::find(&stage.cluster, &stage.group, soon()).unwrap();
@@ -220,7 +220,7 @@ fn a_stuck_member_leaves_and_comes_back_when_it_polls_again() {
     config.max_poll_interval = Duration::from_secs(2);
     let (mut stuck, journal) = stage.member(config);
     poll_until(&mut stuck, |consumer, _| consumer.assignment().len() == 4);
-    // Another one gets all of it, although the stuck one's heart would beat on.
+    // Another member gets all partitions, although the stuck one's heartbeats would continue.
     let other = stage.run(GroupProtocol::Consumer);
     stage.shared(&[&other], &[4]);
     let refused = stuck.commit(

@@ -1,4 +1,4 @@
-//! The Kafka client against real brokers and beside other clients, in one binary: one line per module.
+//! The tests of the Kafka client against real brokers and together with other clients, in one binary.
 
 mod client;
 mod consumer;

@@ -1,4 +1,4 @@
-//! Beside other clients: groups with members of librdkafka and of the Java client, and records that each writes and
+//! Interoperability with librdkafka and the Java client: mixed groups, and records that each writes and
 //! the others read.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +23,11 @@ use crate::client::{cluster, read_topic, record, soon, start, text, topic};
 use crate::consumer::poll_until;
 use crate::support::{eventually, kafka, kafka_tool, librdkafka, unique};
 
-/// For a Java program to start and do its part, on a busy machine.
+/// How long a Java program may take to start and do its part, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PARTITIONS: i32 = 6;
 
-/// What the members of a group have and have read.
+/// The assignments of a group's members, and the records they have read.
 #[derive(Default)]
 struct Seen {
     owned: BTreeMap<&'static str, BTreeSet<i64>>,
@@ -43,15 +43,15 @@ struct Group {
     seen: Arc<Mutex<Seen>>,
 }
 
-/// A member; leaves in good order when dropped.
+/// A member; leaves in an orderly way when dropped.
 enum Member {
     Ours(Arc<AtomicBool>, Option<JoinHandle<()>>),
     Other(Child, End, Option<JoinHandle<()>>),
 }
 
-/// How another client is asked to leave.
+/// How to ask another client to leave.
 enum End {
-    /// With its standard input (librdkafka).
+    /// By closing its standard input (librdkafka).
     Input(Option<ChildStdin>),
     /// By a signal (Java).
     Signal,
@@ -158,7 +158,7 @@ impl Group {
         })
     }
 
-    /// Ten records into each partition.
+    /// Writes ten records into each partition.
     fn publish(&self) {
         let producer = start(&cluster(), ProducerConfig::default());
         let records = (0..10 * PARTITIONS).map(|number| {
@@ -172,7 +172,7 @@ impl Group {
         producer.close(soon()).unwrap();
     }
 
-    /// Waits until each of these has its share, and nobody else anything.
+    /// Waits until each of these members has its share, and no other member has any.
     fn wait_for_shares(&self, members: &[&'static str]) {
         let share = usize::try_from(PARTITIONS).unwrap() / members.len();
         let mut owned = BTreeMap::new();
@@ -194,7 +194,7 @@ impl Group {
         );
     }
 
-    /// Waits until `count` records are read and committed; fails if one was read twice.
+    /// Waits until `count` records are read and committed; fails if one is read twice.
     fn wait_for_reading(&self, count: usize) {
         let admin = Admin::new(cluster());
         eventually(
@@ -264,7 +264,8 @@ impl Drop for Member {
     }
 }
 
-/// `leader` begins, and so leads; the others join; it leaves, and one of them leads on. All is read once meanwhile.
+/// `leader` joins first and so leads; the others join; it leaves, and another member leads. Every
+/// record is read once meanwhile.
 fn share(assignor: Assignor, leader: &'static str, others: &[&'static str]) {
     let group = Group::new(assignor);
     group.publish();
@@ -304,12 +305,12 @@ fn share_under_each_leader(assignor: Assignor) {
 }
 
 #[test]
-fn cooperative_sticky_groups_with_librdkafka_and_java_share_and_read_all_once_whoever_leads() {
+fn cooperative_sticky_groups_with_librdkafka_and_java_read_all_once_under_each_leader() {
     share_under_each_leader(Assignor::CooperativeSticky);
 }
 
 #[test]
-fn range_groups_with_librdkafka_and_java_share_and_read_all_once_whoever_leads() {
+fn range_groups_with_librdkafka_and_java_read_all_once_under_each_leader() {
     share_under_each_leader(Assignor::Range);
 }
 
@@ -407,7 +408,7 @@ fn each_client_reads_what_each_writes_in_every_compression_and_all_agree_on_part
     let expected = counted(written);
     let total = writers.len() * CODECS.len() * KEYS;
 
-    // The log itself: every key is where our partitioner says, whoever wrote it.
+    // The log itself: every key is where this client's partitioner says, for every writer.
     let log = read_topic(&cluster, &topic);
     let in_log = log.iter().flat_map(|(partition, records)| {
         records.iter().map(move |one| {
@@ -485,7 +486,7 @@ fn transactions_are_read_uncommitted_and_their_markers_are_passed_over() {
 
     let config = ConsumerConfig::new(unique("group"), [topic.as_str()]);
     let mut consumer = Consumer::start(cluster, config, Box::new(())).unwrap();
-    // Past the last marker, too, or the group would lag behind for ever.
+    // Past the last marker, too, or the group would always show a lag.
     let partition = TopicPartition::new(topic.as_str(), 0);
     let records = poll_until(&mut consumer, |consumer, _| {
         consumer.position(&partition) == Some(6)

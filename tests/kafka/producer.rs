@@ -34,7 +34,7 @@ fn topics_are_made_once_listed_and_deleted() {
     assert!(committed.is_empty());
     admin.delete_topics(&[&name], soon()).unwrap();
     admin.delete_topics(&[&name], soon()).unwrap();
-    // Brokers hear of it a moment after the controller has answered.
+    // Brokers learn of the topic a moment after the controller has answered.
     let deadline = soon();
     while admin.list_topics(deadline).unwrap().contains(&name) {}
     cluster.ping(soon()).unwrap();
@@ -115,7 +115,7 @@ fn many_threads_publish_every_record_once_and_keep_each_keys_order() {
             .map(|thread| {
                 let (producer, topic) = (&producer, &topic);
                 scope.spawn(move || {
-                    // Some wait for each record, some hand over ahead.
+                    // Some threads wait for each record, some enqueue ahead.
                     let ahead = if thread % 2 == 0 { 1 } else { 50 };
                     let mut acknowledged = Vec::new();
                     let numbers: Vec<usize> = (0..RECORDS).collect();
@@ -182,7 +182,7 @@ fn a_record_too_large_for_the_broker_fails_alone() {
     let cluster = cluster();
     let topic = topic(&cluster, 1);
     let config = ProducerConfig {
-        // Beyond the broker's 1 MiB, so that the broker has to refuse.
+        // Above the broker's 1 MiB, so that the broker has to refuse.
         batch_bytes: 3_000_000,
         ..ProducerConfig::default()
     };
@@ -190,7 +190,7 @@ fn a_record_too_large_for_the_broker_fails_alone() {
     let mut records: Vec<Record> = (0..20)
         .map(|number| record(&topic, "k".to_owned(), format!("small-{number}")))
         .collect();
-    // Nothing that compression could help.
+    // Incompressible.
     let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
         .take(2_000_000)
         .collect();
@@ -228,7 +228,7 @@ fn a_record_too_large_for_the_broker_arrives_if_compression_helps() {
 }
 
 #[test]
-fn a_missing_topic_is_told_at_the_deadline_and_used_once_it_exists() {
+fn a_missing_topic_is_reported_at_the_deadline_and_used_once_it_exists() {
     let cluster = cluster();
     let producer = start(&cluster, ProducerConfig::default());
     let name = support::unique("late");
@@ -303,7 +303,7 @@ fn publish_through(
     });
     producer.close(soon()).unwrap();
     check_promises(&cluster, &topic, &outcomes);
-    // After the trouble, all is well again.
+    // After the trouble, publishing works again.
     for thread in 0..4 {
         let prefix = format!("{thread}:");
         let last = outcomes
@@ -316,7 +316,7 @@ fn publish_through(
 
 fn soon_after_recovery(cluster: &Cluster) {
     cluster.ping(soon()).unwrap();
-    // The publishers need a moment of peace to show that they recovered.
+    // The publishers need a quiet moment to show that they have recovered.
     std::thread::sleep(Duration::from_secs(3));
 }
 
@@ -329,7 +329,7 @@ fn a_broker_killed_and_started_again_loses_and_doubles_nothing() {
         server.start();
         soon_after_recovery(cluster);
     });
-    // Patience outlasts the outage: nobody is told of it.
+    // The deadline outlasts the outage, so no caller gets an error.
     for (value, outcome) in &outcomes {
         assert!(outcome.is_ok(), "{value}: {outcome:?}");
     }
@@ -358,7 +358,7 @@ fn a_frozen_broker_fails_records_in_time_and_doubles_nothing_when_it_thaws() {
         std::thread::sleep(Duration::from_secs(1));
         server.pause();
         let frozen = Instant::now();
-        // Long enough for the producer to give its connection up and make another.
+        // Long enough for the producer to close its connection and open another.
         std::thread::sleep(Duration::from_secs(5));
         server.resume();
         assert!(frozen.elapsed() < Duration::from_secs(8));

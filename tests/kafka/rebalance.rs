@@ -1,5 +1,5 @@
-//! How long records wait while a group of fifteen gains a member, and loses one in good order and one that crashes.
-//! `make bench-rebalance` shows the figures.
+//! Delay of records during rebalances: a group of fifteen gains a member, loses one that leaves, and
+//! loses one that crashes. `make bench-rebalance` shows the figures.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,10 +18,10 @@ const MEMBERS: usize = 15;
 const PARTITIONS: i32 = 30;
 const SESSION: Duration = Duration::from_secs(6);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What a busy machine may add to every figure.
+/// The delay that a busy machine may add to every figure.
 const SLACK: Duration = Duration::from_secs(3);
 
-/// Who got a record of which partition when.
+/// Which member received a record of which partition, and when.
 type Arrivals = Arc<Mutex<Vec<(Instant, i32, usize)>>>;
 
 struct Member {
@@ -80,7 +80,7 @@ impl Group {
         });
     }
 
-    /// Waits until everybody has an equal share.
+    /// Waits until every member has an equal share.
     fn settle(&self) {
         let least = PARTITIONS as usize / self.members.len();
         eventually(PATIENCE, "equal shares", || {
@@ -93,7 +93,7 @@ impl Group {
         });
     }
 
-    /// Who got a partition's last record.
+    /// The member that received a partition's last record.
     fn owners(&self) -> BTreeMap<i32, usize> {
         let arrivals = self.arrivals.lock().unwrap();
         arrivals
@@ -102,14 +102,15 @@ impl Group {
             .collect()
     }
 
-    /// Lets something happen to the group; the longest that records of an untouched and of a moved partition waited.
+    /// Applies a change to the group; the longest wait of a record in an untouched partition and in a
+    /// moved one.
     fn measure(&mut self, what: &str, event: impl FnOnce(&mut Self)) -> (Duration, Duration) {
         thread::sleep(Duration::from_millis(1_500));
         let before = self.owners();
         let begin = Instant::now();
         event(self);
         self.settle();
-        // Every partition flows again, under its new owner if it has one.
+        // Every partition delivers again, to its new owner if it has one.
         let settled = Instant::now();
         let gone = |id: &usize| !self.members.iter().any(|member| member.id == *id);
         eventually(PATIENCE, "all partitions to flow", || {
@@ -164,7 +165,7 @@ fn a_group_of_fifteen_stops_only_the_partitions_that_move_and_those_not_for_long
     let topic = topic(&cluster, PARTITIONS);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        // A record into each partition every 50 ms.
+        // One record into each partition every 50 ms.
         let feeder = scope.spawn(|| {
             let producer = start(&cluster, ProducerConfig::default());
             while !stop.load(Ordering::Relaxed) {
@@ -203,7 +204,7 @@ fn a_group_of_fifteen_stops_only_the_partitions_that_move_and_those_not_for_long
         feeder.join().unwrap();
 
         for (what, (untouched, _)) in [("added", added), ("left", left), ("killed", killed)] {
-            // The usual distance, 50 ms, and no more than the machine makes of it.
+            // The usual interval of 50 ms, plus the machine's noise.
             assert!(
                 untouched < SLACK,
                 "{what}: untouched partitions waited {untouched:?}"

@@ -1,4 +1,4 @@
-//! A topic that is deleted and created again under its readers, on a real Kafka.
+//! A recreated topic: deleted and created again under its readers, on a real Kafka.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -41,7 +41,7 @@ impl Stage {
         producer.close(soon()).unwrap();
     }
 
-    /// Another topic of the same name, with these records.
+    /// Recreates the topic under the same name, with these records.
     fn recreate(&self, values: impl IntoIterator<Item = i32>) {
         recreate_topic(&[kafka()], &self.topic, 1);
         self.write(values);
@@ -52,7 +52,7 @@ impl Stage {
         config.group_protocol = protocol;
         let journal = Journal::default();
         let hooks = Box::new(journal.clone());
-        // Another program's knowledge of the cluster is not ours.
+        // As in another program, which has cluster metadata of its own.
         let consumer = Consumer::start(cluster(), config, hooks).unwrap();
         (consumer, journal)
     }
@@ -95,7 +95,7 @@ fn a_new_topic_is_read_whole_also_where_it_is_longer_than_the_old_position() {
         assert_eq!(stage.lag(), [0]);
         consumer.close(soon()).unwrap();
 
-        // The new topic's offsets are the group's now.
+        // The group's offsets are those of the new topic now.
         stage.write(120..121);
         let (mut consumer, _) = stage.member(protocol);
         let read = poll_until(&mut consumer, |_, records| !records.is_empty());
@@ -130,7 +130,8 @@ fn a_commit_made_for_the_old_topic_is_no_commit_of_the_new_one() {
     }
 }
 
-/// Metadata reaches three brokers at different times: an old id may be told, and an old log be served, for a moment.
+/// Metadata reaches three brokers at different times: for a moment, a broker may report the old id or
+/// serve the old log.
 #[test]
 fn nothing_written_to_the_new_topic_is_passed_over_on_three_brokers() {
     const PARTITIONS: i32 = 6;

@@ -1,4 +1,5 @@
-//! Three brokers that hold a copy of everything each: leaders and coordinators die, restart and move, topics grow.
+//! Three brokers with a copy of everything each: leaders and coordinators die, restart and move, topics
+//! grow.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -24,10 +25,10 @@ use crate::consumer::{Journal, poll_until};
 use crate::support::{self, OwnServer, eventually};
 
 const TICK: Duration = Duration::from_millis(200);
-/// A killed leader is missed after 4 s; an election, and a busy machine, come on top.
+/// The cluster notices a killed leader after 4 s; an election and a busy machine add to that.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// The three brokers, of which the tests take turns.
+/// The three brokers; the tests take turns in using them.
 pub struct Brokers(MutexGuard<'static, [OwnServer; 3]>);
 
 impl Brokers {
@@ -52,7 +53,7 @@ impl Brokers {
         &self.0[usize::try_from(id).expect("an id") - 1]
     }
 
-    /// Waits until a topic can be made with three copies: all brokers count.
+    /// Waits until a topic can be created with three replicas, which needs all brokers.
     pub fn settle(&self) {
         let cluster = self.cluster();
         eventually(PATIENCE, "three brokers", || {
@@ -71,8 +72,8 @@ fn leader(cluster: &Cluster, topic: &str, partition: i32) -> i32 {
     })
 }
 
-/// Publishes while `trouble` is made and until everybody has been served after it; every record has to be
-/// acknowledged. Returns the longest that one took.
+/// Publishes during `trouble` and until every publisher has been served after it. Every record must be
+/// acknowledged. Returns the longest time of one record.
 fn publish_through(cluster: &Cluster, topic: &str, trouble: impl FnOnce()) -> Duration {
     let producer = start(cluster, ProducerConfig::default());
     let stop = AtomicBool::new(false);
@@ -111,7 +112,7 @@ fn publish_through(cluster: &Cluster, topic: &str, trouble: impl FnOnce()) -> Du
     slowest.into_inner().unwrap()
 }
 
-/// Publishes one record to a partition, which its present leader has to acknowledge.
+/// Publishes one record to a partition; its current leader has to acknowledge it.
 fn publish_to(cluster: &Cluster, topic: &str, partition: i32, value: &str) -> RecordMetadata {
     let producer = start(cluster, ProducerConfig::default());
     let mut one = record(topic, "k".to_owned(), value.to_owned());
@@ -151,12 +152,12 @@ fn leaders_that_shut_down_in_order_hand_over_without_delay() {
         brokers.node(stopped).start();
         brokers.settle();
     });
-    // Nobody has to be missed first: that would take the broker's session of 4 s.
+    // No broker has to be missed first, which would take its session of 4 s.
     eprintln!("controlled shutdown: the slowest record took {slowest:?}");
     assert!(slowest < Duration::from_secs(4), "{slowest:?}");
 }
 
-/// A member of a group of its own, and what it was told.
+/// A member of its own group, and the calls of its hooks.
 struct Reading {
     consumer: Consumer,
     journal: Journal,
@@ -176,13 +177,13 @@ impl Reading {
         }
     }
 
-    /// The next records, up to `count`; more are a failure, as is anything that does not pass.
+    /// The next records, up to `count`; more records are a failure, and so is a permanent error.
     fn read(&mut self, count: usize) -> Vec<String> {
         let records = poll_until(&mut self.consumer, |_, records| records.len() >= count);
         records.iter().map(|one| text(&one.value)).collect()
     }
 
-    /// Commits, as often as it takes. No record comes meanwhile.
+    /// Commits, with retries until it succeeds. No record may arrive meanwhile.
     fn commit(&mut self) {
         let deadline = Deadline::after(PATIENCE);
         while let Err(error) = self.consumer.commit_polled(Deadline::after(TICK)) {
@@ -194,12 +195,12 @@ impl Reading {
 }
 
 #[test]
-fn groups_of_either_protocol_go_on_when_their_coordinator_is_killed() {
+fn groups_of_either_protocol_continue_when_their_coordinator_is_killed() {
     let brokers = Brokers::all_up();
     let cluster = brokers.cluster();
     let coordinator = |group: &String| support::topic::coordinator(&brokers.addresses()[0], group);
     let killed = coordinator(&support::unique("group"));
-    // Led by another one, so that only one of the two is missing.
+    // Led by another broker, so that only one of the two is missing.
     let topic = std::iter::repeat_with(|| replicated_topic(&cluster, 1, 3))
         .find(|topic| leader(&cluster, topic, 0) != killed)
         .unwrap();
@@ -237,7 +238,7 @@ fn groups_of_either_protocol_go_on_when_their_coordinator_is_killed() {
         } = member;
         let records = poll_until(&mut consumer, |_, records| !records.is_empty());
         assert_eq!(text(&records[0].value), "after");
-        // The membership went on: nothing was taken away and given again.
+        // The membership continued: nothing was revoked and assigned again.
         let entries = journal.entries();
         assert!(
             entries.iter().all(|(what, _)| *what == "assigned"),
@@ -252,8 +253,8 @@ fn groups_of_either_protocol_go_on_when_their_coordinator_is_killed() {
     brokers.node(killed).start();
 }
 
-/// A topic with one partition, led by node 1 and copied to node 2, whose copy may take over
-/// although records are missing in it.
+/// A topic with one partition, led by node 1 and copied to node 2. Node 2 may take over although its
+/// copy lacks records.
 fn carefree_topic(cluster: &Cluster) -> String {
     let name = support::unique("topic");
     let replicas = CreatableReplicaAssignment::default()
@@ -309,7 +310,7 @@ fn a_log_cut_short_by_an_unclean_election_is_written_on_and_read_from_where_it_p
     publish(&["both have it"]);
     let mut lenient = reading(OffsetReset::Earliest);
     assert_eq!(lenient.read(1), ["both have it"]);
-    // A group that begins somewhere, but nowhere else.
+    // A group without a reset policy, which starts at a sought position.
     let mut strict = reading(OffsetReset::Error);
     let partition = TopicPartition::new(topic.as_str(), 0);
     while !strict.consumer.seek(&partition, 0) {
@@ -318,7 +319,7 @@ fn a_log_cut_short_by_an_unclean_election_is_written_on_and_read_from_where_it_p
     assert_eq!(strict.read(1), ["both have it"]);
 
     brokers.node(2).kill();
-    // Acknowledged by all that are in sync, which is node 1 alone.
+    // Acknowledged by all in-sync replicas, which is node 1 alone.
     publish(&["lost 1", "lost 2"]);
     for member in [&mut lenient, &mut strict] {
         assert_eq!(member.read(2), ["lost 1", "lost 2"]);
@@ -383,7 +384,7 @@ fn partitions_added_while_running_are_written_and_read() {
     poll_until(&mut consumer, |_, records| records.len() == 1);
 
     support::topic::grow(&brokers.addresses()[0], &topic, 3);
-    // Keys spread over more partitions as soon as the producer knows of them.
+    // Keys spread over the new partitions as soon as the producer knows them.
     let mut sent = 1;
     eventually(PATIENCE, "a record in each new partition", || {
         sent += 1;

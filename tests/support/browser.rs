@@ -1,4 +1,5 @@
-//! A real Chromium, told what to do by its DevTools protocol over a pair of pipes: no port, no driver, no other process.
+//! A real Chromium, driven through its DevTools protocol over a pair of pipes: no port, no driver, no
+//! other process.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use super::{eventually, unique, variable};
 /// How long one command may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A browser with one page. Killed when dropped, and its profile with it.
+/// A browser with one page. Dropping it kills the browser and deletes its profile.
 pub struct Browser {
     process: Child,
     commands: Option<ChildStdin>,
@@ -23,7 +24,7 @@ pub struct Browser {
     profile: PathBuf,
     session: String,
     count: u64,
-    /// Everything that the page complained about: exceptions, and breaches of its content security policy.
+    /// Every error of the page: exceptions, and violations of its content security policy.
     pub complaints: Vec<String>,
 }
 
@@ -31,7 +32,7 @@ impl Browser {
     /// A browser whose page is still empty.
     pub fn start() -> Browser {
         let profile = Path::new(&variable("TBD_TEST_SERVERS")).join(unique("chromium"));
-        // Chromium reads commands from descriptor 3 and writes answers to 4; both are pipes to this process.
+        // Chromium reads commands from descriptor 3 and writes answers to descriptor 4, pipes to this process.
         let mut process = Command::new("/bin/sh")
             .args(["-c", r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null"#])
             .arg(variable("TBD_TEST_CHROMIUM"))
@@ -92,7 +93,7 @@ impl Browser {
         );
     }
 
-    /// What a JavaScript expression is worth.
+    /// The value of a JavaScript expression.
     pub fn value(&mut self, expression: &str) -> Value {
         let parameters =
             json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
@@ -101,7 +102,7 @@ impl Browser {
         result["result"]["value"].clone()
     }
 
-    /// The text that a person reads in the first element that fits; empty if none does.
+    /// The visible text of the first element that matches; empty if none does.
     pub fn text(&mut self, selector: &str) -> String {
         let value = self.value(&format!(
             "document.querySelector({selector:?})?.innerText ?? ''"
@@ -125,7 +126,7 @@ impl Browser {
         });
     }
 
-    /// Waits until an element's text contains another; the text.
+    /// Waits until an element's text contains a substring; the whole text.
     #[track_caller]
     pub fn until_text(&mut self, selector: &str, part: &str) -> String {
         let holds =
@@ -134,7 +135,7 @@ impl Browser {
         self.text(selector)
     }
 
-    /// Clicks, as a mouse does, in the middle of the first element that fits.
+    /// Clicks, as a mouse does, in the middle of the first element that matches.
     #[track_caller]
     pub fn click(&mut self, selector: &str) {
         let place = self.value(&format!(
@@ -150,7 +151,7 @@ impl Browser {
         }
     }
 
-    /// Presses one key, wherever the focus is.
+    /// Presses one key in the focused element.
     pub fn press(&mut self, key: &str, text: &str) {
         for kind in ["keyDown", "keyUp"] {
             let text = if kind == "keyDown" { text } else { "" };
@@ -159,7 +160,7 @@ impl Browser {
         }
     }
 
-    /// Any command of the protocol, and its result.
+    /// Sends a command of the protocol and returns its result.
     #[track_caller]
     pub fn command(&mut self, method: &str, parameters: Value) -> Value {
         self.count += 1;
@@ -184,7 +185,7 @@ impl Browser {
 
     fn note(&mut self, event: &Value) {
         let entry = &event["params"]["entry"];
-        // That an answer was an error is not the page's fault.
+        // An error status is not a fault of the page.
         let is_complaint = match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
             Some("Log.entryAdded") => entry["level"] == "error" && entry["source"] != "network",
@@ -198,7 +199,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // With its pipe closed it ends in good order, and its children with it.
+        // With its pipe closed, Chromium shuts down in an orderly way, together with its children.
         drop(self.commands.take());
         let (done, ended) = bounded(1);
         let reader = self.reader.take();

@@ -12,13 +12,13 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// nginx, accepting connections, in front of these instances.
+    /// A running nginx in front of these instances.
     pub fn in_front_of(apis: &[Program]) -> Edge {
         let ports: Vec<u16> = apis.iter().map(Program::port).collect();
         Edge::before(&ports)
     }
 
-    /// As [`in_front_of`](Self::in_front_of), of the instances on these ports.
+    /// As [`in_front_of`](Self::in_front_of), for the instances on these ports.
     pub fn before(ports: &[u16]) -> Edge {
         let folder = Path::new(&variable("TBD_TEST_SERVERS")).join(unique("nginx"));
         let port = free_port();

@@ -1,5 +1,5 @@
-//! HTTP/1.1 over a plain socket: what is sent is exactly what the test says, and nothing is repeated, followed or
-//! pooled behind its back.
+//! HTTP/1.1 client over a plain socket: it sends exactly the test's bytes, and retries, follows and
+//! pools nothing.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Longer than any answer may take (30 s), so that a server which never answers fails a test instead of hanging it.
+/// Longer than any answer may take (30 s), so that a silent server fails a test instead of hanging it.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A request, sent on a connection of its own unless it is written to one.
@@ -24,7 +24,7 @@ pub fn get(target: impl Into<String>) -> Request {
     Request::new("GET", target)
 }
 
-/// `POST target`, without a body so far.
+/// `POST target`, still without a body.
 pub fn post(target: impl Into<String>) -> Request {
     Request::new("POST", target)
 }
@@ -87,7 +87,7 @@ impl Request {
             .unwrap_or_else(|error| panic!("no answer from {address}: {error}"))
     }
 
-    /// As [`send`](Self::send), for a server that may be away.
+    /// As [`send`](Self::send), for a server that may be unreachable.
     pub fn try_send(mut self, address: &str) -> std::io::Result<Response> {
         let head_only = self.method == "HEAD";
         self = self.header("Connection", "close");
@@ -97,7 +97,7 @@ impl Request {
     }
 }
 
-/// One connection, for tests of what follows what on it.
+/// One connection, for tests of several requests on it.
 pub struct Connection {
     stream: TcpStream,
     unread: Vec<u8>,
@@ -121,7 +121,8 @@ impl Connection {
         })
     }
 
-    /// Sends bytes. A server may answer and close before it has read them all; the answer is what counts then.
+    /// Sends bytes. A server may answer and close before it has read them all; then only the answer
+    /// counts.
     pub fn write(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -141,7 +142,7 @@ impl Connection {
         self.try_read(false).ok()
     }
 
-    /// The next response if it arrives in time; otherwise the connection is given up.
+    /// The next response if it arrives in time; otherwise closes the connection.
     pub fn read_within(mut self, limit: Duration) -> Option<Response> {
         self.stream
             .set_read_timeout(Some(limit))
@@ -250,7 +251,7 @@ impl Response {
             .unwrap_or_else(|error| panic!("{error} in {:?}", self.text()))
     }
 
-    /// Fails the test unless this is a whole problem document with this status and kind; the document.
+    /// Fails the test unless this is a complete problem document with this status and kind; the document.
     #[track_caller]
     pub fn problem(&self, status: u16, slug: &str) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
@@ -278,7 +279,7 @@ impl Response {
         problem
     }
 
-    /// As [`problem`](Self::problem), for one that lists faulty fields: their names, in order.
+    /// As [`problem`](Self::problem), for a document that lists faulty fields: their names, in order.
     #[track_caller]
     pub fn faulty_fields(&self) -> Vec<String> {
         let problem = self.problem(400, "validation-failed");

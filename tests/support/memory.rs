@@ -1,5 +1,6 @@
-//! The storage ports in memory, for tests: as strict as PostgreSQL, and able to fail at any call. Also compiled into the
-//! unit tests of `src/orders`; `tests/it/ports.rs` holds both implementations to one contract.
+//! The storage ports in memory, for tests: as strict as PostgreSQL, and able to fail at any call. Also
+//! compiled into the unit tests of `src/orders`; `tests/it/ports.rs` checks both implementations
+//! against one contract.
 
 #![allow(dead_code, reason = "each user needs only some of this")]
 
@@ -26,9 +27,9 @@ pub struct Memory {
 pub enum Fault {
     /// Nothing has changed.
     Before,
-    /// Everything has changed, but the caller does not hear of it.
+    /// Everything has changed, but the caller gets an error.
     After,
-    /// It is repeated, since its first answer was lost: the caller hears the second one.
+    /// The call runs twice because its first answer was lost; the caller gets the second answer.
     Twice,
 }
 
@@ -56,13 +57,13 @@ struct Row {
 }
 
 impl Memory {
-    /// The `call`-th call from now on, counted from 0, fails so.
+    /// Makes the `call`-th call from now on, counted from 0, fail in this way.
     pub fn fail_at(&self, call: usize, fault: Fault) {
         let mut tables = self.lock();
         tables.fault = Some((tables.calls + call, fault));
     }
 
-    /// Takes back what [`fail_at`](Self::fail_at) has said; whether the fault was still to come.
+    /// Undoes [`fail_at`](Self::fail_at); whether the fault was still pending.
     pub fn mend(&self) -> bool {
         self.lock().fault.take().is_some()
     }
@@ -82,7 +83,7 @@ impl Memory {
             .collect()
     }
 
-    /// An order as it is, and why it failed.
+    /// An order's current state, and why it failed.
     pub fn look(&self, id: OrderId) -> (Order, Option<String>) {
         self.lock().orders[&id].clone()
     }
@@ -97,7 +98,7 @@ impl Memory {
         self.lock().keys.len()
     }
 
-    /// An order that is simply there.
+    /// Adds an order without a key or an event.
     pub fn put(&self, order: &Order) {
         let row = (order.clone(), None);
         self.lock().orders.insert(order.id, row);
@@ -107,7 +108,7 @@ impl Memory {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One call: all of `work` or nothing.
+    /// One call: applies all of `work` or nothing.
     fn call<T>(&self, mut work: impl FnMut(&mut Tables) -> T) -> Result<T, StoreError> {
         let mut tables = self.lock();
         let fault = tables.begin();
@@ -136,7 +137,7 @@ impl Tables {
         Some(fault)
     }
 
-    /// Moves an order, by the rules of the domain, if it has the status `from`.
+    /// Changes an order's status, by the domain's rules, if the order has the status `from`.
     fn step(
         &mut self,
         id: OrderId,
@@ -347,7 +348,7 @@ impl Outbox for Memory {
                 .clone()
         });
         let ids = |messages: &[Message]| messages.iter().map(|m| m.order_id).collect();
-        // Let go however this ends, as a transaction that is rolled back does.
+        // Released on every path, as a rollback releases its rows.
         let _held = Held(self, ids(&taken.unwrap_or_default()));
         let messages = outcome?;
         if messages.is_empty() {

@@ -1,9 +1,9 @@
-//! The servers that integration tests run against, as `scripts/with-servers` offers them.
+//! The servers of integration tests, as `scripts/with-servers` provides them.
 //!
-//! Every test gets a database and topics of its own, so tests run side by side and in any order. A missing server is
-//! a failure, never a skip: an unnoticed skip would look like a pass.
+//! Every test gets a database and topics of its own, so tests run in parallel and in any order. A
+//! missing server is a failure, never a skip: an unnoticed skip would look like a pass.
 //!
-//! A test that needs to take a server away starts its own with [`OwnServer`].
+//! A test that needs to stop a server starts its own with [`OwnServer`].
 #![allow(dead_code, reason = "each test uses only some of this")]
 
 pub mod browser;
@@ -38,7 +38,7 @@ fn variable(name: &str) -> String {
     })
 }
 
-/// A database made for one test and dropped, with whatever is still connected to it, when this value is.
+/// A database for one test. Dropping this value drops the database and ends its remaining sessions.
 pub struct Database {
     /// The server's host.
     pub host: String,
@@ -71,7 +71,7 @@ impl Database {
         self.connect_to(&self.name)
     }
 
-    /// Whoever wants anything of the table of orders waits until this connection rolls back.
+    /// A connection that locks the table of orders: every other user of it waits for the rollback.
     pub fn holding_orders(&self) -> Client {
         let mut holder = self.connect();
         holder
@@ -80,7 +80,7 @@ impl Database {
         holder
     }
 
-    /// As other programs take it: `postgres://user:password@host:port/name?sslmode=disable`.
+    /// Connection URL for other programs: `postgres://user:password@host:port/name?sslmode=disable`.
     pub fn url(&self) -> String {
         let Database { host, port, name } = self;
         format!("postgres://{USER}:{PASSWORD}@{host}:{port}/{name}?sslmode=disable")
@@ -95,7 +95,7 @@ impl Database {
             .unwrap_or_else(|error| panic!("connect to {}:{}: {error}", self.host, self.port))
     }
 
-    /// As [`connect`](Self::connect), to a server that may be away.
+    /// As [`connect`](Self::connect), to a server that may be unreachable.
     pub fn try_connect(&self) -> Result<Client, postgres::Error> {
         self.try_connect_to(&self.name)
     }
@@ -113,7 +113,7 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        // The server may be one that the test has stopped; then the database goes with its folder.
+        // The test may have stopped this server; then the database goes with the server's folder.
         let config = format!(
             "host={} port={} user={USER} password={PASSWORD} dbname=tbd connect_timeout=2",
             self.host, self.port
@@ -129,7 +129,7 @@ pub fn kafka() -> String {
     variable("TBD_TEST_KAFKA")
 }
 
-/// One of Kafka's own command-line programs, by its class; its arguments are the caller's to add.
+/// One of Kafka's own command-line programs, by its class; the caller adds its arguments.
 pub fn kafka_tool(class: &str) -> Command {
     let mut command = Command::new("java");
     command
@@ -144,7 +144,7 @@ pub fn kafka_tool(class: &str) -> Command {
     command
 }
 
-/// `tests/kafka/librdkafka.py`; its arguments are the caller's to add.
+/// `tests/kafka/librdkafka.py`; the caller adds its arguments.
 pub fn librdkafka() -> Command {
     let mut command = Command::new(variable("TBD_TEST_LIBRDKAFKA"));
     command.arg(repository().join("tests/kafka/librdkafka.py"));
@@ -156,8 +156,8 @@ pub fn unique(prefix: &str) -> String {
     format!("{prefix}-{}", Uuid::now_v7().simple())
 }
 
-/// Looks every 25 ms until `look` finds something, and fails the test, saying what it waited for, when `limit` is over.
-/// What is waited for happens in other processes, so there is nothing to be woken by.
+/// Polls `look` every 25 ms until it returns something. After `limit` it fails the test and names
+/// `what` it waited for. The condition changes in other processes, so nothing can wake this thread.
 pub fn eventually<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -172,8 +172,8 @@ pub fn eventually<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Opti
     }
 }
 
-/// golang-migrate's own command-line program on this repository's migrations: `-database URL` and the verb are the
-/// caller's to add.
+/// golang-migrate's own command-line program on this repository's migrations; the caller adds
+/// `-database URL` and the verb.
 pub fn migrate(database: &Database) -> Command {
     let mut command = Command::new(variable("TBD_TEST_MIGRATE"));
     command
@@ -183,7 +183,7 @@ pub fn migrate(database: &Database) -> Command {
     command
 }
 
-/// Lets this process have so many files open at a time.
+/// Raises this process's limit of open files to this number.
 pub fn allow_descriptors(count: u64) {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < count) {
@@ -223,8 +223,8 @@ pub fn dashboards() -> Vec<PathBuf> {
     files
 }
 
-/// A PostgreSQL, Kafka or PgBouncer of the test's own, which it may stop, kill, pause and start again on the same port with the
-/// same data. Killed when dropped.
+/// The test's own PostgreSQL, Kafka or PgBouncer. The test may stop, kill and pause it, and start it
+/// again on the same port with the same data. Killed when dropped.
 pub struct OwnServer {
     kind: &'static str,
     folder: PathBuf,
@@ -233,7 +233,7 @@ pub struct OwnServer {
 }
 
 impl OwnServer {
-    /// A running PostgreSQL with the role and database of the shared one. Takes about a second.
+    /// A running PostgreSQL with the shared server's role and database. Takes about a second.
     pub fn postgres() -> OwnServer {
         OwnServer::postgres_with(&[])
     }
@@ -244,7 +244,8 @@ impl OwnServer {
         OwnServer::start_new("postgres", |_| settings.collect())
     }
 
-    /// A standby with this PostgreSQL's data as it is now. This one is stopped for it and started again.
+    /// A standby with this PostgreSQL's current data. Stops this server for the copy, then starts it
+    /// again.
     pub fn standby(&self) -> OwnServer {
         let standby = OwnServer {
             kind: "postgres",
@@ -260,8 +261,8 @@ impl OwnServer {
         standby
     }
 
-    /// A running PgBouncer before the PostgreSQL on `port` of this machine, with these settings: `name=value`. It can
-    /// be killed, not stopped.
+    /// A running PgBouncer in front of the PostgreSQL on `port` of this machine, with these settings:
+    /// `name=value`. It can be killed, not stopped.
     pub fn pgbouncer(port: u16, settings: &[&str]) -> OwnServer {
         let settings = settings.iter().map(|setting| (*setting).to_owned());
         let settings = std::iter::once(port.to_string()).chain(settings).collect();
@@ -273,13 +274,13 @@ impl OwnServer {
         OwnServer::kafka_with(|_| Vec::new())
     }
 
-    /// As [`kafka`](Self::kafka), with the settings (`name=value`) made for its port.
+    /// As [`kafka`](Self::kafka), with settings (`name=value`) computed from its port.
     pub fn kafka_with(settings: impl FnOnce(u16) -> Vec<String>) -> OwnServer {
         OwnServer::start_new("kafka", settings)
     }
 
-    /// Three running Kafkas that hold a copy of everything each and need two to write; node ids 1 to 3. Takes about
-    /// ten seconds.
+    /// Three running Kafkas with node ids 1 to 3. Each holds a copy of everything, and a write needs two
+    /// of them. Takes about ten seconds.
     pub fn kafka_cluster() -> [OwnServer; 3] {
         let base = Path::new(&variable("TBD_TEST_SERVERS")).join(unique("kafka"));
         let base = base.to_str().expect("the folder's name is UTF-8");
@@ -307,7 +308,7 @@ impl OwnServer {
         server
     }
 
-    /// `host:port`, the same over its whole life.
+    /// `host:port`, the same across restarts.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -322,17 +323,18 @@ impl OwnServer {
         self.control("start");
     }
 
-    /// Ends it in good order; returns when it has ended.
+    /// Stops it in an orderly way; returns when it has ended.
     pub fn stop(&self) {
         self.control("stop");
     }
 
-    /// Ends every process of it at once, by SIGKILL.
+    /// Kills all of its processes at once (SIGKILL).
     pub fn kill(&self) {
         self.control("kill");
     }
 
-    /// Freezes it: connections stay open and nobody answers (PostgreSQL: no new connections; those there go on).
+    /// Freezes it: connections stay open without answers. PostgreSQL only accepts no new connections;
+    /// existing ones continue.
     pub fn pause(&self) {
         self.control("pause");
     }
@@ -368,18 +370,18 @@ impl Drop for OwnServer {
     }
 }
 
-/// A port that nobody listens on.
+/// A free port.
 pub fn free_port() -> u16 {
     let port = script(&["free-port"]);
     port.trim().parse().expect("scripts/server prints a port")
 }
 
-/// A name for a folder of a server of the test's own, where what is left running is cleaned up.
+/// A folder name for the test's own server, below the folder whose leftover servers are cleaned up.
 pub fn own_folder(kind: &str) -> PathBuf {
     Path::new(&variable("TBD_TEST_SERVERS")).join(unique(kind))
 }
 
-/// Runs `scripts/server` and returns what it printed.
+/// Runs `scripts/server` and returns its output.
 fn script(arguments: &[&str]) -> String {
     let output = Command::new(repository().join("scripts/server"))
         .args(arguments)

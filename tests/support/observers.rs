@@ -1,4 +1,4 @@
-//! What watches the system, as servers of a test's own: an OpenTelemetry collector and a Prometheus.
+//! The test's own OpenTelemetry collector and Prometheus.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::{eventually, free_port, own_folder, repository, script};
 
-/// A collector with the configuration of docker-compose.yml, which writes the spans it gets to a file. Stopped when dropped.
+/// A collector with the configuration of docker-compose.yml that writes its spans to a file. Stopped
+/// when dropped.
 pub struct Collector {
     folder: PathBuf,
     port: u16,
@@ -16,7 +17,7 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A running one.
+    /// A running collector.
     pub fn start() -> Collector {
         let collector = Collector {
             folder: own_folder("collector"),
@@ -34,21 +35,21 @@ impl Collector {
         collector
     }
 
-    /// Where it takes spans.
+    /// The URL that takes spans.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Where it shows the metrics that it makes of spans.
+    /// The URL of the metrics that it derives from spans.
     pub fn metrics_address(&self) -> String {
         format!("127.0.0.1:{}", self.metrics_port)
     }
 
-    /// The spans of a trace that it got so far.
+    /// The spans of a trace that it has received so far.
     pub fn spans(&self, trace_id: &str) -> Vec<Span> {
         let text = fs::read_to_string(self.folder.join("spans.json")).unwrap_or_default();
         let mut found = Vec::new();
-        // The last line may be under way.
+        // The last line may be incomplete.
         for line in text.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
             let batch: Value = serde_json::from_str(line).expect("a line is JSON");
             for resource in items(&batch["resourceSpans"]) {
@@ -89,7 +90,7 @@ fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// An attribute as text, of whatever has some.
+/// An attribute as text, of any object with attributes.
 fn attribute(of: &Value, key: &str) -> Option<String> {
     let found = items(&of["attributes"]).find(|attribute| attribute["key"] == key)?;
     let value = found["value"].as_object()?.values().next()?;
@@ -100,7 +101,7 @@ fn attribute(of: &Value, key: &str) -> Option<String> {
     )
 }
 
-/// A span as the collector got it (OTLP in JSON).
+/// A span as the collector received it (OTLP in JSON).
 #[derive(Clone, Debug)]
 pub struct Span {
     /// `service.name` of its process.
@@ -185,14 +186,15 @@ impl Trace {
     }
 }
 
-/// A Prometheus with the alerts of docker-compose.yml, which scrapes and evaluates every second. Stopped when dropped.
+/// A Prometheus with the alerts of docker-compose.yml that scrapes and evaluates every second. Stopped
+/// when dropped.
 pub struct Prometheus {
     folder: PathBuf,
     port: u16,
 }
 
 impl Prometheus {
-    /// One that scrapes these jobs: (name, addresses).
+    /// A Prometheus that scrapes these jobs: (name, addresses).
     pub fn start(jobs: &[(&str, Vec<String>)]) -> Prometheus {
         let (folder, port) = (own_folder("prometheus"), free_port());
         let alerts = repository().join("docker/prometheus/alerts.yml");
@@ -217,10 +219,10 @@ impl Prometheus {
         Prometheus { folder, port }
     }
 
-    /// What an instant query returns: a value for each series that is a number.
+    /// The result of an instant query: the value of each numeric series.
     ///
     /// # Errors
-    /// What Prometheus has against the query.
+    /// Prometheus' error about the query.
     pub fn query(&self, query: &str) -> Result<Vec<f64>, String> {
         let answer = self.ask("query", query);
         if answer["status"] != "success" {
@@ -231,7 +233,7 @@ impl Prometheus {
         Ok(values.filter(|value: &f64| !value.is_nan()).collect())
     }
 
-    /// The alerting rules that it has loaded: (name, expression, health).
+    /// The loaded alerting rules: (name, expression, health).
     pub fn alerts(&self) -> Vec<(String, String, String)> {
         let answer = self.ask("rules", "");
         let text = |rule: &Value, key: &str| rule[key].as_str().expect("a text").to_owned();

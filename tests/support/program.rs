@@ -23,10 +23,10 @@ pub const READY: Duration = Duration::from_secs(60);
 pub const API: &str = env!("CARGO_BIN_EXE_tbd-api");
 /// tbd-worker's path.
 pub const WORKER: &str = env!("CARGO_BIN_EXE_tbd-worker");
-/// A folder of programs with these names that are to be tested in their place: the async twin's.
+/// Variable with a folder of substitutes that have these names, such as the async twin's programs.
 const OTHERS: &str = "TBD_TEST_PROGRAMS";
 
-/// A database, topics and a consumer group that belong to one test, and the variables that lead programs to them.
+/// One test's database, topics and consumer group, and the variables that point programs to them.
 pub struct Stack {
     pub database: Database,
     pub kafka: String,
@@ -106,12 +106,12 @@ impl Stack {
         self.start(API, "API_PORT")
     }
 
-    /// An api that has just been started on a port of the test's choice.
+    /// An api that has just been started on the test's port.
     pub fn start_api_on(&self, port: u16) -> Program {
         self.start_on(API, "API_PORT", port)
     }
 
-    /// An api that has just been started by a shell, after these commands of it: `ulimit -n 100`.
+    /// An api that a shell has just started after these commands: `ulimit -n 100`.
     pub fn start_api_after(&self, commands: &str) -> Program {
         let port = free_port();
         let mut shell = self.command("/bin/sh");
@@ -131,7 +131,7 @@ impl Stack {
         self.start(WORKER, "WORKER_PORT")
     }
 
-    /// A program with this stack's variables and no others, for tests of how it ends by itself.
+    /// A program with this stack's variables and no others, for tests of a program that exits by itself.
     pub fn command(&self, program: &str) -> Command {
         let mut command = bare(program);
         command.envs(&self.variables);
@@ -153,7 +153,7 @@ impl Stack {
         self.number(&format!("SELECT count(*) FROM {table}"))
     }
 
-    /// The one number that a query answers.
+    /// The single number that a query returns.
     pub fn number(&self, query: &str) -> i64 {
         let row = self.database.connect().query_one(query, &[]);
         row.unwrap_or_else(|error| panic!("{query}: {error}"))
@@ -186,7 +186,7 @@ impl Stack {
     }
 }
 
-/// The program itself, or the one that stands in for it.
+/// The program itself, or its substitute.
 fn in_its_place(program: &str) -> PathBuf {
     let program = Path::new(program);
     match (env::var_os(OTHERS), program.file_name()) {
@@ -197,14 +197,15 @@ fn in_its_place(program: &str) -> PathBuf {
     }
 }
 
-/// A program without a single variable of the test's own environment.
+/// A program without any variable of the test's environment.
 pub fn bare(program: &str) -> Command {
     let mut command = Command::new(in_its_place(program));
     command.env_clear().stdin(Stdio::null());
     command
 }
 
-/// What a program that ends by itself said, and how it ended. Killed, and the test failed, if it does not end.
+/// Output and exit status of a program that exits by itself. If it does not, kills it and fails the
+/// test.
 pub fn run(mut command: Command) -> Output {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().expect("start the program");
@@ -238,7 +239,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts a program whose HTTP server, as its variables say, is to be on `port`.
+    /// Starts a program whose variables put its HTTP server on `port`.
     pub fn start(mut command: Command, port: u16) -> Program {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("start the program");
@@ -268,14 +269,14 @@ impl Program {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until it reports ready.
     #[track_caller]
     pub fn ready(mut self) -> Program {
         self.become_ready(READY);
         self
     }
 
-    /// Waits until it says that it is ready; fails at once if it has ended.
+    /// Waits until it reports ready; fails at once if it has ended.
     #[track_caller]
     pub fn become_ready(&mut self, limit: Duration) {
         let address = self.address();
@@ -290,7 +291,7 @@ impl Program {
         });
     }
 
-    /// Waits until it says that it is not ready; the answer.
+    /// Waits until it reports not ready; the answer.
     pub fn become_unready(&self, limit: Duration) -> Response {
         let address = self.address();
         eventually(limit, "readiness to fail", || {
@@ -301,13 +302,13 @@ impl Program {
         })
     }
 
-    /// Ends it as a crash would.
+    /// Kills it (SIGKILL).
     pub fn kill(&mut self) {
         self.child.kill().expect("kill the program");
         self.child.wait().expect("wait for the program");
     }
 
-    /// Asks it to end.
+    /// Asks it to stop (SIGTERM).
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
@@ -326,7 +327,7 @@ impl Program {
         kill_process(Pid::from_child(&self.child), signal).expect("send a signal");
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("look at the program")
     }
@@ -354,7 +355,8 @@ impl Program {
         self.log.lock().expect("no panic").clone()
     }
 
-    /// The value of a metric's sample, written as in the exposition (`name{label="value"}`); `None` if it is not there.
+    /// The value of a metric's sample, named as in the exposition (`name{label="value"}`); `None` if it
+    /// is absent.
     pub fn metric(&self, sample: &str) -> Option<f64> {
         let metrics = get("/metrics").send(&self.address());
         assert_eq!(metrics.status, 200);
@@ -365,7 +367,7 @@ impl Program {
         value.map(|value| value.trim().parse().expect("a sample is a number"))
     }
 
-    /// Waits until a metric's sample has this value, for what is counted a moment after it can be seen.
+    /// Waits until a metric's sample has this value, for events that are counted shortly after they show.
     pub fn metric_becomes(&self, sample: &str, value: f64) {
         eventually(READY, &format!("{sample} {value}"), || {
             (self.metric(sample) == Some(value)).then_some(())
@@ -394,7 +396,7 @@ impl Drop for Program {
             let _ = reader.join();
         }
         if thread::panicking() {
-            // Shown by the test harness with the test's own message.
+            // The test harness prints it with the test's own message.
             let log = self.log();
             let last = log.len().saturating_sub(60);
             println!(
@@ -421,8 +423,8 @@ pub fn id(order: &Value) -> &str {
     order["id"].as_str().expect("an order has an id")
 }
 
-/// A port that nobody listens on, below the range from which the kernel takes the ports of outgoing connections, and
-/// not given to another test of this process.
+/// A free port below the kernel's range for outgoing connections, given to no other test of this
+/// process.
 pub fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;

@@ -1,5 +1,4 @@
-//! A TCP proxy before a server: counts round trips, and breaks the network in mid-test in each of the ways in which
-//! networks break.
+//! TCP proxy in front of a server: counts round trips, and injects network faults during a test.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -22,7 +21,7 @@ struct State {
     cut: AtomicBool,
     delay: Mutex<Duration>,
     lose_every: AtomicUsize,
-    /// Bytes whose answer gets lost, the next time that they are sent.
+    /// The answer to the next piece with these bytes gets lost.
     lose_answer_to: Mutex<Option<&'static [u8]>>,
     answers: AtomicUsize,
     open: Mutex<Vec<Arc<Pair>>>,
@@ -30,21 +29,21 @@ struct State {
     connections: AtomicUsize,
 }
 
-/// A connection of a client and the one to the server that serves it.
+/// A client's connection, and the connection to the server that serves it.
 struct Pair {
     client: TcpStream,
     server: TcpStream,
     server_spoke: AtomicBool,
-    /// The server's half is gone, and the client is not told.
+    /// The server's half is gone, and the client does not notice.
     half_open: AtomicBool,
     /// The next answer gets lost.
     answer_is_lost: AtomicBool,
-    /// Both end by a reset, at which nothing more is said.
+    /// Both connections end with a reset, without further bytes.
     reset: AtomicBool,
 }
 
 impl Proxy {
-    /// A proxy on a free port before `upstream` (host:port).
+    /// A proxy on a free port in front of `upstream` (host:port).
     pub fn before(upstream: &str) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind the proxy");
         let port = listener.local_addr().expect("the proxy's address").port();
@@ -62,7 +61,7 @@ impl Proxy {
             connections: AtomicUsize::new(0),
         });
         let accepting = Arc::clone(&state);
-        // Ends with the test's process; a proxy has nothing to hand back.
+        // Ends with the test's process; a proxy has nothing to release.
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let state = Arc::clone(&accepting);
@@ -76,22 +75,22 @@ impl Proxy {
         self.port
     }
 
-    /// From now on new connections go to `upstream`; those that are open stay where they are.
+    /// From now on new connections go to `upstream`; open ones stay where they are.
     pub fn lead_to(&self, upstream: &str) {
         *self.state.upstream.lock().expect("upstream") = upstream.to_owned();
     }
 
-    /// How often a client spoke after its server had spoken (or first), since the start.
+    /// Round trips since the start: how often a client sent after its server had sent, or first.
     pub fn round_trips(&self) -> usize {
         self.state.round_trips.load(Ordering::SeqCst)
     }
 
-    /// How many connections were accepted and served, since the start.
+    /// Connections accepted and served since the start.
     pub fn connections(&self) -> usize {
         self.state.connections.load(Ordering::SeqCst)
     }
 
-    /// Connections stay and are accepted, but no byte gets through.
+    /// Freezes the network: connections stay open and are accepted, but no byte gets through.
     pub fn freeze(&self) {
         *self.state.frozen.lock().expect("frozen") = true;
     }
@@ -102,7 +101,7 @@ impl Proxy {
         self.state.thawed.notify_all();
     }
 
-    /// Breaks every connection, and every new one at once.
+    /// Cuts the network: every connection breaks, and every new one at once.
     pub fn cut(&self) {
         self.state.cut.store(true, Ordering::SeqCst);
         for pair in self.state.pairs() {
@@ -115,7 +114,7 @@ impl Proxy {
         self.state.cut.store(false, Ordering::SeqCst);
     }
 
-    /// Every piece takes so long, in each direction; zero ends it.
+    /// Delays every piece by this time in each direction; zero ends it.
     pub fn delay(&self, delay: Duration) {
         *self.state.delay.lock().expect("delay") = delay;
     }
@@ -127,8 +126,8 @@ impl Proxy {
         }
     }
 
-    /// Takes the server's half away from every connection: the client is told nothing, ever, and what it sends is
-    /// swallowed. New connections are fine.
+    /// Closes the server's half of every connection. The client never notices, and its bytes are
+    /// discarded. New connections are fine.
     pub fn half_open(&self) {
         for pair in self.state.pairs() {
             pair.half_open.store(true, Ordering::SeqCst);
@@ -136,18 +135,18 @@ impl Proxy {
         }
     }
 
-    /// Every so many answers one gets lost: what was asked is done, and the connection is reset instead of saying so. Zero
-    /// ends it.
+    /// Loses one answer in this many: the server does the work, and the client gets a reset instead of
+    /// the answer. Zero ends it.
     pub fn lose_answers(&self, every: usize) {
         self.state.lose_every.store(every, Ordering::SeqCst);
     }
 
-    /// The next answer to a piece that holds these bytes gets lost, in the same way; those after it arrive.
+    /// Loses the next answer to a piece with these bytes, in the same way; later answers arrive.
     pub fn lose_answer_to(&self, bytes: &'static [u8]) {
         *self.state.lose_answer_to.lock().expect("lose") = Some(bytes);
     }
 
-    /// Whether such a piece has not come yet.
+    /// Whether no such piece has been sent yet.
     pub fn is_to_lose_an_answer(&self) -> bool {
         self.state.lose_answer_to.lock().expect("lose").is_some()
     }
@@ -179,7 +178,7 @@ impl State {
             reset: AtomicBool::new(false),
         });
         self.open.lock().expect("pairs").push(Arc::clone(&pair));
-        // It may have been cut since it was let in.
+        // The network may have been cut since the connection was accepted.
         if self.cut.load(Ordering::SeqCst) {
             pair.end();
         }
@@ -203,7 +202,7 @@ impl State {
             }
             true
         });
-        // A client of a half-open connection is listened to for as long as it believes in it.
+        // Read from the client of a half-open connection until it gives up.
         if pair.half_open.load(Ordering::SeqCst) {
             let _ = std::io::copy(&mut &pair.client, &mut std::io::sink());
         }
@@ -227,7 +226,7 @@ impl State {
         }
     }
 
-    /// Carries bytes over until either side ends; `pass` sees each piece come and may stop it.
+    /// Copies bytes until either side ends; `pass` sees each piece and may stop it.
     fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, pass: impl Fn(&[u8]) -> bool) {
         let mut buffer = [0; 16 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -256,7 +255,7 @@ impl Pair {
         }
     }
 
-    /// To close a socket that lingers for no time is to reset it. It is closed once nobody reads from it any more.
+    /// Closing a socket with a linger time of zero resets it. It is closed once no thread reads from it.
     fn reset(&self) {
         self.reset.store(true, Ordering::SeqCst);
         for socket in [&self.client, &self.server] {

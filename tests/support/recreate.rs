@@ -1,4 +1,4 @@
-//! Deletes a topic and creates another one of the same name.
+//! Recreation of a topic: delete it, and create another of the same name.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use super::eventually;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Deletes a topic and creates it again, with a copy on each of `brokers`. Returns once each of them has heard of it:
-/// until then they acknowledge records into the old topic, which go with that.
+/// Deletes a topic and creates it again, with a copy on each of `brokers`. Returns once every broker
+/// knows the new one: until then a broker acknowledges records into the old topic, and they are lost.
 pub fn recreate_topic(brokers: &[String], name: &str, partitions: i32) {
     let old = known_id(&brokers[0], name);
     let admin = Admin::new(cluster(&brokers[0]));
@@ -36,7 +36,7 @@ pub fn recreate_topic(brokers: &[String], name: &str, partitions: i32) {
 
 /// The id of the topic as one broker knows it.
 fn known_id(broker: &str, name: &str) -> Option<Uuid> {
-    // It knows no other broker yet, so it asks this one.
+    // The client knows no other broker yet, so it asks this one.
     let cluster = cluster(broker);
     let asked = cluster.refresh(&[name], Deadline::after(SOON));
     asked.expect("ask for the topic");

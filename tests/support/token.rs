@@ -1,4 +1,4 @@
-//! An issuer of bearer tokens, good and bad ones, with keys of its own.
+//! Issuer of valid and invalid bearer tokens, with keys of its own.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,7 +10,7 @@ use ring::signature::{
 use ring::{hmac, rand};
 use serde_json::{Value, json};
 
-/// A key made for these tests and used nowhere else: ring reads RSA keys, but makes none.
+/// A key for these tests only. It is a file because ring reads RSA keys but generates none.
 const RSA: &[u8] = include_bytes!("rsa-for-tests.pk8");
 
 /// A secret long enough for HS256.
@@ -24,7 +24,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// With an EC key of its own; the RSA key is the same in each.
+    /// An issuer with a new EC key; all issuers share the RSA key.
     pub fn new() -> Issuer {
         let random = rand::SystemRandom::new();
         let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
@@ -55,7 +55,7 @@ impl Issuer {
         json!({ "keys": [self.rsa_jwk(), self.ec_jwk()] }).to_string()
     }
 
-    /// The RSA key's public half as the bytes an attacker would take for a secret (PKCS#1).
+    /// The RSA key's public half as the bytes that an attacker would use as a secret (PKCS#1).
     pub fn rsa_public_der(&self) -> Vec<u8> {
         self.rsa.public_key().as_ref().to_vec()
     }
@@ -68,7 +68,7 @@ impl Issuer {
         )
     }
 
-    /// A token with this header, signed with the RSA key whatever the header says.
+    /// A token with this header, always signed with the RSA key.
     pub fn with_header(&self, header: &Value, claims: &Value) -> String {
         let message = message(header, claims);
         let mut signature = vec![0; self.rsa.public().modulus_len()];

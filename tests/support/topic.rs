@@ -1,5 +1,5 @@
-//! Reads and writes topics on the tests' one broker, request by request: small enough to be trusted, and nothing of
-//! the client under test in it but the codec.
+//! Topic reader and writer for the tests' single broker, request by request: small enough to trust. It
+//! shares only the codec with the client under test.
 
 use std::io::{Read, Result, Write};
 use std::net::TcpStream;
@@ -33,7 +33,7 @@ use serde_json::Value;
 
 use super::eventually;
 
-/// A record as it lies in a topic.
+/// A record in a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub partition: i32,
@@ -44,7 +44,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// A record to be written.
+    /// A record to write.
     pub fn new(key: &str, value: Option<&str>) -> Record {
         Record {
             partition: 0,
@@ -102,12 +102,13 @@ pub fn wait_for_records(broker: &str, topic: &str, count: usize, limit: Duration
     })
 }
 
-/// Every record of a topic, partition by partition. A topic that is not there has none.
+/// Every record of a topic, partition by partition. A missing topic has none.
 pub fn records(broker: &str, topic: &str) -> Vec<Record> {
     records_after(broker, topic, &[]).expect("read a topic")
 }
 
-/// The records of a topic from these offsets on, the first partition's first; where there is none, from the beginning.
+/// The records of a topic from these offsets on, the first partition's first; a partition without an
+/// offset is read from the beginning.
 pub fn records_after(broker: &str, topic: &str, offsets: &[i64]) -> Result<Vec<Record>> {
     let mut broker = Broker::open(broker)?;
     let mut found = Vec::new();
@@ -128,7 +129,7 @@ pub fn records_after(broker: &str, topic: &str, offsets: &[i64]) -> Result<Vec<R
     Ok(found)
 }
 
-/// How many partitions a topic has; none if it is not there.
+/// How many partitions a topic has; 0 if it does not exist.
 pub fn partitions(broker: &str, topic: &str) -> i32 {
     let mut broker = Broker::open(broker).expect("connect to Kafka");
     broker.partitions(topic).expect("ask for a topic")
@@ -152,14 +153,14 @@ fn write_as(broker: &str, topic: &str, records: &[Record], compression: Compress
     });
 }
 
-/// The offsets that a group has committed in a topic: (partition, next offset).
+/// A group's committed offsets in a topic: (partition, next offset).
 pub fn committed(broker: &str, group: &str, topic: &str) -> Vec<(i32, i64)> {
     eventually(Duration::from_secs(20), "a group's offsets", || {
         try_committed(broker, group, topic).ok()
     })
 }
 
-/// As [`committed`], of a broker that may be away.
+/// As [`committed`], from a broker that may be unreachable.
 pub fn try_committed(broker: &str, group: &str, topic: &str) -> Result<Vec<(i32, i64)>> {
     let mut broker = Broker::open(broker)?;
     let partitions = broker.partitions(topic)?;
@@ -276,7 +277,7 @@ impl Broker {
         let mut response: FetchResponse = self.call(ApiKey::Fetch, 11, &request)?;
         assert_eq!(response.error_code, 0, "fetch");
         let mut answer = response.responses.remove(0).partitions.remove(0);
-        // 5: a leader is being elected; 3: the topic was made a moment ago. The caller comes again.
+        // 5: an election is running; 3: the topic was created a moment ago. The caller retries.
         if matches!(answer.error_code, 3 | 5 | 6) {
             return Ok((Vec::new(), 0));
         }
@@ -305,7 +306,7 @@ impl Broker {
         Ok((records, answer.high_watermark))
     }
 
-    /// False if nobody leads the topic yet, which was made a moment ago.
+    /// False if the new topic has no leader yet.
     fn produce(
         &mut self,
         topic: &str,
@@ -324,7 +325,7 @@ impl Broker {
                 producer_epoch: -1,
                 timestamp_type: TimestampType::Creation,
                 offset: index,
-                // None, as without a producer id; but counted on, for the encoder splits batches where it is not.
+                // Means none without a producer id. It still counts up, or the encoder would split the batch.
                 sequence: index as i32 - 1,
                 timestamp: Timestamp::now().as_millisecond(),
                 key: record.key.clone(),
@@ -363,7 +364,7 @@ impl Broker {
     }
 
     fn committed(&mut self, group: &str, topic: &str, partitions: i32) -> Result<Vec<(i32, i64)>> {
-        // One broker coordinates every group; asking for it makes sure that it has begun to.
+        // One broker coordinates every group; the question makes sure that it has started to.
         let group = GroupId(StrBytes::from_string(group.to_owned()));
         let request = FindCoordinatorRequest::default().with_key(group.0.clone());
         let _: FindCoordinatorResponse = self.call(ApiKey::FindCoordinator, 2, &request)?;

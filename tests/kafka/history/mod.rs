@@ -1,5 +1,6 @@
-//! The history check: producers write numbered records and consumers read them while brokers, consumers and producers
-//! are killed, frozen and shut down at random. Afterwards everything anybody was told is held against the log.
+//! The history check: producers write numbered records and consumers read them while brokers, consumers
+//! and producers are killed, frozen and shut down at random. Afterwards every reported outcome is
+//! compared with the log.
 //!
 //! `make chaos-kafka` (SECONDS=, SEED=) runs it for ten minutes; the tests run a short form.
 
@@ -19,10 +20,10 @@ use crate::support::{eventually, unique};
 const PARTITIONS: i32 = 6;
 const PRODUCERS: usize = 2;
 const CONSUMERS: usize = 3;
-/// For producers to finish and consumers to catch up when all is well again.
+/// How long producers may take to finish, and consumers to catch up, after the last fault.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Chance that can be repeated: SplitMix64.
+/// Reproducible random numbers: SplitMix64.
 struct Chance(u64);
 
 impl Chance {
@@ -39,7 +40,7 @@ impl Chance {
     }
 }
 
-/// What is running, and all that ever ran.
+/// The running processes, and those that have ended.
 struct Clients {
     cast: Vec<(String, String)>,
     running: Mutex<Vec<Process>>,
@@ -54,7 +55,7 @@ impl Clients {
             .push(Process::start(role, &self.cast));
     }
 
-    /// One of the running of this role, taken out.
+    /// Removes a random running process of this role and returns it.
     fn pick(&self, role: Role, chance: &mut Chance) -> Process {
         let mut running = self.running.lock().unwrap();
         let candidates: Vec<usize> = (0..running.len())
@@ -75,7 +76,7 @@ fn trouble_brokers(brokers: &Brokers, mut chance: Chance, end: Instant, deeds: &
     while Instant::now() < end {
         pause(chance.millis(500, 4_000), end);
         let node = brokers.node(1 + i32::try_from(chance.below(3)).unwrap());
-        // Always killed at least once.
+        // At least one kill in every run.
         let deed = if first { 0 } else { chance.below(6) };
         first = false;
         let deed = match deed {
@@ -93,7 +94,7 @@ fn trouble_brokers(brokers: &Brokers, mut chance: Chance, end: Instant, deeds: &
             }
             _ => {
                 node.pause();
-                // The others miss it after 4 s.
+                // The other brokers notice it after 4 s.
                 thread::sleep(chance.millis(1_000, 9_000));
                 node.resume();
                 "broker frozen"
@@ -127,7 +128,7 @@ fn trouble_clients(clients: &Clients, mut chance: Chance, end: Instant, deeds: &
             5..7 => {
                 let process = clients.pick(Role::Consumer, &mut chance);
                 process.freeze();
-                // Long enough to be taken for dead, or not.
+                // Sometimes long enough to be evicted, sometimes not.
                 thread::sleep(chance.millis(2_000, 12_000));
                 process.thaw();
                 clients.running.lock().unwrap().push(process);
@@ -179,7 +180,8 @@ fn run(length: Duration, seed: u64) {
         process.finish(PATIENCE);
     }
     let log = read_topic(&cluster, &topic);
-    // None skipped: whoever has a partition at the end gets to its end. Looked at process by process, for speed.
+    // None skipped: the final owner of a partition reads to its end. Checked process by process, for
+    // speed.
     eventually(PATIENCE, "consumers to read to the end", || {
         let reached = |partition: i32| {
             let all = running.iter().chain(&ended);

@@ -1,5 +1,6 @@
-//! Producers and consumers as processes of their own, so that they can be killed: this test binary once more, running
-//! one of the two ignored tests below. They say on standard output what they were told, a line each: `@word field...`.
+//! Producers and consumers as processes of their own, so that they can be killed: this test binary once
+//! more, running one of the two ignored tests below. They report each outcome as a line on standard
+//! output: `@word field...`.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -25,16 +26,16 @@ pub enum Role {
     Consumer,
 }
 
-/// What a process was told, in its order. Times are microseconds since 1970.
+/// The outcomes that a process reports, in order. Times are microseconds since 1970.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A record is in the log, there if the broker still knew.
+    /// A record is in the log; its place is known if the broker still knew it.
     Acknowledged {
         value: String,
         at: u64,
         place: Option<(i32, i64)>,
     },
-    /// It is not and will not be.
+    /// The record is not in the log and will not be.
     NotSent {
         value: String,
     },
@@ -58,7 +59,7 @@ pub enum Event {
         partition: i32,
         offset: i64,
     },
-    /// Something that must not happen.
+    /// A violation.
     Fatal {
         what: String,
     },
@@ -74,7 +75,7 @@ pub struct Process {
     events: Arc<Mutex<Vec<Event>>>,
 }
 
-/// All that a process has told.
+/// All events of a process.
 pub struct History {
     pub name: String,
     pub events: Vec<Event>,
@@ -106,8 +107,8 @@ impl Process {
         let told = Arc::clone(&events);
         let reader = thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                // The harness writes before the first line, without an end of line. A line that a kill cut short says
-                // nothing.
+                // The harness writes a prefix without a line end before the first line. A line that a kill cut
+                // short is ignored.
                 if let Some((_, line)) = line.split_once('@') {
                     told.lock().unwrap().extend(parse(line));
                 }
@@ -137,7 +138,7 @@ impl Process {
         kill_process(Pid::from_child(&self.child), Signal::CONT).expect("thaw a process");
     }
 
-    /// Lets it end by itself.
+    /// Lets it finish and exit.
     pub fn finish(&mut self, limit: Duration) {
         drop(self.input.take());
         let status = eventually(limit, "a process to end", || {
@@ -154,7 +155,7 @@ impl Process {
         }
     }
 
-    /// The last offset that this consumer has got of a partition.
+    /// The last offset that this consumer has received from a partition.
     pub fn reached(&self, wanted: i32) -> Option<i64> {
         let events = self.events.lock().unwrap();
         let offset = |event: &Event| match event {
@@ -183,7 +184,7 @@ impl Drop for Process {
 }
 
 fn parse(line: &str) -> Option<Event> {
-    // A whole line has its full stop.
+    // A complete line ends with a full stop.
     let line = line.strip_suffix(" .")?;
     let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
     let fields: Vec<&str> = rest.split(' ').collect();
@@ -235,10 +236,10 @@ fn now() -> u64 {
     since.expect("a clock after 1970").as_micros() as u64
 }
 
-/// One write for all lines, whole ones.
+/// Writes complete lines in one write.
 fn say(lines: &str) {
     let mut out = std::io::stdout().lock();
-    // Nobody listens any more when the check has failed already.
+    // Nothing reads the output any more if the check has failed already.
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
 }
 
@@ -270,7 +271,7 @@ fn settled(value: &str, outcome: &Result<tbd_kafka::producer::RecordMetadata, Pr
     });
 }
 
-/// Publishes numbered records under one key, some ahead of their acknowledgements, until told to stop.
+/// Publishes numbered records under one key, some ahead of their acknowledgements, until stopped.
 fn publish(producer: &Producer, topic: &str, key: &str, stop: &AtomicBool) {
     let mut ahead: VecDeque<(String, Pending)> = VecDeque::new();
     for number in 0.. {
@@ -310,7 +311,7 @@ fn a_producer_of_the_history_check() {
     let cluster = cluster_at(brokers.split(',').map(str::to_owned).collect());
     let config = ProducerConfig {
         request_timeout: Duration::from_secs(3),
-        // Two records fill a batch, so that several are under way.
+        // Two records fill a batch, so that several batches are in flight.
         batch_bytes: 700,
         ..ProducerConfig::default()
     };
@@ -385,7 +386,7 @@ fn a_consumer_of_the_history_check() {
             Err(_) => {}
         }
     }
-    // The group cannot always be told: it notices after a session.
+    // The consumer cannot always send its leave; then the group notices after a session.
     if let Err(error) = consumer.close(soon()) {
         assert!(error.is_transient(), "{error}");
     }

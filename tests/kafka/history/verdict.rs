@@ -1,4 +1,4 @@
-//! What everybody was told, held against the log.
+//! The verdict of the history check: reported outcomes, compared with the log.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::process::{Event, History};
 use crate::client::{Read, text};
 
-/// Faults that are printed, at most.
+/// The most faults that are printed.
 const FAULTS_SHOWN: usize = 20;
 
 #[derive(Default)]
@@ -26,7 +26,7 @@ pub struct Verdict {
 type Place = (i32, i64);
 
 impl Verdict {
-    /// The longest silences are looked for before `peace`.
+    /// The longest silences are searched for before `peace`.
     pub fn find(
         log: &BTreeMap<i32, Vec<Read>>,
         histories: Vec<History>,
@@ -45,7 +45,7 @@ impl Verdict {
         self.faults.is_empty() && self.acknowledged > 0 && self.got > 0
     }
 
-    /// Each key's numbers rise: nothing is out of order, nothing is there twice.
+    /// Checks that each key's numbers rise: no record is out of order or duplicated.
     fn look_at_log(&mut self, log: &BTreeMap<i32, Vec<Read>>) -> HashMap<String, Place> {
         let mut places = HashMap::new();
         let mut last: HashMap<String, u64> = HashMap::new();
@@ -135,7 +135,7 @@ impl Verdict {
         let mut read: HashSet<Place> = HashSet::new();
         let mut times = Vec::new();
         for history in histories {
-            // By partition: when it was assigned, and the offset that has to come next.
+            // By partition: when it was assigned, and the next expected offset.
             let mut owned: HashMap<i32, (u64, Option<i64>)> = HashMap::new();
             for event in &history.events {
                 match event {
@@ -169,7 +169,8 @@ impl Verdict {
                                 self.faults.push(format!("{who} instead of {next}"));
                             }
                             Some(_) => {}
-                            // Again is allowed only what nobody had committed when the partition was given away.
+                            // A record may repeat only if it was not committed when the partition was
+                            // assigned.
                             None => {
                                 let earlier = commits.get(partition).into_iter().flatten();
                                 let earlier = earlier.filter(|(at, _)| at < since);
