@@ -1,5 +1,5 @@
-//! The hot pieces, one by one: `cargo bench`. Figures of one machine, for comparing two versions of the code on it; what the
-//! whole system does is measured by `make bench`.
+//! Microbenchmarks of the hot paths: `cargo bench`. The figures compare two versions of the code on one
+//! machine; `make bench` measures the whole system.
 
 #[path = "../tests/support/memory.rs"]
 mod memory;
@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Encodes as the real one does, and acknowledges at once.
+/// Encodes as the real publisher does, and acknowledges at once.
 struct Bus(KafkaEventBus);
 
 impl Bus {
@@ -44,7 +44,7 @@ impl Bus {
             failed: "order.failed".into(),
             dlq: "order.dlq".into(),
         };
-        // Nobody is there, and nothing is sent.
+        // Nothing listens there, and nothing is sent.
         let cluster = Cluster::new(ClientConfig::default());
         let producer = Producer::start(cluster, ProducerConfig::default(), Arc::new(()));
         Self(KafkaEventBus::new(producer.expect("a thread"), topics))
@@ -71,7 +71,7 @@ fn order() -> Order {
     Order::create(email, amount, jiff::Timestamp::now())
 }
 
-/// The api with its stores in memory, and one connection to it.
+/// The api with in-memory stores, and one connection to it.
 struct House {
     store: Arc<Memory>,
     _server: Server,

@@ -1,4 +1,4 @@
-"""Records seeds for the fuzzer: a proxy between clients and a real broker that keeps some of the answers.
+"""Recorder of fuzz seeds: a proxy between clients and a real broker that saves some of the answers.
 
 usage: record.py LISTEN-PORT BROKER-PORT SEEDS-FOLDER      until it is ended; scripts/record-seeds runs it
 

@@ -1,5 +1,5 @@
-"""Records seeds for the fuzzer's HTTP/2 targets: a proxy between a gRPC client and a gRPC server that keeps the beginning
-of each connection, in both directions, and the header blocks.
+"""Recorder of seeds for the HTTP/2 fuzz targets: a proxy between a gRPC client and a gRPC server. It
+saves the beginning of each connection, in both directions, and the header blocks.
 
 usage: record_http2.py LISTEN-PORT SERVER-PORT SEEDS-FOLDER      until it is ended
 

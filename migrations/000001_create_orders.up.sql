@@ -1,5 +1,5 @@
--- The orders themselves. `id` is a UUIDv7 made by the program, so the order of ids is the order of creation
--- and the primary key alone serves "newest first".
+-- The orders. The program generates `id` as a UUIDv7, so ids sort by creation, and the primary key
+-- alone serves "newest first".
 CREATE TABLE orders (
     id             uuid        PRIMARY KEY,
     customer_email text        NOT NULL,

@@ -1,6 +1,6 @@
--- One row per Idempotency-Key: what was asked (as a hash), what was answered, and until when the key is remembered.
--- Keys are bytes to us, hence COLLATE "C": comparing them needs no locale, and an update of the system's locale
--- cannot corrupt their index.
+-- One row per Idempotency-Key: the request's hash, the answer, and the expiry of the key.
+-- Keys are compared as bytes, hence COLLATE "C": a comparison needs no locale, and an update of the
+-- system's locale cannot corrupt the index.
 CREATE TABLE idempotency_keys (
     key             text        COLLATE "C" PRIMARY KEY,
     request_hash    bytea       NOT NULL,
@@ -11,5 +11,5 @@ CREATE TABLE idempotency_keys (
     expires_at      timestamptz NOT NULL
 );
 
--- For sweeping expired keys in small batches.
+-- For the sweeper, which deletes expired keys in small batches.
 CREATE INDEX idempotency_keys_expires_at ON idempotency_keys (expires_at);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Tells pgAdmin of the database, by the same variables as the programs get, then starts it as its image does.
+# Configures pgAdmin's server from the programs' variables, then starts pgAdmin as its image does.
 set -eu
 umask 077
 

@@ -1,4 +1,4 @@
-//! What must hold, while things fail and once they have settled.
+//! Invariants of the chaos test: during the faults, and after everything has settled.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,16 +13,16 @@ use crate::site::Site;
 use crate::support::program::Stack;
 use crate::support::topic::{Record, records, records_after, try_committed};
 
-/// How often the auditor looks.
+/// The auditor's polling interval.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// Follows what the workers' group commits: an offset moves over an order only once that order has ended and this is
-/// announced, and never back.
+/// Follows the offsets that the workers' group commits. An offset passes an order only after the
+/// order's final status is announced, and it never moves back.
 pub struct Audit<'a> {
     stack: &'a Stack,
-    /// By partition: the next offset, as committed last.
+    /// By partition: the last committed offset.
     committed: BTreeMap<i32, i64>,
-    /// Records of order.created that are not known to be done: (partition, offset) and the order.
+    /// Records of order.created not yet known to be finished: (partition, offset) and the order.
     open: BTreeMap<(i32, i64), String>,
     created: Tail,
     processed: Tail,
@@ -30,7 +30,7 @@ pub struct Audit<'a> {
     announced: BTreeSet<String>,
 }
 
-/// Reads a topic bit by bit.
+/// Reads a topic incrementally.
 struct Tail {
     topic: String,
     next: Vec<i64>,
@@ -71,7 +71,7 @@ impl<'a> Audit<'a> {
         }
     }
 
-    /// Looks until `over`, and once more. While a server is away there is nothing to see.
+    /// Polls until `over`, and once more. Skips a poll while a server is down.
     pub fn follow(&mut self, journal: &Journal, over: &AtomicBool) {
         loop {
             let last = over.load(Ordering::SeqCst);
@@ -93,7 +93,7 @@ impl<'a> Audit<'a> {
             group,
             ..
         } = self.stack;
-        // First what is committed: what is looked at afterwards can only be further.
+        // Committed offsets first: anything read afterwards can only be further ahead.
         for (partition, next) in try_committed(kafka, group, &topics.created)? {
             let before = self.committed.entry(partition).or_insert(-1);
             if next < *before {
@@ -149,17 +149,17 @@ impl<'a> Audit<'a> {
     }
 }
 
-/// An order as the database has it.
+/// An order in the database.
 struct Row {
     id: String,
     amount_cents: i64,
     status: String,
 }
 
-/// The events of a topic by order: how many, all saying the same.
+/// The events of a topic by order: how many, all identical.
 type Events = HashMap<String, usize>;
 
-/// Compares what customers were told with what there is.
+/// Compares the customers' answers with the database and the topics.
 pub fn conclude(site: &Site, customers: &[Customer], journal: &Journal) {
     let Stack { kafka, topics, .. } = &site.stack;
     let mut client = site.stack.database.connect();
@@ -289,7 +289,7 @@ fn match_order(order: &Ordered, rows: &[Row], key: Option<&String>, journal: &Jo
     }
 }
 
-/// A topic's events. Repetitions of one have to be the same, byte for byte.
+/// A topic's events. Repetitions of an event must be identical, byte for byte.
 fn events(kafka: &str, topic: &str, journal: &Journal) -> Events {
     let mut first: HashMap<String, Option<Bytes>> = HashMap::new();
     let mut counts = Events::new();
@@ -306,7 +306,7 @@ fn events(kafka: &str, topic: &str, journal: &Journal) -> Events {
     counts
 }
 
-/// The orders whose messages are dead letters; nothing but the simulated failure is a reason.
+/// The orders whose messages are dead letters; the simulated failure is the only allowed reason.
 fn letters(kafka: &str, topic: &str, journal: &Journal) -> BTreeSet<String> {
     let letters = records(kafka, topic);
     for letter in &letters {
@@ -321,7 +321,7 @@ fn letters(kafka: &str, topic: &str, journal: &Journal) -> BTreeSet<String> {
         .collect()
 }
 
-/// Whether each of these orders is announced once when it was created and once when it had ended.
+/// Whether each of these orders has one event for its creation and one for its final status.
 pub fn each_event_once(site: &Site, ids: &[String]) -> Result<(), String> {
     let Stack { kafka, topics, .. } = &site.stack;
     let count = |topic: &str| {

@@ -1,5 +1,6 @@
-//! Customers: each orders, comes again under the same key until it is told 202, asks again for old answers, cancels some
-//! orders, and gives some up. What they were told is what they may rely on.
+//! Customers of the chaos test: each orders, retries with the same key until the answer is 202, asks
+//! for old answers again, cancels some orders, and abandons some. The system must keep every promise
+//! in an answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -14,24 +15,25 @@ use crate::support::http::{Request, Response, get, post};
 use crate::support::{eventually, unique};
 
 const CUSTOMERS: u64 = 16;
-/// From an answer to a customer's next order: about 30 orders a second while all is well.
+/// From an answer to a customer's next order: about 30 orders a second without faults.
 const BETWEEN_MS: std::ops::Range<u64> = 200..700;
-/// Before a customer who was refused comes again.
+/// Before a refused customer retries.
 const AGAIN_MS: std::ops::Range<u64> = 200..1000;
-/// A customer who gets no answer for so long after the last fault complains: a breaker's 30 s, a request's 30 s, and again.
+/// A customer without an answer for this long after the last fault reports a violation: a breaker's
+/// 30 s, a request's 30 s, and again.
 const PATIENCE: Duration = Duration::from_secs(100);
-/// By when it is calm.
+/// The limit for the system to become calm.
 const CALM: Duration = Duration::from_secs(60);
-/// Orders while nothing fails any more.
+/// Orders in a calm round, after all faults.
 const CALM_ORDERS: usize = 40;
-/// Orders whose customers are not told that they are canceled.
+/// Canceled orders whose customers do not get the answer.
 const UNHEARD: usize = 10;
 
 pub struct Shop {
     seed: u64,
 }
 
-/// What one customer did.
+/// The actions of one customer.
 #[derive(Default)]
 pub struct Customer {
     pub orders: Vec<Ordered>,
@@ -46,9 +48,9 @@ pub struct Counts {
     looked: usize,
 }
 
-/// A request for an order, and what was said to it.
+/// A request for an order, and its answers.
 pub struct Ordered {
-    /// Also the mailbox of the order's address, so that an order tells its key.
+    /// Also the mailbox of the order's address, so that an order identifies its key.
     pub key: String,
     pub amount_cents: u64,
     /// The first 202.
@@ -63,16 +65,16 @@ pub enum Cancellation {
     Done,
     /// Processing had begun.
     TooLate,
-    /// Nobody answered.
+    /// No answer.
     Unknown,
 }
 
-/// What the address of a key's order is.
+/// The customer's address in the order of a key.
 pub fn email(key: &str) -> String {
     format!("{key}@chaos.example")
 }
 
-/// What customers saw, in one line.
+/// The customers' experience, in one line.
 pub fn tally(customers: &[Customer]) -> String {
     let orders = || customers.iter().flat_map(|customer| &customer.orders);
     let sum =
@@ -96,7 +98,7 @@ impl Shop {
         Shop { seed }
     }
 
-    /// Starts the customers; they come until `over`, and finish what they have begun.
+    /// Starts the customers; they order until `over`, and finish open requests.
     pub fn open<'scope, 'env>(
         &self,
         scope: &'scope Scope<'scope, 'env>,
@@ -112,11 +114,11 @@ impl Shop {
         visits.collect()
     }
 
-    /// A customer whose orders no worker takes up and who cancels each: the database does it, and its answer gets lost. By
-    /// chance this is rare: orders are pending for some milliseconds only.
+    /// A customer who cancels orders that no worker takes up. The database cancels each, and its answer
+    /// gets lost. By chance this is rare, because orders are pending for some milliseconds only.
     pub fn cancel_unheard(&self, site: &Site, journal: &Journal, over: &AtomicBool) -> Customer {
         let mut visit = Visit::new(self.seed, site, journal, over);
-        // Lest a worker be frozen for as long as an api refuses.
+        // Otherwise a worker would stay frozen for as long as an api refuses.
         eventually(PATIENCE, "the circuit breakers to close", || {
             let mut ordered = visit.next_order();
             visit.order(&mut ordered);
@@ -137,8 +139,9 @@ impl Shop {
         visit.me
     }
 
-    /// Once nothing fails any more, everything happens exactly once, at the first try. A breaker may have half a minute to
-    /// go, and what an outage left may come a second time for some seconds yet, so this is asked for within a time.
+    /// After the last fault, everything must happen exactly once, at the first attempt. An open breaker
+    /// may last half a minute more, and events from an outage may repeat for some seconds. The check
+    /// therefore has a time limit.
     pub fn calm(&self, site: &Site, journal: &Journal) {
         let begun = Instant::now();
         loop {
@@ -181,7 +184,7 @@ fn calm_round(site: &Site) -> Result<(), String> {
         (site.stack.number(&ended) == CALM_ORDERS as i64).then_some(())
     });
     let mut last = None;
-    // Ended comes before announced.
+    // The final status precedes its announcement.
     for _ in 0..20 {
         match audit::each_event_once(site, &ids) {
             Ok(()) => return Ok(()),
@@ -199,13 +202,13 @@ fn new_order(key: &str, amount_cents: u64) -> Request {
         .json(body.to_string())
 }
 
-/// What a client makes of an answer.
+/// A client's reading of an answer.
 enum Said {
     Yes(Response),
     No(Response),
-    /// Try again: refused for now, or no answer at all.
+    /// Retry: refused for now, or no answer.
     Later,
-    /// Nobody said anything for longer than [`PATIENCE`] after the last fault.
+    /// No answer for longer than [`PATIENCE`] after the last fault.
     Never,
 }
 
@@ -214,7 +217,7 @@ struct Visit<'a> {
     journal: &'a Journal,
     over: &'a AtomicBool,
     random: fastrand::Rng,
-    /// Once the faults are over.
+    /// Set once the faults are over.
     deadline: Option<Instant>,
     me: Customer,
 }
@@ -245,7 +248,7 @@ impl<'a> Visit<'a> {
         while !self.over.load(Ordering::SeqCst) {
             let mut ordered = self.next_order();
             match self.random.u32(..100) {
-                // Whatever comes of it.
+                // The answer does not matter.
                 0..3 => {
                     let _ = self.once(new_order(&ordered.key, ordered.amount_cents));
                 }
@@ -261,7 +264,7 @@ impl<'a> Visit<'a> {
         self.me
     }
 
-    /// What a customer with an order does next.
+    /// The next action of a customer with an order.
     fn go_on(&mut self, ordered: &mut Ordered) {
         match self.random.u32(..100) {
             0..35 => self.cancel(ordered),
@@ -398,10 +401,10 @@ impl<'a> Visit<'a> {
         };
     }
 
-    /// Comes again until the answer is this.
+    /// Retries until the answer has this status.
     fn insist(&mut self, request: &Request, status: u16, what: &str) -> Option<Response> {
         loop {
-            // 409 is a twin still under way.
+            // 409: a twin is still in flight.
             match self.ask(request, status, &[]) {
                 Said::Yes(answer) => return Some(answer),
                 Said::No(answer) => {
@@ -420,7 +423,7 @@ impl<'a> Visit<'a> {
         match self.once(request.clone()) {
             Some(answer) if answer.status == yes => Said::Yes(answer),
             Some(answer) if no.contains(&answer.status) => Said::No(answer),
-            // What may be refused for now; a 429 or a 500 may not.
+            // These may be refused for now; a 429 or a 500 is a violation.
             Some(answer) if !matches!(answer.status, 409 | 502 | 503 | 504) => Said::No(answer),
             refused => {
                 match refused {

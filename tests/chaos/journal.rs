@@ -1,11 +1,11 @@
-//! What happened when, and what was wrong with it.
+//! Timeline and violations of a chaos run.
 
 use std::sync::Mutex;
 use std::time::Instant;
 
 use super::plan::Plan;
 
-/// Violations told in full; the rest are counted.
+/// Violations printed in full; the rest are counted.
 const TOLD_MAX: usize = 30;
 
 pub struct Journal {
@@ -27,7 +27,7 @@ impl Journal {
         println!("{} {what}", self.now());
     }
 
-    /// Something that must never happen.
+    /// Adds a violation.
     pub fn violation(&self, what: &str) {
         let line = format!("{} {what}", self.now());
         let mut violations = self.violations.lock().expect("violations");
@@ -41,7 +41,7 @@ impl Journal {
         !self.violations.lock().expect("violations").is_empty()
     }
 
-    /// Says how it ended, and fails the test if there was a violation.
+    /// Prints the result, and fails the test if there was a violation.
     pub fn verdict(&self, plan: &Plan) {
         let violations = self.violations.lock().expect("violations");
         if violations.is_empty() {

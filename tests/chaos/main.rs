@@ -1,7 +1,7 @@
-//! Chaos: customers order without a pause from two apis and three workers behind nginx, while processes are killed,
-//! frozen and restarted, and networks break, as a seed says. Then the faults end, everything settles, and what customers
-//! were told is compared with what the database and the topics hold. docs/chaos.md says what is checked, and which bugs this
-//! is known to find.
+//! The chaos test: customers order without a pause from two apis and three workers behind nginx. A seed
+//! decides which processes are killed, frozen and restarted, and which networks break. Then the faults
+//! end, everything settles, and the customers' answers are compared with the database and the topics.
+//! docs/chaos.md lists the checks, and the bugs that this test is known to find.
 
 mod audit;
 mod clients;
@@ -24,19 +24,20 @@ use plan::Plan;
 use site::Site;
 use support::repository;
 
-/// By when everything has to be well again after the last fault: a breaker's 30 s, a publish's 10 s, and a group's
+/// The limit for recovery after the last fault: a breaker's 30 s, a publish's 10 s, and a group's
 /// session after that.
 const SETTLED: Duration = Duration::from_secs(120);
 
 #[test]
-fn nothing_is_lost_or_done_twice_whatever_fails() {
-    // Of the first thousand seeds one with a short round, 36 s, and an api without Kafka for longer than a publish may take.
+fn nothing_is_lost_or_done_twice_under_every_fault() {
+    // Of the first thousand seeds, one with a short round (36 s) and an api without Kafka for longer
+    // than a publish may take.
     let plan = Plan::round(310);
     assert_eq!(plan.kinds(), Plan::ALL_KINDS);
     run(plan);
 }
 
-/// A bug that cannot be planted any more, since the code around it has changed, is none that chaos finds.
+/// A bug's patch must still apply: the code around it may have changed.
 #[test]
 fn each_bug_that_chaos_is_to_find_can_still_be_planted() {
     let bugs = std::fs::read_dir(repository().join("tests/chaos/bugs")).expect("the bugs");
@@ -78,13 +79,13 @@ fn run(plan: Plan) {
         scope.spawn(|| site.look_after(&journal, &settled));
         let auditor = scope.spawn(|| audit.follow(&journal, &settled));
 
-        // Whatever is broken, the threads end.
+        // The threads end even after a panic.
         let _ending = OnDrop(&[&faults_over, &settled]);
         let begun = Instant::now();
         thread::scope(|faults| {
             for fault in plan.faults() {
                 thread::sleep(fault.at.saturating_sub(begun.elapsed()));
-                // What would follow a violation would only blur the picture.
+                // Further faults after a violation would only hide its cause.
                 if journal.is_violated() {
                     break;
                 }
@@ -122,7 +123,7 @@ fn run(plan: Plan) {
     journal.verdict(&plan);
 }
 
-/// Sets all flags when it goes.
+/// Sets all flags when dropped.
 struct OnDrop<'a>(&'a [&'a AtomicBool]);
 
 impl Drop for OnDrop<'_> {

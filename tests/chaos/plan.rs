@@ -1,4 +1,4 @@
-//! Which fault happens when: the same for the same seed and length.
+//! The plan of faults: the same for the same seed and length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,7 +7,7 @@ use std::time::Duration;
 pub const APIS: usize = 2;
 pub const WORKERS: usize = 3;
 
-/// What is harmed.
+/// The target of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
     /// An api or worker: the apis come first.
@@ -23,24 +23,24 @@ pub enum Server {
     Kafka,
 }
 
-/// What is done to it.
+/// The kind of harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Harm {
-    /// SIGKILL, and a new start afterwards.
+    /// SIGKILL, then a restart.
     Kill,
-    /// SIGSTOP, and SIGCONT afterwards. Of a link: no byte passes.
+    /// SIGSTOP, then SIGCONT. On a link: no byte passes.
     Freeze,
-    /// Ended in good order, and started again afterwards.
+    /// An orderly stop, then a start.
     Restart,
-    /// Every piece is late.
+    /// Every piece is delayed.
     Slow,
-    /// Connections break, new ones too.
+    /// Connections break, including new ones.
     Cut,
-    /// Connections end at the server's side only, and the program is not told.
+    /// Connections end at the server's side only, and the program does not notice.
     HalfOpen,
     /// Connections are reset; new ones are fine.
     Reset,
-    /// What is asked is done, but instead of the answer comes a reset.
+    /// The server does the work, but the client gets a reset instead of the answer.
     LoseAnswers,
 }
 
@@ -52,7 +52,7 @@ pub struct Fault {
     pub harm: Harm,
 }
 
-/// Kinds of fault: whom it may hit, and how.
+/// A kind of fault: its class of targets, and its harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind(Class, Harm);
 
@@ -78,8 +78,8 @@ impl Plan {
     /// 4 classes of processes with 3 harms each, 4 of links with 6 each.
     pub const ALL_KINDS: usize = 4 * 3 + 4 * 6;
 
-    /// Faults for `length`. Kinds come in rounds, each once in a round, in an order of the seed's; between two rounds there
-    /// is time for breakers to close.
+    /// Faults for `length`. Each round has every kind once, in an order that the seed decides. The pause
+    /// between two rounds lets breakers close.
     pub fn new(seed: u64, length: Duration) -> Plan {
         let mut plan = Plan {
             seed,
@@ -114,7 +114,7 @@ impl Plan {
         self.faults.iter().copied()
     }
 
-    /// How many kinds of fault there are in it.
+    /// The number of different kinds of fault in the plan.
     pub fn kinds(&self) -> usize {
         let kinds: BTreeSet<Kind> = self.faults.iter().map(Fault::kind).collect();
         kinds.len()
@@ -128,12 +128,12 @@ impl Plan {
     ) -> Duration {
         let mut kinds = all_kinds();
         random.shuffle(&mut kinds);
-        // An api that has missed Kafka for long refuses orders for half a minute (the circuit breaker), and all other faults
-        // would hit idle programs.
+        // Kafka's faults last: after a long one, an api refuses orders for half a minute (the circuit
+        // breaker), and all other faults would hit idle programs.
         kinds.sort_by_key(|Kind(class, _)| *class == Class::Server(Server::Kafka));
         for Kind(class, harm) in kinds {
             let lasts = lasts(class, harm, random);
-            // Whoever of the class has been well for longest.
+            // The member of the class that has been healthy for longest.
             let mut targets = targets(class);
             random.shuffle(&mut targets);
             let target = targets
@@ -183,7 +183,8 @@ impl Fault {
         Kind(class, self.harm)
     }
 
-    /// How long it is left alone afterwards, so that it is harmed while it works and not while it starts.
+    /// How long the target is left alone afterwards, so that the next fault hits it at work and not while
+    /// it starts.
     fn recovery(&self) -> Duration {
         Duration::from_secs(match (self.target, self.harm) {
             (Target::Server(Server::Kafka), Harm::Kill | Harm::Restart) => 9,
@@ -227,12 +228,13 @@ fn targets(class: Class) -> Vec<Target> {
 
 fn lasts(class: Class, harm: Harm, random: &mut fastrand::Rng) -> Duration {
     match (class, harm) {
-        // Longer than a group's session (6 s): others take over, and it comes back not knowing.
+        // Longer than a group's session (6 s): other members take over, and it returns with a stale
+        // membership.
         (Class::Worker, Harm::Freeze)
         | (Class::WorkerLink(Server::Kafka), Harm::Freeze | Harm::Cut) => {
             millis(random, 7500..9500)
         }
-        // Some longer than a publish may take (10 s).
+        // Some last longer than a publish may take (10 s).
         (Class::ApiLink(Server::Kafka), Harm::Freeze)
         | (Class::Server(Server::Kafka), Harm::Kill) => millis(random, 1000..12_000),
         (_, Harm::Kill | Harm::Restart) => millis(random, 100..2500),

@@ -1,5 +1,5 @@
-//! The system under test: servers of its own, two apis and three workers, nginx; each program reaches each server through
-//! a proxy of its own. Here it is broken, mended and supervised.
+//! The system under test: its own servers, two apis, three workers and nginx. Each program reaches each
+//! server through a proxy of its own. This module injects faults, repairs them and supervises.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -16,17 +16,18 @@ use crate::support::proxy::Proxy;
 use crate::support::topic::{records_after, try_committed};
 use crate::support::{Database, OwnServer};
 
-/// What a program may take to end after SIGTERM: the 30 s of its shutdown, on a busy machine.
+/// How long a program may take to end after SIGTERM: the 30 s of its shutdown, on a busy machine.
 const ENDED: Duration = Duration::from_secs(40);
-/// How often the supervisor looks.
+/// The supervisor's polling interval.
 const LOOK: Duration = Duration::from_millis(250);
-/// One answer in so many gets lost: few enough that a connection can be opened, which takes some.
+/// One answer in this many gets lost: rare enough that a connection, which needs several answers, can
+/// be opened.
 const LOSE_EVERY: usize = 7;
-/// A program that has been at work for so long has all that it keeps.
+/// After this time at work, a program has allocated all its long-lived memory.
 const GROWN_UP: Duration = Duration::from_secs(10);
-/// What it may grow by from then on, with threads and buffers of an outage's backlog.
+/// Its allowed growth from then on, for the threads and buffers of an outage's backlog.
 const GROWTH_MAX_KIB: u64 = 24 * 1024;
-/// And in all.
+/// Its allowed memory in all.
 const MEMORY_MAX_KIB: u64 = 96 * 1024;
 
 pub struct Site {
@@ -37,7 +38,7 @@ pub struct Site {
     postgres: Mutex<OwnServer>,
 }
 
-/// An api or a worker, whichever process that is just now.
+/// An api or a worker, across its restarts.
 struct Member {
     index: usize,
     name: String,
@@ -45,15 +46,15 @@ struct Member {
     to_postgres: Proxy,
     to_kafka: Proxy,
     program: Mutex<Program>,
-    /// What its earlier processes have logged.
+    /// The logs of its earlier processes.
     log: Mutex<Vec<String>>,
     memory: Mutex<Memory>,
 }
 
-/// How much memory its processes occupied.
+/// The memory of its processes.
 #[derive(Default)]
 struct Memory {
-    /// Of the process that runs now: since when, and how much once it was grown up.
+    /// Of the running process: its start, and its memory once it was grown up.
     since: Option<Instant>,
     grown_up_kib: Option<u64>,
     growth_max_kib: u64,
@@ -63,7 +64,7 @@ struct Memory {
 impl Site {
     /// Everything started and ready.
     pub fn open(plan: &Plan) -> Site {
-        // What is committed is at the kernel, so it survives the end of every process.
+        // Committed data has reached the kernel, so it survives the end of every process.
         let postgres = OwnServer::postgres_with(&["synchronous_commit=on"]);
         let to_postgres: Vec<Proxy> = proxies(|_| postgres.address());
         let listeners: Vec<u16> = (0..APIS + WORKERS).map(|_| free_port()).collect();
@@ -117,7 +118,7 @@ impl Site {
         }
     }
 
-    /// Does harm for as long as the fault lasts, and makes it good.
+    /// Injects a fault, and repairs it when its time is over.
     pub fn inflict(&self, fault: Fault, journal: &Journal) {
         let Fault {
             lasts,
@@ -178,11 +179,11 @@ impl Site {
         }
     }
 
-    /// Starts anew what ended by itself, which is a violation, and watches memory.
+    /// Watches memory, and restarts a program that exits by itself, which is a violation.
     pub fn look_after(&self, journal: &Journal, over: &AtomicBool) {
         while !over.load(Ordering::SeqCst) {
             for member in &self.members {
-                // Whoever is being harmed just now is looked at the next time.
+                // A member under a fault is checked the next time.
                 if let Ok(mut program) = member.program.try_lock() {
                     if let Some(status) = program.ended() {
                         journal.violation(&format!("{} ended by itself: {status}", member.name));
@@ -195,7 +196,7 @@ impl Site {
         }
     }
 
-    /// Whether both apis publish what they accept.
+    /// Whether both apis publish the events of accepted orders.
     pub fn breakers_are_closed(&self) -> bool {
         const STATE: &str = r#"circuit_breaker_state{name="kafka-publish"}"#;
         self.members[..APIS].iter().all(|api| {
@@ -204,7 +205,8 @@ impl Site {
         })
     }
 
-    /// Does something while orders are accepted and nobody takes them up; for less than the group's session.
+    /// Runs `act` while orders are accepted and no worker takes them up; for less than the group's
+    /// session.
     pub fn while_workers_are_frozen(&self, act: impl FnOnce()) {
         let workers: Vec<_> = self.members[APIS..]
             .iter()
@@ -215,17 +217,18 @@ impl Site {
         workers.iter().for_each(|worker| worker.thaw());
     }
 
-    /// While something is canceled, the database's answer to the statement that does it gets lost.
+    /// Runs `act`, which cancels one order, and loses the database's answer to that statement.
     pub fn lose_the_answer_to_a_cancellation(&self, act: impl FnOnce()) {
         let links = || self.members[..APIS].iter().map(|api| &api.to_postgres);
-        // The status that it sets is sent as it is, beside the statement's name.
+        // The new status travels as plain text, next to the statement's name.
         links().for_each(|link| link.lose_answer_to(b"canceled"));
         act();
         let lost = links().filter(|link| !link.is_to_lose_an_answer()).count();
         assert_eq!(lost, 1, "one of the apis has canceled an order");
     }
 
-    /// Ends a worker in good order, and starts it again once the others have what it had: they must let go of that.
+    /// Stops a worker, and starts it again once the others own its partitions, which they must then give
+    /// back.
     pub fn rebalance(&self, journal: &Journal) {
         let (worker, others) = self.members[APIS..].split_first().expect("workers");
         let taken = || others.iter().map(Member::times_given).sum::<usize>();
@@ -245,7 +248,8 @@ impl Site {
         within_time("is given no partition", &|| worker.times_given() > 0);
     }
 
-    /// Waits until every program is ready, every record of order.created is done and committed, and no event is left over.
+    /// Waits until every program is ready, every record of order.created is finished and committed, and
+    /// the outbox is empty.
     pub fn await_rest(&self, journal: &Journal, limit: Duration) {
         let begun = Instant::now();
         loop {
@@ -287,7 +291,7 @@ impl Site {
         (behind > 0).then(|| format!("{behind} records of order.created not committed"))
     }
 
-    /// Writes what each program has logged to a file of its own.
+    /// Writes each program's log to its own file.
     pub fn write_logs(&self, folder: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
         for member in &self.members {
@@ -317,7 +321,7 @@ impl Site {
 }
 
 impl Member {
-    /// Does harm for as long as `lasting` takes, and makes it good.
+    /// Injects a fault, repairs it after `lasting` returns.
     fn inflict(&self, harm: Harm, lasting: impl FnOnce(), stack: &Stack, journal: &Journal) {
         let name = &self.name;
         let mut program = self.program.lock().expect("a program");
@@ -332,7 +336,7 @@ impl Member {
             _ => {
                 program.terminate();
                 let status = program.wait(ENDED);
-                // 1: what it was waiting for was away, and its 30 s were over.
+                // 1: a server it waited for was down until its 30 s were over.
                 if !matches!(status.code(), Some(0 | 1)) {
                     journal.violation(&format!("{name} ended with {status} after SIGTERM"));
                 }
@@ -342,7 +346,7 @@ impl Member {
         self.start_anew(&mut program, stack);
     }
 
-    /// How often this process was given partitions that it did not have.
+    /// How often this process was assigned new partitions.
     fn times_given(&self) -> usize {
         let log = self.program.lock().expect("a program").log();
         let given = |line: &&String| {
@@ -386,7 +390,7 @@ fn proxies(upstream: impl Fn(usize) -> String) -> Vec<Proxy> {
         .collect()
 }
 
-/// A listener for each program: what a broker says of itself leads the program through its own proxy.
+/// A listener for each program: the advertised address leads the program through its own proxy.
 fn kafka_settings(port: u16, listeners: &[u16], proxies: &[Proxy]) -> Vec<String> {
     let controller = free_port();
     let mut listen = format!("CONTROLLER://127.0.0.1:{controller}");

@@ -1,4 +1,4 @@
-//! The fuzzer's seeds, replayed as they are and damaged in many ways: what fuzzing once found stays mended.
+//! Replay of the fuzzer's seeds, intact and damaged in many ways: a regression test for its findings.
 
 mod targets;
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tbd_kafka::wire::APIS;
 
-/// How long a target is tried with damaged seeds.
+/// How long a target runs on damaged seeds.
 const BUDGET: Duration = Duration::from_millis(150);
 
 fn seeds() -> PathBuf {
@@ -25,7 +25,7 @@ fn seeds_of(target: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// Numbers that look random and are the same in every run (xorshift64).
+/// Pseudo-random numbers, the same in every run (xorshift64).
 struct Dice(u64);
 
 impl Dice {
@@ -37,7 +37,7 @@ impl Dice {
     }
 }
 
-/// Up to four changes: a bit, a byte, a number that claims much, a cut, a piece of another seed.
+/// Up to four changes: a bit, a byte, a huge number, a cut, a piece of another seed.
 fn damage(seed: &[u8], other: &[u8], dice: &mut Dice) -> Vec<u8> {
     let mut bytes = seed.to_vec();
     for _ in 0..=dice.below(4) {
@@ -89,7 +89,7 @@ fn the_fuzzer_has_one_program_for_every_target() {
     let mut targets: Vec<&str> = targets::ALL.iter().map(|(name, _)| *name).collect();
     programs.sort_unstable();
     targets.sort_unstable();
-    // Twice the same name would be refused by cargo.
+    // Cargo would refuse a duplicate name.
     assert_eq!(programs, targets);
     assert!(targets.windows(2).all(|pair| pair[0] != pair[1]));
     assert!(targets.iter().all(|name| targets::find(name).is_some()));

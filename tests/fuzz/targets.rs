@@ -1,7 +1,8 @@
-//! What is fuzzed: for each target its name and what is done with the bytes. A target may refuse bytes; it may not
+//! The fuzz targets: each has a name and a function over bytes. A target may refuse bytes. It may not
 //! panic, hang, or take memory that the bytes do not justify.
 //!
-//! Shared by the fuzzer (`fuzz/`, for as long as one likes: `make fuzz`) and by `tests/fuzz` (each test run).
+//! Shared by the fuzzer (`fuzz/`, for any length of time: `make fuzz`) and by `tests/fuzz` (each test
+//! run).
 
 use bytes::Bytes;
 use tbd::orders::adapters::http::{cursor, parse_list_query, parse_new_order};
@@ -14,7 +15,7 @@ use tbd_kafka::group::protocol::{Subscription, decode_assignment};
 use tbd_kafka::wire;
 use tbd_telemetry::tracing::{deserialize, extract, serialize};
 
-/// What is done with the bytes.
+/// The function over the bytes.
 pub type Target = fn(&[u8]);
 
 /// The target of that name.
@@ -24,8 +25,8 @@ pub fn find(name: &str) -> Option<Target> {
         .map(|(_, target)| *target)
 }
 
-/// Every target, by name: one for each answer that the Kafka client decodes, one for each thing that an HTTP client
-/// writes, and one for events.
+/// Every target, by name: one for each answer that the Kafka client decodes, one for each input from
+/// an HTTP client, and one for events.
 pub const ALL: &[(&str, Target)] = &[
     ("http_new_order", http_new_order),
     ("http_list_query", http_list_query),
@@ -57,19 +58,19 @@ pub const ALL: &[(&str, Target)] = &[
     ("kafka_sasl_authenticate", answer::<36>),
 ];
 
-/// An answer's frame behind a byte that names its version.
+/// A byte that names the version, then an answer's frame.
 fn answer<const API: i16>(bytes: &[u8]) {
     let Some((&version, frame)) = bytes.split_first() else {
         return;
     };
     let api = API.try_into().expect("a request of Kafka");
     let range = wire::supported(api).expect("a request that we send");
-    // Any byte names a version that is spoken, so that none is wasted.
+    // Every byte names a supported version, so that no input is wasted.
     let version = range.min + i16::from(version) % (range.max - range.min + 1);
     let _ = wire::try_decode(api, version, Bytes::copy_from_slice(frame));
 }
 
-/// A header block. What is decoded is the same when written anew, and never more than allowed.
+/// A header block. Decoded headers survive encoding and decoding, and never exceed the limit.
 fn hpack(bytes: &[u8]) {
     const LIST_BYTES_MAX: usize = 4096;
     let (mut decoder, mut encoder, mut peer) =
@@ -88,12 +89,12 @@ fn hpack(bytes: &[u8]) {
     }
 }
 
-/// What a client sends to a server that answers every request.
+/// A client's bytes to a server that answers every request.
 fn http2_server(bytes: &[u8]) {
     http2(Connection::new(Role::Server, Limits::default()), bytes);
 }
 
-/// What a server sends to a client that waits for three responses.
+/// A server's bytes to a client that waits for three responses.
 fn http2_client(bytes: &[u8]) {
     let mut client = Connection::new(Role::Client, Limits::default());
     let request = [(":method", "POST"), (":scheme", "http"), (":path", "/")];
@@ -104,7 +105,7 @@ fn http2_client(bytes: &[u8]) {
     http2(client, bytes);
 }
 
-/// Drives a connection as a program would: answers, consumes, and sends what there is.
+/// Drives a connection as a program would: answers, consumes, and sends pending bytes.
 fn http2(mut connection: Connection, bytes: &[u8]) {
     let now = std::time::Instant::now();
     let mut output_bytes = 0;
@@ -126,12 +127,12 @@ fn http2(mut connection: Connection, bytes: &[u8]) {
         output_bytes += length;
         assert_eq!(result.is_err(), connection.error().is_some());
     }
-    // A frame has nine octets at least, and none is answered by more than a response.
+    // A frame has at least nine octets, and causes at most one response.
     assert!(output_bytes <= 1000 + bytes.len() * 30, "{output_bytes}");
 }
 
-/// Record batches, as they lie in an answer to Fetch. The checksums are made right where
-/// there is room for one: otherwise the fuzzer would get no further than them.
+/// Record batches, as in an answer to Fetch. The checksums are corrected wherever one fits, because
+/// otherwise the fuzzer would get no further.
 fn kafka_batches(bytes: &[u8]) {
     let mut sealed = bytes.to_vec();
     seal(&mut sealed);
@@ -156,12 +157,12 @@ fn kafka_batches(bytes: &[u8]) {
             assert!(batch.next_offset() > end || batch.base_offset <= end);
             end = batch.next_offset();
         };
-        // What a consumer fetches next, before it has looked at the records.
+        // The consumer's next fetch offset, before it has decoded the records.
         assert!(!is_walked || end == whole, "{end} after {whole}");
     }
 }
 
-/// Makes the checksum of each batch right (Kafka protocol guide, "Record Batch").
+/// Corrects the checksum of each batch (Kafka protocol guide, "Record Batch").
 fn seal(bytes: &mut [u8]) {
     let mut rest = bytes;
     while rest.len() >= 61 {
@@ -177,7 +178,7 @@ fn seal(bytes: &mut [u8]) {
     }
 }
 
-/// What other members of a group send: their subscription, and the assignment of their leader.
+/// Data from other members of a group: their subscription, and their leader's assignment.
 fn kafka_subscription(bytes: &[u8]) {
     let bytes = Bytes::copy_from_slice(bytes);
     if let Ok(subscription) = Subscription::decode(bytes.clone()) {
@@ -187,7 +188,7 @@ fn kafka_subscription(bytes: &[u8]) {
     let _ = decode_assignment(bytes);
 }
 
-/// The body of a POST. What is taken as an order is the same order when written anew.
+/// The body of a POST. An accepted order survives encoding and decoding.
 fn http_new_order(bytes: &[u8]) {
     if let Ok((email, amount)) = parse_new_order(bytes) {
         let again =
@@ -199,7 +200,7 @@ fn http_new_order(bytes: &[u8]) {
     }
 }
 
-/// The query of a list, its cursor above all. A cursor that is taken is one that we wrote.
+/// The query of a list, above all its cursor. An accepted cursor is one that the api can write.
 fn http_list_query(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     for query in [text.clone(), format!("cursor={text}").into()] {
@@ -215,7 +216,7 @@ fn http_list_query(bytes: &[u8]) {
     }
 }
 
-/// An Idempotency-Key. A key that is taken can be a column's value, and in quotes is the same key.
+/// An Idempotency-Key. An accepted key fits into its column, and is the same key in quotes.
 fn http_idempotency_key(bytes: &[u8]) {
     if let Some(key) = IdempotencyKey::parse(&String::from_utf8_lossy(bytes)) {
         let text = key.as_str();
@@ -228,7 +229,8 @@ fn http_idempotency_key(bytes: &[u8]) {
     }
 }
 
-/// A caller's `traceparent`, and the `tracestate` lines behind its first line. What is taken is passed on as one trace.
+/// A caller's `traceparent` on the first line, then its `tracestate` lines. Accepted values are passed
+/// on as one trace.
 fn traceparent(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (parent, state) = text.split_once('\n').unwrap_or((&text, ""));

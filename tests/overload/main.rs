@@ -1,5 +1,5 @@
-//! More requests than the api can answer: some are refused at once, the others do not notice, and afterwards nobody does. In a
-//! program of its own, since other tests' work would be part of the load.
+//! Overload of the api: it refuses some requests at once, answers the others as usual, and recovers
+//! afterwards. A test binary of its own, because other tests' work would be part of the load.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -18,7 +18,7 @@ fn alone() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An answer, how long it took, and when it was asked for.
+/// An answer, its duration, and the time of its request.
 struct Answer {
     response: Response,
     took: Duration,
@@ -41,7 +41,8 @@ fn median<'a>(answers: impl Iterator<Item = &'a Answer>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Posts orders from `clients` clients, each one every `pause` (or as soon as the one before is answered), for `time`.
+/// Posts orders from `clients` clients for `time`, each client one every `pause`, or as soon as its
+/// last one is answered.
 fn post_orders(api: &Program, clients: u32, pause: Duration, time: Duration) -> Vec<Answer> {
     let end = Instant::now() + time;
     thread::scope(|scope| {
@@ -110,7 +111,7 @@ fn beyond_capacity_some_are_refused_early_and_the_others_wait_no_longer_than_thr
     });
     assert!(probed < Duration::from_secs(2), "{probed:?}");
 
-    // The first moment of an overload looks like a burst, and bursts may wait.
+    // An overload looks like a burst at first, and bursts may wait.
     let later = |answer: &&Answer| answer.asked > start + Duration::from_secs(1);
     let (accepted, refused): (Vec<_>, Vec<_>) = answers
         .iter()
@@ -124,7 +125,7 @@ fn beyond_capacity_some_are_refused_early_and_the_others_wait_no_longer_than_thr
     assert!(accepted.len() > at_capacity.len() / 2, "nothing is done");
     let before = median(at_capacity.iter());
     let meanwhile = median(accepted.into_iter());
-    // Three wait for each thread, and then it is their turn.
+    // Up to three requests wait for each thread.
     assert!(meanwhile < before * 5, "{meanwhile:?}, before {before:?}");
     let told = median(refused.into_iter());
     assert!(told < Duration::from_millis(100), "{told:?}");
@@ -145,7 +146,7 @@ fn nobody_waits_for_threads_that_are_stuck() {
     let api = stack.api();
     let mut holder = stack.database.holding_orders();
     thread::scope(|scope| {
-        // Two have a thread each and wait for the database, the others wait for a thread.
+        // Two requests hold a thread each and wait for the database; the others wait for a thread.
         let waiting: Vec<_> = (0..6)
             .map(|_| scope.spawn(|| ask(get("/v1/orders"), &api)))
             .collect();
