@@ -1,15 +1,15 @@
 # shellcheck shell=bash disable=SC2034
-# What the other scripts share. Source it after `set -euo pipefail`; it defines functions and starts nothing.
+# Functions that the other scripts share. Source it after `set -euo pipefail`; it starts nothing.
 #
-# Whatever is started here leaves its process id in a file of its own folder, and is ended by that id alone:
-# several stacks and test runs live side by side on one machine.
+# Every started process leaves its process id in a file of its own folder, and is ended by that id
+# alone: several stacks and test runs share one machine.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# Servers and tools that are fetched once: PostgreSQL, Kafka, and command-line programs under bin/.
-# Root's home is closed to the user that runs PostgreSQL for root, so root's cache is the system's.
+# Cache of fetched servers and tools: PostgreSQL, Kafka, and command-line programs under bin/.
+# The user that runs PostgreSQL for root cannot enter root's home, so root uses the system's cache.
 if ((EUID == 0)); then default_cache=/var/cache; else default_cache=${XDG_CACHE_HOME:-$HOME/.cache}; fi
 CACHE=${TBD_CACHE:-$default_cache/tbd}
-PATH=$PATH:/usr/sbin:/sbin # nginx is there, and not on everybody's path
+PATH=$PATH:/usr/sbin:/sbin # holds nginx, and is not on every user's path
 
 POSTGRES_VERSION=17.11.0
 KAFKA_VERSION=4.1.0
@@ -25,7 +25,7 @@ POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 COLLECTOR_MANIFEST=$ROOT/tests/observability/collector-builder.yaml
 COLLECTOR=$CACHE/bin/otelcol-$COLLECTOR_VERSION-$(sha256sum "$COLLECTOR_MANIFEST" | cut -c 1-12)
-# The virtual environment that a file of requirements describes; another file, another folder.
+# The folder of a virtual environment; it changes with the requirements file.
 python_home() { printf '%s-%s' "$CACHE/$1" "$(sha256sum "$2" | cut -c 1-12)"; }
 SCHEMATHESIS_HOME=$(python_home schemathesis "$ROOT/tests/openapi/requirements.txt")
 KUBERNETES_VALIDATE_HOME=$(python_home kubernetes-validate "$ROOT/tests/kubernetes/requirements.txt")
@@ -39,8 +39,8 @@ die() {
   exit 1
 }
 
-# need COMMAND=PACKAGE... : makes sure that the commands exist. As root on Debian and its kin the missing packages
-# are installed; anybody else is told the one command that does it.
+# need COMMAND=PACKAGE... : makes sure that the commands exist. As root on Debian and its derivatives it
+# installs the missing packages; otherwise it prints the command that installs them.
 need() {
   local pair missing=() packages=()
   for pair in "$@"; do
@@ -55,23 +55,23 @@ need() {
   fi
 }
 
-# Python that can make virtual environments, which Debian keeps in a package of its own.
+# Python with virtual environments, which Debian keeps in a package of its own.
 need_python() {
   need python3=python3
   python3 -c 'import ensurepip' 2>/dev/null || need ensurepip=python3-venv
 }
 
-# What compiles librdkafka, for what is measured beside tbd.
+# Compilers for librdkafka, which the comparisons with tbd need.
 need_librdkafka() {
   need cc=gcc g++=g++ make=make
   need_python
 }
 
-# A Chromium, for the page's tests: whichever there is, or else the one without windows.
+# A Chromium for the page's tests: any installed one, or else the headless package.
 chromium_here() { { type -P chromium-headless-shell chromium chromium-browser google-chrome || true; } | head -n 1; }
 need_chromium() { [[ -n $(chromium_here) ]] || need chromium-headless-shell=chromium-headless-shell; }
 
-# Debian's packages start the services they bring (nginx, on port 80), unless policy-rc.d forbids it for the time being.
+# Debian's packages start their services (nginx, on port 80) unless policy-rc.d forbids it meanwhile.
 install_packages() (
   policy=/usr/sbin/policy-rc.d
   if [[ ! -e $policy ]]; then
@@ -81,7 +81,8 @@ install_packages() (
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 )
 
-# wait_until SECONDS WHAT COMMAND... : asks every 100 ms until COMMAND succeeds; false, with a word on WHAT, when time is up.
+# wait_until SECONDS WHAT COMMAND... : polls every 100 ms until COMMAND succeeds. When time is up, it
+# names WHAT and returns false.
 wait_until() {
   local deadline=$((SECONDS + $1)) what=$2
   shift 2
@@ -96,7 +97,7 @@ wait_until() {
 
 port_in_use() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# A port nobody listens on, below the range from which the kernel takes the ports of outgoing connections.
+# A free port below the kernel's range for outgoing connections.
 free_port() {
   local port
   while :; do
@@ -106,13 +107,13 @@ free_port() {
   printf '%s\n' "$port"
 }
 
-# running PIDFILE : whether the process whose id is the file's first line lives. A stale file's id may by now be somebody
-# else's; ours have the folder of their file on the command line.
+# running PIDFILE : whether the process whose id is the file's first line is alive. A stale file's id may
+# belong to another process by now; the right one has the file's folder on its command line.
 running() {
   local pid='' command=''
   [[ ! -r $1 ]] || read -r pid <"$1" || true
   [[ -n $pid ]] || return 1
-  for _ in {1..10}; do # it has none for a moment while it becomes another program (exec)
+  for _ in {1..10}; do # it is empty for a moment during exec
     { command=$(tr '\0' ' ' <"/proc/$pid/cmdline"); } 2>/dev/null || return 1
     if [[ -n $command ]] || ended "$pid"; then break; fi
     sleep 0.02
@@ -120,21 +121,23 @@ running() {
   [[ $command == *"$(dirname "$1")"* ]]
 }
 
-# ended PID : whether all of it is gone. A killed process loses its command line before its sockets; and where nobody collects
-# the dead (process 1 of a plain container) it stays as a zombie, which counts as gone once its last thread is.
+# ended PID : whether the process is gone completely. A killed process loses its command line before its
+# sockets. Where nothing reaps zombies (process 1 of a plain container), a zombie counts as gone once its
+# last thread is.
 ended() {
   local status
   status=$(cat "/proc/$1/status" 2>/dev/null) || return 0
   [[ $status == *$'State:\tZ'* && $status == *$'Threads:\t'[01]$'\n'* ]]
 }
 
-# record PID PIDFILE : for a process just started in the background, once it is the program that it shall be (or is gone).
+# record PID PIDFILE : writes the file for a process just started in the background, and waits until its
+# exec is done or it has ended.
 record() {
   printf '%s\n' "$1" >"$2"
   until running "$2" || ended "$1"; do sleep 0.02; done
 }
 
-# stop_pid PIDFILE SIGNAL SECONDS : sends the signal and waits; SIGKILL for what outstays its time.
+# stop_pid PIDFILE SIGNAL SECONDS : sends the signal and waits; SIGKILL when time is up.
 stop_pid() {
   local pid
   running "$1" || return 0
@@ -146,8 +149,8 @@ stop_pid() {
 
 # ---------------------------------------------------------------------------------------------------- PostgreSQL
 
-# PostgreSQL refuses to run as root, so root lends it another user. The capability lets that user reach its data below
-# folders that are root's alone (a checkout in /root, say), and nothing needs to be opened up for it.
+# PostgreSQL refuses to run as root, so root runs it as another user. The capability lets that user reach
+# its data below folders of root (for example a checkout in /root) without changed permissions.
 POSTGRES_USER=nobody
 as_postgres() {
   if ((EUID == 0)); then
@@ -191,7 +194,7 @@ postgres_stop() {
   (cd "$1" && as_postgres "$POSTGRES_HOME/bin/pg_ctl" stop --wait --timeout=30 --silent --pgdata="$1/data" --mode="${2:-fast}")
 }
 
-# What a test's PostgreSQL may forget in a power cut: everything.
+# A test's PostgreSQL may lose everything in a power cut.
 POSTGRES_FOR_TESTS=(fsync=off synchronous_commit=off full_page_writes=off max_connections=300 shared_buffers=64MB)
 
 # --------------------------------------------------------------------------------------------------------- Kafka
@@ -200,8 +203,9 @@ kafka_tool() { # kafka_tool MAIN-CLASS ARGUMENTS... : one of Kafka's own command
   java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto -cp "$KAFKA_HOME/*" "$@"
 }
 
-# kafka_create FOLDER PORT CONTROLLER-PORT [SETTING=VALUE...] : one node, broker and controller at once (KRaft).
-# A setting that begins with -- is one of formatting, such as --add-scram. The last of two equal ones counts.
+# kafka_create FOLDER PORT CONTROLLER-PORT [SETTING=VALUE...] : one node, broker and controller in one
+# (KRaft). A setting with a leading -- is an option of formatting, such as --add-scram. The last of two
+# equal settings counts.
 kafka_create() {
   local folder=$1 port=$2 controller=$3 setting settings=() formatting=()
   shift 3
@@ -219,15 +223,15 @@ kafka_create() {
     transaction.state.log.num.partitions=4 transaction.state.log.replication.factor=1 \
     transaction.state.log.min.isr=1 share.coordinator.state.topic.replication.factor=1 \
     share.coordinator.state.topic.min.isr=1 num.network.threads=2 num.io.threads=4 "${settings[@]}" >"$folder/server.properties"
-  # A folder that is formatted already keeps its data; only the settings are written anew.
+  # A formatted folder keeps its data; only the settings are rewritten.
   [[ -e $folder/data/meta.properties ]] || kafka_tool kafka.tools.StorageTool format --config "$folder/server.properties" \
     "${formatting[@]}" --cluster-id="${KAFKA_CLUSTER_ID:-$(kafka_cluster_id)}" >"$folder/format.log" 2>&1 ||
     { cat "$folder/format.log" >&2 && return 1; }
 }
 kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 1-22; }
 
-# kafka_cluster FOLDER PORT PORT PORT : three nodes, in FOLDER-1 to FOLDER-3, that hold a copy of everything each, made and
-# started together. Afterwards each is a Kafka like any other, to be stopped, killed and started by its own folder.
+# kafka_cluster FOLDER PORT PORT PORT : creates and starts three nodes, in FOLDER-1 to FOLDER-3, each with a
+# copy of everything. Afterwards each can be stopped, killed and started by its own folder.
 kafka_cluster() {
   local folder=$1 ports=("${@:2}") controllers=() voters='' node starting=() started=0
   for node in 1 2 3; do
@@ -256,7 +260,7 @@ kafka_start() {
   port=$(sed -n 's/^advertised.listeners=.*://p' "$folder/server.properties" | tail -n 1) # the last setting counts
   ! port_in_use "$port" || { say "port $port is in use" && return 1; }
   : >"$log"
-  # A session of its own: Ctrl-C at the terminal is for the script, which stops Kafka in its turn.
+  # A session of its own: Ctrl-C at the terminal reaches only the script, which then stops Kafka.
   setsid java -Xms128m -Xmx256m "$@" -Djava.net.preferIPv4Stack=true -Dlog4j2.level=INFO -cp "$KAFKA_HOME/*" \
     kafka.Kafka "$folder/server.properties" </dev/null >>"$log" 2>&1 9>&- &
   record $! "$folder/kafka.pid"
@@ -273,7 +277,8 @@ KAFKA_FOR_TESTS=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1)
 
 # --------------------------------------------------------------------------------------------------------- nginx
 
-# nginx_render FOLDER HOST:PORT LOGS API-PORT... : writes FOLDER/nginx.conf, the edge in front of the api instances on these ports.
+# nginx_render FOLDER HOST:PORT LOGS API-PORT... : writes FOLDER/nginx.conf, the edge in front of the api
+# instances on these ports.
 nginx_render() {
   local folder=$1 listen=$2 logs=$3 port upstream=''
   shift 3
@@ -283,8 +288,9 @@ nginx_render() {
     "$ROOT/docker/nginx/nginx.conf.template" >"$folder/nginx.conf"
 }
 
-# nginx_start FOLDER HOST:PORT LOGS API-PORT... : starts it; if it runs already, it goes over to these instances. FOLDER holds
-# its configuration and temporary files; nginx's workers, which for root are another user, must reach it.
+# nginx_start FOLDER HOST:PORT LOGS API-PORT... : starts nginx, or moves a running one to these instances.
+# FOLDER holds its configuration and temporary files. nginx's workers, which for root run as another user,
+# must be able to reach it.
 nginx_start() {
   local folder=$1 logs=$3 nginx
   mkdir -p "$folder" "$logs"
@@ -296,8 +302,8 @@ nginx_start() {
 
 # -------------------------------------------------------------------------- PgBouncer, Prometheus, OpenTelemetry collector
 
-# daemon FOLDER NAME PORT COMMAND... : starts it, logging to FOLDER/NAME.log; returns once it listens on PORT. FOLDER must
-# occur in the command.
+# daemon FOLDER NAME PORT COMMAND... : starts the command with its log in FOLDER/NAME.log; returns once it
+# listens on PORT. FOLDER must occur in the command.
 daemon() {
   local folder=$1 name=$2 port=$3
   shift 3
@@ -323,16 +329,17 @@ pgbouncer_start() {
   daemon "$folder" pgbouncer "$port" pgbouncer "${user[@]}" "$folder/pgbouncer.ini"
 }
 
-# prometheus_start FOLDER PORT : with FOLDER/prometheus.yml, which is the caller's.
+# prometheus_start FOLDER PORT : with the caller's FOLDER/prometheus.yml.
 prometheus_start() {
   daemon "$1" prometheus "$2" prometheus --config.file="$1/prometheus.yml" --storage.tsdb.path="$1/data" \
     --web.listen-address="127.0.0.1:$2" --log.level=warn
-  # It listens before it has read what it has to read.
+  # It listens before it has loaded its data.
   wait_until 30 "Prometheus to be ready" curl --silent --fail --output /dev/null "http://127.0.0.1:$2/-/ready"
 }
 
-# collector_start FOLDER PORT METRICS-PORT : the one of docker-compose.yml with other addresses, and a file in Jaeger's place:
-# OTLP over HTTP on PORT, the metrics made of spans on METRICS-PORT, spans in FOLDER/spans.json, a line for each batch.
+# collector_start FOLDER PORT METRICS-PORT : the collector of docker-compose.yml with other addresses, and
+# a file in Jaeger's place. OTLP over HTTP is on PORT, the metrics from spans are on METRICS-PORT, and the
+# spans go to FOLDER/spans.json, one line per batch.
 collector_start() {
   daemon "$1" collector "$2" "$COLLECTOR" --config "$ROOT/docker/otel-collector/config.yaml" \
     --set "receivers.otlp.protocols.http.endpoint=127.0.0.1:$2" \
@@ -342,7 +349,7 @@ collector_start() {
     --set "service.telemetry.metrics.readers=[]" --set service.telemetry.metrics.level=none
 }
 
-# What a test leaves below a folder: stopped without ceremony, as nobody reads its data again.
+# Kills the servers that a test has left below a folder; their data is not needed again.
 stop_servers_below() {
   local own
   for own in "$1"/*/; do

@@ -1,8 +1,8 @@
 # shellcheck shell=bash disable=SC2034
-# What up, down, status, logs and demo know of a stack. Source it after lib.sh.
+# Functions about a stack, for up, down, status, logs and demo. Source it after lib.sh.
 #
-# A stack is a folder: STATE_DIR, with each server's data, run/NAME.pid of each process, run/NAME.spec (its address and a
-# fingerprint of what it was started with, so that a change is noticed), and logs/.
+# A stack is a folder, STATE_DIR, with each server's data, run/NAME.pid of each process, run/NAME.spec (its
+# address and a fingerprint of its settings, to detect a change), and logs/.
 
 STATE=$(realpath --canonicalize-missing "${STATE_DIR:-$ROOT/.local}")
 
@@ -24,23 +24,23 @@ pid_file() {
   esac
 }
 
-# instance_environment api|worker PORT : exports what an instance of this stack finds in its environment; the servers'
+# instance_environment api|worker PORT : exports the environment of an instance of this stack. The servers'
 # ports are the caller's db_port and kafka_port.
 # shellcheck disable=SC2154
 instance_environment() {
   unset API WORKERS
   export DB_HOST=127.0.0.1 DB_PORT=$db_port DB_USER=tbd DB_PASSWORD=secret DB_NAME=tbd
   export KAFKA_BROKERS=127.0.0.1:$kafka_port
-  # There is no collector here unless the caller names one.
+  # No collector unless the caller names one.
   export OTEL_EXPORTER_OTLP_ENDPOINT=${OTEL_EXPORTER_OTLP_ENDPOINT-}
   if [[ $1 == api ]]; then export API_HOST=${API_HOST:-127.0.0.1} API_PORT=$2; else export WORKER_PORT=$2; fi
 }
 
-# settings api|worker PORT : a fingerprint of the program, of every variable in its --help, and of the files that these
-# name: what differs from it needs a restart. No value can be read from it, as some are secrets.
+# settings api|worker PORT : a fingerprint of the program, of every variable in its --help, and of the files
+# that these name. A difference requires a restart. It is a hash, because some values are secrets.
 settings() (
   instance_environment "$1" "$2"
-  cd "$ROOT" || return # where the instances run, too
+  cd "$ROOT" || return # as for the instances
   variables=$("$TBD_BIN/tbd-$1" --help | sed -n 's/^\([A-Z][A-Z0-9_]*\)  .*/\1/p')
   [[ $variables == *_PORT* ]] || die "tbd-$1 --help prints no table of variables"
   {
@@ -55,7 +55,7 @@ settings() (
   } | sha256sum
 )
 
-# nginx's workers, which for root are another user, must reach this folder.
+# nginx's workers, which for root run as another user, must be able to reach this folder.
 nginx_folder() {
   if ((EUID == 0)); then
     printf '%s/nginx-%s\n' "$CACHE" "$(cksum <<<"$STATE" | cut -d ' ' -f 1)"
@@ -68,7 +68,7 @@ stop_service() {
   case $1 in
     postgres) postgres_stop "$STATE/postgres" fast ;;
     kafka) kafka_stop "$STATE/kafka" ;;
-    nginx) stop_pid "$(pid_file nginx)" QUIT 40 ;; # answers what it has begun, which takes an api 30 s at most
+    nginx) stop_pid "$(pid_file nginx)" QUIT 40 ;; # finishes requests in flight, which take an api 30 s at most
     *) stop_pid "$STATE/run/$1.pid" TERM 45 ;;
   esac
   rm -f "$STATE/run/$1.spec" "$STATE/run/$1.pid"
