@@ -5,8 +5,9 @@
 //   DURATION  30s
 //   TWINS     4        requests with one key that are sent at the same moment
 //
-// Each round sends a new order TWINS times at once, then once more, then another order with the same key. All answers but
-// the last have to be the same byte for byte, one of them the original and the others marked as replayed; the last is refused.
+// Each round sends a new order TWINS times at once, then once more, then another order with the same key.
+// All answers but the last must be identical, one of them the original and the others marked as replayed.
+// The last request must be refused.
 import http from 'k6/http';
 import { check } from 'k6';
 import { Counter } from 'k6/metrics';

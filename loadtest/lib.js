@@ -1,4 +1,4 @@
-// What the scripts share. Nothing is imported from the network.
+// Shared code of the k6 scripts. Nothing is imported from the network.
 import http from 'k6/http';
 
 export const url = `${__ENV.BASE_URL || 'http://localhost:8080'}/v1/orders`;
@@ -12,13 +12,13 @@ export function uuidv4() {
   return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join('-');
 }
 
-// An order, and the key under which it is sent, however often.
+// An order, and the key of all its requests.
 export function newOrder(amountCents = 1999) {
   const body = JSON.stringify({ customer_email: `user${__VU}@example.com`, amount_cents: amountCents });
   return { key: uuidv4(), body };
 }
 
-// How `postOrder` sends it, for http.batch.
+// The request of `postOrder`, for http.batch.
 export function orderRequest({ key, body }) {
   const headers = { 'Content-Type': 'application/json', 'Idempotency-Key': key };
   return { method: 'POST', url, body, params: { headers, tags: { name: 'POST /v1/orders' } } };

@@ -1,9 +1,9 @@
-// What a shop does: orders are looked at more often than made. k6 run loadtest/mixed.js
+// A shop's load: more reads than new orders. k6 run loadtest/mixed.js
 //
 //   BASE_URL  http://localhost:8080
 //   VUS       20       clients at the same time, each of which waits for its answers
 //   DURATION  30s
-//   WRITES    0.2      share of requests that make an order; the others get one by its id (3 of 4) or list the newest
+//   WRITES    0.2      share of requests that create an order; the others get one by id (3 of 4) or list the newest
 //
 // The run fails when an answer is not the expected one or the 95th percentile exceeds 500 ms.
 import http from 'k6/http';

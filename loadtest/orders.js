@@ -1,6 +1,6 @@
-// Orders per second, as seen by clients that each wait for their answer: k6 run loadtest/orders.js
+// Orders per second, with clients that wait for each answer: k6 run loadtest/orders.js
 //
-//   BASE_URL  http://localhost:8080   where the system answers (nginx, or one api instance)
+//   BASE_URL  http://localhost:8080   the system's address (nginx, or one api instance)
 //   VUS       20                      clients at the same time
 //   DURATION  30s
 //

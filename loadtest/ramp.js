@@ -1,13 +1,13 @@
-// Overload, as clients that do not wait for each other make it (an open model): orders arrive at CAPACITY a second, then
-// three times as many, then half as many. What must hold: some are refused at once, the others are answered nearly as fast as
-// at capacity, probes answer throughout, and it is over when the load is.
+// Overload in an open model, whose clients do not wait for each other. Orders arrive at CAPACITY a second,
+// then three times as many, then half as many. Some must be refused at once, and the others answered nearly
+// as fast as at capacity. Probes must answer throughout, and the overload must end with the load.
 //
-//   BASE_URL  http://localhost:8080   better one api instance than nginx: then its memory is looked at, too
-//   CAPACITY  500                     orders a second that it manages: loadtest/orders.js tells
+//   BASE_URL  http://localhost:8080   preferably one api instance, not nginx: then its memory is checked, too
+//   CAPACITY  500                     orders a second that it sustains: measure with loadtest/orders.js
 //   SECONDS   30                      length of each of the three phases
 //
 // k6 run -e BASE_URL=http://localhost:8081 -e CAPACITY=2000 loadtest/ramp.js. Prints the 99th percentiles of both phases and their ratio.
-// On a machine that k6 shares with the system, k6 may be what is overloaded: docs/performance.md says how to leave it room.
+// If k6 shares the machine with the system, k6 itself may be overloaded; see docs/performance.md.
 import http from 'k6/http';
 import { check } from 'k6';
 import { Counter, Trend } from 'k6/metrics';
@@ -25,7 +25,7 @@ const accepted = {
 const refused = new Trend('refused', true);
 const refusedAfter = new Counter('refused_afterwards');
 
-// Answers within half a minute are all there is to expect, so as many requests may be under way.
+// Every answer comes within half a minute, which bounds the requests in flight.
 const clients = { preAllocatedVUs: 300, maxVUs: 2000, timeUnit: '1s' };
 const phase = (name, start, executor) => ({
   ...clients,

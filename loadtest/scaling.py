@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The numbers behind docs/scaling.md: what tens, hundreds and thousands of times this machine's load would take.
+"""Capacity model for docs/scaling.md: the needs of tens, hundreds and thousands of times this machine's load.
 
 usage: loadtest/scaling.py [RESULTS]      RESULTS: a bench.json of `make bench`; standard library only
 
-Two models, both small enough to be argued with:
-- arithmetic: the CPU that an order costs in each part (measured) times the orders per second, and the bytes that it leaves;
-- a simulation, event by event, of the way of a POST through one database: requests come at random, a few writers carry what
-  gathered meanwhile in one commit, then as many Kafka requests under way as brokers do the same. It shows how the delay
-  grows with the load, and where it leaves the ground.
+Two models, both small enough to verify by reading:
+- arithmetic: the measured CPU time of an order in each part times the orders per second, and the bytes that it leaves;
+- a discrete-event simulation of POSTs through one database. Requests arrive at random. A few writers put all waiting
+  rows into one commit; then the Kafka requests, one in flight per broker, do the same. It shows how the delay grows
+  with the load, and where it takes off.
 """
 
 import heapq
@@ -19,12 +19,12 @@ import sys
 from collections import deque
 from pathlib import Path
 
-# What an order takes, microseconds of CPU: what `make bench` measured, rounded, until a run's own values replace them.
+# CPU microseconds of an order, rounded from `make bench`; a run's own values replace them.
 CPU_US = {"api": 110.0, "postgres": 100.0, "kafka": 45.0, "worker": 12.0}
-# Bytes that an order leaves: rows and index entries of order and key; WAL; records of order.created and order.processed.
+# Bytes of an order: rows and index entries of order and key; WAL; records of order.created and order.processed.
 TABLE_BYTES, WAL_BYTES, EVENT_BYTES = 900, 2_600, 2 * 700
 KEY_SHARE = 0.55  # of the table's bytes, gone after IDEMPOTENCY_TTL
-BUSY_MAX = 0.6  # of a core, so that there is room for a burst and for the loss of a machine
+BUSY_MAX = 0.6  # of a core, which leaves room for a burst and for the loss of a machine
 ROWS_MAX, WRITERS = 64, 2
 
 
@@ -46,7 +46,7 @@ def measured(path):
 
 
 def batching(arrivals, servers, batch_max, seconds_of):
-    """When each arrival is done, at a station whose servers take all that has gathered."""
+    """Completion time of each arrival at a station whose servers take all waiting work at once."""
     free = [0.0] * servers
     heapq.heapify(free)
     waiting, done, at = deque(), [0.0] * len(arrivals), 0
@@ -66,7 +66,7 @@ def batching(arrivals, servers, batch_max, seconds_of):
 
 
 def delays(rate, databases, brokers, row_us, commit_ms, kafka_ms, seconds=4.0):
-    """Median and 99th percentile, in ms, of an order's way through its database and its broker."""
+    """Median and 99th percentile, in ms, of an order's time in its database and its broker."""
     rng = random.Random(1)
     per_database = rate / databases
     arrivals, now = [], 0.0
@@ -107,7 +107,7 @@ def main():
     rows = {"orders per second": [f"{rate:,.0f}" for rate in rates]}
     for part, cost in costs.items():
         rows[f"cores: {part}"] = [f"{max(1, math.ceil(rate * cost / 1e6 / BUSY_MAX)):,}" for rate in rates]
-    # A primary: what one machine's cores, and one WAL, can take.
+    # A primary: the limits of one machine's cores and one WAL.
     rows["PostgreSQL primaries of 32 cores"] = [f"{math.ceil(rate * costs['postgres'] / 1e6 / BUSY_MAX / 32):,}" for rate in rates]
     rows["WAL"] = [human(rate * WAL_BYTES, "B/s") for rate in rates]
     rows["tables grow, a day"] = [human(rate * TABLE_BYTES * 86_400, "B") for rate in rates]

@@ -1,4 +1,4 @@
--- :orders pending orders with their events (of :type), as if as many requests had just been answered in outbox mode.
+-- :orders pending orders with their events (of :type), as after that many requests in outbox mode.
 TRUNCATE orders, idempotency_keys, outbox;
 INSERT INTO orders (id, customer_email, amount_cents, status, created_at, updated_at)
 SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7000' || '8000' || lpad(to_hex(n), 12, '0'))::uuid,

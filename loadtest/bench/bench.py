@@ -1,4 +1,4 @@
-"""What the system can do on this machine, measured side by side; scripts/bench sets everything up and explains the knobs."""
+"""Benchmark of the system on this machine; scripts/bench sets everything up and explains the settings."""
 
 import http.client
 import json
@@ -20,9 +20,9 @@ PARTS = (ENV.get("PARTS") or "requests worker list").split()
 KNOWN = int(ENV.get("KNOWN_ORDERS") or 100_000)
 BACKLOG = int(ENV.get("BACKLOG") or 100_000)
 LIST_ORDERS = [int(n) for n in (ENV.get("LIST_ORDERS") or "1000000").split()]
-WARM_UP = int(ENV.get("WARM_UP") or 40)  # seconds until Kafka's compiler has settled, with two cores and everything on them
+WARM_UP = int(ENV.get("WARM_UP") or 40)  # seconds until the JIT compiler of Kafka's JVM has settled, with all processes on two cores
 SWEEP_RATE = 1_000  # orders per second that leave the machine half idle
-SEED_VUS = 20  # as many as the script has that the project began with
+SEED_VUS = 20  # as in the project's first load test
 
 API_PORT, WORKER_PORT = int(ENV["BENCH_API_PORT"]), int(ENV["BENCH_WORKER_PORT"])
 SERVERS = {"postgres": int(ENV["BENCH_POSTGRES_PID"]), "kafka": int(ENV["BENCH_KAFKA_PID"])}
@@ -31,7 +31,7 @@ measured = []
 
 
 def record(case, values, **conditions):
-    """Keeps what one measurement gave."""
+    """Keeps the result of one measurement."""
     measured.append({"case": case, **conditions, **values})
     figures = {key: round(value, 3) for key, value in values.items() if isinstance(value, float)}
     named = " ".join(f"{key}={value}" for key, value in conditions.items())
@@ -58,7 +58,7 @@ def closed(case, program, script, connections):
 
 
 def warm(program, seconds=1):
-    """Has it answer for a while: its connections are made, its statements prepared."""
+    """Warms a program up, so that its connections are open and its statements prepared."""
     load.wrk(program, "post.lua", 64, seconds, {})
     settle()
 
@@ -67,10 +67,10 @@ def warm(program, seconds=1):
 
 
 def ceiling(clients):
-    """What PostgreSQL can do by itself, measured right before the api does the like: the machine's speed changes by the minute."""
+    """PostgreSQL's own limit, measured right before the api's, because the machine's speed changes by the minute."""
     for script in ("insert", "update", "select"):
         record(f"pgbench {script}", load.pgbench(f"{script}.sql", clients, DURATION, KNOWN), connections=clients)
-    sql("TRUNCATE outbox")  # nobody is to publish what pgbench wrote
+    sql("TRUNCATE outbox")  # no relay may publish pgbench's rows
 
 
 def requests(repetition):
@@ -109,7 +109,7 @@ def all_done():
 
 
 def own_topics(name):
-    """Topics and a group that nothing has been written to."""
+    """Empty topics and a new group."""
     topics = {f"KAFKA_TOPIC_ORDER_{kind}": f"{name}.{kind.lower()}" for kind in ("CREATED", "PROCESSED", "FAILED", "DLQ")}
     return {**topics, "KAFKA_CONSUMER_GROUP": name}
 
@@ -122,7 +122,7 @@ def leave_backlog(topics):
 
 
 def drained_per_second():
-    """How many of them a worker did in a second, once it has done all."""
+    """A worker's orders per second, once it has finished all."""
     return float(sql(f"SELECT {BACKLOG} / extract(epoch FROM max(updated_at) - min(updated_at)) FROM orders"))
 
 
@@ -144,7 +144,7 @@ DELAYS = """SELECT json_build_object('completed', orders, 'p50_ms', p[1], 'p99_m
 
 
 def end_to_end(repetition):
-    """From the POST to the order's completion, by the order's own two times, which both come from this machine's clock."""
+    """Time from the POST to the order's completion, from the order's two timestamps, which share this machine's clock."""
     topics = own_topics(f"delay-{repetition}")
     with api(**topics) as program, worker(**topics) as consumer:
         groups = {"api": program.pid, "worker": consumer.pid, **SERVERS}
@@ -180,7 +180,7 @@ def listing():
 
 
 def pages(orders):
-    """How long a page takes when the table is large, asked one after the other."""
+    """Duration of sequential page requests on a large table."""
     times = 200
     connection = http.client.HTTPConnection("127.0.0.1", API_PORT, timeout=35)
 
@@ -210,7 +210,7 @@ def pages(orders):
 
 
 def sweep():
-    """What grows with what: one knob at a time, everything else at its default."""
+    """How costs grow: one setting at a time, all others at their defaults."""
     with api() as program:
         warm(program, WARM_UP)
     for variable, values in {"HTTP_WORKERS": (1, 4, 16, 64, 128, 256, 512), "DB_MAX_CONNS": (1, 2, 5, 10, 25, 50, 100)}.items():
@@ -244,7 +244,7 @@ def sweep_point(program, knob, value, connections, names=("POST", "GET")):
 
 
 def sweep_worker(variable, value):
-    """A backlog; then orders at SWEEP_RATE, each until it is completed; and what partitions mean to a POST."""
+    """A backlog; orders at SWEEP_RATE until all are completed; and the cost of partitions for a POST."""
     topics = {**own_topics(f"sweep-{variable.lower()}-{value}"), variable: str(value)}
     leave_backlog(topics)
     with worker(**topics):

@@ -1,5 +1,5 @@
--- What the wrk scripts share: random keys, known orders, and the result as one line of JSON.
--- Known orders are those that the benchmark has put into the table: number n has the id known(n).
+-- Shared code of the wrk scripts: random keys, known orders, and the result as one line of JSON.
+-- Known orders are the benchmark's own rows: number n has the id known(n).
 
 local threads = 0
 

@@ -1,4 +1,4 @@
-"""tbd and its async twin under the same loads, one after the other, again and again; scripts/compare sets everything up."""
+"""Comparison of tbd and its async twin under the same loads, in turn; scripts/compare sets everything up."""
 
 import resource
 import socket
@@ -23,7 +23,7 @@ def numbers(variable, default):
 
 DURATION = int(ENV.get("DURATION") or 4)
 WARM_UP = min(2, DURATION)
-SERVERS_WARM_UP = 40  # seconds of POSTs: until then Kafka's compiler takes CPU from whoever comes first
+SERVERS_WARM_UP = 40  # seconds of POSTs: until then the JIT compiler of Kafka's JVM takes CPU from the first program
 REPETITIONS = int(ENV.get("REPETITIONS") or 3)
 CONNECTIONS = numbers("CONNECTIONS", "1 16 64 256 1000 4000")
 IDLE = numbers("IDLE", "1000 5000 10000")
@@ -36,7 +36,7 @@ API_PORT, WORKER_PORT, PROXY_PORT = (int(ENV[f"BENCH_{name}_PORT"]) for name in 
 SERVERS = {"postgres": int(ENV["BENCH_POSTGRES_PID"]), "kafka": int(ENV["BENCH_KAFKA_PID"])}
 BINARIES = {"threads": ENV["TBD_BIN"], "async": ENV["TWIN_BIN"]}
 SIDES = {"threads": {}, "async": {}}
-# What each side answers to a slow server with: more to wait with here, more questions on a connection there.
+# Each side's remedy for a slow server: more threads here, more statements per connection there.
 SLOW_SIDES = {
     **SIDES,
     "threads, more": {"HTTP_WORKERS": "512", "DB_MAX_CONNS": "200", "DB_MAX_IDLE_CONNS": "200"},
@@ -59,7 +59,7 @@ def program(side, name="tbd-api", port=API_PORT, **settings):
 
 @contextmanager
 def api(side, script="post.lua", **settings):
-    """An api that has answered for a while already: its connections are made, its statements prepared."""
+    """A warm api: its connections are open, its statements prepared."""
     with program(side, **settings) as running:
         load.wrk(running, script, 64, WARM_UP, {})
         settle()
@@ -68,7 +68,7 @@ def api(side, script="post.lua", **settings):
 
 @contextmanager
 def delayed(server_port, milliseconds):
-    """A proxy before a server, on PROXY_PORT."""
+    """A proxy in front of a server, on PROXY_PORT."""
     proxy = subprocess.Popen([Path(ENV["TWIN_BIN"]) / "delay", str(PROXY_PORT), str(server_port), str(milliseconds)])
     try:
         wait_until("the proxy", 10, proxy_listens)
@@ -90,7 +90,7 @@ def closed(side, case, running, script, connections, **conditions):
 
 
 def by_start(side, settings):
-    """What an api is before anybody asks it anything."""
+    """An idle api before its first request."""
     with program(side, **settings) as running:
         time.sleep(1)
         record(side, "at rest", {"ready_seconds": running.ready_seconds, **memory_mib(running.pid)})
@@ -106,7 +106,7 @@ def by_connections(side, settings):
 
 
 def by_coalescing(side, settings):
-    """Each request with a statement, and a connection, of its own."""
+    """A statement and a connection per request."""
     with api(side, **settings) as running:
         for connections in (64, 256):
             for name in ("POST", "GET"):
@@ -114,7 +114,7 @@ def by_coalescing(side, settings):
 
 
 def by_rate(side, settings):
-    """Open model: the same rate for both, whatever they can do; latency counts from the planned moment."""
+    """Open model: the same rate for both, even above their capacity; latency counts from the planned moment."""
     with api(side, **settings) as running:
         for rate in RATES:
             seen = load.open_model(running, rate, DURATION, {"api": running.pid, **SERVERS})
@@ -132,7 +132,7 @@ def by_k6(side, settings):
 
 
 def by_idle(side, settings):
-    """64 busy clients beside many that keep a connection and ask nothing."""
+    """64 busy clients next to many idle connections."""
     for count in IDLE:
         with api(side, "get.lua", **settings) as running:
             idle = []
@@ -149,7 +149,7 @@ def by_idle(side, settings):
 
 
 def quiet_connection():
-    """One that has had an answer, and waits; closed, it leaves nothing behind that would take up a port."""
+    """A connection that has had one answer and waits; closing it leaves no TIME_WAIT port behind."""
     connection = socket.create_connection(("127.0.0.1", API_PORT), timeout=5)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -159,7 +159,7 @@ def quiet_connection():
 
 
 def by_slow_database(side, settings):
-    """A database that answers late: what waits, and who pays for the waiting."""
+    """A slow database: what waits, and what the waiting costs."""
     for milliseconds in DELAYS_MS:
         with delayed(ENV["DB_PORT"], milliseconds), api(side, DB_PORT=str(PROXY_PORT), **settings) as running:
             for name in ("GET", "POST"):
@@ -168,7 +168,7 @@ def by_slow_database(side, settings):
 
 
 def by_slow_kafka(side, settings):
-    """A Kafka that answers late: the listener that this broker has for it is reached through the proxy alone."""
+    """A slow Kafka: the proxy is the only way to this listener of the broker."""
     for milliseconds in DELAYS_MS:
         through = {"KAFKA_BROKERS": f"127.0.0.1:{PROXY_PORT}"}
         with delayed(ENV["BENCH_KAFKA_SLOW_PORT"], milliseconds), api(side, **through, **settings) as running:
@@ -177,7 +177,7 @@ def by_slow_kafka(side, settings):
 
 
 def by_overload(side, settings):
-    """New orders at three times the rate that 64 waiting clients reach."""
+    """New orders at three times the rate of 64 waiting clients."""
     with api(side, **settings) as running:
         capacity = load.wrk(running, "post.lua", 64, DURATION, {})["throughput"]
         settle()
@@ -189,7 +189,7 @@ def by_overload(side, settings):
 
 
 def by_backlog(side, settings):
-    """A backlog of orders that a worker finds, and works off."""
+    """A worker that processes a backlog of orders."""
     name = f"compare-{side.replace(', ', '-')}-{len(measured)}"
     topics = {f"KAFKA_TOPIC_ORDER_{kind}": f"{name}.{kind.lower()}" for kind in ("CREATED", "PROCESSED", "FAILED", "DLQ")}
     topics["KAFKA_CONSUMER_GROUP"] = name
@@ -206,7 +206,7 @@ def by_backlog(side, settings):
     seed(KNOWN)
 
 
-# What can be measured anew by itself; everything else in the report stays as it was.
+# The parts that can be measured separately; the report keeps the others.
 PARTS = {
     "start": (by_start, SIDES),
     "connections": (by_connections, SIDES),
@@ -242,7 +242,7 @@ def main():
         seed(KNOWN)
         measured.clear()
         for repetition in range(REPETITIONS):
-            # Who goes first changes, so that neither side always finds the warmer machine.
+            # The sides take turns in going first, so that neither always gets the warmer machine.
             order = list(sides) if repetition % 2 == 0 else list(reversed(sides))
             for side in order:
                 measure(side, sides[side])

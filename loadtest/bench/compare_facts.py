@@ -1,4 +1,4 @@
-"""What the two are made of: lines, dependencies, binaries, and how long they take to compile."""
+"""Static facts of both sides: lines, dependencies, binaries and compile times."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TWIN = ROOT / "loadtest" / "async-twin"
 PROGRAMS = ("tbd-api", "tbd-worker")
-# What waits, beside what does the same waiting over there. The rest of tbd (domain, SQL, formats, metrics, logs) is in both.
+# The code that waits, on each side. The rest of tbd (domain, SQL, formats, metrics, logs) is in both.
 AREAS = {
     "HTTP": (["crates/http/src", "src/orders/adapters/http/handlers.rs"], ["src/http.rs"]),
     "PostgreSQL": (["crates/postgres/src", "src/orders/adapters/postgres"], ["src/store.rs"]),
@@ -27,7 +27,7 @@ ONLY_TESTS = {"tests.rs", "fakes.rs", "fake_broker.rs"}
 
 
 def code_lines(path):
-    """Lines that are neither blank nor comment, nor of tests."""
+    """Lines of code without blank lines, comments and tests."""
     text = re.split(r"^#\[cfg\(test\)\]\n(?:pub(?:\(\w+\))? )?mod \w+ \{", path.read_text(), flags=re.M)[0]
     return sum(1 for line in text.splitlines() if line.strip() and not line.strip().startswith("//"))
 
@@ -48,13 +48,13 @@ def cargo(folder, *arguments):
 
 
 def dependencies(folder, *options):
-    """Packages that end up in the programs, this one not counted."""
+    """Packages in the programs, without this one."""
     tree = cargo(folder, "tree", "--edges=normal", "--prefix=none", "--format={p}", *options)
     return len({line.split(" (")[0] for line in tree.splitlines() if line}) - 1
 
 
 def compile_seconds(folder):
-    """From nothing but downloaded sources to release binaries: CPU, which hardly shows what else the machine does, and as the clock says."""
+    """CPU time and wall-clock time of a clean release build; CPU time hardly depends on the machine's other work."""
     used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     with tempfile.TemporaryDirectory(dir=ROOT / ".local") as target:
         cpu, begun = used(), time.monotonic()
@@ -63,7 +63,7 @@ def compile_seconds(folder):
 
 
 def gather(binaries):
-    """Name to the fact of each side."""
+    """Maps each fact's name to its value on each side."""
     facts = {f"lines, {area}": (lines(ROOT, ours), lines(TWIN, theirs)) for area, (ours, theirs) in AREAS.items()}
     facts["packages in it"] = (dependencies(ROOT), dependencies(TWIN))
     facts["packages in it, without tbd's own"] = ("", dependencies(TWIN, "--prune=tbd"))

@@ -1,4 +1,4 @@
-"""The comparison: kept as JSON by part, told as Markdown and as one HTML page with its plots inside."""
+"""Report of the comparison: JSON by part, Markdown, and one HTML page with inline plots."""
 
 import html
 import io
@@ -42,7 +42,7 @@ PARTS = {
 
 
 def keep(part, result):
-    """Puts a part's result in the place of its last one."""
+    """Replaces a part's last result."""
     RESULTS.mkdir(exist_ok=True)
     parts = json.loads(KEPT.read_text())["parts"] if KEPT.exists() else {}
     parts[part] = result
@@ -50,7 +50,7 @@ def keep(part, result):
 
 
 def pairs(summary):
-    """Case and condition to the figures of each side."""
+    """Maps case and condition to the figures of each side."""
     found = {}
     for (name, *condition), figures in summary.items():
         case, side = name.split("|")
@@ -66,7 +66,7 @@ def condition(part, key):
 
 
 def figures(part, found):
-    """Every figure of a part; a column that nobody has is left out."""
+    """Every figure of a part, without empty columns."""
     wanted = [name for name in WANTED if any(name in seen for sides in found.values() for seen in sides.values())]
     rows = [[key[0], condition(part, key), side, *(shown(sides[side].get(name)) for name in wanted)]
             for key, sides in found.items() for side in COLOURS if side in sides]
@@ -74,7 +74,7 @@ def figures(part, found):
 
 
 def ratios(parts):
-    """How much more threads do, or need, than async does."""
+    """Ratio of threads to async, in throughput or cost."""
     rows = []
     for part, found in parts.items():
         for key, sides in found.items():
@@ -129,7 +129,7 @@ def lines(found, case, figure, title, ylabel, xlabel, log=False):
 
 
 def distribution(found, case, clients):
-    """How long the lucky and the unlucky wait."""
+    """Percentiles of the time until the answer."""
     names = {"p50_ms": "half", "p90_ms": "90 %", "p99_ms": "99 %", "p999_ms": "99.9 %", "max_ms": "all"}
     chart, axes = plt.subplots()
     for side in PLAIN:
@@ -200,7 +200,7 @@ HEAD = "Made by `make compare`. Each figure is the median of its repetitions; in
 
 
 def as_html(markdown_table):
-    """A table of Markdown as one of HTML; what `shown` makes is HTML already."""
+    """Converts a Markdown table to HTML; the result of `shown` is HTML already."""
     rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in markdown_table.strip().splitlines()]
     cell = lambda text: text if "<sub>" in text else html.escape(text)
     row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{cell(text)}</{tag}>" for text in cells) + "</tr>"
@@ -208,7 +208,7 @@ def as_html(markdown_table):
 
 
 def spans(text):
-    """Bold and code."""
+    """Converts bold and code."""
     for mark, tag in (("**", "b"), ("`", "code")):
         parts = text.split(mark)
         text = "".join(f"<{tag}>{part}</{tag}>" if index % 2 else part for index, part in enumerate(parts))
@@ -216,7 +216,7 @@ def spans(text):
 
 
 def paragraphs(markdown):
-    """The little Markdown that the reading is written in: headings, paragraphs, lists, tables, bold, code."""
+    """Converts the reading's subset of Markdown: headings, paragraphs, lists, tables, bold, code."""
     for block in markdown.strip().split("\n\n"):
         if block.startswith("#"):
             yield f"<h2>{html.escape(block.lstrip('# '))}</h2>"
@@ -230,7 +230,7 @@ def paragraphs(markdown):
 
 
 def write():
-    """The report over everything that is kept."""
+    """The report of all kept results."""
     kept = json.loads(KEPT.read_text())["parts"]
     parts = {part: pairs(summarise(kept[part]["measured"])) for part in PARTS if part in kept}
     reading = READING.read_text() if READING.exists() else ""

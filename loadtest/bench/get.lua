@@ -1,4 +1,4 @@
--- One order by its id, at random among the known ones.
+-- A random known order by its id.
 dofile(os.getenv("BENCH_LUA") .. "/common.lua")
 
 function request() return get_one() end

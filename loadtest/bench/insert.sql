@@ -1,7 +1,8 @@
--- What an accepted order costs PostgreSQL at least: key, order and event, one statement, one commit. Sizes as the api's.
+-- PostgreSQL's minimal work for an accepted order: key, order and event, one statement, one commit. Sizes
+-- as the api's.
 \set amount random(1, 1000000)
 WITH one AS MATERIALIZED (
-    -- Increasing like a UUIDv7.
+    -- Increasing, as a UUIDv7 is.
     SELECT (lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0')
             || substr(replace(gen_random_uuid()::text, '-', ''), 13))::uuid AS id
 ), new_key AS (

@@ -1,4 +1,4 @@
-"""The load generators: each runs for some seconds and reports what its clients saw."""
+"""Load generators: each runs for some seconds and reports its clients' results."""
 
 import base64
 import json
@@ -33,7 +33,7 @@ def watched(command, seconds, window=None, **options):
 
 
 def wrk(api, script, connections, seconds, groups):
-    """Closed model: each connection sends its next request when it has its answer. What is refused counts as an error."""
+    """Closed model: each connection sends its next request after its answer. A refusal counts as an error."""
     window = (lambda load: Window({**groups, "load": load}, api.requests, api.pid)) if groups else None
     command = ["wrk", f"-t{min(2, connections)}", f"-c{connections}", f"-d{seconds}s", "--timeout", "35s"]
     env = {**ENV, "BENCH_LUA": str(HERE)}
@@ -44,7 +44,7 @@ def wrk(api, script, connections, seconds, groups):
 
 
 def pgbench(script, clients, seconds, known):
-    """PostgreSQL alone: what one statement can do, prepared."""
+    """PostgreSQL alone: the rate of one prepared statement."""
     command = ["pgbench", "-n", "-M", "prepared", f"-c{clients}", f"-j{min(2, clients)}", f"-T{seconds}"]
     out, _ = watched([*command, "-D", f"known={known}", "-f", str(HERE / script)], seconds)
     if not re.search(r"tps = [1-9]", out) or re.search(r"failed transactions: [1-9]", out):
@@ -54,7 +54,7 @@ def pgbench(script, clients, seconds, known):
 
 
 def open_model(api, rate, seconds, groups):
-    """POST at a fixed rate, whether the answers come or not (vegeta); latency counts from the planned moment."""
+    """POST at a fixed rate, independent of the answers (vegeta); latency counts from the planned moment."""
     rate = round(rate)
     body = base64.b64encode(b'{"customer_email":"user@example.com","amount_cents":1999}').decode()
     target = lambda: json.dumps({
@@ -66,7 +66,7 @@ def open_model(api, rate, seconds, groups):
     results = targets.with_suffix(".bin")
     window = lambda load: Window({**groups, "load": load}, api.requests, api.pid)
     command = ["vegeta", "attack", f"-targets={targets}", "-format=json", f"-rate={rate}", f"-duration={seconds}s"]
-    # As many connections as a client of this rate keeps, and no more than the api has threads.
+    # As many connections as a client of this rate needs, and no more than the api has threads.
     command += ["-connections=64", "-max-connections=1000", "-timeout=35s", f"-output={results}"]
     _, seen = watched(command, seconds, window)
     report = subprocess.run(["vegeta", "report", "-type=json", results], capture_output=True, text=True, check=True)
@@ -74,13 +74,13 @@ def open_model(api, rate, seconds, groups):
     latencies = {f"p{key[:2]}_ms": value / 1e6 for key, value in report["latencies"].items() if key.endswith("th")}
     results.unlink()
     targets.unlink()
-    # Until the last answer: late ones count, and so does the time that they took.
+    # Until the last answer: late answers count, and so does their time.
     accepted = report["throughput"]
     return {**seen, **latencies, "offered": rate, "accepted": accepted, "success": report["success"], "statuses": report["status_codes"]}
 
 
 def k6(api, script, seconds, vus, groups):
-    """The script as its users run it."""
+    """The k6 script as users run it."""
     window = lambda load: Window({**groups, "load": load}, api.requests, api.pid)
     summary = Path(ENV["BENCH_STATE"]) / "k6.json"
     env = {**ENV, "BASE_URL": api.url, "VUS": str(vus), "DURATION": f"{seconds}s"}

@@ -1,4 +1,4 @@
--- Four orders are looked at for each that is made.
+-- Four reads for each new order.
 dofile(os.getenv("BENCH_LUA") .. "/common.lua")
 
 function request()

@@ -1,4 +1,4 @@
-"""What processes have used, from /proc: CPU time, memory, context switches."""
+"""Resource usage of processes, from /proc: CPU time, memory, context switches."""
 
 import os
 import platform
@@ -11,12 +11,12 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def stat(pid):
-    """The fields of /proc/PID/stat behind the name, which may hold anything."""
+    """The fields of /proc/PID/stat after the name, which may contain any character."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def cpu_seconds(pid):
-    """User and system time, with that of children that have ended and were waited for."""
+    """User and system time, including reaped children."""
     try:
         fields = stat(pid)
     except (FileNotFoundError, ProcessLookupError):
@@ -32,12 +32,12 @@ def children(pid):
 
 
 def cpu_with_children(pid):
-    """As `cpu_seconds`, and of the children that live."""
+    """As `cpu_seconds`, including live children."""
     return cpu_seconds(pid) + sum(cpu_with_children(child) for child in children(pid))
 
 
 def switches(pid):
-    """Context switches of each thread that lives."""
+    """Context switches of each live thread."""
     seen = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -49,21 +49,21 @@ def switches(pid):
 
 
 def memory_mib(pid):
-    """Resident memory now and at its highest, in MiB, and the number of threads."""
+    """Current and peak resident memory in MiB, and the number of threads."""
     text = Path(f"/proc/{pid}/status").read_text()
     field = lambda name: int(re.search(rf"^{name}:\s+(\d+)", text, re.M)[1])
     return {"rss_mib": field("VmRSS") / 1024, "peak_mib": field("VmHWM") / 1024, "threads": field("Threads")}
 
 
 def machine_cpu():
-    """Seconds that all cores together have been busy, idle or taken by the hypervisor."""
+    """Busy, idle and stolen seconds of all cores together."""
     fields = [int(n) / TICK for n in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     idle, steal = fields[3] + fields[4], fields[7]
     return {"busy": sum(fields) - idle - steal, "idle": idle, "steal": steal}
 
 
 class Window:
-    """What happens between its beginning and its end."""
+    """Resource usage between its beginning and its end."""
 
     def __init__(self, groups, requests, main):
         """`groups`: name to process id; `requests`: counts them; `main`: the process id whose switches are counted."""

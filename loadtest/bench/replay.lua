@@ -1,4 +1,4 @@
--- The same few hundred orders over and over: after the first round every answer is a replay.
+-- The same few hundred orders repeatedly: after the first round every answer is a replay.
 dofile(os.getenv("BENCH_LUA") .. "/common.lua")
 
 local KEYS = 256

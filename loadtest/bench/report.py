@@ -1,4 +1,4 @@
-"""Results as JSON, as Markdown tables and as plots; every figure is the median of its repetitions, with the least and the most."""
+"""Results as JSON, Markdown tables and plots; each figure is the median of its repetitions, with minimum and maximum."""
 
 import json
 import statistics
@@ -23,7 +23,7 @@ def flat(values, prefix=""):
 
 
 def gather(measured):
-    """Case and conditions to figure to what was seen of it, one for each repetition, in the order of the first measurement."""
+    """Maps case and conditions to each figure's values, one per repetition, in the order of the first measurement."""
     gathered = {}
     for one in measured:
         name = (one["case"], *(one.get(condition) for condition in CONDITIONS if condition in one))
@@ -38,7 +38,7 @@ def spread(seen):
 
 
 def summarise(measured):
-    """The same, but the median, the least and the most of what was seen."""
+    """As above, with the median, minimum and maximum of the values."""
     return {name: {figure: spread(seen) for figure, seen in figures.items()} for name, figures in gather(measured).items()}
 
 
@@ -47,7 +47,7 @@ def digits(value):
 
 
 def shown(figure):
-    """Median, and in small print the spread."""
+    """Median, with the spread in small print."""
     if figure is None:
         return ""
     median, least, most = figure
@@ -67,7 +67,7 @@ def row(name, figures, wanted):
 
 
 def ratios(summary, measured):
-    """The figures that do not depend on how fast the machine is: each ratio within one repetition."""
+    """The figures that are independent of the machine's speed: each ratio within one repetition."""
     gathered = gather(measured)
     rates = lambda name: gathered.get(name, {}).get("throughput", [])
 
@@ -168,7 +168,7 @@ def lines(summary, cases, figure, ylabel, title, name, xlabel="connections", log
 
 
 def bars(summary, connections, name):
-    """Whose CPU a request takes."""
+    """CPU time of a request by process."""
     cases = [key for key in summary if len(key) > 1 and key[1] == connections and "cpu_us api" in summary[key]]
     chart, axes = plt.subplots()
     left = [0.0] * len(cases)

@@ -9,11 +9,11 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ENV = os.environ  # scripts/bench has put in where the servers are
+ENV = os.environ  # scripts/bench sets the servers' addresses
 
 
 def sql(text):
-    """Runs statements in psql and returns what the last of them prints."""
+    """Runs statements in psql and returns the output of the last one."""
     return psql("-c", text)
 
 
@@ -38,7 +38,7 @@ def wait_until(what, seconds, condition):
 
 
 class Program:
-    """tbd-api or tbd-worker. The environment holds its settings; `settings` come on top."""
+    """tbd-api or tbd-worker. The environment holds its settings; `settings` override them."""
 
     def __init__(self, name, port, settings, folder=ENV["TBD_BIN"]):
         self.url = f"http://127.0.0.1:{port}"
@@ -69,7 +69,7 @@ class Program:
             return response.read().decode()
 
     def counter(self, name):
-        """The sum of a metric over those label values that do not name a probe."""
+        """The sum of a metric over all label values except probes."""
         lines = re.findall(rf"^{name}(\{{.*?\}})? (\S+)$", self.get("/metrics"), re.M)
         return sum(float(value) for labels, value in lines if not re.search('route="/(metrics|healthz|readyz)"', labels))
 
@@ -103,5 +103,5 @@ def outbox_is_empty():
 
 
 def settle():
-    """Waits until housekeeping has caught up, so that one measurement does not pay for the one before."""
+    """Waits until housekeeping has caught up, so that one measurement does not slow the next."""
     wait_until("the outbox to be empty", 60, outbox_is_empty)

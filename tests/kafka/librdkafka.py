@@ -1,4 +1,4 @@
-"""librdkafka as another client beside ours.
+"""librdkafka, as another client next to tbd's.
 
 librdkafka.py consume BROKER TOPIC GROUP STRATEGY
     A member of the group until its standard input ends. Prints a JSON object a line: {"owned": [partition, ...]} when
@@ -54,7 +54,7 @@ def consume(broker, topic, group, strategy):
         if records:
             try:
                 consumer.commit(asynchronous=False)
-            except KafkaException as error:  # a rebalance; what is kept is committed with the next records
+            except KafkaException as error:  # a rebalance; the next commit covers the kept partitions
                 print(error, file=sys.stderr)
     consumer.close()
     say({"owned": []})

@@ -5,11 +5,11 @@ import schemathesis
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    # `page` and `cursor` are good parameters, but not together.
+    # `page` and `cursor` are valid parameters, but not together.
     positive = case.meta is None or case.meta.generation.mode.is_positive
     if positive and case.query and "cursor" in case.query:
         case.query.pop("page", None)
-    # To JSON Schema 5.0 is an integer; to this API it is not.
+    # 5.0 is an integer in JSON Schema, but not in this API.
     if isinstance(case.body, dict):
         amount = case.body.get("amount_cents")
         if isinstance(amount, float) and amount.is_integer():

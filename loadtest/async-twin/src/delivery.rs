@@ -1,4 +1,4 @@
-//! How an event gets from the database to Kafka, and what each api does beside its requests: tbd's rules and constants
+//! Event delivery from the database to Kafka, and the api's background work: tbd's rules and constants
 //! (`tbd::orders::app`), on tasks.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::bus::Bus;
 use crate::store::Store;
 
-/// Hands events over by the chosen mode.
+/// Delivers events in the chosen mode.
 pub struct Delivery {
     mode: EventDelivery,
     bus: Arc<Bus>,
@@ -33,7 +33,7 @@ pub struct Delivery {
     wake: Arc<Notify>,
 }
 
-/// The tasks' surroundings.
+/// The tasks' shared state.
 struct Housekeeper {
     store: Store,
     bus: Arc<Bus>,

@@ -43,16 +43,16 @@ use tokio_util::task::TaskTracker;
 use crate::delivery::Delivery;
 use crate::store::Store;
 
-/// A request's time, from its head to its answer.
+/// A request's time limit, from its head to its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most bytes of a body.
+/// The size limit of a body, in bytes.
 const BODY_LIMIT: usize = 64 * 1024;
 const METHODS: [&str; 9] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
 ];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What the API's handlers need.
+/// State of the API's handlers.
 pub struct Api {
     /// Orders and keys.
     pub store: Store,
@@ -62,7 +62,7 @@ pub struct Api {
     pub ttl: Duration,
 }
 
-/// What every route needs.
+/// State of every route.
 struct Server {
     metrics: Metrics,
     checks: Checks,
@@ -73,14 +73,14 @@ struct Server {
     instance: String,
 }
 
-/// What the middleware tells the handler.
+/// Data from the middleware for the handler.
 #[derive(Clone)]
 struct Arrival {
     deadline: Deadline,
 }
 
-/// The routes; `api` only in tbd-api. `places` requests at most are under way at a time, probes apart; `requests` knows all.
-/// `instance` is what the probes say to be.
+/// The routes; `api` only in tbd-api. At most `places` requests are in flight, not counting probes;
+/// `requests` counts all of them. The probes report `instance`.
 pub fn router(
     api: Option<Api>,
     checks: Checks,
@@ -136,7 +136,7 @@ fn not_allowed(request: &Request) -> Problem {
     problem::method_not_allowed(allow)
 }
 
-/// A problem on its way out; the middleware, which knows the span, writes its body.
+/// A problem to send; the middleware, which knows the span, writes its body.
 #[derive(Clone)]
 struct Refused(Problem);
 
@@ -154,7 +154,7 @@ fn json(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
-/// A request as the middleware sees it.
+/// The middleware's view of a request.
 struct Seen {
     span: DetachedSpan,
     method: Option<&'static str>,
@@ -163,7 +163,7 @@ struct Seen {
     request_id: String,
 }
 
-/// Begins the server span.
+/// Starts the server span.
 fn see(request: &Request) -> Seen {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let probe = matches!(
@@ -246,7 +246,7 @@ fn see(request: &Request) -> Seen {
     }
 }
 
-/// Counts a request under way, also one that is dropped because its client has gone.
+/// Counts a request in flight, including one that is dropped because its client has disconnected.
 struct Busy<'a>(&'a HttpMetrics);
 
 impl<'a> Busy<'a> {
@@ -344,7 +344,7 @@ async fn ready(State(server): State<Arc<Server>>) -> Response {
     named(json(status, body), &server.instance)
 }
 
-/// Says which instance it speaks of.
+/// Adds the instance header.
 fn named(mut response: Response, instance: &str) -> Response {
     if let Ok(instance) = HeaderValue::try_from(instance) {
         response.headers_mut().insert("tbd-instance", instance);
@@ -367,7 +367,7 @@ fn answer(result: Answer) -> Response {
     result.unwrap_or_else(refuse)
 }
 
-/// All values of a header; one beyond ASCII is no value of ours.
+/// All values of a header; a value beyond ASCII is ignored.
 fn values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a str> {
     headers
         .get_all(name)

@@ -1,9 +1,9 @@
-//! tbd's two programs, written once more as an async service is written today: axum on tokio's multi-thread runtime,
-//! tokio-postgres behind deadpool, rdkafka. Everything that has nothing to do with waiting is tbd's own, used as a
-//! library: configuration, domain, SQL, request and event formats, answers, metrics, logs, spans, migrations. So what a
-//! comparison shows is the concurrency model and the libraries that come with it.
+//! The async twin: tbd's two programs as a typical async service, with axum on tokio's multi-thread
+//! runtime, tokio-postgres behind deadpool, and rdkafka. All code without waiting is tbd's own, used as a
+//! library: configuration, domain, SQL, request and event formats, answers, metrics, logs, spans,
+//! migrations. A comparison therefore shows the concurrency model and its libraries.
 //!
-//! | File | Stands beside tbd's |
+//! | File | Counterpart in tbd |
 //! | --- | --- |
 //! | [`http`] | `tbd_http`, `orders::adapters::http` |
 //! | [`store`] | `database`, `orders::adapters::postgres` |

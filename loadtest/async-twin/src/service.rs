@@ -1,5 +1,5 @@
-//! Start and stop, as in tbd. Migrations and the two health checks are tbd's own, on threads of their own: they are not
-//! on any request's path.
+//! Start and stop, as in tbd. Migrations and the two health checks are tbd's own, on their own threads:
+//! they are on no request's path.
 
 use std::error::Error;
 use std::io;
@@ -27,16 +27,16 @@ use tokio_util::task::TaskTracker;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
-/// For the last answers to be written, where a connection is not ready to end.
+/// Time for the last answers, where a connection is not ready to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Health checks at work, the Kafka that they look at, and their threads.
+/// The running health checks, their Kafka client, and their threads.
 pub type Checked = (Checks, Kafka, Vec<JoinHandle<()>>);
 
 /// tbd's health checks on a pool of one connection.
 ///
 /// # Errors
-/// What keeps them from starting.
+/// When they cannot start.
 pub fn checks(
     database: &DatabaseSettings,
     kafka: &KafkaSettings,
@@ -67,7 +67,7 @@ pub fn checks(
     Ok((checks, kafka, vec![first, second]))
 }
 
-/// tbd's watch over how far the workers are behind.
+/// tbd's monitor of the workers' lag.
 ///
 /// # Errors
 /// When its thread cannot be started.
@@ -86,7 +86,7 @@ pub fn lag(
     )
 }
 
-/// What tbd can and the twin does not, it says, rather than pretend.
+/// Refuses a feature of tbd that the twin lacks.
 ///
 /// # Errors
 /// If `wanted`.
@@ -100,7 +100,7 @@ pub fn refuse(wanted: bool, variable: &str) -> Result<(), String> {
 /// The migrations built into tbd, or those of a folder.
 ///
 /// # Errors
-/// When the folder's files are no migrations.
+/// When the folder's files are not migrations.
 pub fn migrator(folder: Option<&std::path::Path>) -> Result<Migrator, Box<dyn Error>> {
     Ok(Migrator::new(match folder {
         None => EMBEDDED,
@@ -108,10 +108,10 @@ pub fn migrator(folder: Option<&std::path::Path>) -> Result<Migrator, Box<dyn Er
     })?)
 }
 
-/// Listens, before anything is served, so that a port that is taken ends the start.
+/// Listens before anything is served, so that a port in use fails the start.
 ///
 /// # Errors
-/// When the address cannot be listened on; names it.
+/// When it cannot listen on the address; names the address.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let listening = || {
         let socket = if address.is_ipv4() {
@@ -130,7 +130,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Serves `router` until `stop` is true, then answers what has begun; `requests` knows each that has.
+/// Serves `router` until `stop` is true, then finishes the requests in flight, which `requests` counts.
 ///
 /// # Errors
 /// Those of the listener.
@@ -162,11 +162,11 @@ pub async fn serve(
     }
 }
 
-/// Waits for SIGTERM or SIGINT; a second one ends the process at once. When the time for an orderly end is nearly over,
-/// `abort` becomes true; when it is, the process ends.
+/// Waits for SIGTERM or SIGINT; a second signal ends the process at once. Shortly before the limit of an
+/// orderly shutdown, `abort` becomes true; at the limit, the process ends.
 ///
 /// # Errors
-/// When the signals cannot be caught.
+/// When the signal handlers cannot be installed.
 pub async fn shutdown_signal(abort: watch::Sender<bool>) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,

@@ -1,10 +1,10 @@
 //! PostgreSQL: tokio-postgres connections in a deadpool, tbd's statements.
 //!
-//! Orders asked for by id are asked for on connections that many requests share, each question sent before the last is
-//! answered (pipelining); whatever may wait for a lock, or long, has a connection to itself.
+//! Look-ups by id go over connections that many requests share, each sent before the last is answered
+//! (pipelining). A statement that may wait for a lock, or take long, has a connection to itself.
 //!
-//! Orders that come while a commit is under way share the next one, as in tbd; here the rows go through a channel to
-//! writer tasks, where tbd has a queue and no thread.
+//! Orders that arrive during a commit share the next one, as in tbd. Here the rows go through a channel
+//! to writer tasks, where tbd has a queue and no thread.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -42,20 +42,21 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, NoTls};
 use uuid::Uuid;
 
-/// How long a connection may take to be made.
+/// The time limit of a new connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Repetitions after a transient error, and the pause before each.
+/// Retries after a transient error: the pause before each.
 const RETRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(50);
-/// Connections that are shared: the fewer, the more questions PostgreSQL finds in each read, and the more wait for a slow one.
+/// Shared connections. With fewer, PostgreSQL finds more statements in each read, and more of them wait
+/// for a slow one.
 const SHARED: usize = 2;
 /// Rows that may wait for a writer.
 const WAITING_MAX: usize = 4096;
 
-/// A connection, in the hands of one request or of several.
+/// A connection, in use by one request or by several.
 type Client = Arc<Object>;
 
-/// A submission under way to a writer.
+/// A submission on its way to a writer.
 struct Waiting {
     row: Arc<Submission>,
     deadline: Deadline,
@@ -74,7 +75,7 @@ pub struct Store {
     shared: Arc<Shared>,
 }
 
-/// Connections in the hands of several requests; each goes back to the pool with the last of them.
+/// Connections in use by several requests; each returns to the pool after the last of them.
 #[derive(Default)]
 struct Shared {
     places: Vec<Mutex<Weak<Object>>>,
@@ -82,7 +83,7 @@ struct Shared {
     lifetime: Duration,
 }
 
-/// tbd's statements, by the names it gives them.
+/// tbd's statements by name.
 struct Named {
     submit: Statement,
     submit_many: Statement,

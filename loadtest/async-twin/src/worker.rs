@@ -1,6 +1,7 @@
-//! The worker on rdkafka's stream consumer: WORKER_CONCURRENCY tasks, each a member of the group. What a task finds ready
-//! it works on as one batch, by tbd's rules (`tbd::orders::app::commands::ProcessOrders`): orders taken up by one
-//! statement, completed by one, announced together, then the offsets committed.
+//! The worker on rdkafka's stream consumer: WORKER_CONCURRENCY tasks, each a member of the group. A task
+//! processes all ready records as one batch, by tbd's rules
+//! (`tbd::orders::app::commands::ProcessOrders`): one statement takes the orders up, one completes them,
+//! then they are announced together and the offsets committed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 500;
 
-/// What the tasks share.
+/// State that the tasks share.
 pub struct Worker {
     /// Orders.
     pub store: Store,
@@ -383,7 +384,7 @@ impl Worker {
     }
 }
 
-/// The message as tbd's client hands it out.
+/// The message in the form of tbd's client.
 fn record(message: &BorrowedMessage<'_>) -> ConsumerRecord {
     let headers = message.headers().map_or_else(Vec::new, |headers| {
         headers
@@ -408,7 +409,7 @@ fn record(message: &BorrowedMessage<'_>) -> ConsumerRecord {
     }
 }
 
-/// Offsets as rdkafka takes them.
+/// Offsets in rdkafka's form.
 fn positions<'a>(offsets: impl Iterator<Item = (&'a str, i32, i64)>) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
     for (topic, partition, offset) in offsets {

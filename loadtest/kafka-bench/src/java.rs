@@ -1,4 +1,4 @@
-//! The Java client's own performance tools. They know no waiting callers.
+//! The Java client's own performance tools. They cannot measure waiting callers.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -19,7 +19,7 @@ fn config(broker: &str) -> ClientConfig {
     config
 }
 
-/// As idempotent as tbd's, and as eager: records leave at once where callers wait for them.
+/// Idempotent as tbd's producer is, and without linger where callers wait for their records.
 fn producer_config(broker: &str, linger_ms: &str) -> ClientConfig {
     let mut config = config(broker);
     config

@@ -1,4 +1,4 @@
-//! tbd's Kafka client beside librdkafka and the Java client, on one broker, taking turns.
+//! Benchmark of tbd's Kafka client, librdkafka and the Java client, in turn on one broker.
 //!
 //! `kafka-bench run BROKER KAFKA-JARS RESULTS` measures everything and writes `RESULTS/kafka.json` and `kafka.md`.
 //! Each measurement is a process of its own (`kafka-bench one ...`), so that its CPU time is its own.

@@ -1,4 +1,4 @@
-//! What is measured, and how.
+//! The measurements.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ impl Case {
     }
 }
 
-/// One client's one run.
+/// One run of one client.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sample {
     pub client: &'static str,
@@ -107,7 +107,7 @@ impl fmt::Display for Measured {
     }
 }
 
-/// Runs from its making to [`Stopwatch::stop`].
+/// Runs from its creation to [`Stopwatch::stop`].
 pub struct Stopwatch {
     started: Instant,
     cpu: f64,
@@ -144,7 +144,7 @@ pub fn cpu_seconds(who: UsageWho) -> f64 {
     seconds(usage.user_time()) + seconds(usage.system_time())
 }
 
-/// A record's value: does not compress to nothing, and is the same each time.
+/// A record's value: not trivially compressible, and the same each time.
 pub fn value() -> Vec<u8> {
     (0..VALUE_BYTES)
         .map(|index| b'a' + (index * 7 % 26) as u8)

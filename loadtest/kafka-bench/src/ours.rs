@@ -1,4 +1,4 @@
-//! tbd's client.
+//! tbd's Kafka client.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -40,7 +40,7 @@ impl Topics {
     }
 }
 
-/// Makes the topics, and fills those that are to be read.
+/// Creates the topics, and fills those of the consumers.
 pub fn prepare(broker: &str) -> Result<Topics, Error> {
     let cluster = cluster(broker);
     let name = |what: &str| format!("bench-{what}-{}", std::process::id());

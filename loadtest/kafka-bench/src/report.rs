@@ -1,4 +1,4 @@
-//! Medians of all rounds, for machines and for people.
+//! Report: medians of all rounds, as JSON and as Markdown.
 
 use std::error::Error;
 use std::fmt::Write;

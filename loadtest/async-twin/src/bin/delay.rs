@@ -1,4 +1,4 @@
-//! A TCP proxy that makes a server slow: what the server sends arrives some milliseconds late, as over a long line.
+//! TCP proxy that delays a server's answers by some milliseconds, as a long line would.
 //!
 //! usage: delay LISTEN-PORT SERVER-PORT MILLISECONDS     (all on 127.0.0.1; ends with SIGTERM)
 
@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-/// One thread: beside what is measured, it shall take as little as it can.
+/// One thread, to take as little CPU from the measured programs as possible.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<u64> = std::env::args()
@@ -48,7 +48,7 @@ fn pass(client: TcpStream, server: TcpStream, delay: Duration) {
     tokio::spawn(let_go(pieces, to_client));
 }
 
-/// Takes what the server sends, and says when it is due.
+/// Reads the server's bytes and notes when they are due.
 async fn hold(
     mut server: OwnedReadHalf,
     due: mpsc::UnboundedSender<(Instant, Bytes)>,
