@@ -15,6 +15,7 @@
 //! | Library | Contents |
 //! | --- | --- |
 //! | `crates/deadline` | deadlines, stop signals |
+//! | `crates/grpc` | a gRPC server and client, which the programs do not use yet |
 //! | `crates/http` | the HTTP server |
 //! | `crates/kafka` | the Kafka client |
 //! | `crates/postgres` | pool, shared statements, migrations |
@@ -32,6 +33,8 @@
 //! | `http-acceptor-N` | HTTP_ACCEPTORS | tiny_http's next request | `Server::shutdown` |
 //! | `http-worker-N` | HTTP_WORKERS | the bounded queue; in a handler: database, Kafka | `Server::shutdown`, after the last request |
 //! | `http-probe-N` | 2 | the probes' bounded queue | `Server::shutdown` |
+//! | `http-linger` | 1 | unread bodies, 0.5 s each | `Server::shutdown` |
+//! | `http-ping` | 1 | its next ping; the server's own answer | `Server::shutdown` |
 //! | `http-self-check` | 1 | its next check | `Server::shutdown` |
 //! | `database-connect-N` | 3 | the pool's next connection to make | with the pool |
 //! | `database-watchdog` | 1 per pool, health check and run of migrations | the next limit of a statement | with its connections |
@@ -41,6 +44,7 @@
 //! | `outbox-relay` | 1 in the api | new events, at most 1 s | the stop signal |
 //! | `outbox-cleaner` | 1 in the api | acknowledged events | the stop signal |
 //! | `idempotency-sweeper` | 1 in the api | the next minute | the stop signal |
+//! | `kafka-producer` | 1 per producer | metadata that is needed; the brokers | `Producer::close` |
 //! | `kafka-producer-N` | 1 per leader | records; the broker's answer | `Producer::close` |
 //! | `order-consumer-N` | WORKER_CONCURRENCY in the worker | records; database; acknowledgements | the stop signal |
 //! | `kafka-heartbeat-N` | 1 per consumer | the next heartbeat | `Consumer::close` |
