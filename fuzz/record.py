@@ -27,7 +27,7 @@ lock = threading.Lock()
 
 
 def keep(target, content, most=SEEDS_MAX):
-    """One more seed, if it is small, new, of a size not seen yet, and the target has not got enough."""
+    """Saves a seed if it is small, new and of a new size, and the target still needs one."""
     folder = seeds / f"kafka_{target}"
     with lock:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,13 +47,13 @@ def uvarint(frame, at):
 
 
 def compact(frame, at):
-    """Compact string or bytes, and where it ends."""
+    """Compact string or bytes, and its end."""
     size, at = uvarint(frame, at)
     return frame[at:at + size - 1], at + max(size - 1, 0)
 
 
 def metadata_of_members(frame):
-    """JoinGroup, from version 7 on: what each member subscribes to."""
+    """JoinGroup, from version 7 on: each member's subscription."""
     at = 4 + 1 + 4 + 2 + 4
     for _ in range(4):  # protocol type and name, leader, member id
         _, at = compact(frame, at)
@@ -75,7 +75,7 @@ def assignment(frame):
 
 
 def batches(frame):
-    """Whatever looks like a record batch, some of each compression."""
+    """Anything that looks like a record batch, some of each compression."""
     at = 0
     while at + 61 <= len(frame):
         offset, length = struct.unpack_from(">qi", frame, at)

@@ -22,7 +22,7 @@ lock = threading.Lock()
 
 
 def keep(target, content):
-    """One more seed, if it is new, of a size not seen yet, and the target has not got enough."""
+    """Saves a seed if it is new and of a new size, and the target still needs one."""
     folder = seeds / target
     with lock:
         folder.mkdir(parents=True, exist_ok=True)

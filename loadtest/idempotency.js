@@ -34,7 +34,7 @@ const isReplay = (response) => response.headers['Idempotent-Replayed'] === 'true
 export default function () {
   const order = newOrder(1999);
   const answers = http.batch(Array.from({ length: twins }, () => orderRequest(order)));
-  // A twin whose first request takes too long is told so (409): it may ask again.
+  // A twin gets 409 if its first request takes too long; it may retry.
   const accepted = answers.filter((answer) => answer.status !== 409);
   stillRunning.add(answers.length - accepted.length);
   const again = postOrder(order);

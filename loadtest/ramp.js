@@ -47,7 +47,7 @@ export const options = {
         { target: 3 * capacity, duration: `${Math.floor((2 * seconds) / 3)}s` },
       ],
     }),
-    // A second later, as what was under way has to be answered first.
+    // A second later, because the requests in flight must be answered first.
     after: phase('after', 2 * seconds + 1, {
       executor: 'constant-arrival-rate',
       rate: Math.ceil(capacity / 2),

@@ -12,7 +12,7 @@ use crate::support::{Database, OwnServer, PASSWORD, USER, eventually, kafka, uni
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// A migrated database on a primary, and a standby with a replica.
+/// A migrated database on a primary, and a standby that replicates it.
 fn primary_and_standby() -> (Stack, OwnServer, OwnServer) {
     let primary = OwnServer::postgres();
     let stack = Stack::on(Database::on(&primary.address()), kafka());

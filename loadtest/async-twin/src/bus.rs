@@ -28,7 +28,7 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// A producer with tbd's guarantees: every replica in sync, idempotent, no waiting for company.
+    /// A producer with tbd's guarantees: acknowledged by all in-sync replicas, idempotent, no linger.
     ///
     /// # Errors
     /// librdkafka's, over its settings.
@@ -43,7 +43,7 @@ impl Bus {
             .set("client.id", "tbd-api")
             .set("acks", "all")
             .set("enable.idempotence", "true")
-            // Of a key the partition that tbd and Java choose; librdkafka by itself takes another hash.
+            // A key's partition as in tbd and Java; librdkafka's default is another hash.
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "0")
             .set("compression.type", compression(settings.compression))
@@ -51,11 +51,11 @@ impl Bus {
                 "delivery.timeout.ms",
                 PUBLISH_BUDGET.as_millis().to_string(),
             )
-            // librdkafka's default (a minute) would keep a broker that came back waiting.
+            // With librdkafka's default (a minute), a recovered broker would wait.
             .set("reconnect.backoff.max.ms", "1000")
             .set("socket.nagle.disable", "true");
         let producer = FutureProducer::from_config(&config)?;
-        // What goes wrong starts at 0 for each topic.
+        // The failure counters start at 0 for each topic.
         drop(ProducerMeter::new(metrics.clone(), &topics));
         Ok(Self {
             producer,
@@ -170,7 +170,7 @@ impl Bus {
         result
     }
 
-    /// Sends what is left, until `deadline` at most. Blocks.
+    /// Sends the remaining records, until `deadline` at most. Blocks.
     pub fn close(&self, deadline: Deadline) {
         if let Err(error) = self.producer.flush(deadline.remaining()) {
             log::warn!("producer: {error}");

@@ -43,7 +43,7 @@ struct Housekeeper {
 }
 
 impl Delivery {
-    /// The delivery, and the tasks that see to its left-overs until `stop` says so.
+    /// The delivery, and the tasks that publish its leftovers until `stop` is true.
     pub fn start(
         mode: EventDelivery,
         store: Store,
@@ -109,7 +109,7 @@ impl Delivery {
                 self.bus
                     .publish_guarded(&self.breaker, &message, deadline)
                     .await?;
-                // What finds no place is left to the relay, which publishes it again: harmless.
+                // The relay publishes an event that finds no place; a repetition is harmless.
                 let _ = self.acknowledged.try_send(message.order_id);
             }
         }
@@ -118,7 +118,7 @@ impl Delivery {
 }
 
 impl Housekeeper {
-    /// Waits `pause`; whether it is time to end.
+    /// Waits `pause`; whether to stop.
     async fn stopped_after(&mut self, pause: Duration) -> bool {
         timeout(pause, self.stop.wait_for(|stop| *stop))
             .await
@@ -151,7 +151,7 @@ impl Housekeeper {
         }
     }
 
-    /// Publishes one batch; the number of events taken, and of these published.
+    /// Publishes one batch; the numbers of events taken and published.
     async fn relay_once(&self, min_age: Duration) -> Result<(usize, usize), StoreError> {
         let publish = |messages: Vec<Message>| async move {
             let results = self

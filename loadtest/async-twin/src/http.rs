@@ -66,9 +66,9 @@ pub struct Api {
 struct Server {
     metrics: Metrics,
     checks: Checks,
-    /// Requests that may be under way or waiting: tbd's threads and queue together.
+    /// The limit of requests in flight or waiting: tbd's threads and queue together.
     places: Semaphore,
-    /// Those under way, for the end to wait for.
+    /// The requests in flight, for which the shutdown waits.
     requests: TaskTracker,
     instance: String,
 }
@@ -446,8 +446,8 @@ impl Api {
             body: dto::order_body(&order),
             order,
         };
-        // A task of its own: hyper drops a handler whose client has gone, at whichever await it stands, and an order that is
-        // stored but not published would count as a failure of Kafka.
+        // A task of its own: hyper drops a handler at any await once its client has disconnected. An order that
+        // is stored but not published would then count as a failure of Kafka.
         let accepting = Arc::clone(self).accept(new_order, deadline);
         let accepted = tokio::spawn(accepting.with_current_context()).await;
         let Accepted { answer, replayed } = accepted
@@ -512,7 +512,7 @@ impl Api {
 
     async fn list(&self, request: &Parts) -> Answer {
         let query = query::parse(request.uri.query().unwrap_or_default()).map_err(invalid)?;
-        // One more than asked for tells whether there are more.
+        // One order more than requested shows whether more exist.
         let probe = Page {
             limit: query.page.limit + 1,
             ..query.page

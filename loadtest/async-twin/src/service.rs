@@ -141,7 +141,7 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let listener = listener.tap_io(|stream| {
-        // An answer is one write: nothing is gained by waiting for more.
+        // An answer is one write, so waiting for more gains nothing.
         let _ = stream.set_nodelay(true);
     });
     let mut stopped = stop.clone();
@@ -155,7 +155,7 @@ pub async fn serve(
         requests.wait().await;
         sleep(LAST_WORDS).await;
     };
-    // hyper also waits for a client that has sent half a head, for as long as that takes.
+    // hyper also waits, without a limit, for a client that has sent half a head.
     tokio::select! {
         ended = served => ended,
         () = answered => Ok(()),

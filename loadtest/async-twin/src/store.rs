@@ -167,7 +167,7 @@ impl Store {
             .create_timeout(Some(CONNECT_TIMEOUT))
             .pre_recycle(too_old)
             .build()
-            // Fails only without a runtime, which is named above.
+            // Fails only without a runtime, which is set above.
             .expect("a pool of a known runtime");
         let (measured, gauges) = (pool.clone(), metrics.database.clone());
         metrics.on_scrape(Box::new(move || {
@@ -183,7 +183,7 @@ impl Store {
         let places = if pipeline { SHARED } else { 0 };
         let mut store = Self {
             shared: Arc::new(Shared {
-                // Most of the pool stays for those who need a connection to themselves.
+                // Most of the pool stays free for statements that need a connection to themselves.
                 places: (0..places.min(settings.max_conns as usize / 2))
                     .map(|_| Mutex::default())
                     .collect(),
@@ -207,7 +207,7 @@ impl Store {
         store
     }
 
-    /// Stores key, order and event together, or tells what the key stands for.
+    /// Stores key, order and event together, or returns the outcome of the known key.
     pub async fn submit(
         &self,
         submission: &Arc<Submission>,
@@ -250,7 +250,7 @@ impl Store {
         }
     }
 
-    /// A writer task: takes what has gathered, writes it in one statement.
+    /// A writer task: writes all waiting rows in one statement.
     async fn write_all(self, receiver: Arc<Mutex<mpsc::Receiver<Waiting>>>) {
         let mut later: Vec<Waiting> = Vec::new();
         loop {
@@ -261,14 +261,14 @@ impl Store {
                     return;
                 }
             } else if let Ok(mut receiver) = receiver.try_lock() {
-                // Not to be waited for: the other writer holds it for as long as nothing comes.
+                // No waiting for the lock: an idle writer holds it until rows arrive.
                 while rows.len() < ROWS_MAX
                     && let Ok(row) = receiver.try_recv()
                 {
                     rows.push(row);
                 }
             }
-            // Of each key one only; the next waits for it.
+            // Only one row per key; the next waits for it.
             let mut keys = HashSet::new();
             let (batch, rest): (Vec<Waiting>, Vec<Waiting>) = rows
                 .into_iter()
@@ -310,7 +310,7 @@ impl Store {
                 })
             }
         };
-        // The statement is in the first one's trace; the others point at it.
+        // The statement is in the first row's trace; the others link to it.
         let carriers = iter::once(None).chain(iter::repeat(carrier));
         let written = outcome_per_row(written, rows.len())
             .into_iter()
@@ -467,7 +467,7 @@ impl Store {
         Ok(self.run(statement, deadline, work).await?)
     }
 
-    /// Replaces `old` by `new` if the order still is as `old` says; whether it was.
+    /// Replaces `old` by `new` if the order still equals `old`; whether it did.
     pub async fn replace(
         &self,
         old: &Order,
@@ -524,7 +524,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Moves failed orders whose message was replayed since back to `processing`.
+    /// Moves failed orders whose message was replayed afterwards back to `processing`.
     pub async fn retry_failed(
         &self,
         replays: &[Replay],
@@ -541,7 +541,7 @@ impl Store {
         Ok(())
     }
 
-    /// Moves those of `ids` that are `processing` to `completed`; the orders moved.
+    /// Moves the `processing` orders among `ids` to `completed`; the moved orders.
     pub async fn complete(
         &self,
         ids: &[OrderId],
@@ -559,7 +559,7 @@ impl Store {
         Ok(self.run(statement, deadline, work).await?)
     }
 
-    /// Moves those of `failures` that are `processing` to `failed`; the orders moved.
+    /// Moves the `processing` orders among `failures` to `failed`; the moved orders.
     pub async fn fail(
         &self,
         failures: &[Failure],
@@ -578,8 +578,9 @@ impl Store {
         Ok(self.run(statement, deadline, work).await?)
     }
 
-    /// Takes up to `limit` events older than `min_age`, publishes them, removes those that were acknowledged; the number
-    /// taken, and of these removed. `publish` tells which were acknowledged; before and after it the database has `budget`.
+    /// Takes up to `limit` events older than `min_age`, publishes them and removes the acknowledged ones,
+    /// which `publish` returns; the numbers of events taken and removed. The database has `budget` before
+    /// `publish`, and again after it.
     pub async fn relay<F>(
         &self,
         limit: u32,
@@ -595,7 +596,7 @@ impl Store {
         let relayed = async {
             let deadline = Deadline::after(budget);
             let mut client = bounded(deadline, self.client()).await?;
-            // Dropped on its way, it is rolled back before its connection does anything else.
+            // If dropped midway, the transaction is rolled back before its connection is used again.
             let begun = async { Ok(client.transaction().await?) };
             let transaction = bounded(deadline, begun).await?;
             let parameters: [&(dyn ToSql + Sync); 2] = [&min_age.as_secs_f64(), &i64::from(limit)];
@@ -633,7 +634,7 @@ impl Store {
         Ok(())
     }
 
-    /// How much waits in the outbox.
+    /// The backlog of the outbox.
     pub async fn backlog(&self, deadline: Deadline) -> Result<Backlog, StoreError> {
         let statement = self.statements.backlog;
         let work = |client: Client| async move {
@@ -661,7 +662,8 @@ impl Store {
             .await
     }
 
-    /// Runs `work` on a connection (`shared` with others, or not), and again on a fresh one after a transient error, until `deadline` at most.
+    /// Runs `work` on a connection, `shared` with others or not. Retries on a fresh one after a transient
+    /// error, until `deadline` at most.
     async fn run_in<T, F>(
         &self,
         parent: &Context,
@@ -683,7 +685,7 @@ impl Store {
                 };
                 work(client).await
             });
-            // In the span, below which its waits are.
+            // In the span, as the parent of its waits.
             match tried.with_context(span.context()).await {
                 Err(error)
                     if error.is_transient() && tries < RETRIES && deadline.remaining() > PAUSE =>
@@ -701,7 +703,7 @@ impl Store {
     }
 
     fn span(&self, parent: &Context, statement: Statement) -> DetachedSpan {
-        // What nobody asked for, the housekeeping, is in no trace.
+        // Housekeeping has no request, and so no trace.
         let unasked;
         let parent = match parent.span().span_context().is_valid() {
             true => parent,
@@ -719,8 +721,8 @@ impl Store {
         )
     }
 
-    /// One of the connections that are shared. Who finds its place empty takes one from the pool, while those who want the
-    /// same wait; not pipelined, one for itself.
+    /// One of the shared connections. The first caller of an empty place takes a connection from the pool,
+    /// and later callers of that place wait. Without pipelining, a connection of the caller's own.
     async fn shared_client(&self) -> Result<Client, DatabaseError> {
         let Shared { places, next, .. } = &*self.shared;
         let Some(turn) = next

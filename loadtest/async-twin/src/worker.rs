@@ -53,13 +53,13 @@ pub struct Worker {
     pub bus: Bus,
     /// Counters.
     pub metrics: Metrics,
-    /// Those of orders.
+    /// Counters of orders.
     pub meter: PrometheusMeter,
     /// Settings.
     pub config: WorkerConfig,
-    /// True once the tasks shall end.
+    /// True once the tasks must end.
     pub stop: watch::Receiver<bool>,
-    /// True once a step shall end in its middle.
+    /// True once a running step must be aborted.
     pub abort: watch::Receiver<bool>,
 }
 
@@ -118,8 +118,8 @@ impl Worker {
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
             .set("fetch.wait.max.ms", "500")
-            // Some batches ahead. librdkafka's default, 100,000 records of each partition, is memory that buys nothing here;
-            // and by default a full queue is looked at again only after a second.
+            // A few batches ahead. librdkafka's default, 100,000 records of each partition, only costs memory here.
+            // Also by default, it checks a full queue again only after a second.
             .set("queued.min.messages", "2000")
             .set("fetch.queue.backoff.ms", "10")
             .set("reconnect.backoff.max.ms", "1000")
@@ -134,7 +134,7 @@ impl Worker {
         Ok(consumer)
     }
 
-    /// One member's life.
+    /// The loop of one member.
     async fn consume(self: Arc<Self>, consumer: StreamConsumer<Counted>) {
         let each = self.config.processing_time.as_nanos().max(1);
         let most = usize::try_from(BATCH_TIME.as_nanos() / each)
@@ -158,11 +158,11 @@ impl Worker {
             }
         }
         drop(batches);
-        // Leaves the group; librdkafka waits for the broker, so not on a thread that others need.
+        // Leaves the group. librdkafka blocks on the broker, so not on a thread of the runtime.
         let _ = tokio::task::spawn_blocking(move || drop(consumer)).await;
     }
 
-    /// tbd's rounds, except that a task takes nothing more up while it has messages in hand.
+    /// tbd's rounds, except that a task takes up no more while it has messages in hand.
     async fn work(&self, consumer: &StreamConsumer<Counted>, messages: &[BorrowedMessage<'_>]) {
         let topic = self.config.kafka.topic_order_created.as_str();
         let count = u64::try_from(messages.len()).unwrap_or(u64::MAX);
@@ -413,7 +413,7 @@ fn record(message: &BorrowedMessage<'_>) -> ConsumerRecord {
 fn positions<'a>(offsets: impl Iterator<Item = (&'a str, i32, i64)>) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
     for (topic, partition, offset) in offsets {
-        // Fails for offsets below zero only.
+        // Fails only for negative offsets.
         let _ = list.add_partition_offset(topic, partition, Offset::Offset(offset));
     }
     list

@@ -11,7 +11,7 @@ use crate::measure::{BULK, Case, Measured, VALUE_BYTES, cpu_seconds};
 pub struct Tools {
     jars: PathBuf,
     broker: String,
-    /// What starting the virtual machine and the tool takes, which is not the client's.
+    /// The start of the virtual machine and the tool, which is not the client's time.
     start_seconds: f64,
 }
 
@@ -27,7 +27,7 @@ impl Tools {
         Ok(tools)
     }
 
-    /// `None` for what the tools cannot do.
+    /// `None` for a measurement that the tools cannot do.
     pub fn measure(&self, case: Case, topic: &str) -> Result<Option<Measured>, Box<dyn Error>> {
         let count = BULK.to_string();
         let servers = format!("bootstrap.servers={}", self.broker);

@@ -80,7 +80,7 @@ impl ProducerContext for Latencies {
 }
 
 fn bulk(broker: &str, topic: &str) -> Measured {
-    // Its own defaults otherwise.
+    // Otherwise librdkafka's defaults.
     let producer: ThreadedProducer<Latencies> = producer_config(broker, "5")
         .create_with_context(Latencies::default())
         .expect("start");
@@ -125,7 +125,7 @@ fn consume(broker: &str, topic: &str) -> Measured {
     consumer.subscribe(&[topic]).expect("subscribe");
     let mut bytes = 0;
     let mut poll = || {
-        // Nothing is also what it returns when something else has happened, as a rebalance.
+        // It also returns nothing after another event, such as a rebalance.
         let give_up = Instant::now() + PATIENCE;
         let record = loop {
             match consumer.poll(PATIENCE) {

@@ -43,14 +43,14 @@ fn run(broker: &str, jars: &Path, results: &Path) -> Result<(), Box<dyn Error>> 
         .map_or(Ok(4), |text| text.parse())?;
     let topics = ours::prepare(broker)?;
     let java = java::Tools::new(jars, broker)?;
-    // Whoever came first would pay for the broker's warming up.
+    // Otherwise the first client would pay for the broker's warm-up.
     for client in ["tbd", "librdkafka"] {
         one(client, Case::Produce64, broker, topics.of(Case::Produce64))?;
     }
     let mut samples = Vec::new();
     for round in 0..rounds {
         for case in Case::ALL {
-            // Whoever goes first meets another state of the broker; so everybody does in turn.
+            // The first client meets another state of the broker, so the clients take turns in going first.
             for turn in 0..CLIENTS.len() {
                 let client = CLIENTS[(turn + round) % CLIENTS.len()];
                 let topic = topics.of(case);

@@ -15,12 +15,12 @@ pub const LENGTH: Duration = Duration::from_secs(4);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Case {
-    /// So many callers, each waiting for its record's acknowledgement before it sends the next.
+    /// This many callers; each waits for its record's acknowledgement before it sends the next.
     Produce1,
     Produce64,
-    /// One thread hands records over as fast as it can.
+    /// One thread enqueues records as fast as it can.
     ProduceBulk,
-    /// From so many partitions, everything that is there.
+    /// Reads everything in this many partitions.
     Consume1,
     Consume16,
 }
@@ -79,9 +79,9 @@ pub struct Sample {
 pub struct Measured {
     pub records: usize,
     pub seconds: f64,
-    /// From handing over to the acknowledgement.
+    /// From the call to the acknowledgement.
     pub p99_ms: Option<f64>,
-    /// User and system, of the client's whole process while it was measured.
+    /// User and system time of the client's whole process during the measurement.
     pub cpu_seconds: f64,
 }
 
@@ -153,7 +153,7 @@ pub fn value() -> Vec<u8> {
 
 /// Lets `callers` threads call `publish` for [`LENGTH`]; it returns once its record is acknowledged.
 pub fn waiting_callers(callers: usize, publish: impl Fn() + Sync) -> Measured {
-    // Connections, leaders and an identity are found out by then.
+    // By then the client has its connections, the leaders and a producer id.
     publish();
     let stopwatch = Stopwatch::start();
     let end = Instant::now() + LENGTH;

@@ -107,7 +107,7 @@ fn bulk(broker: &str, topic: &str) -> Measured {
         drop(producer.send(record(), soon()).expect("room"));
     }
     producer.flush(soon()).expect("acknowledgements");
-    // Hooks may still be on their way when the last record is settled.
+    // Hooks may still run after the last record is settled.
     producer.close(soon()).expect("close");
     let latencies = std::mem::take(&mut *latencies.0.lock().expect("no panic"));
     stopwatch.stop(BULK, latencies)

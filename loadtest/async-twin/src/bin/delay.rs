@@ -28,7 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     loop {
         let (client, _) = listener.accept().await?;
         tokio::spawn(async move {
-            // Whoever is refused here sees its connection end, as it would without the proxy.
+            // A refused client sees its connection end, as it would without the proxy.
             if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await {
                 pass(client, server, Duration::from_millis(milliseconds));
             }

@@ -52,7 +52,7 @@ async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
         threads.push(house::start_migrations(migrator, database, stop.clone())?);
     }
     threads.push(service::lag(&kafka, &config.kafka, &metrics, &stop)?);
-    // The one setting that tbd does not have, for the comparison.
+    // The only setting that tbd lacks, for the comparison.
     let pipeline = std::env::var("TWIN_PIPELINE").as_deref() != Ok("off");
     let store = Store::new(
         &config.database,
