@@ -704,7 +704,7 @@ fn a_transaction_is_kept_when_its_work_succeeds_and_undone_when_it_fails_or_pani
 }
 
 #[test]
-fn the_loser_of_two_conflicting_transactions_gets_a_transient_error() {
+fn the_loser_of_two_deadlocked_transactions_gets_a_conflict_and_may_retry() {
     let database = support::postgres();
     let pool = pool(config(&database));
     pool.get(soon())
