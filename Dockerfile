@@ -19,14 +19,14 @@ RUN mkdir -p src/bin benches \
     && touch src/lib.rs \
     && for crate in crates/*; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done \
     && echo 'fn main() {}' | tee src/bin/tbd-api.rs src/bin/tbd-worker.rs > benches/hot.rs \
-    && cargo build --release --locked --bins
+    && cargo build --release --locked --package tbd --bins
 
 COPY migrations migrations
 COPY crates crates
 COPY src src
 # The files come with the dates of the checkout, and cargo goes by dates: ours are newer than the empty programs.
 RUN find crates src -name '*.rs' -exec touch {} + \
-    && cargo build --release --locked --bins \
+    && cargo build --release --locked --package tbd --bins \
     && mkdir /out \
     && cp target/release/tbd-api target/release/tbd-worker /out
 

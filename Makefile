@@ -8,7 +8,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
 
 build: ## release binaries in target/release
-	cargo build --release --locked
+	cargo build --release --locked --package tbd
 
 up: ## everything on this machine, no containers: PostgreSQL, Kafka, api, worker, nginx (variables: scripts/up)
 	@scripts/up
