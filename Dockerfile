@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Both programs, one image each: `--target api` and `--target worker`. The final images hold glibc,
+# The programs, one image each: `--target api`, `--target worker` and `--target participant`. The final images hold glibc,
 # libgcc, CA certificates, time zones and one program: no shell, no package manager.
 
 FROM rust:1.95-slim-bookworm AS build
@@ -13,12 +13,16 @@ COPY crates/grpc-build/Cargo.toml crates/grpc-build/
 COPY crates/http/Cargo.toml crates/http/
 COPY crates/kafka/Cargo.toml crates/kafka/
 COPY crates/postgres/Cargo.toml crates/postgres/
-COPY crates/sockets/Cargo.toml crates/sockets/
 COPY crates/telemetry/Cargo.toml crates/telemetry/
+COPY crates/tls/Cargo.toml crates/tls/
+COPY crates/testkit/Cargo.toml crates/testkit/
+# Members of the workspace, whose manifests must be there; they are not built.
+COPY loadtest/async-twin/Cargo.toml loadtest/async-twin/
+COPY loadtest/kafka-bench/Cargo.toml loadtest/kafka-bench/
 RUN mkdir -p src/bin benches \
     && touch src/lib.rs \
     && for crate in crates/*; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done \
-    && echo 'fn main() {}' | tee src/bin/tbd-api.rs src/bin/tbd-worker.rs > benches/hot.rs \
+    && echo 'fn main() {}' | tee src/bin/tbd-api.rs src/bin/tbd-worker.rs src/bin/tbd-participant.rs > benches/hot.rs \
     && cargo build --release --locked --package tbd --bins
 
 COPY migrations migrations
@@ -28,7 +32,7 @@ COPY src src
 RUN find crates src -name '*.rs' -exec touch {} + \
     && cargo build --release --locked --package tbd --bins \
     && mkdir /out \
-    && cp target/release/tbd-api target/release/tbd-worker /out
+    && cp target/release/tbd-api target/release/tbd-worker target/release/tbd-participant /out
 
 FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
 # SIGTERM goes to the program itself, which is process 1; it takes 30 s at most to stop.
@@ -42,7 +46,12 @@ COPY --from=build /out/tbd-worker /usr/local/bin/tbd-worker
 EXPOSE 9091
 ENTRYPOINT ["/usr/local/bin/tbd-worker"]
 
+FROM runtime AS participant
+COPY --from=build /out/tbd-participant /usr/local/bin/tbd-participant
+EXPOSE 9092 9093 50052 50053
+ENTRYPOINT ["/usr/local/bin/tbd-participant"]
+
 FROM runtime AS api
 COPY --from=build /out/tbd-api /usr/local/bin/tbd-api
-EXPOSE 8080
+EXPOSE 8080 50051
 ENTRYPOINT ["/usr/local/bin/tbd-api"]

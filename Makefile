@@ -2,15 +2,15 @@
 # Set variables on the command line: `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo load bench compare fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka k8s-check compose-check deny check
+.PHONY: help build up down status logs demo lab certs load bench compare fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka bench-saga k8s-check k8s-test k8s-certs compose-check compose-test deny check
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
 
 build: ## release binaries in target/release
 	cargo build --release --locked --package tbd
 
-up: ## everything on this machine, no containers: PostgreSQL, Kafka, api, worker, nginx (variables: scripts/up)
+up: ## everything on this machine, no containers: PostgreSQL, Kafka, api, worker, nginx (variables: scripts/up; TWIN=1 GO=1)
 	@scripts/up
 
 down: ## stop it; data stays in STATE_DIR
@@ -25,13 +25,19 @@ logs: ## follow the logs (SERVICE=api for one)
 demo: ## one order's life, through nginx, Kafka and the worker
 	@scripts/demo
 
+lab: ## an experiment of docs/labs.md (N=1 to 8; TWIN=1 GO=1; SHORT=1)
+	@scripts/lab $(N)
+
+certs: ## a CA and certificates for demonstrations, in .local/certs; again: replace the certificates
+	@scripts/certs
+
 load: ## k6 against the running system (SCRIPT, BASE_URL, VUS, DURATION)
 	@scripts/load
 
 bench: ## what the system can do on this machine, into loadtest/results (knobs: scripts/bench; SWEEP=1)
 	@scripts/bench
 
-compare: ## tbd and the async twin, into loadtest/results/compare.* (knobs: scripts/compare)
+compare: ## tbd, the async twin and the Go twin, into loadtest/results/compare.* (SMOKE=1, LONG=1; knobs: scripts/compare)
 	@scripts/compare
 
 fmt: ## format the code
@@ -65,10 +71,22 @@ chaos-kafka: ## the Kafka client while brokers and clients die at random, agains
 bench-rebalance: ## how long records wait while a group of fifteen gains and loses members
 	@scripts/test --test kafka -- rebalance:: --nocapture
 
+bench-saga: ## what a saga costs next to a single step, into loadtest/results/saga.md (TURNS, BACKLOG, RATE)
+	@scripts/bench-saga
+
 bench-kafka: ## the Kafka client, librdkafka and the Java client (ROUNDS=4), in about five minutes
 	@scripts/bench-kafka
 
 k8s-check: ## docker/k8s against Kubernetes' schemas; asks no cluster
 	@scripts/k8s-check
+
+k8s-certs: ## certificates for docker/k8s/overlays/kind-tls, as Secrets of kubectl's cluster
+	@scripts/k8s-certs
+
+k8s-test: ## an overlay on kubectl's cluster, while its parts are taken away (OVERLAY=kind-saga, BASE_URL)
+	@scripts/k8s-test $(OVERLAY)
+
+compose-test: ## the commands of docs/compose.md, run one after another (ONLY=sagas for one part)
+	@scripts/compose-test $(ONLY)
 
 check: lint k8s-check test ## exactly what CI runs

@@ -1,9 +1,6 @@
 //! Microbenchmarks of the hot paths: `cargo bench`. The figures compare two versions of the code on one
 //! machine; `make bench` measures the whole system.
 
-#[path = "../tests/support/memory.rs"]
-mod memory;
-
 use std::hint::black_box;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -12,13 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use memory::Memory;
 use tbd::metrics::Metrics;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, routes};
 use tbd::orders::adapters::kafka::{KafkaEventBus, Topics};
+use tbd::orders::adapters::memory::Memory;
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
-use tbd::orders::app::queries::{GetOrder, ListOrders};
+use tbd::orders::app::queries::{GetOrder, GetSaga, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
 use tbd::orders::ports::{EventBus, Message, PublishError};
@@ -26,8 +23,8 @@ use tbd::wiring::observers;
 use tbd_deadline::Deadline;
 use tbd_deadline::StopSignal;
 use tbd_http::{Router, Server, ServerConfig};
-use tbd_kafka::batch::next_batch;
-use tbd_kafka::producer::{Compression, Identity, Producer, ProducerConfig, Record, encode_batch};
+use tbd_kafka::internals::{Identity, encode_batch, next_batch};
+use tbd_kafka::producer::{Compression, Producer, ProducerConfig, Record};
 use tbd_kafka::{ClientConfig, Cluster};
 use uuid::Uuid;
 
@@ -99,6 +96,7 @@ impl House {
             create: CreateOrder::new(store.clone(), bus, delivery, meter, HOUR),
             cancel: CancelOrder::new(store.clone()),
             get: GetOrder::new(store.clone()),
+            saga: GetSaga::new(store.clone()),
             list: ListOrders::new(store.clone()),
         };
         let config = ServerConfig {
@@ -185,10 +183,7 @@ fn batches(criterion: &mut Criterion) {
                 }
             })
             .collect();
-        let identity = Identity {
-            producer_id: 1,
-            epoch: 0,
-        };
+        let identity = Identity::idempotent(1, 0);
         let encode = || {
             let records = records.iter().map(|record| (record, 1_760_000_000_000));
             encode_batch(records, Compression::None, identity, 0).expect("a batch")

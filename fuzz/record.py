@@ -18,6 +18,9 @@ APIS = {
     9: ("offset_fetch", 5), 10: ("find_coordinator", 1), 11: ("join_group", 5), 12: ("heartbeat", 3),
     13: ("leave_group", 3), 14: ("sync_group", 3), 17: ("sasl_handshake", 1), 17: ("sasl_handshake", 1), 36: ("sasl_authenticate", 0),
     18: ("api_versions", 0), 19: ("create_topics", 2), 20: ("delete_topics", 1), 22: ("init_producer_id", 0), 36: ("sasl_authenticate", 0), 68: ("consumer_group_heartbeat", 0),
+    15: ("describe_groups", 0), 16: ("list_groups", 0), 21: ("delete_records", 0), 32: ("describe_configs", 1),
+    37: ("create_partitions", 0), 42: ("delete_groups", 0), 44: ("incremental_alter_configs", 0), 47: ("offset_delete", 0),
+    69: ("consumer_group_describe", 0),
 }
 BYTES_MAX = 2048
 SEEDS_MAX = 6

@@ -15,16 +15,20 @@ POSTGRES_VERSION=17.11.0
 KAFKA_VERSION=4.1.0
 MIGRATE_VERSION=v4.19.0
 K6_VERSION=v1.8.1
+GHZ_VERSION=v0.120.0
 VEGETA_VERSION=v12.12.0
 H2SPEC_VERSION=v2.2.1+incompatible # the newest that Go modules know
+GRPCURL_VERSION=v1.9.3
 GRPC_GO_VERSION=v1.85.0
 KUSTOMIZE_VERSION=v5.7.1
+KFAKE_SOURCE=$ROOT/tests/kafka/kfake
 COLLECTOR_VERSION=0.129.0 # that of docker-compose.yml
 
 POSTGRES_HOME=$CACHE/postgres-$POSTGRES_VERSION
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 COLLECTOR_MANIFEST=$ROOT/tests/observability/collector-builder.yaml
 COLLECTOR=$CACHE/bin/otelcol-$COLLECTOR_VERSION-$(sha256sum "$COLLECTOR_MANIFEST" | cut -c 1-12)
+KFAKE=$CACHE/bin/kfake-$(cat "$KFAKE_SOURCE"/{main.go,go.mod,go.sum} | sha256sum | cut -c 1-12)
 # The folder of a virtual environment; it changes with the requirements file.
 python_home() { printf '%s-%s' "$CACHE/$1" "$(sha256sum "$2" | cut -c 1-12)"; }
 SCHEMATHESIS_HOME=$(python_home schemathesis "$ROOT/tests/openapi/requirements.txt")
@@ -161,7 +165,8 @@ as_postgres() {
   fi
 }
 
-# postgres_create FOLDER ROLE-ATTRIBUTES : a new cluster with the role tbd (password secret) and its database tbd.
+# postgres_create FOLDER ROLE-ATTRIBUTES [DATABASE...] : a new cluster with the role tbd (password secret), its database
+# tbd, and these databases.
 postgres_create() {
   mkdir -p "$1"
   ((EUID != 0)) || chown "$POSTGRES_USER" "$1"
@@ -170,7 +175,7 @@ postgres_create() {
     as_postgres "$POSTGRES_HOME/bin/initdb" --pgdata="$1/data" --username=postgres --encoding=UTF8 --no-locale \
       --auth=scram-sha-256 --pwfile=<(echo secret) --no-sync >"$1/initdb.log" 2>&1 || { cat "$1/initdb.log" >&2 && return 1; }
     # The bundle has no psql; the server's single-user mode takes statements line by line.
-    printf '%s\n' "CREATE ROLE tbd LOGIN $2 PASSWORD 'secret'" 'CREATE DATABASE tbd OWNER tbd' |
+    { printf '%s\n' "CREATE ROLE tbd LOGIN $2 PASSWORD 'secret'" && printf 'CREATE DATABASE %s OWNER tbd\n' tbd "${@:3}"; } |
       as_postgres "$POSTGRES_HOME/bin/postgres" --single -D "$1/data" postgres >>"$1/initdb.log" 2>&1
   )
 }
@@ -231,7 +236,7 @@ kafka_create() {
 kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c 1-22; }
 
 # kafka_cluster FOLDER PORT PORT PORT : creates and starts three nodes, in FOLDER-1 to FOLDER-3, each with a
-# copy of everything. Afterwards each can be stopped, killed and started by its own folder.
+# copy of everything, in the racks rack-1 to rack-3. Afterwards each can be stopped, killed and started by its own folder.
 kafka_cluster() {
   local folder=$1 ports=("${@:2}") controllers=() voters='' node starting=() started=0
   for node in 1 2 3; do
@@ -244,6 +249,7 @@ kafka_cluster() {
       kafka_create "$folder-$node" "${ports[node - 1]}" "${controllers[node]}" node.id=$node "controller.quorum.voters=$voters" \
         default.replication.factor=3 min.insync.replicas=2 offsets.topic.replication.factor=3 \
         transaction.state.log.replication.factor=3 transaction.state.log.min.isr=2 share.coordinator.state.topic.replication.factor=3 \
+        broker.rack=rack-$node replica.selector.class=org.apache.kafka.common.replica.RackAwareReplicaSelector \
         broker.heartbeat.interval.ms=500 broker.session.timeout.ms=4000 && # a killed leader is missed after 4 s, not 9
         kafka_start "$folder-$node" "${KAFKA_FOR_TESTS[@]}"
     } &
@@ -273,26 +279,43 @@ kafka_settled() { grep -q 'Kafka Server started' "$1/kafka.log" || ! running "$1
 # kafka_stop FOLDER [SIGNAL]
 kafka_stop() { stop_pid "$1/kafka.pid" "${2:-TERM}" 30; }
 
-KAFKA_FOR_TESTS=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1)
+# Kafka reads keys of tokens only from places that its process was started with.
+KAFKA_FOR_TESTS=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1
+  "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://${TBD_TEST_SERVERS-}/jwks.json")
 
 # --------------------------------------------------------------------------------------------------------- nginx
 
-# nginx_render FOLDER HOST:PORT LOGS API-PORT... : writes FOLDER/nginx.conf, the edge in front of the api
-# instances on these ports.
+# nginx_render FOLDER HOST:PORT HOST:GRPC-PORT LOGS INSTANCE... : writes FOLDER/nginx.conf, the edge in
+# front of these api instances, each PORT:GRPC-PORT, or TWIN=PORT for a twin's api below /twins/TWIN/.
 nginx_render() {
-  local folder=$1 listen=$2 logs=$3 port upstream=''
-  shift 3
-  for port in "$@"; do upstream+="server 127.0.0.1:$port max_fails=0; "; done
+  local folder=$1 listen=$2 grpc_listen=$3 logs=$4 instance upstream='' grpc_upstream=''
+  shift 4
+  rm -rf "$folder/twins"
+  mkdir "$folder/twins"
+  for instance in "$@"; do
+    case $instance in *=*) nginx_twin "$folder/twins" "${instance%%=*}" "${instance#*=}" && continue ;; esac
+    upstream+="server 127.0.0.1:${instance%:*} max_fails=0; "
+    grpc_upstream+="server 127.0.0.1:${instance#*:} max_fails=0; "
+  done
   sed -e "s|\${NGINX_LISTEN}|$listen|" -e "s|\${NGINX_UPSTREAM}|$upstream|" -e "s|\${NGINX_FOLDER}|$folder|" \
+    -e "s|\${NGINX_GRPC_LISTEN}|$grpc_listen|" -e "s|\${NGINX_GRPC_UPSTREAM}|$grpc_upstream|" \
     -e "s|\${NGINX_ACCESS_LOG}|$logs/nginx-access.log|" -e "s|\${NGINX_ERROR_LOG}|$logs/nginx-error.log|" \
     "$ROOT/docker/nginx/nginx.conf.template" >"$folder/nginx.conf"
 }
 
-# nginx_start FOLDER HOST:PORT LOGS API-PORT... : starts nginx, or moves a running one to these instances.
+# nginx_twin FOLDER TWIN PORT : writes the twin's two files. The header tells the live page which twins there are.
+nginx_twin() {
+  printf '%s\n' "upstream twin_$2 {" "    zone twin_$2 64k;" "    server 127.0.0.1:$3 max_fails=0;" '    keepalive 128;' \
+    '    keepalive_timeout 20s;' '    keepalive_requests 100000;' '}' >"$1/$2-upstream.conf"
+  printf '%s\n' "add_header Tbd-Twins $2;" "location /twins/$2/ {" '    proxy_pass_request_headers on;' \
+    '    proxy_set_header Connection "";' "    proxy_pass http://twin_$2/;" '}' >"$1/$2-location.conf"
+}
+
+# nginx_start with nginx_render's arguments: starts nginx, or moves a running one to these instances.
 # FOLDER holds its configuration and temporary files. nginx's workers, which for root run as another user,
 # must be able to reach it.
 nginx_start() {
-  local folder=$1 logs=$3 nginx
+  local folder=$1 logs=$4 nginx
   mkdir -p "$folder" "$logs"
   nginx_render "$@"
   nginx=(nginx -e "$logs/nginx-error.log" -c "$folder/nginx.conf" -p "$folder")
@@ -337,16 +360,66 @@ prometheus_start() {
   wait_until 30 "Prometheus to be ready" curl --silent --fail --output /dev/null "http://127.0.0.1:$2/-/ready"
 }
 
-# collector_start FOLDER PORT METRICS-PORT : the collector of docker-compose.yml with other addresses, and
-# a file in Jaeger's place. OTLP over HTTP is on PORT, the metrics from spans are on METRICS-PORT, and the
-# spans go to FOLDER/spans.json, one line per batch.
+# collector_start FOLDER HTTP-PORT GRPC-PORT SPANS-PORT PROGRAMS-PORT SETTINGS... : the collector of docker-compose.yml with
+# other addresses and settings, and a file in Jaeger's place. Metrics from spans are on SPANS-PORT, the programs' own on
+# PROGRAMS-PORT, and the spans go to FOLDER/spans.json, one line per batch.
 collector_start() {
+  local setting settings=()
+  for setting in "${@:6}"; do settings+=(--set "$setting"); done
   daemon "$1" collector "$2" "$COLLECTOR" --config "$ROOT/docker/otel-collector/config.yaml" \
     --set "receivers.otlp.protocols.http.endpoint=127.0.0.1:$2" \
-    --set "receivers.otlp.protocols.grpc.endpoint=127.0.0.1:0" \
-    --set "exporters.prometheus.endpoint=127.0.0.1:$3" --set "exporters.file.path=$1/spans.json" \
+    --set "receivers.otlp.protocols.grpc.endpoint=127.0.0.1:$3" \
+    --set "exporters.prometheus/spans.endpoint=127.0.0.1:$4" \
+    --set "exporters.prometheus/programs.endpoint=127.0.0.1:$5" --set "exporters.file.path=$1/spans.json" \
     --set "service.pipelines.traces.exporters=[file, spanmetrics]" \
-    --set "service.telemetry.metrics.readers=[]" --set service.telemetry.metrics.level=none
+    --set "service.telemetry.metrics.readers=[]" --set service.telemetry.metrics.level=none "${settings[@]}"
+}
+
+# ------------------------------------------------------------------------------------------------------ Measurements
+
+# measured_folder NAME : sets `folder`, which clean_up_measured deletes with its servers. On a real file system: the cost of a commit is
+# the disk's.
+measured_folder() {
+  # A connection takes up to two descriptors of a server, and one of the load generator. Thousands exceed
+  # the default limit of many machines.
+  ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -Hn)"
+  mkdir -p "$ROOT/.local"
+  folder=$(mktemp -d "$ROOT/.local/$1.XXXXXX")
+  chmod 755 "$ROOT/.local" "$folder"
+}
+clean_up_measured() {
+  stop_servers_below "$folder"
+  rm -rf "$folder"
+}
+
+# Starts PostgreSQL, whose commits are durable, and Kafka in `folder`; sets `postgres` and `kafka`, their ports.
+measured_servers() {
+  postgres=$(free_port) kafka=$(free_port)
+  postgres_create "$folder/postgres" SUPERUSER
+  postgres_start "$folder/postgres" "$postgres" fsync=on synchronous_commit=on full_page_writes=on \
+    max_connections=300 shared_buffers=256MB max_wal_size=2GB
+  # An optional second listener, for clients that connect only through the proxy on BENCH_PROXY_PORT.
+  local listeners=() controller
+  controller=$(free_port)
+  if [[ -n ${BENCH_PROXY_PORT:-} ]]; then
+    BENCH_KAFKA_SLOW_PORT=$(free_port)
+    export BENCH_KAFKA_SLOW_PORT
+    listeners=("listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SLOW:PLAINTEXT,CONTROLLER:PLAINTEXT"
+      "listeners=SLOW://127.0.0.1:$BENCH_KAFKA_SLOW_PORT,PLAINTEXT://127.0.0.1:$kafka,CONTROLLER://127.0.0.1:$controller"
+      "advertised.listeners=SLOW://127.0.0.1:$BENCH_PROXY_PORT,PLAINTEXT://127.0.0.1:$kafka")
+  fi
+  kafka_create "$folder/kafka" "$kafka" "$controller" "${listeners[@]}"
+  kafka_start "$folder/kafka" -Xmx512m
+}
+
+# measured_environment POSTGRES-PORT KAFKA-PORT : exports the environment of loadtest/bench and loadtest/labs, and of the
+# programs that they start.
+measured_environment() {
+  export DB_HOST=127.0.0.1 DB_PORT=$1 DB_USER=tbd DB_PASSWORD=secret DB_NAME=${DB_NAME:-tbd}
+  export PGHOST=$DB_HOST PGPORT=$DB_PORT PGUSER=$DB_USER PGPASSWORD=$DB_PASSWORD PGDATABASE=$DB_NAME
+  export KAFKA_BROKERS=127.0.0.1:$2 API_HOST=127.0.0.1 OTEL_EXPORTER_OTLP_ENDPOINT=${OTEL_EXPORTER_OTLP_ENDPOINT-}
+  BENCH_STATE=$folder BENCH_API_PORT=$(free_port) BENCH_WORKER_PORT=$(free_port)
+  export BENCH_STATE BENCH_API_PORT BENCH_WORKER_PORT
 }
 
 # Kills the servers that a test has left below a folder; their data is not needed again.

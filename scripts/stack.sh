@@ -6,6 +6,18 @@
 
 STATE=$(realpath --canonicalize-missing "${STATE_DIR:-$ROOT/.local}")
 
+# Names of the participants of sagas that have been started.
+participants() {
+  local name
+  for name in inventory payments; do [[ ! -e $STATE/run/$name.spec ]] || printf '%s\n' "$name"; done
+}
+
+# Names of the twins' programs that have been started: async-api async-worker go-api go-worker.
+twins() {
+  local name
+  for name in {async,go}-{api,worker}; do [[ ! -e $STATE/run/$name.spec ]] || printf '%s\n' "$name"; done
+}
+
 # Names of the running instances of api or worker, in order: api-1 api-2 ...
 instances() {
   local file
@@ -14,6 +26,7 @@ instances() {
   done | sort --version-sort
 }
 
+grpc_address() { sed -n 's/^grpc=//p' "$STATE/run/nginx.spec" 2>/dev/null || true; }
 address_of() { sed -n 's/^address=//p' "$STATE/run/$1.spec" 2>/dev/null || true; }
 pid_file() {
   case $1 in
@@ -24,8 +37,18 @@ pid_file() {
   esac
 }
 
-# instance_environment api|worker PORT : exports the environment of an instance of this stack. The servers'
-# ports are the caller's db_port and kafka_port.
+# program_of api|worker|inventory|payments|async-api|async-worker|go-api|go-worker : the program's file
+program_of() {
+  case $1 in
+    inventory | payments) printf '%s/tbd-participant\n' "$TBD_BIN" ;;
+    *-*) printf '%s/%s/tbd-%s\n' "$TWINS_BIN" "${1%-*}" "${1#*-}" ;;
+    *) printf '%s/tbd-%s\n' "$TBD_BIN" "$1" ;;
+  esac
+}
+
+# instance_environment PROGRAM PORT [GRPC-PORT] : exports the environment of an instance of this stack; PROGRAM as for
+# program_of. An api of tbd has a GRPC-PORT. A twin has a database, topics and a group of its own. The servers' ports are the
+# caller's db_port, kafka_port and participant_grpc_port (inventory; payments has the next one).
 # shellcheck disable=SC2154
 instance_environment() {
   unset API WORKERS
@@ -33,25 +56,39 @@ instance_environment() {
   export KAFKA_BROKERS=127.0.0.1:$kafka_port
   # No collector unless the caller names one.
   export OTEL_EXPORTER_OTLP_ENDPOINT=${OTEL_EXPORTER_OTLP_ENDPOINT-}
-  if [[ $1 == api ]]; then export API_HOST=${API_HOST:-127.0.0.1} API_PORT=$2; else export WORKER_PORT=$2; fi
+  local inventory=$participant_grpc_port payments=$((participant_grpc_port + 1))
+  case $1 in
+    api) export API_HOST=${API_HOST:-127.0.0.1} API_PORT=$2 API_GRPC_PORT=$3 ;;
+    inventory | payments) export PARTICIPANT=$1 PARTICIPANT_HOST=127.0.0.1 DB_NAME=$1 HTTP_PORT=$2 GRPC_PORT=${!1} ;;
+    worker)
+      export WORKER_PORT=$2 INVENTORY_ADDRESS=127.0.0.1:$inventory PAYMENTS_ADDRESS=127.0.0.1:$payments
+      [[ -z ${SAGA:-} ]] || export WORKER_WORKFLOW=saga
+      ;;
+    *-*)
+      local twin=${1%-*} topic
+      export API_HOST=${API_HOST:-127.0.0.1} WORKER_HOST=${WORKER_HOST:-127.0.0.1} API_PORT=$2 WORKER_PORT=$2 API_GRPC_PORT=0
+      export DB_NAME=${twin}_twin KAFKA_CONSUMER_GROUP=$twin-workers
+      for topic in created processed failed dlq; do export "KAFKA_TOPIC_ORDER_${topic^^}=$twin.order.$topic"; done
+      ;;
+  esac
 }
 
-# settings api|worker PORT : a fingerprint of the program, of every variable in its --help, and of the files
-# that these name. A difference requires a restart. It is a hash, because some values are secrets.
+# settings PROGRAM PORT [GRPC-PORT] : a fingerprint of the program, of every variable in its --help (a twin's: of tbd's), and of
+# the files that these name. A difference requires a restart. It is a hash, because some values are secrets.
 settings() (
-  instance_environment "$1" "$2"
+  instance_environment "$@"
   cd "$ROOT" || return # as for the instances
-  variables=$("$TBD_BIN/tbd-$1" --help | sed -n 's/^\([A-Z][A-Z0-9_]*\)  .*/\1/p')
-  [[ $variables == *_PORT* ]] || die "tbd-$1 --help prints no table of variables"
+  variables=$("$(program_of "${1##*-}")" --help | sed -n 's/^\([A-Z][A-Z0-9_]*\)  .*/\1/p')
+  [[ $variables == *_PORT* ]] || die "$(program_of "${1##*-}") --help prints no table of variables"
   {
-    for name in $variables RUST_BACKTRACE; do
+    for name in $variables RUST_BACKTRACE TWIN_PIPELINE; do
       value=${!name-unset}
       printf '%s=%s\n' "$name" "$value"
       case $name in
         *_FILE | *_DIR) [[ ! -e $value ]] || find -L "$value" -type f -exec sha256sum {} + | sort ;;
       esac
     done
-    sha256sum <"$TBD_BIN/tbd-$1"
+    sha256sum <"$(program_of "$1")"
   } | sha256sum
 )
 

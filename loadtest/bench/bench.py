@@ -16,7 +16,8 @@ from system import ENV, HERE, Program, seed, settle, sql, sql_file, wait_until
 DURATION = int(ENV.get("DURATION") or 4)
 REPETITIONS = int(ENV.get("REPETITIONS") or 3)
 CONNECTIONS = [int(n) for n in (ENV.get("CONNECTIONS") or "1 20 64 256").split()]
-PARTS = (ENV.get("PARTS") or "requests worker list").split()
+GRPC_CONNECTIONS = [int(n) for n in (ENV.get("GRPC_CONNECTIONS") or "1 8 64").split()]
+PARTS = (ENV.get("PARTS") or "requests grpc worker list").split()
 KNOWN = int(ENV.get("KNOWN_ORDERS") or 100_000)
 BACKLOG = int(ENV.get("BACKLOG") or 100_000)
 LIST_ORDERS = [int(n) for n in (ENV.get("LIST_ORDERS") or "1000000").split()]
@@ -25,6 +26,7 @@ SWEEP_RATE = 1_000  # orders per second that leave the machine half idle
 SEED_VUS = 20  # as in the project's first load test
 
 API_PORT, WORKER_PORT = int(ENV["BENCH_API_PORT"]), int(ENV["BENCH_WORKER_PORT"])
+GRPC_PORT = int(ENV["API_GRPC_PORT"])
 SERVERS = {"postgres": int(ENV["BENCH_POSTGRES_PID"]), "kafka": int(ENV["BENCH_KAFKA_PID"])}
 
 measured = []
@@ -99,6 +101,35 @@ def requests(repetition):
         for connections in CONNECTIONS:
             closed("POST direct, not coalesced", program, "post.lua", connections)
             closed("GET, not coalesced", program, "get.lua", connections)
+
+
+# ---------------------------------------------------------------------------------------------------------- gRPC
+
+
+def grpc(repetition):
+    """The same by gRPC: `calls` at a time over `connections`, right after REST with as many connections."""
+    seed(KNOWN)
+    ids = Path(ENV["BENCH_STATE"]) / "ids.json"
+    ids.write_text(sql("SELECT json_agg(json_build_object('id', id)) FROM (SELECT id FROM orders ORDER BY random() LIMIT 1000) AS picked"))
+    order = ["-d", '{"customer_email":"user@example.com","amount_cents":1999}', "-m", '{"idempotency-key":"{{newUUID}}"}']
+    data = {"CreateOrder": order, "GetOrder": ["-D", str(ids)]}
+    groups = lambda program: {"api": program.pid, **SERVERS}
+    with api(EVENT_DELIVERY="direct") as program:
+        warm(program, WARM_UP if repetition == 1 and "requests" not in PARTS else 3)
+        capacity = 0
+        for calls in CONNECTIONS:
+            for method, script in (("CreateOrder", "post.lua"), ("GetOrder", "get.lua")):
+                closed(f"REST next to {method}", program, script, calls)
+                for connections in (n for n in GRPC_CONNECTIONS if n <= calls):
+                    values = load.ghz(program, GRPC_PORT, method, DURATION, groups(program), calls, connections, data[method])
+                    record(f"{method}, {connections} connections", values, connections=calls)
+                    settle()
+                    if method == "CreateOrder":
+                        capacity = max(capacity, values["throughput"])
+        rate = ["--async", f"--rps={round(capacity / 2)}"]
+        values = load.ghz(program, GRPC_PORT, "CreateOrder", DURATION, groups(program), 64, 8, order, *rate)
+        record("CreateOrder at 50 % of capacity", values)
+        settle()
 
 
 # -------------------------------------------------------------------------------------------------------- worker
@@ -275,6 +306,7 @@ def versions():
         "wrk": "4.1.0",
         "pgbench": first_line("pgbench", "--version"),
         "k6": first_line(ENV["K6"], "version"),
+        "ghz": first_line("ghz", "--version"),
         "tbd-api MiB": round((binaries / "tbd-api").stat().st_size / 2**20, 2),
         "tbd-worker MiB": round((binaries / "tbd-worker").stat().st_size / 2**20, 2),
     }
@@ -303,6 +335,8 @@ def main():
     for repetition in range(1, REPETITIONS + 1):
         if "requests" in PARTS:
             requests(repetition)
+        if "grpc" in PARTS:
+            grpc(repetition)
         if "worker" in PARTS:
             drain(repetition)
             end_to_end(repetition)

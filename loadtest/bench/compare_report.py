@@ -6,38 +6,44 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from report import RESULTS, shown, summarise, table
+from intervals import median_interval, verdict
+from report import CONDITIONS, RESULTS, flat, shown, summarise, table
 
 plt.rcParams.update({"svg.fonttype": "none"})  # text as text: a tenth of the size
 
 READING = Path(__file__).with_name("compare_reading.md")
 KEPT = RESULTS / "compare.json"
 COLOURS = {
-    "threads": "#1f77b4", "async": "#d95f02", "threads, more": "#9ecae1", "async, not pipelined": "#fdbe85",
-    "threads, one": "#9ecae1", "async, one": "#fdbe85",
+    "threads": "#1f77b4", "async": "#d95f02", "go": "#1b9e77", "threads, more": "#9ecae1", "async, not pipelined": "#fdbe85",
 }
-PLAIN = ("threads", "async")
+PLAIN = ("threads", "async", "go")
+PAIRS = (("threads", "async"), ("threads", "go"), ("async", "go"))
 WANTED = {
     "throughput": "per second", "p50_ms": "p50 ms", "p90_ms": "p90 ms", "p95_ms": "p95 ms", "p99_ms": "p99 ms", "p999_ms": "p99.9 ms",
     "max_ms": "most ms", "cpu_us api": "api µs", "cpu_us worker": "worker µs", "cpu_us postgres": "PostgreSQL µs",
-    "cpu_us kafka": "Kafka µs", "switches": "switches", "rss_mib": "resident MiB", "threads": "threads", "errors": "refused or broken",
-    "offered": "offered per second", "shed": "shed per second", "refused_at": "ended at", "ready_seconds": "ready s",
-    "machine_idle": "idle",
+    "cpu_us kafka": "Kafka µs", "cpu_us load": "load µs", "switches": "switches", "calls": "system calls", "rss_mib": "resident MiB",
+    "peak_mib": "peak MiB", "threads": "threads",
+    "errors": "refused or broken", "offered": "offered per second", "shed": "shed per second", "refused_at": "ended at",
+    "ready_seconds": "ready s", "machine_idle": "idle",
 }
-RATIOS = {"throughput": "throughput", "p50_ms": "p50", "p99_ms": "p99", "cpu_us api": "api's CPU", "cpu_us worker": "worker's CPU",
-          "switches": "switches", "rss_mib": "memory", "threads": "threads"}
+# Delays come from the open model only: in the closed model a slow answer also delays the next request.
+CLOSED = {"throughput": "per second", "cpu_us api": "api's CPU", "cpu_us worker": "worker's CPU", "switches": "context switches", "rss_mib": "memory"}
+OPEN = {"p50_ms": "p50", "p99_ms": "p99", "cpu_us api": "api's CPU"}
 # Each part's title, and how its conditions read.
 PARTS = {
     "start": ("At rest", ""),
-    "connections": ("By the number of clients", "{:,} clients"),
-    "coalescing": ("Nothing shared: each request has a statement and a connection of its own (DB_COALESCE=off, TWIN_PIPELINE=off)", "{:,} clients"),
-    "rates": ("The same rate for both", "{:,} per second"),
+    "clients": ("By the number of clients", "{:,}"),
+    "one-core": ("The program on a core of its own", "{:,}"),
+    "rates": ("The same rate for all", "{:,} per second"),
+    "grpc": ("gRPC", "{:,} calls in flight"),
+    "coalescing": ("Nothing shared", "{:,} clients"),
     "k6": ("k6, as users run it", "{:,} users"),
-    "idle": ("Beside connections that keep quiet", "{:,} busy, {:,} quiet"),
+    "idle": ("Next to quiet connections", "{:,} busy, {:,} quiet"),
     "slow-database": ("A slow database", "{:,} clients, {} ms late"),
     "slow-kafka": ("A slow Kafka", "{:,} clients, {} ms late"),
     "overload": ("Overload", ""),
     "worker": ("The worker", ""),
+    "syscalls": ("System calls", "{:,} clients"),
 }
 
 
@@ -73,23 +79,70 @@ def figures(part, found):
     return table(["", "", "", *(WANTED[name] for name in wanted)], rows)
 
 
-def ratios(parts):
-    """Ratio of threads to async, in throughput or cost."""
+def by_turn(measured):
+    """Maps case and condition to each side's figures of each turn."""
+    found = {}
+    for one in measured:
+        case, side = one["case"].split("|")
+        key = (case, *(one[name] for name in CONDITIONS if name in one))
+        found.setdefault(key, {}).setdefault(side, {})[one["turn"]] = dict(flat(one))
+    return found
+
+
+def ratio(sides, pair, figure):
+    """Median and interval of the ratios within the turns."""
+    ours, theirs = (sides.get(side, {}) for side in pair)
+    both = [(ours[turn].get(figure), theirs[turn].get(figure)) for turn in ours if turn in theirs]
+    seen = [one / other for one, other in both if one and other]
+    if not seen:
+        return ""
+    middle, low, high = median_interval(seen)
+    if low is None:
+        return f"{middle:.2f}, too few turns"
+    text = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return f"{text}, no difference shown" if verdict(low, high) == "no difference shown" else f"**{text}**"
+
+
+def ratios(kept):
+    """Each figure of one side divided by another's in the same turn."""
     rows = []
-    for part, found in parts.items():
-        for key, sides in found.items():
-            threads, other = (sides.get(side, {}) for side in PLAIN)
-            ratio = lambda name: f"{threads[name][0] / other[name][0]:.2f}" if name in threads and other.get(name, [0])[0] else ""
-            rows.append([key[0], condition(part, key), *(ratio(name) for name in RATIOS)])
-    return table(["", "", *RATIOS.values()], rows)
+    for part in PARTS:
+        if part == "syscalls" or "turns" not in kept.get(part, {}):
+            continue
+        for key, sides in by_turn(kept[part]["measured"]).items():
+            for figure, name in (OPEN if "fixed rate" in key[0] else CLOSED).items():
+                cells = [ratio(sides, pair, figure) for pair in PAIRS]
+                if any(cells):
+                    rows.append([key[0], condition(part, key), name, *cells])
+    return table(["", "", "", *(" / ".join(pair) for pair in PAIRS)], rows)
+
+
+def kinds(kept):
+    """The frequent system calls of a request, by kind."""
+    rows = [[one["case"].replace("|", ", "), f"{one['calls']:.1f}",
+             ", ".join(f"{name} {count:.2f}" for name, count in sorted(one["call"].items(), key=lambda it: -it[1]))]
+            for one in kept["measured"]]
+    return table(["", "in all", "of these"], rows)
 
 
 def conditions(kept):
     latest = max(kept.values(), key=lambda part: part["taken"])
     rows = [[name, str(value)] for name, value in latest["machine"].items() if name != "load_before"]
-    rows += [[f"part {name}", f"taken {part['taken']}"
-              + (f", {part['repetitions']} × {part['duration_s']} s" if "repetitions" in part else "")] for name, part in kept.items()]
-    return table(["", ""], rows)
+    return table(["", ""], rows) + "\n" + turns(kept)
+
+
+def turns(kept):
+    """What else the machine did in each part."""
+    rows = []
+    for name, part in kept.items():
+        if "turns" in part:
+            spread = lambda figure, shape: " to ".join(format(value, shape) for value in (f(turn[figure] for turn in part["turns"]) for f in (min, max)))
+            mhz = [one["mhz"] for one in part["measured"] if "mhz" in one]
+            disturbed = sum(turn["disturbed"] for turn in part["turns"])
+            cold = sum(not one.get("warm", True) for one in part["measured"])
+            rows.append([name, part["taken"], f"{len(part['turns'])} × {part['duration_s']} s", spread("steal", ".1%"), spread("other", ".1%"),
+                         spread("load", ".1f"), f"{min(mhz):.0f} to {max(mhz):.0f}" if mhz else "", str(part["repeated"]), str(disturbed), str(cold)])
+    return table(["part", "taken", "turns", "stolen", "other processes and kernel", "load", "MHz", "turns repeated", "kept though disturbed", "not warm"], rows)
 
 
 def facts(kept):
@@ -128,19 +181,6 @@ def lines(found, case, figure, title, ylabel, xlabel, log=False):
     return svg(chart)
 
 
-def distribution(found, case, clients):
-    """Percentiles of the time until the answer."""
-    names = {"p50_ms": "half", "p90_ms": "90 %", "p99_ms": "99 %", "p999_ms": "99.9 %", "max_ms": "all"}
-    chart, axes = plt.subplots()
-    for side in PLAIN:
-        seen = found.get((case, clients), {}).get(side)
-        if seen:
-            axes.plot(list(names.values()), [seen[name][0] for name in names], marker="o", label=side, color=COLOURS[side])
-    axes.set(yscale="log", xlabel="answered within", ylabel="ms", title=f"{case}, {clients} clients: time until the answer")
-    axes.legend()
-    return svg(chart)
-
-
 def bars(part, found, figure, title, xlabel):
     """One bar for each case and side."""
     chart, axes = plt.subplots()
@@ -161,21 +201,24 @@ def bars(part, found, figure, title, xlabel):
 
 
 def plots(part, found):
-    if part == "connections":
-        shapes = [("throughput", "answers", "per second", False), ("p99_ms", "99th percentile", "ms", True),
-                  ("cpu_us api", "CPU of the api", "µs per request", False), ("switches", "context switches", "per request", False),
+    if part in ("clients", "one-core"):
+        suffix = ", one core" if part == "one-core" else ""
+        shapes = [("throughput", "answers", "per second", False), ("cpu_us api", "CPU of the api", "µs per request", False), ("switches", "context switches", "per request", False),
                   ("rss_mib", "resident memory", "MiB", False), ("threads", "threads", "", True)]
-        for case in ("POST", "GET"):
-            yield distribution(found, case, 64)
+        for case in (f"POST{suffix}", f"GET{suffix}"):
+            if len({key[-1] for key in found if key[0] == case}) == 1:  # one point makes no line
+                yield bars(part, {key: sides for key, sides in found.items() if key[0] == case}, "throughput", case, "per second")
+                continue
             for figure, title, unit, log in shapes:
                 yield lines(found, case, figure, f"{case}: {title}", unit, "clients", log)
     elif part == "rates":
-        for figure, title in (("p50_ms", "median"), ("p99_ms", "99th percentile")):
-            yield lines(found, "POST at a fixed rate", figure, f"POST at a fixed rate: {title}", "ms", "offered per second", True)
-        yield lines(found, "POST at a fixed rate", "cpu_us api", "POST at a fixed rate: CPU of the api", "µs per request", "offered per second")
+        for case in ("POST at a fixed rate", "GET at a fixed rate"):
+            for figure, title in (("p50_ms", "median"), ("p99_ms", "99th percentile")):
+                yield lines(found, case, figure, f"{case}: {title}", "ms", "offered per second", True)
+            yield lines(found, case, "cpu_us api", f"{case}: CPU of the api", "µs per request", "offered per second")
     elif part == "idle":
         for figure, title, unit in (("rss_mib", "resident memory", "MiB"), ("threads", "threads", ""), ("throughput", "answers", "per second")):
-            yield lines(found, "GET beside idle connections", figure, f"64 busy clients beside quiet connections: {title}", unit, "quiet connections")
+            yield lines(found, "GET next to quiet connections", figure, f"64 busy clients next to quiet connections: {title}", unit, "quiet connections")
     elif part in ("slow-database", "slow-kafka"):
         yield bars(part, found, "throughput", PARTS[part][0], "per second")
         yield bars(part, found, "p50_ms", PARTS[part][0], "median, ms")
@@ -196,13 +239,14 @@ STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem a
 p,li{max-width:46rem}table{border-collapse:collapse;font-size:.8rem;display:block;overflow-x:auto}td,th{border:1px solid #ccc;
 padding:.2rem .5rem;text-align:right}td:first-child,th:first-child,td:nth-child(2){text-align:left}svg{max-width:100%;height:auto}
 figure{display:inline-block;width:min(100%,36rem);margin:0}"""
-HEAD = "Made by `make compare`. Each figure is the median of its repetitions; in small print the least and the most."
+HEAD = ("Made by `make compare`. Each figure is the median of its turns; in small print the least and the most. A ratio is taken within "
+        "a turn; its interval covers the true median with 95 % (sign test). It shows a difference only if it does not hold 1.")
 
 
 def as_html(markdown_table):
     """Converts a Markdown table to HTML; the result of `shown` is HTML already."""
     rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in markdown_table.strip().splitlines()]
-    cell = lambda text: text if "<sub>" in text else html.escape(text)
+    cell = lambda text: text if "<sub>" in text else spans(html.escape(text))
     row = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{cell(text)}</{tag}>" for text in cells) + "</tr>"
     return "<table>" + row(rows[0], "th") + "".join(row(line, "td") for line in rows[2:]) + "</table>"
 
@@ -234,17 +278,19 @@ def write():
     kept = json.loads(KEPT.read_text())["parts"]
     parts = {part: pairs(summarise(kept[part]["measured"])) for part in PARTS if part in kept}
     reading = READING.read_text() if READING.exists() else ""
-    sections = {"Threads, divided by async": ratios(parts)}
+    sections = {"Ratios within a turn": ratios(kept)}
     if "build" in kept:
         sections["What they are made of"] = facts(kept)
     drawn = {PARTS[part][0]: list(plots(part, found)) for part, found in parts.items()}
     sections |= {PARTS[part][0]: figures(part, found) for part, found in parts.items()}
+    if "syscalls" in kept:
+        sections["System calls by kind"] = kinds(kept["syscalls"])
     sections["Conditions"] = conditions(kept)
-    markdown = [f"# Threads and async, side by side\n\n{HEAD}\nWith plots: [compare.html](compare.html).\n", reading]
+    markdown = [f"# Threads, tasks and goroutines, side by side\n\n{HEAD}\nWith plots: [compare.html](compare.html).\n", reading]
     markdown += [f"## {title}\n\n{text}" for title, text in sections.items()]
     KEPT.with_suffix(".md").write_text("\n".join(markdown))
-    page = [f"<!doctype html><html lang=en><meta charset=utf-8><title>tbd: threads and async</title><style>{STYLE}</style>",
-            f"<h1>Threads and async, side by side</h1><p>{spans(HEAD)}</p>", *paragraphs(reading)]
+    page = [f"<!doctype html><html lang=en><meta charset=utf-8><title>tbd: threads, tasks, goroutines</title><style>{STYLE}</style>",
+            f"<h1>Threads, tasks and goroutines, side by side</h1><p>{spans(HEAD)}</p>", *paragraphs(reading)]
     for title, text in sections.items():
         page.append(f"<h2>{title}</h2>")
         page += [f"<figure>{chart[chart.index('<svg'):]}</figure>" for chart in drawn.get(title, [])]

@@ -62,6 +62,12 @@ def machine_cpu():
     return {"busy": sum(fields) - idle - steal, "idle": idle, "steal": steal}
 
 
+def mhz():
+    """The cores' mean frequency, as far as the machine shows it."""
+    seen = [float(value) for value in re.findall(r"cpu MHz\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text())]
+    return sum(seen) / max(1, len(seen))
+
+
 class Window:
     """Resource usage between its beginning and its end."""
 
@@ -82,15 +88,19 @@ class Window:
     def end(self):
         """Per request: CPU microseconds by group, context switches. And how busy the machine was."""
         a, b = self.begun, self.look()
-        requests = max(1, b["requests"] - a["requests"])
+        requests = max(1e-9, b["requests"] - a["requests"])
         switched = sum(count - a["switches"].get(thread, 0) for thread, count in b["switches"].items())
         machine = {key: b["machine"][key] - a["machine"][key] for key in a["machine"]}
+        ours = sum(b["cpu"].values()) - sum(a["cpu"].values())
         return {
             "rate": requests / (b["time"] - a["time"]),
             "cpu_us": {name: (b["cpu"][name] - a["cpu"][name]) / requests * 1e6 for name in self.groups},
             "switches": switched / requests,
             "machine_idle": machine["idle"] / max(1e-9, sum(machine.values())),
             "machine_steal": machine["steal"] / max(1e-9, sum(machine.values())),
+            # CPU of processes outside the groups, and the kernel's own.
+            "machine_other": max(0.0, machine["busy"] - ours) / max(1e-9, sum(machine.values())),
+            "mhz": mhz(),
             **memory_mib(self.main),
         }
 

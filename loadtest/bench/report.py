@@ -89,11 +89,17 @@ def ratios(summary, measured):
             yield from ratio(f"{case}, coalesced to not coalesced, {connections} connections", *both, "> 1")
     yield from ratio("replay, 64 connections, to pgbench's select, 64 clients", ("replay", 64), select, "≥ 0.5")
     yield from ratio("GET by id, 64 connections, to pgbench's select, 64 clients", ("GET", 64), select, "≥ 0.5")
+    for connections in (1, 20, 64, 256):
+        for method, goal in (("CreateOrder", "≥ 1.0"), ("GetOrder", "")):
+            both = (f"{method}, 8 connections", connections), (f"REST next to {method}", connections)
+            yield from ratio(f"{method}, {connections} calls over 8 connections, to REST over {connections}", *both, goal)
     yield from ratio("worker's backlog to pgbench's update, 64 clients", ("backlog",), update, "≥ 1.5")
     yield from figure("p99 of POST at 50 % of capacity", ("POST at 50 % of capacity",), "p99_ms", "≤ 15 ms", " ms")
     yield from figure("p99 from POST to completed at 50 % of capacity", ("POST to completed", 50), "p99_ms", "< 150 ms", " ms")
     yield from figure("api's CPU per POST, 64 connections", ("POST direct", 64), "cpu_us api", "≤ 120 µs", " µs")
     yield from figure("api's CPU per GET, 64 connections", ("GET", 64), "cpu_us api", "≤ 50 µs", " µs")
+    yield from figure("api's CPU per CreateOrder, 64 calls over 8 connections", ("CreateOrder, 8 connections", 64), "cpu_us api", "", " µs")
+    yield from figure("api's CPU per GetOrder, 64 calls over 8 connections", ("GetOrder, 8 connections", 64), "cpu_us api", "", " µs")
     yield from figure("api's highest resident memory, 64 connections", ("POST direct", 64), "peak_mib", "< 48 MiB", " MiB")
     yield from figure("worker's highest resident memory", ("backlog",), "peak_mib", "< 48 MiB", " MiB")
     yield from figure("api's start until ready", ("api start",), "ready_seconds", "< 1 s", " s")
@@ -192,6 +198,10 @@ def draw(summary, prefix):
         plots.append(lines(summary, writes[:3], "p99_ms", "ms", "POST: 99th percentile", f"{prefix}-writes-p99.svg"))
         plots.append(lines(summary, reads, "throughput", "per second", "Reads and replays per second", f"{prefix}-reads.svg"))
         plots.append(bars(summary, 64, f"{prefix}-cpu.svg"))
+    if "CreateOrder, 8 connections" in cases:
+        both = lambda method: [f"REST next to {method}", *(f"{method}, {n} connections" for n in (1, 8, 64))]
+        plots.append(lines(summary, both("CreateOrder"), "throughput", "per second", "Orders by gRPC", f"{prefix}-grpc-writes.svg", "calls at a time"))
+        plots.append(lines(summary, both("GetOrder"), "throughput", "per second", "Reads by gRPC", f"{prefix}-grpc-reads.svg", "calls at a time"))
     lists = sorted(case for case in cases if case.startswith("list, "))
     if len({key[1] for key in summary if key[0] in lists}) > 1:
         plots.append(lines(summary, lists, "p50_ms", "ms", "A page of a list, median", f"{prefix}-lists.svg", "orders in the table", logy=True))

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -37,16 +38,31 @@ def wait_until(what, seconds, condition):
         time.sleep(0.005)
 
 
-class Program:
-    """tbd-api or tbd-worker. The environment holds its settings; `settings` override them."""
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    def __init__(self, name, port, settings, folder=ENV["TBD_BIN"]):
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+PORTS = {"tbd-api": "API_PORT", "tbd-worker": "WORKER_PORT", "tbd-participant": "HTTP_PORT"}
+
+
+class Program:
+    """One of tbd's programs. The environment holds its settings; `settings` override them."""
+
+    def __init__(self, name, port, settings, folder=ENV["TBD_BIN"], core=None):
+        """`core`: the only one that it may run on."""
         self.url = f"http://127.0.0.1:{port}"
-        variable = "API_PORT" if name == "tbd-api" else "WORKER_PORT"
         self.log = open(Path(ENV["BENCH_STATE"]) / f"{name}.log", "ab")
         begun = time.monotonic()
+        pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
         self.process = subprocess.Popen(
-            [Path(folder) / name], env={**ENV, **settings, variable: str(port)}, stdout=self.log, stderr=self.log
+            [*pinned, Path(folder) / name], env={**ENV, **settings, PORTS[name]: str(port)}, stdout=self.log, stderr=self.log
         )
         self.pid = self.process.pid
         try:

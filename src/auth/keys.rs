@@ -35,7 +35,7 @@ pub enum KeyError {
     #[error("the set holds a secret (kty oct); only public keys may be in it")]
     SecretInSet,
     /// No key of the set is for a signature that we can verify.
-    #[error("the set has no key for a signature that is supported here")]
+    #[error("the set has no key for a supported signature algorithm")]
     NoKey,
     /// Among several keys, each needs a unique `kid`.
     #[error("the set has several keys; each needs a kid of its own")]

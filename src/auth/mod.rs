@@ -58,7 +58,7 @@ pub enum Refusal {
     #[error("The token is not a JWT of at most 8 KiB in a single Authorization header.")]
     Malformed,
     /// None of our keys signed it, or not with the algorithm that it names.
-    #[error("The token is not signed by a key that is known here.")]
+    #[error("The token is not signed by a known key.")]
     Unverified,
     /// `exp` has passed.
     #[error("The token has expired.")]
@@ -67,7 +67,7 @@ pub enum Refusal {
     #[error("The token is not valid yet.")]
     Early,
     /// It is from another issuer or for another audience, or a claim is missing or has another type.
-    #[error("The token's claims (exp, nbf, iss, sub, aud) are not those asked for here.")]
+    #[error("The token's claims (exp, nbf, iss, sub, aud) are not those required here.")]
     Claims,
 }
 
@@ -116,12 +116,28 @@ impl TokenCheck {
     /// # Errors
     /// 401 with `WWW-Authenticate: Bearer` (RFC 6750, section 3).
     pub fn admit(&self, request: &Request) -> Result<Identity, Problem> {
-        self.check(request.headers("Authorization"))
-            .map_err(Refusal::into_problem)
+        self.admit_values(request.headers("Authorization"))
     }
 
-    /// Checks the values of all `Authorization` headers of a request.
-    fn check<'a>(&self, mut values: impl Iterator<Item = &'a str>) -> Result<Identity, Refusal> {
+    /// Admits a call whose `authorization` metadata has these values, or refuses it.
+    ///
+    /// # Errors
+    /// As for [`admit`](Self::admit).
+    pub fn admit_values<'a>(
+        &self,
+        values: impl Iterator<Item = &'a str>,
+    ) -> Result<Identity, Problem> {
+        self.check(values).map_err(Refusal::into_problem)
+    }
+
+    /// Checks the values of all `Authorization` headers of a request, and returns its sender.
+    ///
+    /// # Errors
+    /// Why the request is refused.
+    pub fn check<'a>(
+        &self,
+        mut values: impl Iterator<Item = &'a str>,
+    ) -> Result<Identity, Refusal> {
         let token = bearer(values.next().unwrap_or_default()).ok_or(Refusal::Missing)?;
         if values.next().is_some() || token.len() > TOKEN_BYTES_MAX {
             return Err(Refusal::Malformed);

@@ -2,10 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-#[path = "../../tests/support/token.rs"]
-mod token;
-
-use token::{Issuer, SECRET, claims, hs256, message, now};
+use tbd_testkit::token::{Issuer, SECRET, claims, hs256, message, now};
 
 /// A check with both keys of the issuer, its name, and our audience.
 fn check_of(issuer: &Issuer) -> TokenCheck {

@@ -3,26 +3,23 @@
 use std::process;
 use std::sync::Arc;
 
-use tbd::config::{ApiConfig, CommandLine, EventDelivery, Program};
+use tbd::config::{ApiConfig, CommandLine, Program};
 use tbd::metrics::Metrics;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::adapters::http::{Api, page, routes};
-use tbd::orders::adapters::kafka::{Breaker, KafkaEventBus, watch_lag};
+use tbd::orders::adapters::kafka::KafkaEventBus;
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
-use tbd::orders::adapters::postgres::{self, AfterCommit, PostgresStore};
+use tbd::orders::adapters::postgres::{self, AfterCommit, PostgresStore, ReadReplica};
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
-use tbd::orders::app::queries::{GetOrder, ListOrders};
+use tbd::orders::app::queries::{GetOrder, GetSaga, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
-use tbd::orders::ports::Message;
-use tbd::wiring::health::Monitor;
+use tbd::orders::ports::{Message, OrderReader};
 use tbd::wiring::{
-    self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
+    self, Background, Checks, EVENTS_SHARE, GrpcServer, Kafka, Shutdown, ShutdownSignal, Telemetry,
 };
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
-use tbd_http::Router;
-use tbd_postgres::HealthCheck;
-use tbd_postgres::migrations::{Migrator, Source};
+use tbd_deadline::{Deadline, StopSignal};
+use tbd_http::{Router, Server};
+use tbd_postgres::Pool;
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -41,37 +38,103 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
     let metrics = Metrics::new();
     let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
     let signal = ShutdownSignal::new()?;
-    let stop = StopSignal::new();
+    let program = start(config, &metrics)?;
+    let shutdown = signal.wait(StopSignal::new())?;
+    program.stop(shutdown, config, telemetry);
+    Ok(())
+}
 
-    let token_check = config.auth.as_ref().map(wiring::token_check).transpose()?;
-    let migrator = Migrator::new(match &config.migrations_dir {
-        None => EMBEDDED,
-        Some(dir) => Source::Dir(dir.clone()),
-    })?;
-    let database = wiring::database_config(&config.database, "tbd-api");
-    let pool = wiring::pool(database.clone(), &metrics)?;
+/// What runs, and has to be stopped.
+struct Running {
+    background: Background,
+    /// Housekeeping ends after the last request, whose event it may handle.
+    stop_housekeeping: StopSignal,
+    bus: Arc<KafkaEventBus>,
+    http: Server,
+    grpc: Option<GrpcServer>,
+}
 
-    let kafka = Kafka::new(&config.kafka, "tbd-api", &metrics)?;
-    let producer = kafka.producer(&metrics)?;
-    let state = metrics
-        .orders
-        .circuit_breaker_state
-        .with_label_values(&["kafka-publish"]);
-    let breaker = Breaker::new(move |new| state.set(new as i64));
-    let bus = KafkaEventBus::new(producer, kafka.topics.clone()).with_breaker(breaker);
-    let bus = Arc::new(bus);
+fn start(config: &ApiConfig, metrics: &Metrics) -> Result<Running, AnyError> {
+    let token_check = wiring::token_check(config.auth.as_ref())?;
+    let mut background = Background::default();
+    let migrator = wiring::migrator(EMBEDDED, config.migrations_dir.as_deref())?;
+    let database = wiring::database_config(&config.database, "tbd-api")?;
+    let pool = wiring::pool(database.clone(), metrics)?;
+    let kafka = Kafka::new(&config.kafka, "tbd-api", metrics)?;
+    let breaker = wiring::breaker("publishing", "kafka-publish", metrics);
+    let bus = KafkaEventBus::new(kafka.producer(metrics)?, kafka.topics.clone());
+    let bus = Arc::new(bus.with_breaker(breaker));
+
+    let stop_housekeeping = StopSignal::new();
+    let api = api(
+        config,
+        metrics,
+        &pool,
+        &bus,
+        (&mut background, &stop_housekeeping),
+    )?;
+    let database_health = background.monitor_database(&pool, &migrator, postgres::TABLES)?;
+    let warm = Arc::clone(&bus);
+    let check = kafka
+        .clone()
+        .health_check(move |deadline| warm.warm_up(deadline));
+    let kafka_health = background.monitor("kafka-health", check)?;
+    let lag = kafka.watch_lag(metrics, background.stop.clone())?;
+    background.threads.push(lag);
+    if config.auto_migrate {
+        background.migrate(migrator, database)?;
+    }
+
+    let checks = Checks {
+        database: database_health,
+        kafka: Some(kafka_health),
+        services: Vec::new(),
+        stop: background.stop.clone(),
+    };
+    let router = page(
+        routes(Router::new(), Arc::clone(&api)),
+        config.jaeger_ui.as_deref(),
+    );
+    let mut router = wiring::probes(router, checks.clone(), metrics.clone(), config.http.port);
+    if let Some(check) = token_check.clone() {
+        router = router.guard("/v1/", move |request| check.admit(request));
+    }
+    let http = wiring::http_server(&config.http, router, metrics)?;
+    let mut grpc = None;
+    if let Some(config) = &config.grpc {
+        let pool = http.pool();
+        let background = &mut background;
+        let server =
+            wiring::grpc_server(config, api, token_check, pool, checks, metrics, background)?;
+        grpc = Some(server);
+    }
+    Ok(Running {
+        background,
+        stop_housekeeping,
+        bus,
+        http,
+        grpc,
+    })
+}
+
+/// The use cases, with housekeeping in the background until its own signal.
+fn api(
+    config: &ApiConfig,
+    metrics: &Metrics,
+    pool: &Pool,
+    bus: &Arc<KafkaEventBus>,
+    (background, stop_housekeeping): (&mut Background, &StopSignal),
+) -> Result<Arc<Api>, AnyError> {
     // In direct mode the committing thread also starts to publish the events of the orders.
-    let after_commit = (config.event_delivery == EventDelivery::Direct).then(|| {
-        let bus = Arc::clone(&bus);
+    let after_commit = (config.event_delivery == DeliveryMode::Direct).then(|| {
+        let bus = Arc::clone(bus);
         Box::new(move |messages: &[&Message]| bus.begin(messages)) as Box<AfterCommit>
     });
     let coalesce = config.database_coalesce;
     let store = PostgresStore::with_after_commit(pool.clone(), coalesce, after_commit);
     let store = Arc::new(store);
-
+    let reader = reader(config, &store, metrics)?;
     let meter = Arc::new(PrometheusMeter::new(metrics.orders.clone()));
-    // A separate stop signal: housekeeping ends after the last request, whose event it may handle.
-    let stop_housekeeping = StopSignal::new();
     let housekeeping = Housekeeping {
         outbox: store.clone(),
         keys: store.clone(),
@@ -79,78 +142,50 @@ fn run(config: &ApiConfig) -> Result<(), AnyError> {
         meter: meter.clone(),
         stop: stop_housekeeping.clone(),
     };
-    let (delivery, mut threads) = housekeeping.start(match config.event_delivery {
-        EventDelivery::Direct => DeliveryMode::Direct,
-        EventDelivery::Outbox => DeliveryMode::Outbox,
-    })?;
-
-    let mut check = HealthCheck::new(pool, migrator.clone(), postgres::TABLES);
-    let (database_health, thread) =
-        Monitor::start("database-health", stop.clone(), move || check.run())?;
-    threads.push(thread);
-    let warm = Arc::clone(&bus);
-    let check = kafka
-        .clone()
-        .health_check(move |deadline| warm.warm_up(deadline));
-    let (kafka_health, thread) = Monitor::start("kafka-health", stop.clone(), check)?;
-    threads.push(thread);
-    threads.push(watch_lag(
-        kafka.cluster.clone(),
-        config.kafka.consumer_group.clone(),
-        config.kafka.topic_order_created.clone(),
-        metrics.kafka.clone(),
-        stop.clone(),
-    )?);
-    let mut migrations = Vec::new();
-    if config.auto_migrate {
-        migrations.push(wiring::start_migrations(migrator, database, stop.clone())?);
-    }
-
-    let api = Api {
-        create: CreateOrder::new(
-            store.clone(),
-            bus.clone(),
-            delivery,
-            meter,
-            config.idempotency_ttl,
-        ),
+    let (delivery, threads) = housekeeping.start(config.event_delivery)?;
+    background.threads.extend(threads);
+    let ttl = config.idempotency_ttl;
+    Ok(Arc::new(Api {
+        create: CreateOrder::new(store.clone(), bus.clone(), delivery, meter, ttl),
         cancel: CancelOrder::new(store.clone()),
-        get: GetOrder::new(store.clone()),
-        list: ListOrders::new(store),
+        get: GetOrder::new(reader.clone()),
+        saga: GetSaga::new(store),
+        list: ListOrders::new(reader),
+    }))
+}
+
+/// What the queries read: `store`, behind a standby if there is one.
+fn reader(
+    config: &ApiConfig,
+    store: &Arc<PostgresStore>,
+    metrics: &Metrics,
+) -> Result<Arc<dyn OrderReader>, AnyError> {
+    let Some(settings) = &config.read_database else {
+        return Ok(store.clone());
     };
-    let checks = Checks {
-        database: database_health,
-        kafka: kafka_health,
-        stop: stop.clone(),
-    };
-    let router = page(routes(Router::new(), api), config.jaeger_ui.as_deref());
-    let mut router = wiring::probes(router, checks, metrics.clone(), config.http.port);
-    if let Some(check) = token_check {
-        router = router.guard("/v1/", move |request| check.admit(request));
+    let standby = wiring::database_config(settings, "tbd-api")?;
+    let pool = wiring::read_pool(standby, metrics)?;
+    let standby = PostgresStore::new(pool, config.database_coalesce);
+    let breaker = wiring::breaker("the standby", "database-read", metrics);
+    Ok(Arc::new(ReadReplica::new(standby, store.clone(), breaker)))
+}
+
+impl Running {
+    /// Order: readiness fails; no new requests; the last responses; their events; the spans.
+    fn stop(self, mut shutdown: Shutdown, config: &ApiConfig, telemetry: Telemetry) {
+        let (http, grpc, bus) = (self.http, self.grpc, self.bus);
+        self.background.stop.stop();
+        if let Some(grpc) = &grpc {
+            grpc.fail_health();
+        }
+        shutdown.drain(config.http.shutdown_drain);
+        shutdown.part("requests", shutdown.work(), move |end| {
+            wiring::stop_servers(http, grpc, end);
+        });
+        self.stop_housekeeping.stop();
+        shutdown.threads(self.background.threads);
+        let end = Deadline::after(EVENTS_SHARE);
+        shutdown.part("events", end, move |end| bus.close(end));
+        shutdown.finish(telemetry, self.background.migrations);
     }
-    let server = wiring::http_server(&config.http, router, &metrics)?;
-
-    let mut shutdown = signal.wait(StopSignal::new())?;
-
-    // Order: readiness fails; no new requests; the last responses; their events; the spans.
-    stop.stop();
-    shutdown.drain(config.http.shutdown_drain);
-    shutdown.part("requests", shutdown.work(), move |end| {
-        wiring::stop_server(server, end);
-    });
-    stop_housekeeping.stop();
-    shutdown.part("threads", Deadline::after(THREADS_SHARE), move |_| {
-        wiring::join(threads);
-    });
-    shutdown.part("events", Deadline::after(EVENTS_SHARE), move |end| {
-        bus.close(end);
-    });
-    shutdown.part("spans", Deadline::after(SPANS_SHARE), move |end| {
-        telemetry.shutdown(end);
-    });
-    shutdown.part("migrations", shutdown.rest(), move |_| {
-        wiring::join(migrations);
-    });
-    shutdown.end();
-    Ok(())
 }

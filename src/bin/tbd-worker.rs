@@ -2,27 +2,27 @@
 
 use std::process;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tbd::config::{CommandLine, GroupProtocol as WantedProtocol, Program, WorkerConfig};
+use tbd::config::{self, CommandLine, Program, WorkerConfig};
 use tbd::metrics::Metrics;
 use tbd::orders::adapters::kafka::{
-    AnnouncementHealth, ConsumerSettings, KafkaEventBus, OrderConsumers, watch_lag,
+    AnnouncementHealth, ConsumerSettings, KafkaEventBus, OrderConsumers,
 };
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::adapters::postgres::{self, PostgresStore};
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
-use tbd::orders::app::commands::ProcessOrders;
+use tbd::orders::app::SagaSweeper;
+use tbd::orders::app::commands::{ProcessOrders, RunSagas, Workflow};
 use tbd::wiring::health::Monitor;
 use tbd::wiring::{
-    self, Checks, EVENTS_SHARE, Kafka, SPANS_SHARE, ShutdownSignal, THREADS_SHARE, Telemetry,
+    self, Background, Checks, EVENTS_SHARE, Kafka, Shutdown, ShutdownSignal, THREADS_SHARE,
+    Telemetry,
 };
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
-use tbd_http::Router;
-use tbd_kafka::consumer::{ConsumerConfig, GroupProtocol};
-use tbd_postgres::HealthCheck;
-use tbd_postgres::migrations::Migrator;
+use tbd_deadline::{Deadline, StopSignal};
+use tbd_http::{Router, Server};
+use tbd_kafka::consumer::ConsumerConfig;
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -51,103 +51,156 @@ fn run(config: &WorkerConfig) -> Result<(), AnyError> {
     let metrics = Metrics::new();
     let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
     let signal = ShutdownSignal::new()?;
-    let stop = StopSignal::new();
     let abort = StopSignal::new();
+    let program = start(config, &metrics, &abort)?;
+    let shutdown = signal.wait(abort)?;
+    program.stop(shutdown, config, telemetry);
+    Ok(())
+}
 
-    let database = wiring::database_config(&config.database, "tbd-worker");
-    let pool = wiring::pool(database, &metrics)?;
-    let store = Arc::new(PostgresStore::new(pool.clone(), false));
-    let kafka = Kafka::new(&config.kafka, "tbd-worker", &metrics)?;
-    let producer = kafka.producer(&metrics)?;
-    let bus = Arc::new(KafkaEventBus::new(producer, kafka.topics.clone()));
+/// What runs, and has to be stopped.
+struct Running {
+    background: Background,
+    consumers: Vec<JoinHandle<()>>,
+    bus: Arc<KafkaEventBus>,
+    http: Server,
+}
 
-    let mut check = HealthCheck::new(pool, Migrator::new(EMBEDDED)?, postgres::TABLES);
-    let (database_health, database_thread) =
-        Monitor::start("database-health", stop.clone(), move || check.run())?;
+fn start(
+    config: &WorkerConfig,
+    metrics: &Metrics,
+    abort: &StopSignal,
+) -> Result<Running, AnyError> {
+    let mut background = Background::default();
+    let database = wiring::database_config(&config.database, "tbd-worker")?;
+    let pool = wiring::pool(database, metrics)?;
+    let kafka = Kafka::new(&config.kafka, "tbd-worker", metrics)?;
+    let bus = KafkaEventBus::new(kafka.producer(metrics)?, kafka.topics.clone());
+    let bus = Arc::new(bus);
+
+    let migrator = wiring::migrator(EMBEDDED, None)?;
+    let database_health = background.monitor_database(&pool, &migrator, postgres::TABLES)?;
     let warm = Arc::clone(&bus);
     let mut check = kafka
         .clone()
         .health_check(move |deadline| warm.warm_up(deadline));
     let announcement_health = AnnouncementHealth::default();
     let reported = announcement_health.clone();
-    let (kafka_health, kafka_thread) = Monitor::start("kafka-health", stop.clone(), move || {
+    let kafka_health = background.monitor("kafka-health", move || {
         check().and_then(|()| reported.health())
     })?;
+    let store = Arc::new(PostgresStore::new(pool, false));
+    let (workflow, services) = workflow(config, metrics, &store, &bus, abort, &mut background)?;
 
     let checks = Checks {
         database: database_health,
-        kafka: kafka_health,
-        stop: stop.clone(),
+        kafka: Some(kafka_health),
+        services,
+        stop: background.stop.clone(),
     };
     let router = wiring::probes(Router::new(), checks, metrics.clone(), config.http.port);
-    let server = wiring::http_server(&config.http, router, &metrics)?;
-
-    let step = SimulatedStep::new(
-        config.processing_time,
-        config.processing_failure_rate,
-        abort.clone(),
-    );
+    let http = wiring::http_server(&config.http, router, metrics)?;
     let consumers = OrderConsumers {
-        process: ProcessOrders {
-            repository: store,
-            step: Arc::new(step),
-            meter: Arc::new(PrometheusMeter::new(metrics.orders.clone())),
-            max_attempts: config.max_attempts,
-            stop: stop.clone(),
-        },
+        workflow,
         bus: bus.clone(),
-        orders: metrics.orders.clone(),
         worker: metrics.worker.clone(),
         announcement_health,
-        stop: stop.clone(),
+        stop: background.stop.clone(),
     };
-    let mut consumer = ConsumerConfig::new(
-        config.kafka.consumer_group.clone(),
-        [config.kafka.topic_order_created.clone()],
-    );
-    consumer.set_session_timeout(config.kafka.session_timeout);
-    consumer.group_protocol = match config.kafka.group_protocol {
-        WantedProtocol::Classic => GroupProtocol::Classic,
-        WantedProtocol::Consumer => GroupProtocol::Consumer,
-    };
-    consumer.max_poll_records = batch_size(config.processing_time);
-    let consumer_threads = consumers.start(ConsumerSettings {
+    let consumers = consumers.start(ConsumerSettings {
         cluster: kafka.cluster.clone(),
-        consumer,
+        consumer: consumer_config(config),
         metrics: metrics.kafka.clone(),
         concurrency: config.concurrency,
     })?;
-    let lag_thread = watch_lag(
-        kafka.cluster.clone(),
-        config.kafka.consumer_group.clone(),
-        config.kafka.topic_order_created.clone(),
-        metrics.kafka.clone(),
-        stop.clone(),
-    )?;
-    let threads = vec![database_thread, kafka_thread, lag_thread];
+    let lag = kafka.watch_lag(metrics, background.stop.clone())?;
+    background.threads.push(lag);
+    Ok(Running {
+        background,
+        consumers,
+        bus,
+        http,
+    })
+}
 
-    let mut shutdown = signal.wait(abort)?;
+type Services = Vec<(&'static str, Monitor)>;
 
-    // Order: readiness fails; the consumers finish the orders in hand, commit and leave the group;
-    // the last events; the spans.
-    stop.stop();
-    shutdown.part("consumers", shutdown.work(), move |_| {
-        wiring::join(consumer_threads);
-    });
-    shutdown.drain(config.http.shutdown_drain);
-    let threads_end = Deadline::after(THREADS_SHARE);
-    shutdown.part("probes", threads_end, move |end| {
-        wiring::stop_server(server, end);
-    });
-    shutdown.part("threads", threads_end, move |_| wiring::join(threads));
-    shutdown.part("events", Deadline::after(EVENTS_SHARE), move |end| {
-        bus.close(end);
-    });
-    shutdown.part("spans", Deadline::after(SPANS_SHARE), move |end| {
-        telemetry.shutdown(end);
-    });
-    shutdown.end();
-    Ok(())
+/// What the consumers do with orders, and the health of the services that it needs.
+fn workflow(
+    config: &WorkerConfig,
+    metrics: &Metrics,
+    store: &Arc<PostgresStore>,
+    bus: &Arc<KafkaEventBus>,
+    abort: &StopSignal,
+    background: &mut Background,
+) -> Result<(Box<dyn Workflow>, Services), AnyError> {
+    let meter = PrometheusMeter::new(metrics.orders.clone());
+    let stop = background.stop.clone();
+    let config::Workflow::Saga(addresses) = &config.workflow else {
+        let (time, failure_rate) = (config.processing_time, config.processing_failure_rate);
+        let workflow = ProcessOrders {
+            repository: store.clone(),
+            step: Arc::new(SimulatedStep::new(time, failure_rate, abort.clone())),
+            meter: Arc::new(meter),
+            max_attempts: config.max_attempts,
+            stop,
+        };
+        return Ok((Box::new(workflow), Vec::new()));
+    };
+    let meter = Arc::new(meter.with_sagas());
+    let participants = wiring::participants(addresses, &config.participants_access, metrics)?;
+    let services = wiring::monitor_participants(&participants, background)?;
+    let sweeper = SagaSweeper {
+        sagas: store.clone(),
+        participants: participants.clone(),
+        bus: bus.clone(),
+        meter: meter.clone(),
+        stop: stop.clone(),
+    };
+    background.threads.push(sweeper.start()?);
+    let workflow = RunSagas {
+        repository: store.clone(),
+        sagas: store.clone(),
+        participants,
+        meter,
+        stop,
+    };
+    Ok((Box::new(workflow), services))
+}
+
+fn consumer_config(config: &WorkerConfig) -> ConsumerConfig {
+    let group = config.kafka.consumer_group.clone();
+    let topic = config.kafka.topic_order_created.clone();
+    let mut consumer = ConsumerConfig::new(group, [topic]);
+    consumer.set_session_timeout(config.session_timeout);
+    consumer.group_protocol = config.group_protocol;
+    consumer.max_poll_records = match config.workflow {
+        config::Workflow::Step => batch_size(config.processing_time),
+        config::Workflow::Saga(_) => BATCH_MAX,
+    };
+    consumer
+}
+
+impl Running {
+    /// Order: readiness fails; the consumers finish the orders in hand, commit and leave the group;
+    /// the last events; the spans.
+    fn stop(self, mut shutdown: Shutdown, config: &WorkerConfig, telemetry: Telemetry) {
+        let (consumers, http, bus) = (self.consumers, self.http, self.bus);
+        self.background.stop.stop();
+        shutdown.part("consumers", shutdown.work(), move |_| {
+            wiring::join(consumers)
+        });
+        shutdown.drain(config.http.shutdown_drain);
+        let end = Deadline::after(THREADS_SHARE);
+        shutdown.part("probes", end, move |end| {
+            wiring::stop_servers(http, None, end);
+        });
+        let threads = self.background.threads;
+        shutdown.part("threads", end, move |_| wiring::join(threads));
+        let end = Deadline::after(EVENTS_SHARE);
+        shutdown.part("events", end, move |end| bus.close(end));
+        shutdown.finish(telemetry, self.background.migrations);
+    }
 }
 
 /// The maximum number of orders of one poll, if each takes `processing_time`.

@@ -59,10 +59,15 @@ fn version(program: Program) -> String {
 fn help(program: Program) -> String {
     let does = match program {
         Program::Api => "the HTTP API of tbd, a small distributed order-processing system",
-        Program::Worker => "the worker of tbd, which processes the orders that the API takes",
+        Program::Worker => "the worker of tbd, which processes the orders that the API accepts",
+        Program::Participant => {
+            "a service that takes part in the sagas of orders: inventory or payments"
+        }
     };
     let (usage, commands) = match program {
-        Program::Api => ("[healthcheck | --help | --version]", String::new()),
+        Program::Api | Program::Participant => {
+            ("[healthcheck | --help | --version]", String::new())
+        }
         Program::Worker => (
             "[healthcheck | dlq ... | --help | --version]",
             format!("{}\n", dlq::HELP),
@@ -74,9 +79,9 @@ fn help(program: Program) -> String {
     let mut text = format!(
         "{name}: {does}.\n\n\
          Usage: {name} {usage}\n\n\
-         healthcheck asks the one that runs with the same settings for /readyz, waits 2 s at\n\
-         most, and exits with 0 if it is ready, else with 1.\n\n{commands}\
-         It is configured by environment variables; an empty one counts as unset.\n\n\
+         healthcheck asks the running instance with the same settings for /readyz. It waits\n\
+         2 s at most, and exits with 0 if the instance is ready, otherwise with 1.\n\n{commands}\
+         Environment variables configure it; an empty one counts as unset.\n\n\
          {:name_width$}  {:default_width$}  Description\n",
         "Variable",
         "Default",

@@ -65,9 +65,9 @@ impl FromStr for Position {
 pub(super) const HELP: &str = "\
 Commands:
   dlq list                                   Show the dead letters, a line for each
-  dlq show PARTITION:OFFSET                  Show one whole, with its value
+  dlq show PARTITION:OFFSET                  Show one of them, with its value
   dlq replay PARTITION:OFFSET... [--dry-run] Send these back to the topic they came from
-  dlq replay --all [--dry-run]               Send every one back
+  dlq replay --all [--dry-run]               Send all of them back
 ";
 
 /// Parses the arguments after `dlq`.

@@ -1,68 +1,53 @@
-//! Parsing of the endpoints for traces: `OTEL_EXPORTER_OTLP_ENDPOINT` and `JAEGER_UI_URL`.
+//! Parsing of the endpoints for telemetry: `OTEL_EXPORTER_OTLP_ENDPOINT` and `JAEGER_UI_URL`.
 
-use super::reader::{is_network_host, number, split_port};
+use super::reader::{self, is_network_host, split_port};
 
-/// The port of OTLP over gRPC, which tbd does not speak.
+/// The registered port of OTLP over gRPC.
 const GRPC_PORT: &str = "4317";
-/// The port of OTLP over HTTP, which tbd speaks.
+/// The registered port of OTLP over HTTP.
 const HTTP_PORT: &str = "4318";
 
-/// A collector's base URL, with a note for the user.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A collector's address and the protocol that it speaks there.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    /// `http://host:port` with an optional path; `None`: no export.
-    pub url: Option<String>,
-    /// One sentence for the log, if the URL differs from the setting.
-    pub note: Option<String>,
+    /// OTLP over gRPC, not over HTTP.
+    pub is_grpc: bool,
+    /// `http` or `https`, `://host:port` and, over HTTP, an optional path.
+    pub url: String,
 }
 
-/// Parses an endpoint. A bare `host:4317`, the customary default, is the collector's gRPC port;
-/// its HTTP port replaces it. Accepts an `http` URL without user, query and fragment, a `host`, a
-/// `host:port`, or nothing; `None` for anything else.
-pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
+/// Parses an endpoint; `Some(None)` for an empty one. Without `protocol` (whether it is gRPC) the registered ports
+/// decide. Other ports speak HTTP if the address is a URL, and gRPC if it is bare, as addresses of gRPC are.
+pub(super) fn endpoint(text: &str, protocol: Option<bool>) -> Option<Option<Endpoint>> {
     let text = text.trim();
     if text.is_empty() {
-        return Some(Endpoint::default());
+        return Some(None);
     }
-    match text.split_once("://") {
-        None => bare(text),
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => url(rest),
-        // TLS is not built in.
-        Some(_) => None,
-    }
-}
-
-fn bare(text: &str) -> Option<Endpoint> {
-    let (host, port) = checked(text)?;
-    let (port, note) = match port {
-        Some(GRPC_PORT) => (
-            HTTP_PORT,
-            Some(format!(
-                "spans are sent by OTLP over HTTP to {host}:{HTTP_PORT}: \
-                 {host}:{GRPC_PORT} is the collector's gRPC port"
-            )),
-        ),
-        Some(port) => (port, None),
-        None => (HTTP_PORT, None),
+    let (scheme, rest) = match text.split_once("://") {
+        None => (None, text),
+        Some((scheme, rest)) => (Some(scheme.to_ascii_lowercase()), rest),
     };
-    Some(Endpoint {
-        url: Some(format!("http://{host}:{port}")),
-        note,
-    })
-}
-
-fn url(rest: &str) -> Option<Endpoint> {
     let (authority, path) = split_path(rest)?;
-    let (_, port) = checked(authority)?;
-    Some(Endpoint {
-        url: Some(format!("http://{authority}{path}")),
-        note: (port == Some(GRPC_PORT)).then(|| {
-            format!(
-                "spans are sent by OTLP over HTTP to {authority}, \
-                 but {GRPC_PORT} is usually the collector's gRPC port"
-            )
-        }),
-    })
+    let (host, port) = checked(authority)?;
+    let is_grpc = protocol.unwrap_or(match port {
+        Some(GRPC_PORT) => true,
+        Some(HTTP_PORT) => false,
+        _ => scheme.is_none(),
+    });
+    let (scheme, default_port) = match scheme.as_deref() {
+        None => ("http", if is_grpc { GRPC_PORT } else { HTTP_PORT }),
+        Some("http") => ("http", "80"),
+        Some("https") => ("https", "443"),
+        Some(_) => return None,
+    };
+    if is_grpc && !path.is_empty() {
+        return None;
+    }
+    let port = port.unwrap_or(default_port);
+    Some(Some(Endpoint {
+        is_grpc,
+        url: format!("{scheme}://{host}:{port}{path}"),
+    }))
 }
 
 /// A base URL for browsers, without a slash at its end; `Some(None)` for an empty value.
@@ -92,7 +77,7 @@ fn split_path(rest: &str) -> Option<(&str, &str)> {
 fn checked(authority: &str) -> Option<(&str, Option<&str>)> {
     let (host, port) = split_port(authority)?;
     if let Some(port) = port {
-        number(1..=u16::MAX)(port)?;
+        reader::port(port)?;
     }
     is_network_host(host).then_some((host, port))
 }

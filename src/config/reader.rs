@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::table::{Program, Variable, variables};
+use super::table::{Allowed, Program, Variable, variables};
 
 /// All errors of a configuration, in the table's words. Shows no secret: neither a password nor a
 /// value that may contain one.
@@ -54,6 +54,8 @@ pub(super) struct Reader<'a> {
     program: Program,
     lookup: &'a dyn Fn(&str) -> Option<OsString>,
     errors: Vec<ConfigError>,
+    /// Defaults that depend on another variable. The table describes them.
+    defaults: Vec<(&'static str, &'static str)>,
     /// The names that were read, so that a test can compare them with the table.
     #[cfg(test)]
     pub read: Vec<&'static str>,
@@ -65,6 +67,7 @@ impl<'a> Reader<'a> {
             program,
             lookup,
             errors: Vec::new(),
+            defaults: Vec::new(),
             #[cfg(test)]
             read: Vec::new(),
         }
@@ -72,26 +75,73 @@ impl<'a> Reader<'a> {
 
     /// The value of `name`, or its default if it is unset, empty or invalid. Records an invalid
     /// value as an error.
-    pub(super) fn get<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
+    pub(super) fn get<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Option<T>) -> T {
+        #[cfg(test)]
+        self.read.push(name);
         let variable = self.variable(name);
         if let Some(value) = self.given(name) {
-            match value.to_str().and_then(&parse) {
-                Some(value) => return value,
-                None => self.refuse(variable, value, variable.allowed.to_owned()),
+            if let Some(value) = value.to_str().and_then(&parse) {
+                return value;
             }
+            let allowed = variable.map(|variable| variable.allowed.to_string());
+            self.refuse(name, value, allowed.unwrap_or_default());
         }
-        parse(variable.default).expect("the table's defaults are valid; a test parses them all")
+        let dependent = self.defaults.iter().find(|(found, _)| *found == name);
+        dependent
+            .map(|(_, default)| *default)
+            .or(variable.map(|variable| variable.default))
+            .and_then(parse)
+            .expect("the table has a valid default for each variable; a test reads them all")
+    }
+
+    /// A number within the table's bounds.
+    pub(super) fn number<T: FromStr + PartialOrd>(&mut self, name: &'static str) -> T {
+        self.within_bounds(name, |text| text.parse().ok())
+    }
+
+    /// A duration within the table's bounds, such as `5m`, `72h`, `1h 30m` or `250ms`.
+    pub(super) fn duration(&mut self, name: &'static str) -> Duration {
+        self.within_bounds(name, |text| humantime::parse_duration(text).ok())
+    }
+
+    /// A size within the table's bounds, such as `512MiB`; a bare number means bytes.
+    pub(super) fn size(&mut self, name: &'static str) -> u64 {
+        self.within_bounds(name, size)
+    }
+
+    fn within_bounds<T: PartialOrd>(
+        &mut self,
+        name: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        let bounds = match self.variable(name).map(|variable| variable.allowed) {
+            Some(Allowed::Range(_, min, max, _)) => parse(min).zip(parse(max)),
+            _ => None,
+        };
+        self.get(name, |text| {
+            let (min, max) = bounds.as_ref()?;
+            parse(text.trim()).filter(|value| (min..=max).contains(&value))
+        })
+    }
+
+    /// One of `choices`, in any case.
+    pub(super) fn choice<T: Copy>(&mut self, name: &'static str, choices: &[(&str, T)]) -> T {
+        self.get(name, choice(choices))
+    }
+
+    /// Sets the default of `name`, where it depends on another variable.
+    pub(super) fn set_default(&mut self, name: &'static str, default: &'static str) {
+        self.defaults.push((name, default));
     }
 
     /// The value of a variable whose empty value differs from an unset one.
-    pub(super) fn get_even_empty<T>(&mut self, name: &str, parse: impl Fn(&str) -> Option<T>) -> T {
-        match (self.lookup)(name).and_then(|value| parse(value.to_str()?.trim())) {
-            Some(value) => {
-                self.variable(name);
-                value
-            }
-            None => self.get(name, parse),
-        }
+    pub(super) fn get_even_empty<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        let given = (self.lookup)(name).and_then(|value| parse(value.to_str()?.trim()));
+        given.unwrap_or_else(|| self.get(name, parse))
     }
 
     /// Whether `name` is set and not empty.
@@ -99,91 +149,86 @@ impl<'a> Reader<'a> {
         self.given(name).is_some()
     }
 
-    /// Records as an error that the valid value of `name` does not fit another variable.
-    pub(super) fn refuse_combination(&mut self, name: &str, allowed: String) {
-        let variable = self.variable(name);
+    /// Records as an error that `name`, valid by itself, does not fit another variable.
+    pub(super) fn refuse_combination(&mut self, name: &'static str, allowed: impl Into<String>) {
         let value = self.given(name).unwrap_or_default();
-        self.refuse(variable, value, allowed);
+        self.refuse(name, value, allowed.into());
     }
 
-    /// The configuration, or all errors.
-    pub(super) fn finish<T>(self, config: T) -> Result<T, ConfigErrors> {
-        if self.errors.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigErrors(self.errors))
+    /// Records that `name` must be given, because `other` is, if only `other` is.
+    pub(super) fn require_with(&mut self, name: &'static str, other: &'static str) {
+        if self.is_given(other) && !self.is_given(name) {
+            self.refuse_combination(name, format!("given, as {other} is"));
         }
     }
 
-    fn variable(&mut self, name: &str) -> &'static Variable {
-        let variable = variables(self.program)
-            .find(|variable| variable.name == name)
-            .expect("only variables of the table are asked for; a test asks for all");
-        #[cfg(test)]
-        self.read.push(variable.name);
-        variable
+    fn variable(&self, name: &str) -> Option<&'static Variable> {
+        variables(self.program).find(|variable| variable.name == name)
     }
 
     fn given(&self, name: &str) -> Option<OsString> {
         (self.lookup)(name).filter(|value| !value.to_string_lossy().trim().is_empty())
     }
 
-    fn refuse(&mut self, variable: &Variable, value: OsString, allowed: String) {
+    fn refuse(&mut self, name: &'static str, value: OsString, allowed: String) {
         const SHOWN_CHARS: usize = 80;
         let value = value.to_string_lossy();
-        // A URL's user part may hold a password as well.
-        let is_secret = variable.name.ends_with("_PASSWORD")
-            || variable.name.ends_with("_SECRET")
+        let is_secret = ["_PASSWORD", "_SECRET", "_HEADERS"]
+            .iter()
+            .any(|ending| name.ends_with(ending))
+            // A URL's user part may hold a password as well.
             || value.contains('@');
         self.errors.push(ConfigError {
-            name: variable.name,
+            name,
             value: (!is_secret).then(|| value.chars().take(SHOWN_CHARS).collect()),
             allowed,
         });
     }
 }
 
-/// A number within `range`.
-pub(super) fn number<T: FromStr + PartialOrd>(
-    range: RangeInclusive<T>,
-) -> impl Fn(&str) -> Option<T> {
-    move |text| {
-        let number = text.trim().parse().ok()?;
-        range.contains(&number).then_some(number)
+/// The configuration of `program` that `read` makes of the variables in `lookup`.
+///
+/// # Errors
+/// All bad variables at once.
+pub(super) fn parse<T>(
+    program: Program,
+    lookup: &dyn Fn(&str) -> Option<OsString>,
+    read: impl FnOnce(&mut Reader<'_>) -> T,
+) -> Result<T, ConfigErrors> {
+    let mut reader = Reader::new(program, lookup);
+    let config = read(&mut reader);
+    match reader.errors.is_empty() {
+        true => Ok(config),
+        false => Err(ConfigErrors(reader.errors)),
     }
 }
 
-/// A duration such as `5m`, `72h`, `1h 30m` or `250ms`, within `range`.
-pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Option<Duration> {
-    move |text| {
-        let duration = humantime::parse_duration(text.trim()).ok()?;
-        range.contains(&duration).then_some(duration)
-    }
+fn size(text: &str) -> Option<u64> {
+    let unit = text.find(|c: char| !c.is_ascii_digit());
+    let (digits, unit) = text.split_at(unit.unwrap_or(text.len()));
+    let factor: u64 = match unit.trim_start() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-/// A size such as `512MiB`, within `range`; a bare number means bytes.
-pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Option<u64> {
-    move |text| {
-        let text = text.trim();
-        let unit = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
-        let (digits, unit) = text.split_at(unit);
-        let factor: u64 = match unit.trim_start() {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            "TiB" => 1 << 40,
-            "kB" | "KB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "TB" => 1_000_000_000_000,
-            _ => return None,
-        };
-        let size = digits.parse::<u64>().ok()?.checked_mul(factor)?;
-        range.contains(&size).then_some(size)
-    }
+/// A TCP port.
+pub(super) fn port(text: &str) -> Option<u16> {
+    text.trim().parse().ok().filter(|port| *port > 0)
+}
+
+/// A path; whether it exists, its user finds out.
+pub(super) fn path(text: &str) -> Option<PathBuf> {
+    Some(PathBuf::from(text.trim()))
 }
 
 /// `true` or `false`, or a common synonym.
@@ -271,7 +316,7 @@ pub(super) fn brokers(text: &str) -> Option<Vec<String>> {
         .map(|broker| {
             let broker = broker.trim();
             let (host, port) = split_port(broker)?;
-            number(1..=u16::MAX)(port?)?;
+            self::port(port?)?;
             is_network_host(host).then(|| broker.to_owned())
         })
         .collect()

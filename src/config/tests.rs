@@ -1,4 +1,11 @@
+use super::reader::Reader;
 use super::*;
+use log::LevelFilter;
+use tbd_kafka::SaslMechanism;
+use tbd_postgres::TargetSessionAttrs;
+use tbd_telemetry::logging::LogFormat;
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// A lookup that knows only `pairs`.
 fn lookup<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
@@ -18,12 +25,19 @@ fn worker(pairs: &[(&str, &str)]) -> Result<WorkerConfig, ConfigErrors> {
     WorkerConfig::parse(&lookup(pairs))
 }
 
+fn participant(pairs: &[(&str, &str)]) -> Result<ParticipantConfig, ConfigErrors> {
+    ParticipantConfig::parse(&lookup(pairs))
+}
+
+const PROGRAMS: [Program; 3] = [Program::Api, Program::Worker, Program::Participant];
+
 /// Whether `program` accepts `value` for `name`.
 fn takes(program: Program, name: &str, value: &str) -> bool {
     let pairs = [(name, value)];
     match program {
         Program::Api => api(&pairs).is_ok(),
         Program::Worker => worker(&pairs).is_ok(),
+        Program::Participant => participant(&[pairs[0], ("PARTICIPANT", "payments")]).is_ok(),
     }
 }
 
@@ -35,12 +49,12 @@ fn an_empty_environment_gives_the_documented_defaults() {
         (api.http.acceptors, api.http.workers, api.http.queue),
         (2, 64, 1024)
     );
-    assert_eq!(api.http.memory_limit_bytes, 512 * MIB);
+    assert_eq!(api.http.memory_limit_bytes, 512 << 20);
     assert_eq!(api.http.shutdown_drain, Duration::ZERO);
     assert_eq!(api.log.level, LevelFilter::Info);
     assert_eq!(api.log.format, LogFormat::Json);
     assert_eq!(api.database.servers, [("localhost".to_owned(), 5432)]);
-    assert_eq!(api.database.target, SessionTarget::ReadWrite);
+    assert_eq!(api.database.target, TargetSessionAttrs::ReadWrite);
     assert_eq!(api.database.password.expose(), "secret");
     assert_eq!(
         (api.database.max_conns, api.database.max_idle_conns),
@@ -53,22 +67,73 @@ fn an_empty_environment_gives_the_documented_defaults() {
     assert_eq!(api.idempotency_ttl, 72 * HOUR);
     assert!(api.auto_migrate);
     assert_eq!(api.migrations_dir, None);
-    assert_eq!(api.event_delivery, EventDelivery::Direct);
+    assert_eq!(api.event_delivery, DeliveryMode::Direct);
     assert_eq!(api.telemetry.service_name, "tbd-api");
+    let collector = api.telemetry.collector.unwrap();
     assert_eq!(
-        api.telemetry.otlp_endpoint.as_deref(),
-        Some("http://localhost:4318")
+        (&*collector.url, collector.is_grpc),
+        ("http://localhost:4317", true)
     );
+    assert_eq!(api.telemetry.metrics_interval, None);
 
     let worker = worker(&[]).unwrap();
     assert_eq!(worker.http.address().to_string(), "0.0.0.0:9091");
     assert_eq!(worker.concurrency, 5);
+    assert_eq!(worker.workflow, Workflow::Step);
     assert_eq!(worker.max_attempts, 3);
     assert_eq!(worker.processing_time, Duration::ZERO);
     assert_eq!(worker.processing_failure_rate, 0.0);
     assert_eq!(worker.kafka.consumer_group, "tbd-workers");
-    assert_eq!(worker.kafka.session_timeout, Duration::from_secs(10));
+    assert_eq!(worker.session_timeout, Duration::from_secs(10));
     assert_eq!(worker.telemetry.service_name, "tbd-worker");
+}
+
+#[test]
+fn defaults_of_a_participant_depend_on_which_one_it_is() {
+    let defaults = |kind: &str| {
+        let config = participant(&[("PARTICIPANT", kind)]).unwrap();
+        assert_eq!(
+            (config.initial_stock, config.failure_rate),
+            (1_000_000, 0.0)
+        );
+        assert_eq!(config.latency, Duration::ZERO);
+        assert_eq!(config.allowed_clients, ["tbd-worker"]);
+        let ports = (config.grpc.address.port(), config.http.port);
+        (ports, config.database.name, config.telemetry.service_name)
+    };
+    let expected = |ports, name: &str| (ports, name.to_owned(), format!("tbd-{name}"));
+    assert_eq!(defaults("inventory"), expected((50052, 9092), "inventory"));
+    assert_eq!(defaults("payments"), expected((50053, 9093), "payments"));
+    let unset = participant(&[("GRPC_PORT", "0")]).unwrap_err().to_string();
+    assert!(
+        unset.contains("PARTICIPANT=\"\" must be inventory or payments."),
+        "{unset}"
+    );
+    assert!(unset.contains("GRPC_PORT"), "{unset}");
+}
+
+#[test]
+fn tls_of_a_participant_needs_a_certificate_and_its_key() {
+    let file = std::env::current_exe().unwrap();
+    let file = file.to_str().unwrap();
+    let tls = |given: &[&str]| {
+        let mut pairs = vec![("PARTICIPANT", "payments")];
+        pairs.extend(given.iter().map(|name| (*name, file)));
+        participant(&pairs).map(|config| config.grpc.tls.is_some())
+    };
+    let [cert, key, ca] = [
+        "GRPC_TLS_CERT_FILE",
+        "GRPC_TLS_KEY_FILE",
+        "GRPC_TLS_CLIENT_CA_FILE",
+    ];
+    assert_eq!(tls(&[]), Ok(false));
+    assert_eq!(tls(&[cert, key]), Ok(true));
+    assert_eq!(tls(&[cert, key, ca]), Ok(true));
+    for (given, missing) in [(cert, key), (key, cert), (ca, cert)] {
+        let error = tls(&[given]).unwrap_err();
+        assert_eq!(error.errors().len(), 1);
+        assert_eq!(error.errors()[0].name, missing);
+    }
 }
 
 #[test]
@@ -109,13 +174,34 @@ fn several_database_hosts_have_one_port_or_one_each() {
 }
 
 #[test]
+fn a_standby_has_the_database_and_login_of_the_primary() {
+    let read = |pairs: &[(&str, &str)]| api(pairs).map(|api| api.read_database);
+    assert!(read(&[]).unwrap().is_none());
+    let pairs = [("DB_READ_HOST", "s"), ("DB_HOST", "p"), ("DB_USER", "u")];
+    let standby = read(&pairs).unwrap().expect("a standby");
+    assert_eq!(standby.servers, [("s".to_owned(), 5432)]);
+    assert_eq!(
+        (standby.target, &*standby.user),
+        (TargetSessionAttrs::Any, "u"),
+        "a standby takes no writes"
+    );
+    let refused = read(&[("DB_READ_HOST", "a, b"), ("DB_READ_PORT", "1,2,3")]);
+    let refused = refused.expect_err("three for two").to_string();
+    assert!(
+        refused.contains("as many as DB_READ_HOST has hosts (2)"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn each_program_reads_exactly_its_rows_of_the_table() {
     let nothing = |_: &str| None;
-    for program in [Program::Api, Program::Worker] {
+    for program in PROGRAMS {
         let mut reader = Reader::new(program, &nothing);
         match program {
             Program::Api => drop(ApiConfig::read(&mut reader)),
             Program::Worker => drop(WorkerConfig::read(&mut reader)),
+            Program::Participant => drop(ParticipantConfig::read(&mut reader)),
         }
         let mut read = std::mem::take(&mut reader.read);
         read.sort_unstable();
@@ -127,10 +213,18 @@ fn each_program_reads_exactly_its_rows_of_the_table() {
 }
 
 #[test]
-fn the_api_has_the_defaults_of_the_group_it_does_not_join() {
-    let (api, worker) = (api(&[]).unwrap(), worker(&[]).unwrap());
-    assert_eq!(api.kafka.group_protocol, worker.kafka.group_protocol);
-    assert_eq!(api.kafka.session_timeout, worker.kafka.session_timeout);
+fn a_saga_has_the_addresses_of_its_participants() {
+    let saga = worker(&[
+        ("WORKER_WORKFLOW", "saga"),
+        ("PAYMENTS_ADDRESS", "a:1, b:2"),
+    ])
+    .unwrap();
+    let addresses = ParticipantAddresses {
+        inventory: "localhost:50052".into(),
+        payments: "a:1,b:2".into(),
+    };
+    assert_eq!(saga.workflow, Workflow::Saga(addresses));
+    assert!(!takes(Program::Worker, "INVENTORY_ADDRESS", "localhost"));
 }
 
 #[test]
@@ -194,17 +288,23 @@ const LOGIN: [(&str, &str); 4] = [
 fn a_login_at_kafka_is_taken_whole() {
     let security = api(&LOGIN).unwrap().kafka.security;
     assert_eq!(security.tls.unwrap().ca_file, None);
-    let sasl = security.sasl.unwrap();
-    assert_eq!(sasl.mechanism, SaslMechanism::ScramSha512);
-    assert_eq!(sasl.username, "tbd");
-    assert_eq!(sasl.password.expose(), " hunter2", "blanks may be meant");
+    let Some(KafkaSasl::Password {
+        mechanism: SaslMechanism::ScramSha512,
+        username,
+        password,
+    }) = security.sasl
+    else {
+        panic!("{:?}", security.sasl);
+    };
+    assert_eq!(username, "tbd");
+    assert_eq!(password.expose(), " hunter2", "blanks may be meant");
 
     let security = api(&[]).unwrap().kafka.security;
     assert!(security.tls.is_none() && security.sasl.is_none());
 }
 
 #[test]
-fn what_protects_kafka_must_fit_together() {
+fn what_protects_connections_must_fit_together() {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     for (pairs, message) in [
         (
@@ -230,6 +330,28 @@ fn what_protects_kafka_must_fit_together() {
                 ("KAFKA_SSL_CA_FILE", "/no/such/file"),
             ],
             "KAFKA_SSL_CA_FILE=\"/no/such/file\" must be a file that can be read.",
+        ),
+        (
+            &[
+                ("KAFKA_SECURITY_PROTOCOL", "SSL"),
+                ("KAFKA_SSL_CERT_FILE", manifest),
+            ],
+            "KAFKA_SSL_KEY_FILE=\"\" must be given, as KAFKA_SSL_CERT_FILE is.",
+        ),
+        (
+            &[
+                ("KAFKA_SECURITY_PROTOCOL", "SASL_SSL"),
+                ("KAFKA_SASL_MECHANISM", "OAUTHBEARER"),
+            ],
+            "KAFKA_SASL_OAUTH_TOKEN_FILE=\"\" must be given: KAFKA_SECURITY_PROTOCOL asks for a login.",
+        ),
+        (
+            &[("DB_SSLMODE", "verify-full")],
+            "DB_SSLROOTCERT=\"\" must be given: DB_SSLMODE asks for a check.",
+        ),
+        (
+            &[("DB_SSLROOTCERT", "system")],
+            "DB_SSLMODE=\"\" must be verify-full, as DB_SSLROOTCERT is system.",
         ),
     ] {
         let errors = worker(pairs).unwrap_err();
@@ -304,7 +426,7 @@ fn another_programs_variables_do_not_matter() {
 
 #[test]
 fn ranges_end_where_the_table_says() {
-    use Program::{Api, Worker};
+    use Program::{Api, Participant, Worker};
     for (program, name, good, bad) in [
         (
             Api,
@@ -414,6 +536,17 @@ fn ranges_end_where_the_table_says() {
             &["example.com"],
         ),
         (Worker, "WORKER_PORT", &["1"], &["0"]),
+        (Participant, "GRPC_PORT", &["1"], &["0"]),
+        (Participant, "PARTICIPANT", &["Inventory"], &["stock"]),
+        (
+            Participant,
+            "ALLOWED_CLIENTS",
+            &["a", "a, b.c"],
+            &["a,,b", "a b"],
+        ),
+        (Participant, "INVENTORY_STOCK", &["0"], &["-1", "1.5"]),
+        (Participant, "PARTICIPANT_LATENCY", &["60s"], &["61s"]),
+        (Participant, "PARTICIPANT_FAILURE_RATE", &["1"], &["1.1"]),
         (Worker, "WORKER_CONCURRENCY", &["1", "256"], &["0", "257"]),
         (Worker, "WORKER_MAX_ATTEMPTS", &["1", "100"], &["0", "101"]),
         (
@@ -463,6 +596,17 @@ fn ranges_end_where_the_table_says() {
 }
 
 #[test]
+fn the_longest_drain_is_the_one_that_the_shutdown_allows_for() {
+    let drain = |millis: u128| {
+        let value = format!("{millis}ms");
+        worker(&[("SHUTDOWN_DRAIN", &value)]).map(|worker| worker.http.shutdown_drain)
+    };
+    let longest = SHUTDOWN_DRAIN_MAX.as_millis();
+    assert_eq!(drain(longest), Ok(SHUTDOWN_DRAIN_MAX));
+    assert!(drain(longest + 1).is_err());
+}
+
+#[test]
 fn the_idle_default_gives_way_to_a_small_pool() {
     let config = api(&[("DB_MAX_CONNS", "3")]).unwrap();
     assert_eq!(config.database.max_idle_conns, 3);
@@ -484,24 +628,38 @@ fn two_topics_never_share_a_name() {
 }
 
 #[test]
-fn the_collectors_address_becomes_a_url() {
-    for (written, url, is_noted) in [
-        ("otel-collector:4317", "http://otel-collector:4318", true),
-        ("otel-collector:4318", "http://otel-collector:4318", false),
-        ("otel-collector", "http://otel-collector:4318", false),
-        ("[::1]:4317", "http://[::1]:4318", true),
-        ("http://c:4318/", "http://c:4318", false),
-        ("http://c/otlp", "http://c/otlp", false),
-        ("HTTP://c:4317", "http://c:4317", true),
+fn the_collectors_port_decides_about_an_unset_protocol() {
+    const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
+    for (written, protocol, url, is_grpc) in [
+        (
+            "otel-collector:4317",
+            "",
+            "http://otel-collector:4317",
+            true,
+        ),
+        ("otel-collector", "", "http://otel-collector:4317", true),
+        ("[::1]:4317", "", "http://[::1]:4317", true),
+        ("c:9", "", "http://c:9", true),
+        ("c:4318", "", "http://c:4318", false),
+        ("HTTP://c:4317/", "", "http://c:4317", true),
+        ("http://c:4318/", "", "http://c:4318", false),
+        ("https://c/otlp", "", "https://c:443/otlp", false),
+        ("http://c:9", "grpc", "http://c:9", true),
+        ("https://c", "grpc", "https://c:443", true),
+        ("c", "http/protobuf", "http://c:4318", false),
+        ("http://c:4317", "http/protobuf", "http://c:4317", false),
     ] {
-        let telemetry = api(&[("OTEL_EXPORTER_OTLP_ENDPOINT", written)])
-            .unwrap()
-            .telemetry;
-        assert_eq!(telemetry.otlp_endpoint.as_deref(), Some(url), "{written}");
-        assert_eq!(telemetry.endpoint_note.is_some(), is_noted, "{written}");
+        let config = api(&[(ENDPOINT, written), (PROTOCOL, protocol)]).unwrap();
+        let collector = config.telemetry.collector.unwrap();
+        assert_eq!(
+            (&*collector.url, collector.is_grpc),
+            (url, is_grpc),
+            "{written}"
+        );
     }
     for bad in [
-        "https://c:4318",
+        "http://c:4317/path",
         "grpc://c",
         "c:x",
         "c:0",
@@ -509,25 +667,41 @@ fn the_collectors_address_becomes_a_url() {
         "http://c/?q",
         "a b",
     ] {
-        assert!(
-            !takes(Program::Api, "OTEL_EXPORTER_OTLP_ENDPOINT", bad),
-            "{bad} was taken"
-        );
+        assert!(!takes(Program::Api, ENDPOINT, bad), "{bad} was taken");
     }
+    assert!(!takes(Program::Api, PROTOCOL, "http/json"));
 }
 
 #[test]
 fn an_empty_endpoint_or_a_disabled_sdk_exports_nothing() {
-    for pairs in [
-        [("OTEL_EXPORTER_OTLP_ENDPOINT", "")],
-        [("OTEL_SDK_DISABLED", "true")],
+    for pair in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+        ("OTEL_SDK_DISABLED", "true"),
     ] {
-        let telemetry = worker(&pairs).unwrap().telemetry;
-        assert_eq!(
-            (telemetry.otlp_endpoint, telemetry.endpoint_note),
-            (None, None)
-        );
+        let telemetry = worker(&[pair, ("OTEL_METRICS_EXPORTER", "otlp")])
+            .unwrap()
+            .telemetry;
+        assert!(telemetry.collector.is_none());
     }
+}
+
+#[test]
+fn metrics_are_exported_in_milliseconds_and_on_request() {
+    let exporter = ("OTEL_METRICS_EXPORTER", "otlp");
+    let interval = |pairs: &[(&str, &str)]| worker(pairs).unwrap().telemetry.metrics_interval;
+    assert_eq!(interval(&[exporter]), Some(Duration::from_secs(15)));
+    let often = ("OTEL_METRIC_EXPORT_INTERVAL", "2500");
+    assert_eq!(
+        interval(&[exporter, often]),
+        Some(Duration::from_millis(2500))
+    );
+    assert_eq!(interval(&[often]), None);
+}
+
+#[test]
+fn a_refused_header_for_the_collector_is_not_shown() {
+    let errors = api(&[("OTEL_EXPORTER_OTLP_HEADERS", "api-key")]).unwrap_err();
+    assert!(!errors.to_string().contains("api-key"), "{errors}");
 }
 
 #[test]
@@ -550,7 +724,7 @@ fn the_service_name_comes_from_the_most_specific_place() {
 
 #[test]
 fn help_shows_every_variable_with_its_default() {
-    for program in [Program::Api, Program::Worker] {
+    for program in PROGRAMS {
         let CommandLine::Print(help) = command_line(program, ["--help".into()]) else {
             panic!("--help prints");
         };
@@ -601,20 +775,12 @@ fn the_markdown_table_has_a_row_for_every_variable() {
 #[test]
 fn the_configuration_page_shows_the_table_of_each_program() {
     let page = include_str!("../../docs/configuration.md");
-    for program in [Program::Api, Program::Worker] {
+    for program in PROGRAMS {
         let table = markdown_table(program);
         assert!(
             page.contains(table.trim_end()),
             "docs/configuration.md should have, for {}:\n{table}",
             program.name()
         );
-    }
-}
-
-#[test]
-fn every_sampler_that_may_be_configured_is_known() {
-    for name in SAMPLERS {
-        let sampler = tbd_telemetry::tracing::Sampler::from_name(name, 0.5);
-        assert!(sampler.is_some(), "{name}");
     }
 }

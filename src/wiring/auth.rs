@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::auth::{KeyError, KeySource, TokenCheck};
 use crate::config::{AuthKey, AuthSettings};
@@ -23,11 +24,15 @@ pub enum AuthError {
     Keys(#[from] KeyError),
 }
 
-/// Reads the keys once and logs their number. Later changes take effect at the next start.
+/// The check that `settings` ask for, if any. Reads the keys once and logs their number. Later changes
+/// take effect at the next start.
 ///
 /// # Errors
 /// [`AuthError`]. Then the program must not start: it would admit nobody or everybody.
-pub fn token_check(settings: &AuthSettings) -> Result<TokenCheck, AuthError> {
+pub fn token_check(settings: Option<&AuthSettings>) -> Result<Option<Arc<TokenCheck>>, AuthError> {
+    let Some(settings) = settings else {
+        return Ok(None);
+    };
     let text;
     let source = match &settings.key {
         AuthKey::Hs256(secret) => KeySource::Secret(secret.expose().as_bytes()),
@@ -44,9 +49,9 @@ pub fn token_check(settings: &AuthSettings) -> Result<TokenCheck, AuthError> {
         settings.issuer.as_deref(),
         settings.audience.as_deref(),
     )?;
-    log::info!(keys = check.keys(); "/v1 is for requests with a bearer token");
+    log::info!(keys = check.keys(); "requests below /v1 need a bearer token");
     if settings.audience.is_none() {
-        log::warn!("AUTH_JWT_AUDIENCE is unset: tokens meant for other services are taken, too");
+        log::warn!("AUTH_JWT_AUDIENCE is unset: tokens for other services are accepted, too");
     }
-    Ok(check)
+    Ok(Some(Arc::new(check)))
 }

@@ -1,4 +1,4 @@
-//! Database setup of both programs: configuration, pool with metrics, migrations.
+//! Database setup of the programs: configuration, pool with metrics, migrations.
 
 use std::io;
 use std::process;
@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::config::{DatabaseSettings, SessionTarget};
+use crate::config::DatabaseSettings;
 use crate::metrics::{DatabaseMetrics, Metrics};
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
+use tbd_deadline::{Deadline, StopSignal};
 use tbd_postgres::migrations::{MigrationError, Migrator, SchemaState};
-use tbd_postgres::{DatabaseConfig, DatabaseError, Hooks, Pool, TargetSessionAttrs};
+use tbd_postgres::{DatabaseConfig, DatabaseError, FileError, Hooks, Pool, Tls};
 
 /// How long one attempt waits for the migration lock of another instance.
 const LOCK_BUDGET: Duration = Duration::from_secs(60);
@@ -20,18 +19,23 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Exit code when the migrations fail: somebody has to repair the database.
 const EXIT_MIGRATION: i32 = 1;
 
-/// The configuration for `settings`. `application` is the name in `pg_stat_activity`.
-pub fn database_config(settings: &DatabaseSettings, application: &str) -> DatabaseConfig {
+/// The configuration for `settings`. `application` is the name in `pg_stat_activity`. Reads the
+/// files of certificates and keys.
+///
+/// # Errors
+/// A file cannot be used.
+pub fn database_config(
+    settings: &DatabaseSettings,
+    application: &str,
+) -> Result<DatabaseConfig, FileError> {
     let mut servers = settings.servers.iter().cloned();
     // The settings hold at least one.
     let (host, port) = servers.next().unwrap_or_default();
-    DatabaseConfig {
+    let tls = settings.tls.clone();
+    Ok(DatabaseConfig {
         other_servers: servers.collect(),
-        target: match settings.target {
-            SessionTarget::Any => TargetSessionAttrs::Any,
-            SessionTarget::ReadWrite => TargetSessionAttrs::ReadWrite,
-            SessionTarget::Primary => TargetSessionAttrs::Primary,
-        },
+        target: settings.target,
+        tls: Tls::new(tls.mode, tls.roots, tls.identity)?,
         max_conns: settings.max_conns,
         max_idle_conns: settings.max_idle_conns,
         conn_max_lifetime: settings.conn_max_lifetime,
@@ -43,7 +47,7 @@ pub fn database_config(settings: &DatabaseSettings, application: &str) -> Databa
             settings.password.expose(),
             &settings.name,
         )
-    }
+    })
 }
 
 /// The pool, with its metrics. Does no I/O.
@@ -51,8 +55,7 @@ pub fn database_config(settings: &DatabaseSettings, application: &str) -> Databa
 /// # Errors
 /// When the configuration is contradictory.
 pub fn pool(config: DatabaseConfig, metrics: &Metrics) -> Result<Pool, DatabaseError> {
-    let hooks = Arc::new(DatabaseMeter(metrics.database.clone()));
-    let pool = Pool::with_hooks(config, hooks)?;
+    let pool = read_pool(config, metrics)?;
     let (measured, gauges) = (pool.clone(), metrics.database.clone());
     metrics.on_scrape(Box::new(move || {
         let status = measured.status();
@@ -62,6 +65,15 @@ pub fn pool(config: DatabaseConfig, metrics: &Metrics) -> Result<Pool, DatabaseE
         gauges.max.set(status.max.into());
     }));
     Ok(pool)
+}
+
+/// A further pool, for reads from a standby. It shares the metrics of statements and waits; the gauges
+/// of connections describe the main pool alone. Does no I/O.
+///
+/// # Errors
+/// When the configuration is contradictory.
+pub fn read_pool(config: DatabaseConfig, metrics: &Metrics) -> Result<Pool, DatabaseError> {
+    Pool::with_hooks(config, Arc::new(DatabaseMeter(metrics.database.clone())))
 }
 
 struct DatabaseMeter(DatabaseMetrics);

@@ -8,12 +8,13 @@ use jiff::Timestamp;
 use log::LevelFilter;
 use serde_json::value::RawValue;
 
-use crate::config::{DlqCommand, LogConfig, LogFormat, Position, Which, WorkerConfig};
+use crate::config::{DlqCommand, LogConfig, Position, TelemetrySettings, Which, WorkerConfig};
 use crate::metrics::Metrics;
 use crate::orders::adapters::kafka::{
     DeadLetters, KafkaEventBus, Letter, Letters, ReplayError, replay_letters,
 };
 use tbd_deadline::Deadline;
+use tbd_telemetry::logging::LogFormat;
 
 use super::{Kafka, Telemetry};
 
@@ -75,8 +76,12 @@ impl Tool {
             level: config.log.level.min(LevelFilter::Warn),
             format: LogFormat::Text,
         };
-        let telemetry =
-            Telemetry::start(&log, &config.telemetry, &metrics).map_err(Failure::Start)?;
+        // The metrics of one command would look like another worker's.
+        let settings = TelemetrySettings {
+            metrics_interval: None,
+            ..config.telemetry.clone()
+        };
+        let telemetry = Telemetry::start(&log, &settings, &metrics).map_err(Failure::Start)?;
         let kafka =
             Kafka::new(&config.kafka, "tbd-worker-dlq", &metrics).map_err(Failure::Kafka)?;
         let letters = DeadLetters::new(kafka.cluster.clone(), kafka.topics.dlq.clone());

@@ -1,4 +1,4 @@
-//! HTTP server setup of both programs.
+//! HTTP server setup of the programs.
 
 use std::process;
 use std::sync::Arc;
@@ -46,5 +46,7 @@ pub fn observers(metrics: HttpMetrics, workers: usize) -> Observers {
     for reason in SHED {
         metrics.shed.with_label_values(&[reason]);
     }
-    Arc::new(move || Box::new(HttpObserver::new(metrics.clone())))
+    // One is made for each gRPC call, too, so they share the metrics.
+    let metrics = Arc::new(metrics);
+    Arc::new(move || Box::new(HttpObserver::new(Arc::clone(&metrics))))
 }

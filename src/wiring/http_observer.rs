@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tbd_http::{Arrival, Observer};
@@ -23,7 +24,7 @@ const METHODS: [&str; 9] = [
 /// The observer of one thread. It caches metrics, since a look-up by labels costs more than the
 /// counting.
 pub(super) struct HttpObserver {
-    metrics: HttpMetrics,
+    metrics: Arc<HttpMetrics>,
     known: HashMap<(&'static str, &'static str, u16), (Histogram, IntCounter)>,
     current: Option<Observed>,
 }
@@ -39,7 +40,7 @@ struct Observed {
 }
 
 impl HttpObserver {
-    pub(super) fn new(metrics: HttpMetrics) -> Self {
+    pub(super) fn new(metrics: Arc<HttpMetrics>) -> Self {
         Self {
             metrics,
             known: HashMap::new(),
@@ -177,7 +178,7 @@ impl Observed {
     }
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+pub(super) fn milliseconds(duration: Duration) -> f64 {
     // Readers need no more than microseconds.
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -1,15 +1,17 @@
-//! Kafka setup of both programs: cluster, topics, producer, health check.
+//! Kafka setup of api and worker: cluster, topics, producer, health check.
 
+use std::io;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use super::topics::TopicCheck;
-use crate::config::{self, KafkaSecurity, KafkaSettings};
+use crate::config::{KafkaSasl, KafkaSecurity, KafkaSettings};
 use crate::metrics::Metrics;
-use crate::orders::adapters::kafka::{ClientMeter, ProducerMeter, Topics};
-use tbd_deadline::Deadline;
+use crate::orders::adapters::kafka::{ClientMeter, ProducerMeter, Topics, watch_lag};
+use tbd_deadline::{Deadline, StopSignal};
 use tbd_kafka::admin::{Admin, TopicSpec};
 use tbd_kafka::producer::{Compression, Producer, ProducerConfig};
-use tbd_kafka::{ClientConfig, Cluster, Error, Sasl, SaslMechanism, Security, Tls};
+use tbd_kafka::{ClientConfig, Cluster, Error, Sasl, Security, Tls};
 
 /// The cluster and its topics for orders.
 #[derive(Clone)]
@@ -21,6 +23,7 @@ pub struct Kafka {
     partitions: i32,
     replication: i16,
     compression: Compression,
+    consumer_group: String,
 }
 
 impl Kafka {
@@ -50,13 +53,8 @@ impl Kafka {
             },
             partitions: settings.topic_partitions,
             replication: settings.topic_replication,
-            compression: match settings.compression {
-                config::Compression::None => Compression::None,
-                config::Compression::Gzip => Compression::Gzip,
-                config::Compression::Snappy => Compression::Snappy,
-                config::Compression::Lz4 => Compression::Lz4,
-                config::Compression::Zstd => Compression::Zstd,
-            },
+            compression: settings.compression,
+            consumer_group: settings.consumer_group.clone(),
         })
     }
 
@@ -86,6 +84,20 @@ impl Kafka {
         move || check.run()
     }
 
+    /// Starts the thread `kafka-lag`, as [`watch_lag`] says: the lag of the workers behind created orders.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn watch_lag(&self, metrics: &Metrics, stop: StopSignal) -> io::Result<JoinHandle<()>> {
+        watch_lag(
+            self.cluster.clone(),
+            self.consumer_group.clone(),
+            self.topics.created.to_string(),
+            metrics.kafka.clone(),
+            stop,
+        )
+    }
+
     /// Our topics that the cluster does not have.
     pub(super) fn missing_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
         Admin::new(self.cluster.clone()).missing_topics(&self.topics.all(), deadline)
@@ -94,32 +106,33 @@ impl Kafka {
     pub(super) fn create_topics(&self, names: &[String], deadline: Deadline) -> Result<(), Error> {
         let specs: Vec<TopicSpec> = names
             .iter()
-            .map(|name| TopicSpec {
-                name: name.clone(),
-                partitions: self.partitions,
-                replication: self.replication,
-            })
+            .map(|name| TopicSpec::new(name.clone(), self.partitions, self.replication))
             .collect();
-        Admin::new(self.cluster.clone()).create_topics(&specs, deadline)
+        let created = Admin::new(self.cluster.clone()).create_topics(&specs, deadline)?;
+        created.into_values().collect()
     }
 }
 
 fn security(settings: &KafkaSecurity) -> Result<Security, Error> {
-    let tls = settings.tls.as_ref().map(|tls| match &tls.ca_file {
-        Some(path) => Tls::with_ca_file(path),
-        None => Tls::with_system_roots(),
+    let tls = settings.tls.as_ref().map(|tls| {
+        let identity = tls.identity.as_ref();
+        let identity = identity.map(|it| (&*it.certificate, &*it.key));
+        Tls::from_files(tls.ca_file.as_deref(), identity)
     });
-    let sasl = settings.sasl.as_ref().map(|sasl| Sasl {
-        mechanism: match sasl.mechanism {
-            config::SaslMechanism::Plain => SaslMechanism::Plain,
-            config::SaslMechanism::ScramSha256 => SaslMechanism::ScramSha256,
-            config::SaslMechanism::ScramSha512 => SaslMechanism::ScramSha512,
-        },
-        username: sasl.username.clone(),
-        password: sasl.password.expose().to_owned(),
+    let sasl = settings.sasl.as_ref().map(|sasl| match sasl {
+        KafkaSasl::Password {
+            mechanism,
+            username,
+            password,
+        } => Ok(Sasl::Password {
+            mechanism: *mechanism,
+            username: username.clone(),
+            password: password.expose().to_owned(),
+        }),
+        KafkaSasl::TokenFile(path) => Sasl::with_token_file(path),
     });
     Ok(Security {
         tls: tls.transpose()?,
-        sasl,
+        sasl: sasl.transpose()?,
     })
 }

@@ -1,4 +1,4 @@
-//! Start-up of both programs: command line, configuration, logs and spans.
+//! Start-up of the programs: command line, configuration, logs, and exports to a collector.
 
 use std::io::{self, Write};
 use std::process;
@@ -7,7 +7,8 @@ use crate::config::{self, CommandLine, ConfigErrors, LogConfig, Program, Telemet
 use crate::metrics::Metrics;
 use tbd_deadline::Deadline;
 use tbd_telemetry::logging;
-use tbd_telemetry::tracing::{self, Sampler, Tracing, TracingConfig};
+use tbd_telemetry::otlp::{self, MetricsExport, OtlpConfig};
+use tbd_telemetry::tracing::{self, Tracing, TracingConfig};
 
 /// Exit code for an invalid command line or configuration.
 const EXIT_USAGE: i32 = 2;
@@ -35,45 +36,67 @@ fn fail(message: &str) -> ! {
     process::exit(EXIT_USAGE);
 }
 
-/// Logs and spans of the process.
+/// Logs of the process, and its exports to a collector.
 pub struct Telemetry {
     tracing: Tracing,
+    metrics: Option<MetricsExport>,
 }
 
 impl Telemetry {
-    /// Sets up logging, then tracing.
+    /// Sets up logging, then the exports.
     ///
     /// # Errors
-    /// When the export's thread cannot be started.
+    /// A header or a CA certificate for the collector cannot be used, or an export's thread cannot be
+    /// started.
     pub fn start(
         log: &LogConfig,
         settings: &TelemetrySettings,
         metrics: &Metrics,
     ) -> io::Result<Self> {
-        let format = match log.format {
-            config::LogFormat::Json => logging::LogFormat::Json,
-            config::LogFormat::Text => logging::LogFormat::Text,
+        logging::init(&settings.service_name, log.level, log.format);
+        let collector = settings.collector.as_ref().map(|collector| {
+            otlp::Client::new(&OtlpConfig {
+                is_grpc: collector.is_grpc,
+                url: collector.url.clone(),
+                headers: collector
+                    .headers
+                    .iter()
+                    .map(|(name, value)| (name.clone(), value.expose().to_owned()))
+                    .collect(),
+                ca_file: collector.ca_file.clone(),
+            })
+        });
+        let collector = collector.transpose()?;
+        let version = env!("CARGO_PKG_VERSION");
+        let resource = tracing::resource(
+            &settings.service_name,
+            version,
+            &settings.resource_attributes,
+        );
+        let export = match (&collector, settings.metrics_interval) {
+            (Some(collector), Some(interval)) => {
+                Some(metrics.export(&resource, collector.clone(), interval)?)
+            }
+            _ => None,
         };
-        logging::init(&settings.service_name, log.level, format);
-        if let Some(note) = &settings.endpoint_note {
-            log::info!("{note}");
-        }
-        let sampler = Sampler::from_name(settings.sampler, settings.sampler_arg);
         let config = TracingConfig {
-            service_version: env!("CARGO_PKG_VERSION").to_owned(),
-            service_name: settings.service_name.clone(),
-            endpoint: settings.otlp_endpoint.clone(),
-            sampler: sampler.unwrap_or(Sampler::ParentBasedAlwaysOn),
-            resource_attributes: settings.resource_attributes.clone(),
+            resource,
+            version: version.to_owned(),
+            collector,
+            sampler: settings.sampler,
         };
-        let tracing = tracing::init(config, &metrics.tracing)?;
-        Ok(Self { tracing })
+        Ok(Self {
+            tracing: tracing::init(config, &metrics.tracing),
+            metrics: export,
+        })
     }
 
-    /// Exports the remaining spans, until `deadline` at most.
+    /// Exports the remaining spans and then the final metrics, until `deadline` at most.
     pub fn shutdown(self, deadline: Deadline) {
-        if !self.tracing.shutdown(deadline) {
-            log::warn!("the collector did not take the last spans in time");
+        let are_spans_sent = self.tracing.shutdown(deadline);
+        let are_metrics_sent = self.metrics.is_none_or(|export| export.shutdown(deadline));
+        if !are_spans_sent || !are_metrics_sent {
+            log::warn!("the collector did not accept the last spans and metrics in time");
         }
     }
 }

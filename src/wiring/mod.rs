@@ -1,28 +1,40 @@
-//! Wiring shared by both programs: start, probes, health checks and shutdown. Only this module and
+//! Wiring shared by the programs: start, probes, health checks and shutdown. Only this module and
 //! the programs depend on every other module.
 
 mod auth;
+mod background;
+mod breaker;
 mod database;
 mod dead_letters;
+mod grpc;
+mod grpc_observer;
 pub mod health;
 mod healthcheck;
 mod http;
 mod http_observer;
 mod kafka;
 mod lifecycle;
+mod participant;
+mod participants_access;
 mod probes;
+mod saga;
 mod shutdown;
 mod topics;
 
 pub use auth::{AuthError, token_check};
-pub use database::{database_config, pool, start_migrations};
+pub use background::{Background, migrator};
+pub use breaker::breaker;
+pub use database::{database_config, pool, read_pool, start_migrations};
 pub use dead_letters::dead_letters;
+pub use grpc::{GrpcError, GrpcServer, grpc_server};
 pub use healthcheck::healthcheck_command;
 pub use http::{http_server, observers};
 pub use kafka::Kafka;
 pub use lifecycle::{Telemetry, load};
+pub use participant::commands_server;
 pub use probes::{Checks, instance, probes};
+pub use saga::{monitor_participants, participants};
 pub use shutdown::{
     ABORT_AFTER, EVENTS_SHARE, SHUTDOWN_BUDGET, SPANS_SHARE, Shutdown, ShutdownSignal,
-    THREADS_SHARE, WORK_SHARE, join, stop_server,
+    THREADS_SHARE, WORK_SHARE, join, stop_servers,
 };

@@ -12,11 +12,14 @@ use tbd_http::{Response, Router};
 use tbd_telemetry::metrics::CONTENT_TYPE;
 
 /// The conditions of readiness.
+#[derive(Clone)]
 pub struct Checks {
     /// PostgreSQL and its schema.
     pub database: Monitor,
-    /// Kafka and its topics.
-    pub kafka: Monitor,
+    /// Kafka and its topics; `None` in a program that does not use it.
+    pub kafka: Option<Monitor>,
+    /// Further services by name: the participants of sagas.
+    pub services: Vec<(&'static str, Monitor)>,
     /// Readiness fails once this is given.
     pub stop: StopSignal,
 }
@@ -28,13 +31,26 @@ struct Readiness {
 }
 
 impl Checks {
+    /// Whether `/readyz` answers 200. Does not block.
+    pub fn is_ready(&self) -> bool {
+        !self.stop.is_stopped() && self.verdicts().values().all(Result::is_ok)
+    }
+
+    fn verdicts(&self) -> BTreeMap<&'static str, Result<(), String>> {
+        let kafka = self.kafka.as_ref().map(|kafka| ("kafka", kafka.health()));
+        let services = self.services.iter().map(|(name, it)| (*name, it.health()));
+        let database = ("database", self.database.health());
+        [database]
+            .into_iter()
+            .chain(kafka)
+            .chain(services)
+            .collect()
+    }
+
     /// Status and body of the response to `/readyz`. Does not block.
     pub fn readiness(&self) -> (u16, Vec<u8>) {
-        let verdicts = [
-            ("database", self.database.health()),
-            ("kafka", self.kafka.health()),
-        ];
-        let healthy = verdicts.iter().all(|(_, verdict)| verdict.is_ok());
+        let verdicts = self.verdicts();
+        let healthy = verdicts.values().all(Result::is_ok);
         let status = match (self.stop.is_stopped(), healthy) {
             (true, _) => "stopping",
             (false, true) => "ready",
@@ -43,7 +59,10 @@ impl Checks {
         let word = |verdict: Result<(), String>| verdict.err().unwrap_or_else(|| "ok".into());
         let readiness = Readiness {
             status,
-            checks: verdicts.map(|(name, verdict)| (name, word(verdict))).into(),
+            checks: verdicts
+                .into_iter()
+                .map(|(name, verdict)| (name, word(verdict)))
+                .collect(),
         };
         let code = if status == "ready" { 200 } else { 503 };
         // Strings and a map of strings cannot fail to serialize.

@@ -5,7 +5,7 @@
 //! | work | [`WORK_SHARE`], 20 s | the drain and the requests in flight (api); the orders in hand (worker) |
 //! | threads | [`THREADS_SHARE`], 3 s | housekeeping, which another instance takes over, and health checks |
 //! | events | [`EVENTS_SHARE`], 3 s | the producer, with the records that are not acknowledged yet |
-//! | spans | [`SPANS_SHARE`], 2 s | the export of traces |
+//! | spans | [`SPANS_SHARE`], 2 s | the export of traces and metrics |
 //! | migrations | the rest of the 30 s | a running migration: somebody would have to repair half a migration |
 //!
 //! A part ends as soon as its work is done. If it waits for a server that never answers, it ends
@@ -21,9 +21,9 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::{GrpcServer, Telemetry};
 use crate::config::SHUTDOWN_DRAIN_MAX;
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
+use tbd_deadline::{Deadline, StopSignal};
 use tbd_http::Server;
 
 /// Time limit of the whole shutdown. `shutdown-watchdog` ends the process with code 1 afterwards.
@@ -85,7 +85,7 @@ impl ShutdownSignal {
             .name("second-signal".into())
             .spawn(move || {
                 if self.0.forever().next().is_some() {
-                    log::warn!("second signal, not waiting any longer");
+                    log::warn!("second signal: ending the process at once");
                     process::exit(1);
                 }
             })?;
@@ -96,7 +96,9 @@ impl ShutdownSignal {
                 sleep_until(Deadline::after_instant(began, ABORT_AFTER));
                 abort.stop();
                 sleep_until(Deadline::after_instant(began, SHUTDOWN_BUDGET));
-                log::error!("not everything ended within {SHUTDOWN_BUDGET:?}, ending anyway");
+                log::error!(
+                    "the shutdown took longer than {SHUTDOWN_BUDGET:?}: ending the process"
+                );
                 process::exit(1);
             })?;
         Ok(Shutdown {
@@ -107,7 +109,7 @@ impl ShutdownSignal {
 }
 
 /// A shutdown in progress.
-#[must_use = "`end` ends the program"]
+#[must_use = "`finish` ends the program"]
 pub struct Shutdown {
     began: Instant,
     /// Whether every part so far has ended within its share.
@@ -127,7 +129,7 @@ impl Shutdown {
     }
 
     /// The end of the whole shutdown, for its last part.
-    pub fn rest(&self) -> Deadline {
+    fn rest(&self) -> Deadline {
         Deadline::after_instant(self.began, SHUTDOWN_BUDGET - 2 * GRACE)
     }
 
@@ -149,7 +151,7 @@ impl Shutdown {
         let thread = match thread {
             Ok(thread) => thread,
             Err(error) => {
-                log::error!("shutdown: no thread to end the {name} on: {error}");
+                log::error!("shutdown: cannot start the thread that ends the {name}: {error}");
                 self.is_complete = false;
                 return;
             }
@@ -158,15 +160,26 @@ impl Shutdown {
         match ended.recv_timeout(deadline.remaining() + GRACE) {
             Err(RecvTimeoutError::Disconnected) => join(vec![thread]),
             _ => {
-                log::warn!("shutdown: the {name} did not end in time, going on without");
+                log::warn!("shutdown: the {name} did not end in time, continuing without waiting");
                 self.is_complete = false;
             }
         }
     }
 
-    /// Ends the shutdown: returns if every part has ended. If not, exits with code 0, since the
-    /// caller might wait for a resource that an unfinished part holds.
-    pub fn end(self) {
+    /// Joins `threads`, which have their stop signal already, as a part of its own.
+    pub fn threads(&mut self, threads: Vec<JoinHandle<()>>) {
+        let end = Deadline::after(THREADS_SHARE);
+        self.part("threads", end, move |_| join(threads));
+    }
+
+    /// Sends the last spans and metrics, and joins `migrations`. Returns if every part has ended. If not,
+    /// exits with code 0, since the caller might wait for a resource that an unfinished part holds.
+    pub fn finish(mut self, telemetry: Telemetry, migrations: Vec<JoinHandle<()>>) {
+        let end = Deadline::after(SPANS_SHARE);
+        self.part("spans", end, move |end| telemetry.shutdown(end));
+        if !migrations.is_empty() {
+            self.part("migrations", self.rest(), move |_| join(migrations));
+        }
         log::info!("stopped");
         if !self.is_complete {
             process::exit(0);
@@ -174,9 +187,14 @@ impl Shutdown {
     }
 }
 
-/// Finishes the requests in flight until `deadline`, and stops `server`.
-pub fn stop_server(server: Server, deadline: Deadline) {
-    if let Err(error) = server.shutdown(deadline) {
+/// Finishes the requests and calls in flight until `deadline`, and stops both servers.
+pub fn stop_servers(http: Server, grpc: Option<GrpcServer>, deadline: Deadline) {
+    http.stop_accepting();
+    // The calls in flight need the HTTP server's threads.
+    if let Some(grpc) = grpc {
+        grpc.stop(deadline);
+    }
+    if let Err(error) = http.shutdown(deadline) {
         log::warn!("shutdown: {error}");
     }
 }

@@ -66,7 +66,7 @@ impl<W: FnMut(Deadline)> TopicCheck<W> {
         });
         if outcome.is_ok() {
             if self.missing_since.take().is_some() {
-                log::info!("all kafka topics are there");
+                log::info!("all kafka topics exist");
             }
             self.were_there = true;
             self.is_warm = true;
@@ -105,7 +105,7 @@ impl<W: FnMut(Deadline)> TopicCheck<W> {
         self.next_attempt = now + CREATE_PERIOD;
         match self.kafka.create_topics(missing, deadline) {
             Ok(()) => {
-                log::info!("created what kafka did not have: {}", missing.join(", "));
+                log::info!("created missing kafka topics: {}", missing.join(", "));
                 self.last_refusal = None;
                 Ok(())
             }

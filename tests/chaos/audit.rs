@@ -189,6 +189,9 @@ pub fn conclude(site: &Site, customers: &[Customer], journal: &Journal) {
         events(&topics.failed),
     );
     let letters = letters(kafka, &topics.dlq, journal);
+    if let Some(books) = site.books() {
+        judge_sagas(&site.stack, books, journal);
+    }
 
     let ordered: Vec<&Ordered> = customers
         .iter()
@@ -206,7 +209,7 @@ pub fn conclude(site: &Site, customers: &[Customer], journal: &Journal) {
     }
     for row in rows.values().flatten() {
         let says = |events: &Events| events.contains_key(&row.id);
-        let told = (
+        let found = (
             says(&created),
             says(&processed),
             says(&failed),
@@ -221,9 +224,9 @@ pub fn conclude(site: &Site, customers: &[Customer], journal: &Journal) {
                 continue;
             }
         };
-        if told != expected {
+        if found != expected {
             journal.violation(&format!(
-                "order {} is {}, but of created, processed, failed and dead letter there are {told:?}",
+                "order {} is {}, but of created, processed, failed and dead letter there are {found:?}",
                 row.id, row.status,
             ));
         }
@@ -306,11 +309,33 @@ fn events(kafka: &str, topic: &str, journal: &Journal) -> Events {
     counts
 }
 
-/// The orders whose messages are dead letters; the simulated failure is the only allowed reason.
+/// Every saga ended as its order did; what is completed is sold and captured once, and nothing is held.
+fn judge_sagas(stack: &Stack, books: [i64; 5], journal: &Journal) {
+    let otherwise = stack.number(
+        "SELECT count(*) FROM orders LEFT JOIN sagas ON order_id = orders.id
+          WHERE (status = 'canceled') <> (state IS NULL) OR state <> status",
+    );
+    if otherwise > 0 {
+        journal.violation(&format!(
+            "{otherwise} orders ended otherwise than their sagas"
+        ));
+    }
+    let completed = stack.number("SELECT count(*) FROM orders WHERE status = 'completed'");
+    if books != [0, 0, completed, 0, completed] {
+        let [lost, held, sold, authorized, captured] = books;
+        journal.violation(&format!(
+            "{completed} orders are completed, but {sold} units sold, {held} held, {lost} lost, {captured} payments captured, {authorized} open"
+        ));
+    }
+    journal.say(&format!("sagas: {completed} orders sold and captured"));
+}
+
+/// The orders whose messages are dead letters; the failures on purpose are the only allowed reasons.
 fn letters(kafka: &str, topic: &str, journal: &Journal) -> BTreeSet<String> {
     let letters = records(kafka, topic);
     for letter in &letters {
-        if letter.header("dlq-reason") != "simulated failure" {
+        let expected = ["simulated failure", "out_of_stock", "insufficient_funds"];
+        if !expected.contains(&letter.header("dlq-reason")) {
             let (id, reason) = (letter.key(), letter.header("dlq-reason"));
             journal.violation(&format!("a dead letter of order {id}: {reason}"));
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::plan::Plan;
 
 /// Violations printed in full; the rest are counted.
-const TOLD_MAX: usize = 30;
+const SHOWN_MAX: usize = 30;
 
 pub struct Journal {
     begun: Instant,
@@ -31,7 +31,7 @@ impl Journal {
     pub fn violation(&self, what: &str) {
         let line = format!("{} {what}", self.now());
         let mut violations = self.violations.lock().expect("violations");
-        if violations.len() < TOLD_MAX {
+        if violations.len() < SHOWN_MAX {
             println!("{} VIOLATION: {what}", self.now());
         }
         violations.push(line);
@@ -52,11 +52,11 @@ impl Journal {
             "verdict: {} violations ({plan})",
             violations.len()
         ));
-        let told = &violations[..violations.len().min(TOLD_MAX)];
+        let shown = &violations[..violations.len().min(SHOWN_MAX)];
         panic!(
             "{} violations, {plan}:\n{}",
             violations.len(),
-            told.join("\n")
+            shown.join("\n")
         );
     }
 

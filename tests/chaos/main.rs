@@ -8,12 +8,12 @@ mod clients;
 mod journal;
 mod plan;
 mod site;
-#[path = "../support/mod.rs"]
-mod support;
+use tbd_testkit as support;
 
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use clients::Shop;
 use journal::Journal;
 use plan::Plan;
 use site::Site;
-use support::repository;
+use support::{SetOnDrop, repository};
 
 /// The limit for recovery after the last fault: a breaker's 30 s, a publish's 10 s, and a group's
 /// session after that.
@@ -32,8 +32,15 @@ const SETTLED: Duration = Duration::from_secs(120);
 fn nothing_is_lost_or_done_twice_under_every_fault() {
     // Of the first thousand seeds, one with a short round (36 s) and an api without Kafka for longer
     // than a publish may take.
-    let plan = Plan::round(310);
+    let plan = Plan::round(310, false);
     assert_eq!(plan.kinds(), Plan::ALL_KINDS);
+    run(plan);
+}
+
+#[test]
+fn no_saga_is_left_halfway_under_every_fault() {
+    let plan = Plan::round(310, true);
+    assert_eq!(plan.kinds(), Plan::ALL_KINDS_OF_SAGAS);
     run(plan);
 }
 
@@ -67,6 +74,9 @@ fn chaos() {
 }
 
 fn run(plan: Plan) {
+    // Two sites at once would only find out how busy the machine is.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let journal = Journal::new();
     journal.say(&format!("{plan}"));
     let site = Site::open(&plan);
@@ -80,7 +90,8 @@ fn run(plan: Plan) {
         let auditor = scope.spawn(|| audit.follow(&journal, &settled));
 
         // The threads end even after a panic.
-        let _ending = OnDrop(&[&faults_over, &settled]);
+        let _settled = SetOnDrop(&settled);
+        let _faults_over = SetOnDrop(&faults_over);
         let begun = Instant::now();
         thread::scope(|faults| {
             for fault in plan.faults() {
@@ -121,15 +132,4 @@ fn run(plan: Plan) {
     }
     drop(site);
     journal.verdict(&plan);
-}
-
-/// Sets all flags when dropped.
-struct OnDrop<'a>(&'a [&'a AtomicBool]);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        for flag in self.0 {
-            flag.store(true, Ordering::SeqCst);
-        }
-    }
 }

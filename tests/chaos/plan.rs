@@ -6,6 +6,8 @@ use std::time::Duration;
 
 pub const APIS: usize = 2;
 pub const WORKERS: usize = 3;
+/// The participants of sagas: inventory, payments.
+pub const PARTICIPANTS: usize = 2;
 
 /// The target of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +17,9 @@ pub enum Target {
     Server(Server),
     /// The network between a program and a server.
     Link(usize, Server),
+    Participant(usize),
+    /// The network between all workers and a participant.
+    ParticipantLink(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +68,8 @@ enum Class {
     Server(Server),
     ApiLink(Server),
     WorkerLink(Server),
+    Participant,
+    ParticipantLink,
 }
 
 #[derive(Debug)]
@@ -71,12 +78,16 @@ pub struct Plan {
     pub length: Duration,
     /// Whether orders are answered once the database has them (EVENT_DELIVERY=outbox).
     pub outbox: bool,
+    /// Whether orders are processed as sagas (WORKER_WORKFLOW=saga).
+    pub saga: bool,
     faults: Vec<Fault>,
 }
 
 impl Plan {
     /// 4 classes of processes with 3 harms each, 4 of links with 6 each.
     pub const ALL_KINDS: usize = 4 * 3 + 4 * 6;
+    /// With sagas, one more class of each.
+    pub const ALL_KINDS_OF_SAGAS: usize = Plan::ALL_KINDS + 3 + 6;
 
     /// Faults for `length`. Each round has every kind once, in an order that the seed decides. The pause
     /// between two rounds lets breakers close.
@@ -85,6 +96,7 @@ impl Plan {
             seed,
             length,
             outbox: seed % 2 == 1,
+            saga: seed % 8 >= 4,
             faults: Vec::new(),
         };
         let mut random = fastrand::Rng::with_seed(seed);
@@ -97,11 +109,12 @@ impl Plan {
     }
 
     /// One round of every kind.
-    pub fn round(seed: u64) -> Plan {
+    pub fn round(seed: u64, saga: bool) -> Plan {
         let mut plan = Plan {
             seed,
             length: Duration::MAX,
             outbox: false,
+            saga,
             faults: Vec::new(),
         };
         let mut random = fastrand::Rng::with_seed(seed);
@@ -126,7 +139,7 @@ impl Plan {
         random: &mut fastrand::Rng,
         free_at: &mut BTreeMap<Target, Duration>,
     ) -> Duration {
-        let mut kinds = all_kinds();
+        let mut kinds = all_kinds(self.saga);
         random.shuffle(&mut kinds);
         // Kafka's faults last: after a long one, an api refuses orders for half a minute (the circuit
         // breaker), and all other faults would hit idle programs.
@@ -163,10 +176,11 @@ impl Plan {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let delivery = if self.outbox { "outbox" } else { "direct" };
+        let workflow = if self.saga { "sagas" } else { "steps" };
         let (seed, seconds, count) = (self.seed, self.length.as_secs(), self.faults.len());
         write!(
             f,
-            "seed {seed}, {seconds} s, {count} faults, {delivery} delivery"
+            "seed {seed}, {seconds} s, {count} faults, {delivery} delivery, {workflow}"
         )
     }
 }
@@ -179,6 +193,8 @@ impl Fault {
             Target::Server(server) => Class::Server(server),
             Target::Link(index, server) if index < APIS => Class::ApiLink(server),
             Target::Link(_, server) => Class::WorkerLink(server),
+            Target::Participant(_) => Class::Participant,
+            Target::ParticipantLink(_) => Class::ParticipantLink,
         };
         Kind(class, self.harm)
     }
@@ -188,29 +204,34 @@ impl Fault {
     fn recovery(&self) -> Duration {
         Duration::from_secs(match (self.target, self.harm) {
             (Target::Server(Server::Kafka), Harm::Kill | Harm::Restart) => 9,
-            (Target::Link(..), _) => 1,
+            (Target::Link(..) | Target::ParticipantLink(_), _) => 1,
             _ => 3,
         })
     }
 }
 
-fn all_kinds() -> Vec<Kind> {
+fn all_kinds(saga: bool) -> Vec<Kind> {
     use Harm::{Cut, Freeze, HalfOpen, Kill, LoseAnswers, Reset, Restart, Slow};
     let mut kinds = Vec::new();
-    for class in [
+    let processes = [
         Class::Api,
         Class::Worker,
         Class::Server(Server::Postgres),
         Class::Server(Server::Kafka),
-    ] {
+    ];
+    for class in processes
+        .into_iter()
+        .chain(saga.then_some(Class::Participant))
+    {
         kinds.extend([Kill, Freeze, Restart].map(|harm| Kind(class, harm)));
     }
-    for server in [Server::Postgres, Server::Kafka] {
-        for class in [Class::ApiLink(server), Class::WorkerLink(server)] {
-            kinds.extend(
-                [Slow, Cut, Freeze, HalfOpen, Reset, LoseAnswers].map(|harm| Kind(class, harm)),
-            );
-        }
+    let links = [Server::Postgres, Server::Kafka]
+        .into_iter()
+        .flat_map(|server| [Class::ApiLink(server), Class::WorkerLink(server)]);
+    for class in links.chain(saga.then_some(Class::ParticipantLink)) {
+        kinds.extend(
+            [Slow, Cut, Freeze, HalfOpen, Reset, LoseAnswers].map(|harm| Kind(class, harm)),
+        );
     }
     kinds
 }
@@ -223,6 +244,8 @@ fn targets(class: Class) -> Vec<Target> {
         Class::Server(server) => vec![Target::Server(server)],
         Class::ApiLink(server) => apis.map(|index| Target::Link(index, server)).collect(),
         Class::WorkerLink(server) => workers.map(|index| Target::Link(index, server)).collect(),
+        Class::Participant => (0..PARTICIPANTS).map(Target::Participant).collect(),
+        Class::ParticipantLink => (0..PARTICIPANTS).map(Target::ParticipantLink).collect(),
     }
 }
 

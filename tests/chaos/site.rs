@@ -13,6 +13,7 @@ use crate::support::edge::Edge;
 use crate::support::http::get;
 use crate::support::program::{API, Program, READY, Stack, WORKER, free_port};
 use crate::support::proxy::Proxy;
+use crate::support::services::{Service, books};
 use crate::support::topic::{records_after, try_committed};
 use crate::support::{Database, OwnServer};
 
@@ -36,6 +37,8 @@ pub struct Site {
     pub stack: Stack,
     kafka: Mutex<OwnServer>,
     postgres: Mutex<OwnServer>,
+    /// Those of sagas, each behind a proxy; none if orders are no sagas.
+    participants: Vec<(Mutex<Service>, Proxy)>,
 }
 
 /// An api or a worker, across its restarts.
@@ -80,6 +83,23 @@ impl Site {
             .set("WORKER_MAX_ATTEMPTS", "2")
             .set("PROCESSING_TIME", "15ms")
             .set("PROCESSING_FAILURE_RATE", "0.15");
+        let participants = match plan.saga {
+            true => ["inventory", "payments"].map(participant).into(),
+            false => Vec::new(),
+        };
+        let stack = match &participants[..] {
+            [(_, inventory), (_, payments)] => stack
+                .set("WORKER_WORKFLOW", "saga")
+                .set(
+                    "INVENTORY_ADDRESS",
+                    &format!("127.0.0.1:{}", inventory.port()),
+                )
+                .set(
+                    "PAYMENTS_ADDRESS",
+                    &format!("127.0.0.1:{}", payments.port()),
+                ),
+            _ => stack,
+        };
         let members: Vec<Member> = to_postgres
             .into_iter()
             .zip(to_kafka)
@@ -108,13 +128,15 @@ impl Site {
             let mut program = member.program.lock().expect("a program");
             program.become_ready(READY);
         }
-        let ports: Vec<u16> = members[..APIS].iter().map(|member| member.port).collect();
+        // Customers order over HTTP; nobody listens for gRPC.
+        let ports: Vec<_> = members[..APIS].iter().map(|api| (api.port, 9)).collect();
         Site {
             members,
             edge: Edge::before(&ports),
             stack,
             kafka: Mutex::new(kafka),
             postgres: Mutex::new(postgres),
+            participants,
         }
     }
 
@@ -134,6 +156,13 @@ impl Site {
                 member.inflict(harm, lasting, &self.stack, journal);
             }
             Target::Server(server) => self.inflict_server(server, harm, lasts, journal),
+            Target::Participant(index) => self.inflict_participant(index, harm, lasts, journal),
+            Target::ParticipantLink(index) => {
+                let (service, link) = &self.participants[index];
+                let name = service.lock().expect("a participant").name();
+                journal.say(&format!("workers to {name}: {harm:?} for {lasts:.1?}"));
+                break_link(link, harm, lasts);
+            }
             Target::Link(index, server) => {
                 let member = &self.members[index];
                 let link = match server {
@@ -177,6 +206,43 @@ impl Site {
                 journal.say(&format!("{server:?} is back"));
             }
         }
+    }
+
+    fn inflict_participant(&self, index: usize, harm: Harm, lasts: Duration, journal: &Journal) {
+        let mut service = self.participants[index].0.lock().expect("a participant");
+        journal.say(&format!("{}: {harm:?} for {lasts:.1?}", service.name()));
+        match harm {
+            Harm::Freeze => {
+                service.program.freeze();
+                thread::sleep(lasts);
+                service.program.thaw();
+            }
+            _ => {
+                match harm {
+                    Harm::Kill => service.program.kill(),
+                    _ => {
+                        service.program.terminate();
+                        let status = service.program.wait(ENDED);
+                        if status.code() != Some(0) {
+                            let name = service.name();
+                            journal.violation(&format!("{name} ended with {status} after SIGTERM"));
+                        }
+                    }
+                }
+                thread::sleep(lasts);
+                service.restart();
+            }
+        }
+    }
+
+    /// The books of both participants; `None` if orders are no sagas.
+    pub fn books(&self) -> Option<[i64; 5]> {
+        let [(inventory, _), (payments, _)] = &self.participants[..] else {
+            return None;
+        };
+        let inventory = inventory.lock().expect("a participant");
+        let payments = payments.lock().expect("a participant");
+        Some(books(&inventory, &payments))
     }
 
     /// Watches memory, and restarts a program that exits by itself, which is a violation.
@@ -271,6 +337,12 @@ impl Site {
             if !ready.is_ok_and(|response| response.status == 200) {
                 return Some(format!("{} is not ready", member.name));
             }
+        }
+        let left = self
+            .stack
+            .number("SELECT count(*) FROM sagas WHERE state IN ('running', 'compensating')");
+        if left > 0 {
+            return Some(format!("{left} sagas unfinished"));
         }
         let left = self.stack.count("outbox");
         if left > 0 {
@@ -388,6 +460,13 @@ fn proxies(upstream: impl Fn(usize) -> String) -> Vec<Proxy> {
     (0..APIS + WORKERS)
         .map(|index| Proxy::before(&upstream(index)))
         .collect()
+}
+
+/// A participant that now and then answers nothing, and its proxy.
+fn participant(name: &'static str) -> (Mutex<Service>, Proxy) {
+    let service = Service::start(name, &[("PARTICIPANT_FAILURE_RATE", "0.02")]);
+    let proxy = Proxy::before(&service.address());
+    (Mutex::new(service), proxy)
 }
 
 /// A listener for each program: the advertised address leads the program through its own proxy.

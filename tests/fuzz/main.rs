@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tbd_kafka::wire::APIS;
+use tbd_kafka::ApiKey;
 
 /// How long a target runs on damaged seeds.
 const BUDGET: Duration = Duration::from_millis(150);
@@ -98,7 +98,7 @@ fn the_fuzzer_has_one_program_for_every_target() {
 #[test]
 fn every_answer_that_the_kafka_client_decodes_has_a_target() {
     let targets: BTreeSet<&str> = targets::ALL.iter().map(|(name, _)| *name).collect();
-    for api in APIS {
+    for api in ApiKey::ALL {
         let mut name = "kafka".to_owned();
         for letter in format!("{api:?}").chars() {
             if letter.is_ascii_uppercase() {

@@ -10,9 +10,8 @@ use tbd::orders::adapters::kafka::created_order;
 use tbd::orders::ports::IdempotencyKey;
 use tbd_grpc::h2::{Connection, Event, Limits, Role};
 use tbd_grpc::hpack::{Decoder, Encoder, Header, ListSize};
-use tbd_kafka::batch::{next_batch, whole_batches};
-use tbd_kafka::group::protocol::{Subscription, decode_assignment};
-use tbd_kafka::wire;
+use tbd_kafka::internals::{self, Subscription, decode_assignment};
+use tbd_kafka::internals::{next_batch, whole_batches};
 use tbd_telemetry::tracing::{deserialize, extract, serialize};
 
 /// The function over the bytes.
@@ -54,7 +53,20 @@ pub const ALL: &[(&str, Target)] = &[
     ("kafka_create_topics", answer::<19>),
     ("kafka_delete_topics", answer::<20>),
     ("kafka_consumer_group_heartbeat", answer::<68>),
+    ("kafka_create_partitions", answer::<37>),
+    ("kafka_delete_records", answer::<21>),
+    ("kafka_describe_configs", answer::<32>),
+    ("kafka_incremental_alter_configs", answer::<44>),
+    ("kafka_list_groups", answer::<16>),
+    ("kafka_describe_groups", answer::<15>),
+    ("kafka_consumer_group_describe", answer::<69>),
+    ("kafka_delete_groups", answer::<42>),
+    ("kafka_offset_delete", answer::<47>),
     ("kafka_init_producer_id", answer::<22>),
+    ("kafka_add_partitions_to_txn", answer::<24>),
+    ("kafka_add_offsets_to_txn", answer::<25>),
+    ("kafka_end_txn", answer::<26>),
+    ("kafka_txn_offset_commit", answer::<28>),
     ("kafka_sasl_authenticate", answer::<36>),
 ];
 
@@ -63,11 +75,10 @@ fn answer<const API: i16>(bytes: &[u8]) {
     let Some((&version, frame)) = bytes.split_first() else {
         return;
     };
-    let api = API.try_into().expect("a request of Kafka");
-    let range = wire::supported(api).expect("a request that we send");
+    let (api, oldest, newest) = internals::request(API).expect("a request that we send");
     // Every byte names a supported version, so that no input is wasted.
-    let version = range.min + i16::from(version) % (range.max - range.min + 1);
-    let _ = wire::try_decode(api, version, Bytes::copy_from_slice(frame));
+    let version = oldest + i16::from(version) % (newest - oldest + 1);
+    let _ = internals::try_decode(api, version, Bytes::copy_from_slice(frame));
 }
 
 /// A header block. Decoded headers survive encoding and decoding, and never exceed the limit.

@@ -27,8 +27,9 @@ fn expressions(value: &Value, found: &mut Vec<String>) {
 
 /// The words of a text that look like tbd's metrics.
 fn metrics_in(text: &str) -> BTreeSet<&str> {
-    const OURS: [&str; 11] = [
+    const OURS: [&str; 12] = [
         "http_",
+        "grpc_server_",
         "kafka_",
         "db_",
         "order_",
@@ -104,12 +105,15 @@ fn passed_on(compose: &str) -> Vec<(String, String)> {
 #[test]
 fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
     // In containers the other servers have other names.
-    const ELSEWHERE: [&str; 5] = [
+    const ELSEWHERE: [&str; 8] = [
         "DB_HOST",
         "KAFKA_BROKERS",
+        "INVENTORY_ADDRESS",
+        "PAYMENTS_ADDRESS",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
-        "JAEGER_UI_URL",  // on the port that Compose publishes
-        "SHUTDOWN_DRAIN", // nginx learns late that a container ends
+        "OTEL_METRICS_EXPORTER", // there is a collector
+        "JAEGER_UI_URL",         // on the port that Compose publishes
+        "SHUTDOWN_DRAIN",        // nginx learns late that a container ends
     ];
     let passed = passed_on(&read("docker-compose.yml"));
     assert!(passed.len() > 30, "{passed:?}");
@@ -156,22 +160,64 @@ fn compose_passes_on_every_variable_that_a_program_knows() {
 }
 
 #[test]
+fn the_override_for_several_servers_names_each_of_them_everywhere() {
+    let compose = read("docker-compose.ha.yml");
+    let settings = below(&compose, "x-settings: &settings");
+    let value = |lines: &[&str], name: &str| {
+        let mut pairs = lines.iter().filter_map(|line| line.trim().split_once(": "));
+        pairs
+            .find(|(key, _)| *key == name)
+            .map(|(_, it)| it.to_owned())
+    };
+    let api = below(&compose, "  api:");
+    for name in ["DB_HOST", "KAFKA_BROKERS", "KAFKA_TOPIC_REPLICATION"] {
+        assert!(VARIABLES.iter().any(|it| it.name == name));
+        assert!(names(&settings, name), "{name}");
+    }
+    for service in ["  worker:", "  inventory:", "  payments:"] {
+        let service = below(&compose, service);
+        assert_eq!(value(&service, "environment").as_deref(), Some("*settings"));
+    }
+    let hosts = value(&settings, "DB_HOST").expect("hosts");
+    let standby = value(&api, "DB_READ_HOST").expect("a standby");
+    assert!(hosts.split(',').any(|host| host == standby));
+
+    let brokers = value(&settings, "KAFKA_BROKERS").expect("brokers");
+    let broker = below(&compose, "x-broker: &broker");
+    let voters = value(&broker, "KAFKA_CONTROLLER_QUORUM_VOTERS").expect("voters");
+    let base = read("docker-compose.yml");
+    for (index, (address, voter)) in brokers.split(',').zip(voters.split(',')).enumerate() {
+        let number = index + 1;
+        let host = address.strip_suffix(":9092").expect("its port");
+        assert_eq!(voter, format!("{number}@{host}:9093"));
+        // The first broker is the one of the base file.
+        let file = if number == 1 { &base } else { &compose };
+        let service = below(file, &format!("  {host}:")).join("\n");
+        assert!(service.contains(&format!("KAFKA_NODE_ID: {number}\n")));
+        let advertised = format!("KAFKA_ADVERTISED_LISTENERS: PLAINTEXT://{address}\n");
+        assert!(service.contains(&advertised));
+        assert!(host == "kafka" || api.iter().any(|line| line.contains(host)));
+    }
+    assert_eq!(brokers.split(',').count(), 3);
+}
+
+#[test]
 fn every_port_that_compose_publishes_can_be_moved() {
     let compose = read("docker-compose.yml");
     let example = read(".env.example");
-    let ports = compose.lines().filter_map(|line| {
-        let ports = line.trim().strip_prefix("ports: ")?;
-        let (_, published) = ports.split_once("127.0.0.1}:").expect("on BIND_ADDRESS");
-        Some(published)
-    });
+    let lines = compose.lines();
+    let ports = lines.filter_map(|line| line.trim().strip_prefix("ports: "));
     let mut count = 0;
-    for published in ports {
+    for published in ports.flat_map(|ports| ports.split(", ")) {
+        let (_, published) = published
+            .split_once("127.0.0.1}:")
+            .expect("on BIND_ADDRESS");
         let variable = published.strip_prefix("${").expect("a variable");
         let (name, _) = variable.split_once(":-").expect("with a default");
         assert!(example.contains(&format!("#{name}=")), "{name}");
         count += 1;
     }
-    assert_eq!(count, 6);
+    assert_eq!(count, 7);
 }
 
 #[test]
@@ -206,10 +252,18 @@ fn quantity(text: &str, key: &str, unit: char) -> u64 {
 fn containers_get_the_time_that_a_shutdown_may_take() {
     let needed = SHUTDOWN_BUDGET.as_secs();
     let compose = read("docker-compose.yml");
-    for (service, manifest) in [("  api:", "api.yaml"), ("  worker:", "worker.yaml")] {
+    for (service, manifest) in [
+        ("  api:", "base/api.yaml"),
+        ("  worker:", "base/worker.yaml"),
+        (
+            "  inventory: &participant",
+            "components/saga/inventory.yaml",
+        ),
+        ("  inventory: &participant", "components/saga/payments.yaml"),
+    ] {
         let service = below(&compose, service).join("\n");
         assert!(quantity(&service, "stop_grace_period: ", 's') > needed);
-        let manifest = read(format!("docker/k8s/base/{manifest}"));
+        let manifest = read(format!("docker/k8s/{manifest}"));
         assert!(quantity(&manifest, "terminationGracePeriodSeconds: ", '#') > needed);
         assert!(!manifest.contains("preStop"), "it would take of that time");
     }
@@ -227,15 +281,18 @@ fn containers_get_the_time_that_a_shutdown_may_take() {
 #[test]
 fn kubernetes_runs_on_one_small_node_and_has_room_for_a_rollout() {
     const LEFT: u64 = 1000;
-    let requests = ["api", "worker", "edge", "kafka", "postgres"].map(|name| {
-        let manifest = read(format!("docker/k8s/base/{name}.yaml"));
-        let each = quantity(&manifest, "requests: {cpu: ", 'm');
-        let (instances, surge) = match name {
-            "api" | "edge" => (2, 1),
-            "worker" => (2, 0),
-            _ => (1, 0),
-        };
-        each * (instances + surge)
+    let requests = [
+        ("base/api", 2, 1),
+        ("base/worker", 2, 0),
+        ("base/edge", 2, 1),
+        ("base/kafka", 1, 0),
+        ("base/postgres", 1, 0),
+        ("components/saga/inventory", 2, 0),
+        ("components/saga/payments", 2, 0),
+    ]
+    .map(|(file, instances, surge)| {
+        let manifest = read(format!("docker/k8s/{file}.yaml"));
+        quantity(&manifest, "requests: {cpu: ", 'm') * (instances + surge)
     });
     assert!(requests.iter().sum::<u64>() <= LEFT, "{requests:?}");
 }
@@ -243,27 +300,82 @@ fn kubernetes_runs_on_one_small_node_and_has_room_for_a_rollout() {
 #[test]
 fn kubernetes_runs_what_compose_runs() {
     let compose = read("docker-compose.yml");
-    let base = repository().join("docker/k8s/base");
-    let mut images = 0;
-    for file in fs::read_dir(&base).expect("the manifests") {
-        let text = read(file.expect("a file").path());
+    let folders = ["base", "components/saga", "components/tls", "components/ha"];
+    let files = folders.iter().flat_map(|folder| {
+        let folder = repository().join("docker/k8s").join(folder);
+        fs::read_dir(folder).expect("manifests")
+    });
+    let (mut images, mut variables) = (BTreeSet::new(), 0);
+    for file in files.map(|file| file.expect("a file").path()) {
+        let text = read(&file);
         for line in text.lines().map(str::trim) {
             if line.starts_with("image: ") {
                 assert!(compose.contains(line), "{line}");
-                images += 1;
+                images.insert(line.to_owned());
+            }
+        }
+        if file.ends_with("kustomization.yaml") {
+            let literals = text
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("- "));
+            let pairs = literals.filter_map(|literal| literal.split_once('='));
+            let is_name = |name: &str| name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+            for (name, _) in pairs.filter(|(name, _)| is_name(name)) {
+                let known = VARIABLES.iter().any(|variable| variable.name == name);
+                assert!(known, "{name} is nobody's variable");
+                variables += 1;
             }
         }
     }
-    assert_eq!(images, 5);
-    let settings = read(base.join("kustomization.yaml"));
-    let names: Vec<&str> = settings
-        .lines()
-        .filter_map(|line| Some(line.trim().strip_prefix("- ")?.split_once('=')?.0))
-        .collect();
-    assert!(names.len() > 5, "{names:?}");
-    for name in names {
-        let known = VARIABLES.iter().any(|variable| variable.name == name);
-        assert!(known, "{name} is nobody's variable");
+    assert_eq!(images.len(), 6, "{images:?}");
+    assert!(variables > 20, "{variables}");
+}
+
+/// The value of `NAME: value` or `{name: NAME, value: value}` in a line of `text`.
+fn setting<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(name)?;
+    let value = rest.lines().next()?.trim_start_matches([':', ',', ' ']);
+    let value = value.strip_prefix("value: ").unwrap_or(value);
+    let value = value.split(" #").next()?.trim_end_matches('}');
+    Some(value.trim_matches('"'))
+}
+
+#[test]
+fn the_broker_of_kubernetes_has_the_settings_of_the_one_of_compose() {
+    // Only what names the broker, or a folder, differs.
+    const OTHERS: [&str; 3] = ["ADVERTISED_LISTENERS", "LOG_DIRS", "HEAP_OPTS"];
+    let compose = read("docker-compose.yml");
+    let kafka = below(&compose, "  kafka:");
+    let manifest = read("docker/k8s/base/kafka.yaml");
+    let mut count = 0;
+    for line in kafka.iter().map(|line| line.trim()) {
+        let Some((name, _)) = line.split_once(": ") else {
+            continue;
+        };
+        let is_setting = name.starts_with("KAFKA_") && !OTHERS.contains(&&name["KAFKA_".len()..]);
+        if is_setting {
+            let value = setting(line, name);
+            assert_eq!(
+                setting(&manifest, &format!("{{name: {name},")),
+                value,
+                "{name}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 15, "{count}");
+}
+
+/// PostgreSQL is process 1 of its container. It ends every session when a child that it does not know ends, and so
+/// does a check that is late and outlives its shell.
+#[test]
+fn checks_of_postgres_leave_it_no_child() {
+    for file in ["docker-compose.yml", "docker/k8s/base/postgres.yaml"] {
+        let text = read(file);
+        let checks = text.lines().filter(|line| line.contains("pg_isready"));
+        let checks: Vec<&str> = checks.collect();
+        assert_eq!(checks.len(), 1, "{file}");
+        assert!(checks[0].contains("'exec pg_isready -q -t 2 "), "{file}");
     }
 }
 

@@ -1,35 +1,74 @@
 //! The queries of dashboards and alerts, answered by a real Prometheus that watches real processes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::Value;
+use tbd_grpc::Channel;
 
+use crate::orders_client::create_order;
 use crate::support::http::get;
 use crate::support::observers::{Collector, Prometheus};
 use crate::support::program::{Program, Stack, free_port, new_order};
+use crate::support::services::Site;
 use crate::support::topic::{self, Record};
 use crate::support::{dashboards, eventually, read, unique};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Every `expr` of a dashboard, with its panel's title.
-fn questions(dashboard: &Value) -> Vec<(String, String)> {
+/// The panels of all dashboards. Each query is there once for each source of metrics to choose.
+fn panels() -> Vec<Panel> {
     let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let title = |value: &Value| value["title"].as_str().unwrap_or_default().to_owned();
     let mut found = Vec::new();
-    for panel in array(&dashboard["panels"]) {
-        for target in array(&panel["targets"]) {
+    for file in dashboards() {
+        let dashboard: Value = serde_json::from_str(&read(&file)).expect("JSON");
+        let sources = array(&dashboard["templating"]["list"][0]["options"]);
+        assert_eq!(sources.len(), 2, "scraped, and by OTLP");
+        let queries = |target: &Value| -> BTreeSet<String> {
             let query = target["expr"].as_str().expect("an expression");
-            let name = format!("{}: {}", title(dashboard), title(&panel));
-            found.push((name, query.replace("$__rate_interval", "30s")));
+            // Longer than the test: a quantile of no request is NaN.
+            let query = query.replace("$__rate_interval", "10m");
+            let source = |it: &Value| it["value"].as_str().expect("a pattern").to_owned();
+            let of = |it: &Value| query.replace("$source", &source(it));
+            sources.iter().map(of).collect()
+        };
+        for panel in array(&dashboard["panels"]) {
+            found.push(Panel {
+                name: format!("{}: {}", title(&dashboard), title(&panel)),
+                queries: array(&panel["targets"]).iter().flat_map(queries).collect(),
+                says_when_empty: panel["fieldConfig"]["defaults"]["noValue"].is_string(),
+            });
         }
     }
+    found.retain(|panel| !panel.queries.is_empty()); // a heading asks for nothing
     found
+}
+
+struct Panel {
+    name: String,
+    queries: Vec<String>,
+    /// Whether it has a text for the case without data, in place of "No data".
+    says_when_empty: bool,
+}
+
+/// Waits until every panel has data or says why it has none.
+fn no_panel_is_without_data(prometheus: &Prometheus) {
+    for panel in panels().iter().filter(|panel| !panel.says_when_empty) {
+        eventually(SOON, &format!("{} to show something", panel.name), || {
+            // A mean of nothing is NaN, which Grafana draws as a gap.
+            let series = |query: &String| prometheus.query(&format!("count({query})"));
+            let has_data = |query| series(query).is_ok_and(|count| !count.is_empty());
+            panel.queries.iter().any(has_data).then_some(())
+        });
+    }
 }
 
 /// One of every counted event, failures included.
 fn traffic(stack: &Stack, api: &Program) {
     let key = unique("key");
+    let channel = Channel::builder(&format!("127.0.0.1:{}", api.grpc_port())).build();
+    create_order(&channel, &unique("key")).expect("an order by gRPC");
     for _ in 0..5 {
         api.accepted_order();
         assert_eq!(api.order(&key, 1).status, 202, "at first, then replayed");
@@ -48,38 +87,47 @@ fn traffic(stack: &Stack, api: &Program) {
 #[test]
 fn every_panel_and_every_alert_gets_an_answer() {
     let collector = Collector::start();
-    let stack = Stack::new()
-        .set("OTEL_SDK_DISABLED", "false")
-        .set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url());
+    let exporting = |stack: Stack| {
+        stack
+            .set("OTEL_SDK_DISABLED", "false")
+            .set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.grpc_address())
+            .set("OTEL_METRICS_EXPORTER", "otlp")
+            .set("OTEL_METRIC_EXPORT_INTERVAL", "1000")
+    };
+    let stack = exporting(Stack::new());
     let (api, worker) = (stack.api(), stack.worker());
+    let mut site = Site::new(&[]);
+    site.stack = exporting(site.stack);
+    let saga_worker = site.stack.worker();
     let prometheus = Prometheus::start(&[
         ("api", vec![api.address()]),
-        ("worker", vec![worker.address()]),
+        ("worker", vec![worker.address(), saga_worker.address()]),
         ("spans", vec![collector.metrics_address()]),
+        ("programs", vec![collector.programs_address()]),
     ]);
     // A rate needs an earlier sample.
-    eventually(SOON, "a first look at both", || {
+    eventually(SOON, "a first look at all, by both ways", || {
         let seen = prometheus.query(r#"count(http_threads{job=~"api|worker"})"#);
-        (seen == Ok(vec![2.0])).then_some(())
+        (seen == Ok(vec![6.0])).then_some(())
     });
+    no_panel_is_without_data(&prometheus);
     traffic(&stack, &api);
+    site.order(1251);
     // The collector's counters start at their first count, so only a second one makes a rate.
     eventually(SOON, "the spans to be counted", || {
         let seen = prometheus.query("count(traces_span_metrics_calls_total)");
         (seen != Ok(Vec::new())).then_some(())
     });
     traffic(&stack, &api);
+    site.order(1299);
 
     let mut asked = 0;
-    for file in dashboards() {
-        let dashboard: Value = serde_json::from_str(&read(&file)).expect("JSON");
-        let questions = questions(&dashboard);
-        assert!(!questions.is_empty(), "{} asks for nothing", file.display());
-        for (panel, query) in questions {
+    for Panel { name, queries, .. } in panels() {
+        for query in queries {
             asked += 1;
-            eventually(SOON, &format!("{panel} to show something: {query}"), || {
+            eventually(SOON, &format!("{name} to show something: {query}"), || {
                 let values = prometheus.query(&query);
-                let values = values.unwrap_or_else(|error| panic!("{panel}: {error}: {query}"));
+                let values = values.unwrap_or_else(|error| panic!("{name}: {error}: {query}"));
                 (!values.is_empty()).then_some(())
             });
         }
@@ -91,7 +139,7 @@ fn every_panel_and_every_alert_gets_an_answer() {
     for (name, query, health) in alerts {
         assert_eq!(health, "ok", "{name}");
         // Not whether the alert fires, only that it has data.
-        let mut judged = query;
+        let mut judged = query.replace("[1m]", "[10m]");
         for operator in ["==", ">=", ">", "<"] {
             judged = judged.replace(&format!(" {operator} "), &format!(" {operator} bool "));
         }
@@ -103,9 +151,18 @@ fn every_panel_and_every_alert_gets_an_answer() {
         });
     }
 
+    let created = |source: &str| {
+        prometheus.query(&format!(
+            r#"sum(orders_created_total{{source="{source}"}})"#
+        ))
+    };
+    eventually(SOON, "the same count by both ways", || {
+        (created("otlp") == created("") && created("") == Ok(vec![14.0])).then_some(())
+    });
+
     for (query, least) in [
         (
-            r#"max(increase(orders_dead_lettered_total{reason="undecodable"}[1m]))"#,
+            r#"max(increase(orders_dead_lettered_total{reason="undecodable"}[10m]))"#,
             0.5,
         ),
         ("sum(order_end_to_end_seconds_count)", 6.0),

@@ -584,7 +584,7 @@ fn a_panic_while_the_server_is_frozen_is_held_up_only_so_long() {
     assert!(panicked.is_err() && connection.is_lost());
     drop(connection);
     let held_up = started.elapsed();
-    assert!(held_up < Duration::from_secs(4), "{held_up:?}");
+    assert!(held_up < Duration::from_secs(15), "{held_up:?}");
     proxy.thaw();
 }
 
@@ -663,7 +663,7 @@ fn a_statement_the_server_forgot_is_prepared_again() {
         .expect("forget it");
     connection
         .execute("SELECT 1", &[])
-        .expect("prepare it anew");
+        .expect("prepare it again");
 }
 
 #[test]

@@ -115,12 +115,13 @@ impl Packages {
         }
     }
 
-    /// The packages reached from the application without passing through the package `closed`, the
+    /// The packages reached from the application without passing through the packages `closed`, the
     /// workspace's own excluded.
-    fn reached_without(&self, closed: &str) -> Vec<&Value> {
+    fn reached_without(&self, closed: &[&str]) -> Vec<&Value> {
         let (mut seen, mut next) = (BTreeSet::new(), vec![self.root.as_str()]);
         while let Some(id) = next.pop() {
-            if self.by_id[id]["name"] != closed && seen.insert(id) {
+            let name = self.by_id[id]["name"].as_str().expect("a name");
+            if !closed.contains(&name) && seen.insert(id) {
                 next.extend(self.uses[id].iter().map(String::as_str));
             }
         }
@@ -133,7 +134,7 @@ impl Packages {
     }
 
     fn all(&self) -> Vec<&Value> {
-        self.reached_without("")
+        self.reached_without(&[])
     }
 }
 
@@ -169,12 +170,14 @@ fn no_dependency_is_banned_and_only_known_ones_are_there_twice() {
 }
 
 #[test]
-fn tokio_is_there_for_the_postgres_crate_alone() {
+fn tokio_is_there_for_the_database_driver_alone() {
     let packages = Packages::read();
     let named = |packages: Vec<&Value>, name: &str| packages.iter().any(|p| p["name"] == name);
     assert!(
         named(packages.all(), "tokio"),
         "then the README says too much"
     );
-    assert!(!named(packages.reached_without("postgres"), "tokio"));
+    // The second hands the first a stream, whose traits are tokio's.
+    let database = ["postgres", "tbd-postgres"];
+    assert!(!named(packages.reached_without(&database), "tokio"));
 }

@@ -239,7 +239,7 @@ fn what_a_letter_had_to_omit_is_fetched_from_where_the_original_lies() {
     let letters = [elsewhere("1"), elsewhere("99")];
     write(&stack.kafka, dlq_topic, &letters);
     for (at, why) in [
-        ("0:1", "holds another record"),
+        ("0:1", "is not the original"),
         ("0:2", "is gone: retention"),
     ] {
         let (out, err, code) = dlq(&stack, &["show", at]);

@@ -10,10 +10,10 @@ use crate::support::program::{Program, READY, Stack, id};
 use crate::support::proxy::Proxy;
 use crate::support::{Database, OwnServer, PASSWORD, USER, eventually, kafka, unique};
 
-const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(15);
 
 /// A migrated database on a primary, and a standby that replicates it.
-fn primary_and_standby() -> (Stack, OwnServer, OwnServer) {
+pub fn primary_and_standby() -> (Stack, OwnServer, OwnServer) {
     let primary = OwnServer::postgres();
     let stack = Stack::on(Database::on(&primary.address()), kafka());
     drop(stack.api());
@@ -22,7 +22,7 @@ fn primary_and_standby() -> (Stack, OwnServer, OwnServer) {
 }
 
 /// A connection to the stack's database on one of the two servers.
-fn on(server: &OwnServer, stack: &Stack) -> Client {
+pub fn on(server: &OwnServer, stack: &Stack) -> Client {
     postgres::Config::new()
         .host("127.0.0.1")
         .port(server.port())

@@ -95,7 +95,7 @@ fn both_programs_report_the_lag_and_it_is_right_without_a_worker() {
     stack.all_become("completed", 1, Duration::from_secs(30));
     let group = format!(r#"group="{}""#, stack.group);
     let lag_becomes = |program: &Program, expected: RangeInclusive<i64>| {
-        eventually(Duration::from_secs(30), "the lag to be told", || {
+        eventually(Duration::from_secs(30), "the lag to be reported", || {
             let text = get("/metrics").send(&program.address()).text();
             let lags: Vec<i64> = text
                 .lines()

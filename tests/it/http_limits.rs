@@ -114,7 +114,7 @@ fn what_is_not_complete_after_30_s_is_refused_and_its_connection_closed() {
         "already after {took:?}"
     );
     assert!(
-        took < AGREED + Duration::from_secs(5),
+        took < AGREED + Duration::from_secs(20), // an idle connection may stay for 75 s
         "only after {took:?}"
     );
 }

@@ -182,12 +182,12 @@ fn a_key_is_kept_for_its_time_and_no_longer() {
     stack.execute("UPDATE idempotency_keys SET expires_at = now() + interval '1 minute'");
     api.order(&key, 2).problem(422, "idempotency-key-reused");
     stack.execute("UPDATE idempotency_keys SET expires_at = now() - interval '1 second'");
-    let anew = api.order(&key, 2);
-    assert_eq!((anew.status, is_replay(&anew)), (202, false));
-    assert_ne!(anew.header("Location"), first.header("Location"));
+    let renewed = api.order(&key, 2);
+    assert_eq!((renewed.status, is_replay(&renewed)), (202, false));
+    assert_ne!(renewed.header("Location"), first.header("Location"));
     let replay = api.order(&key, 2);
     assert!(is_replay(&replay));
-    assert_eq!(replay.body, anew.body);
+    assert_eq!(replay.body, renewed.body);
     assert_eq!(
         (stack.count("orders"), stack.count("idempotency_keys")),
         (2, 1)
@@ -245,17 +245,17 @@ fn a_twin_waits_for_the_first_for_a_bounded_time() {
 
     // ... and a request that rolls back leaves the key to its twin.
     hold_the_key(&stack, &mut running);
-    let anew = thread::scope(|scope| {
+    let answer = thread::scope(|scope| {
         let twin = scope.spawn(|| api.order(&key, 1299));
         wait_until_blocked(&stack);
         running.batch_execute("ROLLBACK").expect("roll back");
         twin.join().expect("no panic")
     });
     assert_eq!(
-        (anew.status, is_replay(&anew)),
+        (answer.status, is_replay(&answer)),
         (202, false),
         "{}",
-        anew.text()
+        answer.text()
     );
     assert_eq!(stack.count("orders"), 2);
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -11,16 +11,16 @@ use std::thread;
 use postgres::{Client, NoTls};
 use tbd::config::{Program, variables};
 
-use crate::support::http::{Response, get};
-use crate::support::program::{API, READY, WORKER, free_port, new_order};
+use crate::support::http::{Response, get, post};
+use crate::support::program::{self, API, READY, WORKER, free_port, new_order};
 use crate::support::token::{claims, hs256};
 use crate::support::{PASSWORD, USER, eventually, own_folder, repository, unique};
 
-/// The first of two consecutive free ports.
-fn two_ports() -> u16 {
+/// The first of two or more consecutive free ports.
+fn ports_in_a_row(count: u16) -> u16 {
     loop {
         let first = free_port();
-        if free_port() == first + 1 {
+        if (1..count).all(|number| free_port() == first + number) {
             return first;
         }
     }
@@ -36,10 +36,13 @@ impl MakeUp {
     fn new() -> MakeUp {
         let ports = [
             ("HTTP_PORT", free_port()),
-            ("API_PORT", two_ports()),
+            ("GRPC_PORT", free_port()),
+            ("API_PORT", ports_in_a_row(2)),
+            ("API_GRPC_PORT", ports_in_a_row(2)),
             ("WORKER_PORT", free_port()),
+            ("TWIN_PORT", ports_in_a_row(4)),
             ("DB_PORT", free_port()),
-            ("KAFKA_PORT", two_ports()),
+            ("KAFKA_PORT", ports_in_a_row(2)),
         ];
         MakeUp {
             folder: own_folder("stack"),
@@ -51,7 +54,7 @@ impl MakeUp {
     fn run(&self, script: &str, variables: &[(&str, &str)]) -> String {
         let output = Command::new(repository().join("scripts").join(script))
             .env("STATE_DIR", &self.folder)
-            .env("TBD_BIN", Path::new(API).parent().expect("a folder"))
+            .env("TBD_BIN", program::folder())
             .envs([("API", "2"), ("WORKERS", "1")])
             .envs(
                 self.ports
@@ -163,13 +166,72 @@ fn down_answers_what_has_begun(stack: &MakeUp, token: &str) {
     });
 }
 
+/// The twins' programs take some minutes to build, and have tbd's command line. So tbd's own stand in for
+/// them here; the labs run the real ones.
+fn stand_ins() -> PathBuf {
+    let folder = own_folder("twins");
+    for twin in ["async", "go"] {
+        let programs = folder.join(twin);
+        fs::create_dir_all(&programs).expect("a folder");
+        for program in [API, WORKER] {
+            let built = program::folder().join(program);
+            symlink(built, programs.join(program)).expect("a link");
+        }
+    }
+    folder
+}
+
+#[test]
+fn twins_run_next_to_tbd_with_a_database_and_topics_of_their_own_until_up_is_run_without_them() {
+    let stack = MakeUp::new();
+    let twins = stand_ins();
+    let twins = twins.to_str().expect("the folder's name is UTF-8");
+    stack.run("up", &[("TWIN", "1"), ("GO", "1"), ("TWINS_BIN", twins)]);
+    let edge = format!("127.0.0.1:{}", stack.ports["HTTP_PORT"]);
+    let key = unique("key");
+    for path in [
+        "/v1/orders",
+        "/twins/async/v1/orders",
+        "/twins/go/v1/orders",
+    ] {
+        let answer = eventually(READY, "an answer that is not about Kafka", || {
+            let order = post(path).header("Idempotency-Key", &key);
+            let order = order.json(r#"{"customer_email":"a@b.com","amount_cents":1}"#);
+            Some(order.send(&edge)).filter(|answer| answer.status != 503)
+        });
+        let replayed = answer.header("Idempotent-Replayed");
+        assert_eq!((answer.status, replayed), (202, None), "{path}");
+        let base = path.trim_end_matches("orders");
+        let completed = format!("{base}orders?status=completed");
+        eventually(READY, "its own worker to complete it", || {
+            let orders = get(&completed).send(&edge).json();
+            (orders["orders"].as_array().map(Vec::len) == Some(1)).then_some(())
+        });
+    }
+    let said = stack.run("status", &[]);
+    for name in ["async-api", "async-worker", "go-api", "go-worker"] {
+        let is_ready = |line: &str| line.starts_with(name) && line.contains(" ready ");
+        assert!(said.lines().any(is_ready), "{said}");
+    }
+
+    stack.run("up", &[("GO", "1"), ("TWINS_BIN", twins)]);
+    eventually(READY, "nginx to know no async twin", || {
+        let answer = get("/twins/async/readyz").send(&edge);
+        (answer.status == 404).then_some(())
+    });
+    assert_eq!(get("/twins/go/readyz").send(&edge).status, 200);
+    let said = stack.run("status", &[]);
+    assert!(!said.contains("async-"), "{said}");
+    let _ = fs::remove_dir_all(twins);
+}
+
 /// Prints `NAME FINGERPRINT` for each variable of `changed`, with that one alone set to `value`.
 const FINGERPRINTS: &str = r#"
 set -euo pipefail
 source scripts/lib.sh; source scripts/stack.sh
-db_port=1 kafka_port=2
-printf 'unchanged %s\n' "$(settings "$program" 3)"
-for name in $changed; do printf '%s %s\n' "$name" "$(export "$name=$value"; settings "$program" 3)"; done
+db_port=1 kafka_port=2 participant_grpc_port=5
+printf 'unchanged %s\n' "$(settings "$program" 3 4)"
+for name in $changed; do printf '%s %s\n' "$name" "$(export "$name=$value"; settings "$program" 3 4)"; done
 "#;
 
 /// A folder of small programs that stand in for tbd's.
@@ -177,8 +239,10 @@ fn programs() -> PathBuf {
     let folder = own_folder("programs");
     fs::create_dir_all(&folder).expect("a folder");
     for program in [API, WORKER] {
-        let path = folder.join(Path::new(program).file_name().expect("a name"));
-        fs::write(&path, format!("#!/bin/sh\nexec {program} \"$@\"\n")).expect("a script");
+        let path = folder.join(program);
+        let built = program::folder().join(program);
+        let script = format!("#!/bin/sh\nexec {} \"$@\"\n", built.display());
+        fs::write(&path, script).expect("a script");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
     }
     folder
@@ -212,8 +276,9 @@ fn fingerprints(
 #[test]
 fn no_variable_of_a_program_can_change_without_its_instances_being_restarted() {
     // The stack itself decides its servers' addresses.
-    const THE_STACKS: [&str; 8] = [
+    const THE_STACKS: [&str; 11] = [
         "API_PORT",
+        "API_GRPC_PORT",
         "WORKER_PORT",
         "DB_HOST",
         "DB_PORT",
@@ -221,6 +286,8 @@ fn no_variable_of_a_program_can_change_without_its_instances_being_restarted() {
         "DB_PASSWORD",
         "DB_NAME",
         "KAFKA_BROKERS",
+        "INVENTORY_ADDRESS",
+        "PAYMENTS_ADDRESS",
     ];
     let programs = programs();
     for (program, name) in [(Program::Api, "api"), (Program::Worker, "worker")] {

@@ -15,7 +15,7 @@ use tbd_postgres::{DatabaseConfig, Pool};
 
 use crate::support::{self, Database};
 
-const LATEST: i64 = 3;
+const LATEST: i64 = 4;
 
 fn config(database: &Database) -> DatabaseConfig {
     DatabaseConfig::new(
@@ -142,7 +142,7 @@ fn an_empty_database_is_brought_up_to_date_once() {
         Outcome {
             from: None,
             to: Some(LATEST),
-            applied: 3
+            applied: 4
         }
     );
     assert_eq!(recorded(&database), [(LATEST, false)]);
@@ -175,7 +175,7 @@ fn of_many_who_migrate_at_once_one_does() {
             .map(|run| run.join().expect("a migrator"))
             .collect()
     });
-    assert_eq!(applied.iter().sum::<usize>(), 3);
+    assert_eq!(applied.iter().sum::<usize>(), 4);
     assert_eq!(applied.iter().filter(|applied| **applied > 0).count(), 1);
     assert_eq!(recorded(&database), [(LATEST, false)]);
 }
@@ -193,15 +193,15 @@ fn the_cli_and_we_leave_the_same_schema_behind() {
 fn what_the_cli_did_is_done_for_us() {
     let database = support::postgres();
     cli(&database, &["up", "1"]);
-    assert_eq!(run(&embedded(), &database).expect("the rest").applied, 2);
-    cli(&database, &["down", "2"]);
+    assert_eq!(run(&embedded(), &database).expect("the rest").applied, 3);
+    cli(&database, &["down", "3"]);
     let outcome = run(&embedded(), &database).expect("and again");
     assert_eq!(
         outcome,
         Outcome {
             from: Some(1),
             to: Some(LATEST),
-            applied: 2
+            applied: 3
         }
     );
     cli(&database, &["down", "-all"]);
@@ -216,11 +216,11 @@ fn what_the_cli_did_is_done_for_us() {
 fn what_we_did_is_done_for_the_cli() {
     let database = support::postgres();
     run(&embedded(), &database).expect("migrate");
-    assert_eq!(cli(&database, &["version"]), "3");
+    assert_eq!(cli(&database, &["version"]), "4");
     assert!(cli(&database, &["up"]).ends_with("no change"));
     cli(&database, &["down", "1"]);
-    assert_eq!(cli(&database, &["version"]), "2");
-    cli(&database, &["goto", "3"]);
+    assert_eq!(cli(&database, &["version"]), "3");
+    cli(&database, &["goto", "4"]);
     assert_eq!(recorded(&database), [(LATEST, false)]);
 }
 
@@ -573,7 +573,7 @@ fn migrations_go_to_the_schema_that_unqualified_names_go_to() {
         .expect("another schema");
     run(&embedded(), &database).expect("migrate");
     assert_eq!(recorded(&database), [(LATEST, false)]);
-    assert_eq!(cli(&database, &["version"]), "3");
+    assert_eq!(cli(&database, &["version"]), "4");
     assert!(schema(&database).is_empty(), "nothing went to public");
 }
 

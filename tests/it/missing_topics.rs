@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tbd_deadline::Deadline;
 use tbd_kafka::admin::TopicSpec;
-use tbd_kafka::partitioner::partition_for_key;
+use tbd_kafka::producer::partition_for_key;
 use tbd_kafka::{Admin, ClientConfig, Cluster};
 
 use crate::support::http::get;
@@ -36,7 +36,10 @@ fn admin(stack: &Stack) -> Admin {
 }
 
 fn delete(stack: &Stack, topic: &str) {
-    admin(stack).delete_topics(&[topic], soon()).unwrap();
+    admin(stack)
+        .delete_topics(&[topic], soon())
+        .and_then(tbd_kafka::admin::all)
+        .unwrap();
 }
 
 /// Deletes a topic and creates it again; returns when the broker knows it.
@@ -48,12 +51,11 @@ fn create_again(stack: &Stack, topic: &str, partitions: i32) {
     };
     let before = id();
     delete(stack, topic);
-    let spec = TopicSpec {
-        name: topic.to_owned(),
-        partitions,
-        replication: 1,
-    };
-    admin(stack).create_topics(&[spec], soon()).unwrap();
+    let spec = TopicSpec::new(topic.to_owned(), partitions, 1);
+    admin(stack)
+        .create_topics(&[spec], soon())
+        .and_then(tbd_kafka::admin::all)
+        .unwrap();
     eventually(SOON, "the broker to know the new topic", || {
         (id() != before).then_some(())
     });

@@ -109,7 +109,7 @@ fn what_nginx_refuses_by_itself_is_a_problem() {
         (400, Some("mine"))
     );
 
-    let nobody = Edge::before(&[free_port()]);
+    let nobody = Edge::before(&[(free_port(), free_port())]);
     let answer = get("/healthz").send(&nobody.address());
     assert_refused_by_nginx(&answer, 502, "no api");
     assert_eq!(answer.header("Retry-After"), Some("1"));

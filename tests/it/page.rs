@@ -7,9 +7,9 @@ use serde_json::json;
 use crate::support::browser::Browser;
 use crate::support::edge::Edge;
 use crate::support::http::{Request, Response, get, post};
-use crate::support::program::Stack;
+use crate::support::program::{Stack, new_order};
 use crate::support::token::{SECRET, claims, hs256};
-use crate::support::{Database, OwnServer, kafka};
+use crate::support::{Database, OwnServer, kafka, unique};
 
 const STATUS: &str = "#mine tr:first-child td:nth-child(2)";
 const BUTTON: &str = "#mine tr:first-child button";
@@ -32,7 +32,7 @@ fn the_page_is_one_small_document_that_may_load_nothing_else() {
     assert_eq!(page.header("Referrer-Policy"), Some("no-referrer"));
     assert!(policy(&page).starts_with("default-src 'none'; "));
     assert!(!policy(&page).contains("unsafe"), "{}", policy(&page));
-    assert!(page.body.len() < 30 * 1024, "{} bytes", page.body.len());
+    assert!(page.body.len() < 36 * 1024, "{} bytes", page.body.len());
     assert!(!page.text().contains("{{"), "a part is missing");
 
     let tag = page.header("ETag").expect("an entity tag").to_owned();
@@ -70,6 +70,17 @@ fn traces_lead_to_jaeger_if_they_are_exported() {
     assert_eq!(jaeger_of(Stack::new()), "");
 }
 
+/// Only the table of orders may be wider than a narrow window, and then it scrolls by itself.
+fn fits_a_phone(browser: &mut Browser) {
+    let narrow = json!({ "width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": false });
+    browser.command("Emulation.setDeviceMetricsOverride", narrow);
+    browser.until(
+        "a page as wide as its window",
+        "innerWidth === 360 && document.documentElement.scrollWidth <= 360",
+    );
+    browser.command("Emulation.clearDeviceMetricsOverride", json!({}));
+}
+
 #[test]
 fn a_browser_sees_orders_move_through_the_system() {
     let stack = Stack::new();
@@ -91,6 +102,8 @@ fn a_browser_sees_orders_move_through_the_system() {
         let lanes = browser.text("#lanes");
         assert!(lanes.contains(&format!(":{port}")), "{lanes}");
     }
+
+    fits_a_phone(&mut browser);
 
     // With the keyboard alone; each fault appears at its field.
     browser.value("document.querySelector('#customer_email').focus()");
@@ -124,6 +137,7 @@ fn a_browser_sees_orders_move_through_the_system() {
     browser.until_text("#legend", "completed 51");
     browser.until_text("#backlog", "0 to do");
     assert_eq!(stack.count("orders"), 52);
+    fits_a_phone(&mut browser);
 
     drop((worker, apis));
     browser.until_text("#health", "Bad Gateway (502)");
@@ -132,11 +146,58 @@ fn a_browser_sees_orders_move_through_the_system() {
         "#alarm",
         "not accepted: Bad Gateway (502). Refused by the proxy",
     );
-    browser.until_text("#blind", "/metrics does not tell: Bad Gateway (502)");
+    browser.until_text("#blind", "No numbers from /metrics: Bad Gateway (502)");
     drop(edge);
     browser.until_text("#health", "No answer from 127.0.0.1");
     browser.click(BUTTON);
     browser.until_text("#alarm", "not accepted: No answer from 127.0.0.1");
+    assert_eq!(browser.complaints, [""; 0]);
+}
+
+#[test]
+fn a_browser_sends_the_same_burst_to_each_twin_that_nginx_has() {
+    let stacks = [Stack::new(), Stack::new(), Stack::new()];
+    let [apis, async_apis, go_apis] = stacks.each_ref().map(|stack| vec![stack.api()]);
+    let workers = [stacks[0].worker(), stacks[1].worker()];
+    let mut browser = Browser::start();
+    {
+        let alone = Edge::in_front_of(&apis);
+        browser.open(&format!("http://{}/", alone.address()));
+        browser.until_text("#health", "Ready");
+        let is_hidden = browser.value("document.querySelector('#twins').hidden");
+        assert_eq!(is_hidden, true, "nothing to compare");
+    }
+    let edge = Edge::with_twins(&apis, &[("async", &async_apis[0]), ("go", &go_apis[0])]);
+    browser.open(&format!("http://{}/", edge.address()));
+    browser.until(
+        "both twins",
+        "!document.querySelector('#twins').hidden && document.querySelector('#bursts').rows.length === 3",
+    );
+    drop(go_apis);
+    browser.click("[data-burst='50']");
+    // One after the other; the Go twin's api is gone.
+    let rows = [
+        (1, "tbd", "50\t0", "50 in "),
+        (2, "/twins/async", "50\t0", "50 in "),
+        (3, "/twins/go", "0\t50", "0"),
+    ];
+    for (row, name, counts, completed) in rows {
+        let row = format!("#bursts tr:nth-child({row})");
+        let text = browser.until_text(&row, &format!("{name}\t{counts}\t"));
+        let last = text.rsplit('\t').next().unwrap_or_default();
+        assert!(last.starts_with(completed), "{text}");
+    }
+    browser.until_text("#said", "50 orders were accepted");
+    let counts = stacks.each_ref().map(|stack| stack.count("orders"));
+    assert_eq!(counts, [50, 50, 0]);
+    let key = unique("key");
+    let order = new_order(&key, 1).send(&edge.address());
+    let beside = post("/twins/async/v1/orders").header("Idempotency-Key", &key);
+    let beside = beside.json(r#"{"customer_email":"a@b.com","amount_cents":1}"#);
+    let beside = beside.send(&edge.address());
+    assert_eq!((order.status, beside.status), (202, 202), "keys of its own");
+    fits_a_phone(&mut browser);
+    drop(workers);
     assert_eq!(browser.complaints, [""; 0]);
 }
 

@@ -22,6 +22,8 @@ fn fill(stack: &Stack, rows: u32) {
          SELECT id::text, sha256(id::text::bytea), 202, id::text::bytea, id, now(),
                 now() + interval '72 hours' * (row_number() OVER () % 1000 / 1000.0 + 0.001)
            FROM orders;
+         INSERT INTO sagas (order_id, id, version, state, calls, started_at, updated_at)
+         SELECT id, id, 1, CASE status WHEN 'pending' THEN 'running' ELSE 'completed' END, '[]', now(), now() FROM orders;
          ANALYZE",
     ));
 }
@@ -61,13 +63,14 @@ fn explain(client: &mut Client, sql: &str) -> String {
 /// second, scans the outbox.
 fn assert_reads_no_whole_table(name: &str, plan: &str) {
     let tables: &[&str] = match name {
-        "SELECT outbox" | "SELECT outbox backlog" => &["orders", "idempotency_keys"],
-        _ => &["orders", "idempotency_keys", "outbox"],
+        "SELECT outbox" | "SELECT outbox backlog" => &["orders", "idempotency_keys", "sagas"],
+        _ => &["orders", "idempotency_keys", "outbox", "sagas"],
     };
     let next_lines = plan.lines().skip(1).chain([""]);
     for (line, next) in plan.lines().zip(next_lines) {
         let reads = |table: &&str| line.contains("Scan") && line.contains(&format!(" on {table} "));
-        let by_index = next.contains("Cond:");
+        // This index has unfinished sagas only.
+        let by_index = next.contains("Cond:") || line.contains(" using sagas_unfinished on sagas ");
         assert!(by_index || !tables.iter().any(reads), "{name}:\n{plan}");
     }
 }
@@ -113,6 +116,14 @@ fn assert_no_plan_reads_a_whole_table_of(rows: u32) {
             .iter()
             .map(|of| sample(of, &id.to_string()))
             .collect();
+        // A text that this statement reads as JSON.
+        let samples = match name {
+            "INSERT sagas" => samples
+                .into_iter()
+                .map(|it| it.replace("'failed'", "'[]'"))
+                .collect(),
+            _ => samples,
+        };
         let arguments = match samples.is_empty() {
             true => String::new(),
             false => format!("({})", samples.join(", ")),

@@ -12,25 +12,26 @@ use crossbeam_channel::{bounded, unbounded};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use tbd::orders::adapters::memory::Memory;
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::adapters::postgres::{AfterCommit, PostgresStore};
-use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Status};
+use tbd::orders::domain::saga::{self, Answer, Input, SagaState};
+use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Saga, Status};
 use tbd::orders::ports::{
-    Claimed, Failure, IdempotencyKey, IdempotencyStore, Message, OrderRepository, Outbox, Replay,
-    StoredAnswer, Submission, SubmitOutcome,
+    Begun, Claimed, Failure, IdempotencyKey, IdempotencyStore, Message, OrderRepository, Outbox,
+    Replay, SagaStore, StoredAnswer, Submission, SubmitOutcome,
 };
 use tbd_deadline::Deadline;
 use tbd_postgres::migrations::Migrator;
 use tbd_postgres::{DatabaseConfig, Pool};
 
-use crate::support::memory::Memory;
 use crate::support::{self, Database};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// All storage ports.
-trait Store: OrderRepository + IdempotencyStore + Outbox {}
-impl<T: OrderRepository + IdempotencyStore + Outbox> Store for T {}
+trait Store: OrderRepository + IdempotencyStore + Outbox + SagaStore {}
+impl<T: OrderRepository + IdempotencyStore + Outbox + SagaStore> Store for T {}
 
 /// PostgreSQL, with submissions that share commits or not, and its database.
 fn postgres(coalesce: bool) -> (PostgresStore, Database) {
@@ -88,6 +89,10 @@ contract!(
     two_relays_at_once_never_hold_the_same_event,
     a_relay_that_breaks_off_leaves_every_event,
     removed_events_are_not_relayed,
+    an_order_is_either_canceled_or_has_a_saga,
+    a_transition_is_stored_on_top_of_its_predecessor_only,
+    the_end_of_a_saga_is_the_end_of_its_order,
+    a_saga_that_stands_still_is_leased_to_one_sweeper,
 );
 
 fn soon() -> Deadline {
@@ -212,8 +217,8 @@ fn a_known_key_with_another_request_stores_nothing(store: &dyn Store) {
 fn an_expired_key_is_free_again_and_can_be_swept(store: &dyn Store) {
     let (first, second) = (order(), order());
     submit_for(store, "key", 1, &first, Duration::ZERO);
-    let anew = submit_for(store, "key", 2, &second, Duration::ZERO);
-    assert!(matches!(anew, SubmitOutcome::First));
+    let later = submit_for(store, "key", 2, &second, Duration::ZERO);
+    assert!(matches!(later, SubmitOutcome::First));
     assert!(get(store, first.id).is_some() && get(store, second.id).is_some());
     let others: Vec<Order> = (0..4).map(|_| stored(store)).collect();
     assert_eq!(others.len(), 4);
@@ -670,4 +675,136 @@ fn postgres_and_the_model_answer_every_sequence_of_commands_alike() {
         Ok(())
     });
     outcome.expect("obeyed");
+}
+
+fn begin(store: &dyn Store, ids: &[OrderId]) -> Vec<Begun> {
+    let now = Timestamp::from_microsecond(Timestamp::now().as_microsecond()).expect("now");
+    store.begin(ids, now, soon()).expect("begin")
+}
+
+/// The saga of a new order.
+fn begun(store: &dyn Store) -> Saga {
+    let id = stored(store).id;
+    begin(store, &[id]).remove(0).saga.expect("a saga")
+}
+
+/// What follows an answer to the announced command.
+fn answered(saga: &Saga, answer: Answer) -> Saga {
+    let command = saga.announced().expect("it runs");
+    let at = saga.updated_at + SignedDuration::from_millis(1);
+    saga.next(Input::Answered(command, answer), at)
+        .expect("it moves")
+}
+
+fn refused() -> Answer {
+    Answer::Refused("out_of_stock".into())
+}
+
+fn an_order_is_either_canceled_or_has_a_saga(store: &dyn Store) {
+    let [new, canceled, completed] = [(); 3].map(|()| stored(store));
+    let cancel = canceled.cancel(Timestamp::now()).expect("pending");
+    assert!(store.replace(&canceled, &cancel, soon()).expect("replace"));
+    claim(store, &[completed.id]);
+    complete(store, &[completed.id]);
+    let ids = [new.id, canceled.id, completed.id, order().id];
+    let mut all = begin(store, &ids);
+    all.sort_by_key(|it| it.claimed.order.id);
+    let found: Vec<(Status, bool)> = all
+        .iter()
+        .map(|it| (it.claimed.order.status, it.saga.is_some()))
+        .collect();
+    let expected = [
+        (Status::Processing, true),
+        (Status::Canceled, false),
+        (Status::Completed, false),
+    ];
+    assert_eq!(found, expected);
+
+    let saga = all[0].saga.clone().expect("a saga");
+    assert!(all[0].is_new);
+    assert_eq!(saga.announced(), Some(saga::Command::ReserveStock));
+    assert_eq!(
+        store.find(new.id, soon()).expect("find"),
+        Some(saga.clone())
+    );
+    assert_eq!(store.find(canceled.id, soon()).expect("find"), None);
+    let again = begin(store, &[new.id]).remove(0);
+    assert_eq!((again.saga, again.is_new), (Some(saga), false));
+    assert!(
+        !store.replace(&new, &cancel, soon()).expect("replace"),
+        "too late to cancel"
+    );
+}
+
+fn a_transition_is_stored_on_top_of_its_predecessor_only(store: &dyn Store) {
+    let (one, other) = (begun(store), begun(store));
+    let next = [answered(&one, Answer::Done), answered(&other, Answer::Done)];
+    let saved = store.save(&next, soon()).expect("save");
+    assert_eq!(saved.len(), 2);
+    assert!(saved.iter().all(|it| it.ended.is_none()));
+    for saga in &next {
+        assert_eq!(
+            store.find(saga.order_id, soon()).expect("find").as_ref(),
+            Some(saga)
+        );
+    }
+    // A second worker with the old version comes too late, its other saga does not.
+    let late = [answered(&one, refused()), answered(&next[1], Answer::Done)];
+    let saved = store.save(&late, soon()).expect("save");
+    assert_eq!(
+        saved.iter().map(|it| it.order_id).collect::<Vec<_>>(),
+        [other.order_id]
+    );
+    let stored = store.find(one.order_id, soon()).expect("find");
+    assert_eq!(stored.as_ref(), Some(&next[0]));
+    assert_eq!(
+        store.unfinished(soon()).expect("count"),
+        [(SagaState::Running, 2)]
+    );
+}
+
+fn the_end_of_a_saga_is_the_end_of_its_order(store: &dyn Store) {
+    let failed = answered(&begun(store), refused());
+    let mut completed = begun(store);
+    while completed.announced().is_some() {
+        completed = answered(&completed, Answer::Done);
+        assert_eq!(
+            store
+                .save(std::slice::from_ref(&completed), soon())
+                .expect("save")
+                .len(),
+            1
+        );
+    }
+    let saved = store
+        .save(std::slice::from_ref(&failed), soon())
+        .expect("save");
+    let ended = saved[0].ended.clone().expect("its end");
+    assert_eq!((ended.id, ended.status), (failed.order_id, Status::Failed));
+    assert_eq!(get(store, failed.order_id), Some(ended));
+    let order = get(store, completed.order_id).expect("an order");
+    assert_eq!(order.status, Status::Completed);
+    let all = begin(store, &[failed.order_id]);
+    assert_eq!(
+        all[0].claimed.failure_reason.as_deref(),
+        Some("out_of_stock")
+    );
+    assert_eq!(all[0].saga.as_ref(), Some(&failed));
+    assert_eq!(store.unfinished(soon()).expect("count"), []);
+}
+
+fn a_saga_that_stands_still_is_leased_to_one_sweeper(store: &dyn Store) {
+    let (saga, ended) = (begun(store), answered(&begun(store), refused()));
+    store.save(&[ended], soon()).expect("save");
+    let lease = |seconds: i64, since: i64| {
+        let at = |seconds| saga.updated_at + SignedDuration::from_secs(seconds);
+        let orders = store
+            .lease_stalled(at(seconds), at(since), 10, soon())
+            .expect("lease");
+        orders.into_iter().map(|order| order.id).collect::<Vec<_>>()
+    };
+    assert_eq!(lease(1, -1), [], "it has just changed");
+    assert_eq!(lease(20, 10), [saga.order_id]);
+    assert_eq!(lease(21, 11), [], "it is leased");
+    assert_eq!(lease(40, 30), [saga.order_id]);
 }

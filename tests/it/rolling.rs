@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use tbd_grpc::Channel;
+
+use super::orders_client::create_order;
 use super::support::edge::Edge;
 use super::support::program::{Program, READY, Stack, id, new_order};
 use super::support::topic::wait_for_records;
-use super::support::{eventually, unique};
+use super::support::{SetOnDrop, eventually, unique};
 
 /// A program ends within the 30 s of its shutdown, on a busy machine.
 const ENDED: Duration = Duration::from_secs(40);
@@ -17,13 +20,32 @@ const CLIENTS: usize = 4;
 /// Number of orders between two restarts.
 const BETWEEN: usize = 40;
 
-/// Orders through nginx until stopped; the orders. Any answer but 202 fails the test.
-fn order_until(stop: &AtomicBool, ordered: &AtomicUsize, edge: &Edge) -> Vec<String> {
+/// Orders by REST; any answer but 202 fails the test.
+fn order_by_rest(edge: &Edge) -> String {
+    let answer = new_order(&unique("key"), 1299).send(&edge.address());
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    id(&answer.json()).to_owned()
+}
+
+/// Orders through nginx until stopped, with every second client by gRPC; the orders. Nothing is repeated, and any
+/// refusal fails the test.
+fn order_until(
+    stop: &AtomicBool,
+    ordered: &AtomicUsize,
+    edge: &Edge,
+    client: usize,
+) -> Vec<String> {
+    let channel = Channel::builder(&edge.grpc_address()).build();
+    let order_by_grpc = || {
+        let order = create_order(&channel, &unique("key"));
+        order.expect("an order by gRPC").id
+    };
     let mut ids = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let answer = new_order(&unique("key"), 1299).send(&edge.address());
-        assert_eq!(answer.status, 202, "{}", answer.text());
-        ids.push(id(&answer.json()).to_owned());
+        ids.push(match client % 2 {
+            0 => order_by_rest(edge),
+            _ => order_by_grpc(),
+        });
         ordered.fetch_add(1, Ordering::Relaxed);
     }
     ids
@@ -31,14 +53,12 @@ fn order_until(stop: &AtomicBool, ordered: &AtomicUsize, edge: &Edge) -> Vec<Str
 
 /// Runs `restarts` while clients order; the orders.
 fn under_load(edge: &Edge, restarts: impl FnOnce(&dyn Fn())) -> BTreeSet<String> {
-    let stop = AtomicBool::new(false);
-    let ordered = AtomicUsize::new(0);
+    let (stop, ordered) = (&AtomicBool::new(false), &AtomicUsize::new(0));
     thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
-            .map(|_| scope.spawn(|| order_until(&stop, &ordered, edge)))
+            .map(|client| scope.spawn(move || order_until(stop, ordered, edge, client)))
             .collect();
-        // Stops the clients even if a restart panics.
-        let _stopped = OnDrop(&stop);
+        let _stopped = SetOnDrop(stop);
         restarts(&|| {
             let goal = ordered.load(Ordering::Relaxed) + BETWEEN;
             eventually(READY, "more orders", || {
@@ -53,14 +73,6 @@ fn under_load(edge: &Edge, restarts: impl FnOnce(&dyn Fn())) -> BTreeSet<String>
         });
         ids.collect()
     })
-}
-
-struct OnDrop<'a>(&'a AtomicBool);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Ends a program as a deployment does.
@@ -97,7 +109,7 @@ fn apis_are_restarted_one_after_another_and_nobody_is_turned_away() {
             go_on();
             end(api);
             go_on();
-            *api = stack.start_api_on(api.port()).ready();
+            *api = stack.start_in_place_of(api).ready();
         }
         go_on();
     });

@@ -1,4 +1,4 @@
-//! The servers of `scripts/with-servers` and `tests/support`, on which the other tests depend.
+//! The servers of `scripts/with-servers` and `crates/testkit`, on which the other tests depend.
 
 use std::net::TcpStream;
 

@@ -182,12 +182,13 @@ fn end_all(programs: impl IntoIterator<Item = Program>) {
     }
 }
 
-/// More spans than the shutdown has time to offer a silent collector, at one batch every 5 s.
+/// More spans than the shutdown has time to offer a silent collector, at one batch every 10 s.
 fn a_silent_collector() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("listen");
     let endpoint = format!("http://{}", silent.local_addr().expect("its address"));
     let stack = Stack::new()
         .set("OTEL_SDK_DISABLED", "false")
+        .set("OTEL_METRICS_EXPORTER", "otlp")
         .set("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint);
     let (api, worker) = (stack.api(), stack.worker());
     api.accepted_order();

@@ -12,10 +12,15 @@ use kafka_protocol::protocol::StrBytes;
 use kafka_protocol::records::RecordBatchDecoder;
 use tbd_deadline::Deadline;
 use tbd_kafka::admin::TopicSpec;
-use tbd_kafka::partitioner::partition_for_key;
+use tbd_kafka::consumer::{Isolation, StartAt};
+use tbd_kafka::producer::partition_for_key;
 use tbd_kafka::producer::{Certainty, Outcome, Record};
-use tbd_kafka::{Admin, ClientConfig, Cluster, Producer, ProducerConfig};
+use tbd_kafka::{
+    Admin, ClientConfig, Cluster, Consumer, ConsumerConfig, ConsumerRecord, Producer,
+    ProducerConfig, TopicPartition,
+};
 
+use crate::consumer::poll_until;
 use crate::support;
 
 /// Long enough for one operation.
@@ -45,13 +50,10 @@ pub fn topic(cluster: &Cluster, partitions: i32) -> String {
 /// As [`topic`], with this many replicas.
 pub fn replicated_topic(cluster: &Cluster, partitions: i32, replication: i16) -> String {
     let name = support::unique("topic");
-    let spec = TopicSpec {
-        name: name.clone(),
-        partitions,
-        replication,
-    };
+    let spec = TopicSpec::new(name.clone(), partitions, replication);
     Admin::new(cluster.clone())
         .create_topics(&[spec], soon())
+        .and_then(tbd_kafka::admin::all)
         .unwrap();
     name
 }
@@ -131,6 +133,28 @@ pub fn read_topic(cluster: &Cluster, topic: &str) -> BTreeMap<i32, Vec<Read>> {
         .collect()
 }
 
+/// What a consumer reads of a whole topic, in order within each partition.
+pub fn consume(cluster: &Cluster, topic: &str, isolation: Isolation) -> Vec<ConsumerRecord> {
+    let ends = Admin::new(cluster.clone())
+        .end_offsets(topic, soon())
+        .unwrap();
+    let partitions: Vec<TopicPartition> = (0..)
+        .zip(&ends)
+        .map(|(number, _)| TopicPartition::new(topic, number))
+        .collect();
+    let mut config = ConsumerConfig::without_group();
+    config.isolation = isolation;
+    let starts = partitions.iter().map(|it| (it.clone(), StartAt::Beginning));
+    let mut consumer =
+        Consumer::start_assigned(cluster.clone(), config, starts, Box::new(())).unwrap();
+    let records = poll_until(&mut consumer, |consumer, _| {
+        let mut read = partitions.iter().zip(&ends);
+        read.all(|(partition, end)| consumer.position(partition) >= Some(*end))
+    });
+    consumer.close(soon()).unwrap();
+    records
+}
+
 /// Empty for none.
 pub fn text(bytes: &Option<Bytes>) -> String {
     String::from_utf8(bytes.as_deref().unwrap_or_default().to_vec()).unwrap()
@@ -191,18 +215,20 @@ pub fn check_promises(cluster: &Cluster, topic: &str, outcomes: &[(String, Outco
 /// Deletes a topic and creates it again with this many partitions; returns when a broker knows it.
 fn create_again(cluster: &Cluster, topic: &str, partitions: i32, replication: i16) {
     let admin = Admin::new(cluster.clone());
-    let spec = TopicSpec {
-        name: topic.to_owned(),
-        partitions,
-        replication,
-    };
+    let spec = TopicSpec::new(topic.to_owned(), partitions, replication);
     let id = || {
         cluster.refresh(&[topic], soon()).unwrap();
         cluster.topic_id(topic)
     };
     let before = id();
-    admin.delete_topics(&[topic], soon()).unwrap();
-    admin.create_topics(&[spec], soon()).unwrap();
+    admin
+        .delete_topics(&[topic], soon())
+        .and_then(tbd_kafka::admin::all)
+        .unwrap();
+    admin
+        .create_topics(&[spec], soon())
+        .and_then(tbd_kafka::admin::all)
+        .unwrap();
     support::eventually(Duration::from_secs(20), "the new topic", || {
         (id() != before).then_some(())
     });

@@ -15,10 +15,11 @@ use kafka_protocol::records::{
     Compression, Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType,
 };
 use tbd_deadline::Deadline;
+use tbd_kafka::TopicPartition;
+use tbd_kafka::consumer::Assignor;
 use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks, ConsumerRecord};
-use tbd_kafka::group::TopicPartition;
-use tbd_kafka::group::assignor::Assignor;
-use tbd_kafka::{Admin, ClientConfig, Cluster, Connection};
+use tbd_kafka::internals::Connection;
+use tbd_kafka::{Admin, ClientConfig, Cluster};
 
 use crate::support;
 

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use kafka_protocol::messages::{ConsumerGroupHeartbeatRequest, GroupId};
 use kafka_protocol::protocol::StrBytes;
 use tbd_deadline::Deadline;
-use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol};
-use tbd_kafka::{Admin, Cluster, ProducerConfig};
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol, TopicFilter};
+use tbd_kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
 
 use crate::client::{self, soon};
 use crate::consumer::{Journal, poll_until, values};
-use crate::support::{eventually, unique};
+use crate::support::topic::allow;
+use crate::support::{OwnServer, eventually, unique};
 
 const PARTITIONS: i32 = 4;
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -175,15 +176,16 @@ fn a_killed_members_partitions_move_after_the_brokers_session_time_out() {
 /// Sends requests in a member's name, as a second process with that name would.
 fn speak_for(stage: &Stage, member_id: &str, epoch: i32) {
     let coordinator =
-        tbd_kafka::group::coordinator::find(&stage.cluster, &stage.group, soon()).unwrap();
+        tbd_kafka::internals::find_coordinator(&stage.cluster, &stage.group, soon()).unwrap();
     let config = stage.cluster.config();
-    let mut connection = tbd_kafka::Connection::open(&coordinator.address, config, soon()).unwrap();
+    let mut connection =
+        tbd_kafka::internals::Connection::open(&coordinator.address, config, soon()).unwrap();
     let mut request = ConsumerGroupHeartbeatRequest::default()
         .with_group_id(GroupId(StrBytes::from_string(stage.group.clone())))
         .with_member_id(StrBytes::from_string(member_id.to_owned()))
         .with_member_epoch(epoch);
     if epoch == 0 {
-        let topic = tbd_kafka::group::coordinator::topic_name(&stage.topic);
+        let topic = tbd_kafka::internals::topic_name(&stage.topic);
         request = request
             .with_rebalance_timeout_ms(60_000)
             .with_subscribed_topic_names(Some(vec![topic]))
@@ -200,7 +202,7 @@ fn a_member_that_was_thrown_out_loses_its_partitions_and_comes_back_under_its_na
     poll_until(&mut consumer, |consumer, _| {
         consumer.assignment().len() == 4
     });
-    let name = consumer.group_metadata().member_id;
+    let name = consumer.group_metadata().unwrap().member_id;
     speak_for(&stage, &name, -1);
     poll_until(&mut consumer, |_, _| journal.entries().len() == 3);
     let entries = journal.entries();
@@ -209,7 +211,7 @@ fn a_member_that_was_thrown_out_loses_its_partitions_and_comes_back_under_its_na
         .map(|(call, some)| (*call, some.len()))
         .collect();
     assert_eq!(calls, [("assigned", 4), ("lost", 4), ("assigned", 4)]);
-    assert_eq!(consumer.group_metadata().member_id, name);
+    assert_eq!(consumer.group_metadata().unwrap().member_id, name);
     consumer.close(soon()).unwrap();
 }
 
@@ -237,6 +239,44 @@ fn a_stuck_member_leaves_and_comes_back_when_it_polls_again() {
     );
     stuck.close(soon()).unwrap();
     other.close();
+}
+
+#[test]
+fn a_member_that_may_not_read_its_topic_any_more_leaves_at_once() {
+    // Each topic is open to all until one user is allowed something.
+    let server = OwnServer::kafka_with(|_| {
+        let settings = [
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "allow.everyone.if.no.acl.found=true",
+            "group.consumer.session.timeout.ms=60000",
+        ];
+        settings.map(str::to_owned).into()
+    });
+    let cluster = Cluster::new(ClientConfig {
+        brokers: vec![server.address()],
+        metadata_max_age: Duration::from_millis(500),
+        ..ClientConfig::default()
+    });
+    let (topic, other) = (client::topic(&cluster, 1), client::topic(&cluster, 1));
+    let group = unique("group");
+    let mut config = ConsumerConfig::new(&group, [&topic]);
+    // The subscription, which the coordinator checks, is sent again when it changes.
+    config.topic_filter = Some(TopicFilter::new(move |name| name == other));
+    config.group_protocol = GroupProtocol::Consumer;
+    let mut consumer = Consumer::start(cluster.clone(), config, Box::new(())).unwrap();
+    poll_until(&mut consumer, |consumer, _| {
+        consumer.assignment().len() == 2 && !consumer.rebalance_pending()
+    });
+    allow(&server.address(), "nobody", 8);
+    let admin = Admin::new(cluster);
+    eventually(PATIENCE, "the member to leave", || {
+        let _ = consumer.poll(Deadline::after(Duration::from_millis(200)));
+        let described = admin.describe_groups(&[&group], soon()).ok()?;
+        let (_, group) = described.into_iter().next()?;
+        group.ok()?.members.is_empty().then_some(())
+    });
+    let error = consumer.poll(soon()).unwrap_err();
+    assert!(!error.is_transient(), "{error}");
 }
 
 #[test]

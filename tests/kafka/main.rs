@@ -1,13 +1,15 @@
 //! The tests of the Kafka client against real brokers and together with other clients, in one binary.
 
+mod admin;
 mod client;
 mod consumer;
 mod consumer_protocol;
+mod faults;
 mod history;
 mod mixed;
 mod producer;
 mod rebalance;
 mod recreated_topic;
 mod replicas;
-#[path = "../support/mod.rs"]
-mod support;
+mod transactions;
+use tbd_testkit as support;

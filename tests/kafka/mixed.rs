@@ -12,11 +12,11 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tbd_deadline::Deadline;
-use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig};
-use tbd_kafka::group::TopicPartition;
-use tbd_kafka::group::assignor::Assignor;
-use tbd_kafka::partitioner::partition_for_key;
+use tbd_kafka::TopicPartition;
+use tbd_kafka::consumer::Assignor;
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, Isolation};
 use tbd_kafka::producer::Compression;
+use tbd_kafka::producer::partition_for_key;
 use tbd_kafka::{Admin, ProducerConfig};
 
 use crate::client::{cluster, read_topic, record, soon, start, text, topic};
@@ -476,7 +476,7 @@ fn each_client_reads_what_each_writes_in_every_compression_and_all_agree_on_part
 }
 
 #[test]
-fn transactions_are_read_uncommitted_and_their_markers_are_passed_over() {
+fn aborted_transactions_are_read_only_uncommitted_and_all_markers_are_passed_over() {
     let cluster = cluster();
     let topic = topic(&cluster, 1);
     let letters = ["committed", "aborted", "committed"].map(|key| (key.to_owned(), "v".to_owned()));
@@ -484,20 +484,29 @@ fn transactions_are_read_uncommitted_and_their_markers_are_passed_over() {
     command.args(["transact", &kafka(), &topic]);
     feed(command, &letters);
 
-    let config = ConsumerConfig::new(unique("group"), [topic.as_str()]);
-    let mut consumer = Consumer::start(cluster, config, Box::new(())).unwrap();
-    // Past the last marker, too, or the group would always show a lag.
-    let partition = TopicPartition::new(topic.as_str(), 0);
-    let records = poll_until(&mut consumer, |consumer, _| {
-        consumer.position(&partition) == Some(6)
-    });
-    consumer.commit_polled(soon()).unwrap();
-    assert_eq!(consumer.lag(), [(partition, 0)]);
-    let read: Vec<_> = records
-        .iter()
-        .map(|one| (one.offset, text(&one.key)))
-        .collect();
-    let expected = [(0, "committed"), (2, "aborted"), (4, "committed")];
-    assert_eq!(read, expected.map(|(offset, key)| (offset, key.to_owned())));
-    consumer.close(soon()).unwrap();
+    let (committed, aborted) = ([(0, "committed"), (4, "committed")], (2, "aborted"));
+    for (isolation, expected) in [
+        (Isolation::ReadCommitted, committed.to_vec()),
+        (
+            Isolation::ReadUncommitted,
+            vec![committed[0], aborted, committed[1]],
+        ),
+    ] {
+        let mut config = ConsumerConfig::new(unique("group"), [topic.as_str()]);
+        config.isolation = isolation;
+        let mut consumer = Consumer::start(cluster.clone(), config, Box::new(())).unwrap();
+        // Past the last marker, too, or the group would always show a lag.
+        let partition = TopicPartition::new(topic.as_str(), 0);
+        let records = poll_until(&mut consumer, |consumer, _| {
+            consumer.position(&partition) == Some(6)
+        });
+        consumer.commit_polled(soon()).unwrap();
+        assert_eq!(consumer.lag(), [(partition, 0)]);
+        let read = records.iter().map(|one| (one.offset, text(&one.key)));
+        let expected = expected
+            .iter()
+            .map(|(offset, key)| (*offset, (*key).to_owned()));
+        assert_eq!(read.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        consumer.close(soon()).unwrap();
+    }
 }

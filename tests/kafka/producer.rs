@@ -1,12 +1,12 @@
 //! The producer and the admin client against a real Kafka.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tbd_deadline::Deadline;
 use tbd_kafka::admin::TopicSpec;
-use tbd_kafka::partitioner::partition_for_key;
+use tbd_kafka::producer::partition_for_key;
 use tbd_kafka::producer::{Certainty, Compression, Outcome, Record, RecordMetadata};
 use tbd_kafka::{Admin, Cluster, ProducerConfig};
 
@@ -14,26 +14,31 @@ use crate::client::{
     check_promises, check_publishing_to_a_topic_created_again, cluster, cluster_at,
     publish_steadily, read_topic, record, soon, start, text, topic,
 };
-use crate::support::{self, OwnServer};
+use crate::support::{self, OwnServer, SetOnDrop};
 
 #[test]
 fn topics_are_made_once_listed_and_deleted() {
     let cluster = cluster();
     let admin = Admin::new(cluster.clone());
     let name = topic(&cluster, 3);
-    let again = TopicSpec {
-        name: name.clone(),
-        partitions: 5,
-        replication: 1,
-    };
-    admin.create_topics(&[again], soon()).unwrap();
+    let again = TopicSpec::new(name.clone(), 5, 1);
+    admin
+        .create_topics(&[again], soon())
+        .and_then(tbd_kafka::admin::all)
+        .unwrap();
     assert_eq!(admin.partition_count(&name, soon()).unwrap(), 3);
     assert!(admin.list_topics(soon()).unwrap().contains(&name));
     assert_eq!(admin.end_offsets(&name, soon()).unwrap(), [0, 0, 0]);
     let committed = admin.committed_offsets("nobody", &[&name], soon()).unwrap();
     assert!(committed.is_empty());
-    admin.delete_topics(&[&name], soon()).unwrap();
-    admin.delete_topics(&[&name], soon()).unwrap();
+    admin
+        .delete_topics(&[&name], soon())
+        .and_then(tbd_kafka::admin::all)
+        .unwrap();
+    admin
+        .delete_topics(&[&name], soon())
+        .and_then(tbd_kafka::admin::all)
+        .unwrap();
     // Brokers learn of the topic a moment after the controller has answered.
     let deadline = soon();
     while admin.list_topics(deadline).unwrap().contains(&name) {}
@@ -43,12 +48,11 @@ fn topics_are_made_once_listed_and_deleted() {
 #[test]
 fn an_impossible_topic_is_refused_for_good() {
     let admin = Admin::new(cluster());
-    let spec = TopicSpec {
-        name: "no spaces allowed".to_owned(),
-        partitions: 1,
-        replication: 1,
-    };
-    let error = admin.create_topics(&[spec], soon()).unwrap_err();
+    let spec = TopicSpec::new("no spaces allowed", 1, 1);
+    let error = admin
+        .create_topics(&[spec], soon())
+        .and_then(tbd_kafka::admin::all)
+        .unwrap_err();
     assert!(!error.is_transient(), "{error}");
 }
 
@@ -243,13 +247,10 @@ fn a_missing_topic_is_reported_at_the_deadline_and_used_once_it_exists() {
     assert!(error.is_transient());
     assert!(error.to_string().contains("UnknownTopic"), "{error}");
 
-    let spec = TopicSpec {
-        name: name.clone(),
-        partitions: 1,
-        replication: 1,
-    };
+    let spec = TopicSpec::new(name.clone(), 1, 1);
     Admin::new(cluster.clone())
         .create_topics(&[spec], soon())
+        .and_then(tbd_kafka::admin::all)
         .unwrap();
     assert_eq!(send(soon()).unwrap().offset, Some(0));
 }
@@ -288,6 +289,7 @@ fn publish_through(
     let producer = start(&cluster, config);
     let stop = AtomicBool::new(false);
     let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let stopped = SetOnDrop(&stop);
         let threads: Vec<_> = (0..4)
             .map(|thread| {
                 let (producer, topic, stop) = (&producer, topic.as_str(), &stop);
@@ -295,7 +297,7 @@ fn publish_through(
             })
             .collect();
         trouble(&cluster);
-        stop.store(true, Ordering::Relaxed);
+        drop(stopped);
         threads
             .into_iter()
             .flat_map(|thread| thread.join().unwrap())

@@ -12,7 +12,7 @@ use tbd_kafka::consumer::{Consumer, ConsumerConfig};
 use tbd_kafka::{Cluster, ProducerConfig};
 
 use crate::client::{cluster, record, soon, start, topic};
-use crate::support::{eventually, unique};
+use crate::support::{SetOnDrop, eventually, unique};
 
 const MEMBERS: usize = 15;
 const PARTITIONS: i32 = 30;
@@ -93,6 +93,20 @@ impl Group {
         });
     }
 
+    /// Waits until every partition delivers again, to its new owner if it has one.
+    fn flow(&self) {
+        let settled = Instant::now();
+        let gone = |id: &usize| !self.members.iter().any(|member| member.id == *id);
+        eventually(PATIENCE, "all partitions to flow", || {
+            let arrivals = self.arrivals.lock().unwrap();
+            let since = arrivals
+                .iter()
+                .filter(|(at, _, id)| *at > settled && !gone(id));
+            let flowing: BTreeMap<i32, usize> = since.map(|(_, one, id)| (*one, *id)).collect();
+            (flowing.len() == PARTITIONS as usize).then_some(())
+        });
+    }
+
     /// The member that received a partition's last record.
     fn owners(&self) -> BTreeMap<i32, usize> {
         let arrivals = self.arrivals.lock().unwrap();
@@ -105,22 +119,12 @@ impl Group {
     /// Applies a change to the group; the longest wait of a record in an untouched partition and in a
     /// moved one.
     fn measure(&mut self, what: &str, event: impl FnOnce(&mut Self)) -> (Duration, Duration) {
-        thread::sleep(Duration::from_millis(1_500));
+        self.flow();
         let before = self.owners();
         let begin = Instant::now();
         event(self);
         self.settle();
-        // Every partition delivers again, to its new owner if it has one.
-        let settled = Instant::now();
-        let gone = |id: &usize| !self.members.iter().any(|member| member.id == *id);
-        eventually(PATIENCE, "all partitions to flow", || {
-            let arrivals = self.arrivals.lock().unwrap();
-            let since = arrivals
-                .iter()
-                .filter(|(at, _, id)| *at > settled && !gone(id));
-            let flowing: BTreeMap<i32, usize> = since.map(|(_, one, id)| (*one, *id)).collect();
-            (flowing.len() == PARTITIONS as usize).then_some(())
-        });
+        self.flow();
         let end = Instant::now();
         let after = self.owners();
         let arrivals = self.arrivals.lock().unwrap();
@@ -181,6 +185,7 @@ fn a_group_of_fifteen_stops_only_the_partitions_that_move_and_those_not_for_long
             }
             producer.close(soon()).unwrap();
         });
+        let ending = SetOnDrop(&stop);
         let mut group = Group {
             cluster: cluster.clone(),
             topic: topic.clone(),
@@ -200,7 +205,7 @@ fn a_group_of_fifteen_stops_only_the_partitions_that_move_and_those_not_for_long
         while !group.members.is_empty() {
             group.take(false);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(ending);
         feeder.join().unwrap();
 
         for (what, (untouched, _)) in [("added", added), ("left", left), ("killed", killed)] {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tbd_deadline::Deadline;
+use tbd_kafka::TopicPartition;
 use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol};
-use tbd_kafka::group::TopicPartition;
 use tbd_kafka::{Admin, Cluster, Error, ProducerConfig, Reader};
 
 use crate::client::{cluster, cluster_at, record, replicated_topic, soon, start, topic};

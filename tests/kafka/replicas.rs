@@ -11,9 +11,9 @@ use kafka_protocol::messages::create_topics_request::{
 use kafka_protocol::messages::{BrokerId, CreateTopicsRequest};
 use kafka_protocol::protocol::StrBytes;
 use tbd_deadline::Deadline;
-use tbd_kafka::consumer::{Consumer, ConsumerConfig, GroupProtocol, OffsetReset};
-use tbd_kafka::group::TopicPartition;
-use tbd_kafka::group::coordinator::topic_name;
+use tbd_kafka::TopicPartition;
+use tbd_kafka::consumer::{Consumer, ConsumerConfig, GroupProtocol, OffsetReset, StartAt};
+use tbd_kafka::internals::topic_name;
 use tbd_kafka::producer::{Outcome, RecordMetadata};
 use tbd_kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
 
@@ -22,7 +22,7 @@ use crate::client::{
     record, replicated_topic, soon, start, text,
 };
 use crate::consumer::{Journal, poll_until};
-use crate::support::{self, OwnServer, eventually};
+use crate::support::{self, OwnServer, SetOnDrop, eventually};
 
 const TICK: Duration = Duration::from_millis(200);
 /// The cluster notices a killed leader after 4 s; an election and a busy machine add to that.
@@ -79,6 +79,7 @@ fn publish_through(cluster: &Cluster, topic: &str, trouble: impl FnOnce()) -> Du
     let stop = AtomicBool::new(false);
     let slowest = Mutex::new(Duration::ZERO);
     let outcomes: Vec<(String, Outcome)> = std::thread::scope(|scope| {
+        let stopped = SetOnDrop(&stop);
         let threads: Vec<_> = (0..4)
             .map(|thread| {
                 let (producer, stop) = (&producer, &stop);
@@ -97,7 +98,7 @@ fn publish_through(cluster: &Cluster, topic: &str, trouble: impl FnOnce()) -> Du
             }
         });
         trouble();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopped);
         stopwatch.join().unwrap();
         threads
             .into_iter()
@@ -358,6 +359,41 @@ fn a_log_cut_short_by_an_unclean_election_is_written_on_and_read_from_where_it_p
 fn a_topic_created_again_keeps_each_keys_order_although_some_brokers_hear_of_it_later() {
     let brokers = Brokers::all_up();
     check_publishing_to_a_topic_created_again(&brokers.cluster(), 3);
+}
+
+#[test]
+fn a_consumer_reads_from_the_replica_in_its_rack_and_from_the_leader_when_that_is_killed() {
+    let brokers = Brokers::all_up();
+    let cluster = brokers.cluster();
+    let topic = replicated_topic(&cluster, 1, 3);
+    publish_to(&cluster, &topic, 0, "before");
+    let leading = leader(&cluster, &topic, 0);
+    let near = leading % 3 + 1;
+    let mut config = ConsumerConfig::without_group();
+    config.client_rack = Some(format!("rack-{near}"));
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    let start = [(partition.clone(), StartAt::Beginning)];
+    let mut consumer =
+        Consumer::start_assigned(brokers.cluster(), config, start, Box::new(())).unwrap();
+    let mut read = || {
+        let records = poll_until(&mut consumer, |_, records| !records.is_empty());
+        consumer.seek(&partition, 0);
+        text(&records[0].value)
+    };
+    assert_eq!(read(), "before");
+    // The leader answers nothing, and after 4 s it leads no more.
+    brokers.node(leading).pause();
+    let frozen = Instant::now();
+    assert_eq!(read(), "before");
+    let took = frozen.elapsed();
+    brokers.node(leading).resume();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+
+    brokers.settle();
+    brokers.node(near).kill();
+    assert_eq!(read(), "before");
+    consumer.close(soon()).unwrap();
+    brokers.node(near).start();
 }
 
 #[test]

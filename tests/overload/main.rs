@@ -1,8 +1,7 @@
 //! Overload of the api: it refuses some requests at once, answers the others as usual, and recovers
 //! afterwards. A test binary of its own, because other tests' work would be part of the load.
 
-#[path = "../support/mod.rs"]
-mod support;
+use tbd_testkit as support;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -127,8 +126,8 @@ fn beyond_capacity_some_are_refused_early_and_the_others_wait_no_longer_than_thr
     let meanwhile = median(accepted.into_iter());
     // Up to three requests wait for each thread.
     assert!(meanwhile < before * 5, "{meanwhile:?}, before {before:?}");
-    let told = median(refused.into_iter());
-    assert!(told < Duration::from_millis(100), "{told:?}");
+    let typical = median(refused.into_iter());
+    assert!(typical < Duration::from_millis(100), "{typical:?}");
     assert!(api.metric("http_requests_shed_total{reason=\"overload\"}") > Some(0.0));
     let grown = api.metric("process_resident_memory_bytes").zip(memory);
     let grown = grown.map(|(after, before)| after - before).expect("memory");
@@ -160,8 +159,8 @@ fn nobody_waits_for_threads_that_are_stuck() {
         refused
             .iter()
             .for_each(|answer| assert_shed(&answer.response));
-        let told = median(refused.iter());
-        assert!(told < Duration::from_millis(100), "{told:?}");
+        let typical = median(refused.iter());
+        assert!(typical < Duration::from_millis(100), "{typical:?}");
 
         holder.batch_execute("ROLLBACK").expect("unlock the table");
         let statuses = waiting

@@ -17,16 +17,33 @@ use prost_build::{Config, Method, Service, ServiceGenerator};
 /// # Errors
 /// A file cannot be read or written, or it is no valid `.proto` file: then the text says where.
 pub fn compile(files: &[&str], includes: &[impl AsRef<Path>], out: &Path) -> io::Result<()> {
-    let invalid =
-        |error: protox::Error| io::Error::new(io::ErrorKind::InvalidInput, format!("{error:?}"));
     let descriptors = protox::compile(files, includes).map_err(invalid)?;
     let mut config = Config::new();
     config
         .enable_type_names()
+        .type_name_domain(["."], "type.googleapis.com")
         .out_dir(out)
         .format(true)
         .service_generator(Box::new(MethodConstants));
     config.compile_fds(descriptors)
+}
+
+/// Compiles `files`, which are found below `includes`, into an encoded `google.protobuf.FileDescriptorSet`: these files
+/// and everything they import, without comments. A server's reflection answers from it. Reads files.
+///
+/// # Errors
+/// As for [`compile`].
+pub fn descriptors(files: &[&str], includes: &[impl AsRef<Path>]) -> io::Result<Vec<u8>> {
+    let mut compiler = protox::Compiler::new(includes).map_err(invalid)?;
+    compiler
+        .include_imports(true)
+        .open_files(files)
+        .map_err(invalid)?;
+    Ok(compiler.encode_file_descriptor_set())
+}
+
+fn invalid(error: protox::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{error:?}"))
 }
 
 /// Writes the constants of a service.

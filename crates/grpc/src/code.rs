@@ -84,14 +84,6 @@ impl Code {
         CODES[usize::from(self.number())].1
     }
 
-    /// The code of a name, as [`Code::name`] writes it.
-    pub fn from_name(name: &str) -> Option<Self> {
-        CODES
-            .iter()
-            .find(|(_, known)| *known == name)
-            .map(|(code, _)| *code)
-    }
-
     /// Whether the same call may succeed a moment later: only [`Code::Unavailable`].
     pub fn is_transient(self) -> bool {
         self == Self::Unavailable
@@ -136,7 +128,7 @@ mod tests {
         for (number, (code, name)) in CODES.iter().enumerate() {
             assert_eq!(usize::from(code.number()), number);
             assert_eq!(Code::from_number(number as i64), *code);
-            assert_eq!(Code::from_name(name), Some(*code));
+            assert_eq!(code.name(), *name);
         }
         assert_eq!(Code::from_number(17), Code::Unknown);
         assert_eq!(Code::from_number(-1), Code::Unknown);

@@ -27,7 +27,8 @@
 //! | [`server`] | [`Server`], [`Router`], [`Call`], and where handlers run |
 //! | [`client`] | [`Channel`], calls, retries |
 //! | [`tls`] | TLS and mutual TLS (feature `tls`, on by default) |
-//! | [`proto`] | the details of a status |
+//! | [`server::Health`], [`server::add_reflection`] | the services `grpc.health.v1` and `grpc.reflection` |
+//! | [`proto`] | the details of a status, health, reflection |
 //! | [`h2`] | HTTP/2 without I/O (RFC 9113) |
 //! | [`hpack`] | header compression (RFC 7541) |
 //!
@@ -38,6 +39,7 @@
 //! | `grpc-acceptor` | one for each server | connections | [`Server::stop`], its drop |
 //! | `grpc-conn-N` | one for each accepted connection | its socket, its timers, handlers | the connection's end |
 //! | `grpc-worker-N` | those of a [`WorkerPool`](server::WorkerPool), unless you bring your own | calls | the pool's drop |
+//! | `grpc-own-stream` | one for each open `Watch` or reflection call, 64 at most | changes, requests | the call's or its connection's end; GOAWAY |
 //! | `grpc-client-ADDRESS` | one for each connection of a channel | its socket, its timers, callers | the connection's end |
 //! | `grpc-resolver` | at most one for each channel | the system's resolver | the answer |
 //!
@@ -48,11 +50,11 @@
 //! - Every call has a deadline, and every wait ends with it. The exceptions are the operating system's resolver and its
 //!   TCP connect, which run on threads of their own and make nobody else wait; the end of a channel waits for them.
 //! - No thread blocks with a lock held. A connection's thread reads on, whatever handlers and peers do.
-//! - What a peer can make the program keep is bounded: [`Limits`](h2::Limits), [`ServerConfig`](server::ServerConfig) and
-//!   [`ChannelConfig`](client::ChannelConfig) name each limit. A queue that is full answers UNAVAILABLE.
+//! - What a peer can make the program keep is bounded: [`Limits`](h2::Limits), [`ConnectionConfig`],
+//!   [`ServerConfig`](server::ServerConfig) and [`ChannelConfig`](client::ChannelConfig) name each limit. A queue that is full answers UNAVAILABLE.
 //! - A call cancelled before it runs does not run. A handler sees at its next step that nobody waits any more.
 //! - A call is repeated only if no server has seen it, or if the retry policy says so and no response has begun.
-//! - [`Status`] tells failures apart: [`Status::is_transient`] is true for UNAVAILABLE alone.
+//! - [`Status::is_transient`] is true for UNAVAILABLE alone.
 //!
 //! # What it does not do
 //!
@@ -63,6 +65,9 @@
 //! Linux and other Unix systems only: connections wait by `poll`.
 
 #![forbid(unsafe_code)]
+
+// Generated code names this crate so.
+extern crate self as tbd_grpc;
 
 pub mod client;
 mod code;
@@ -80,7 +85,7 @@ pub mod tls;
 
 pub use client::Channel;
 pub use code::Code;
-pub use link::Keepalive;
+pub use link::{ConnectionConfig, Keepalive};
 pub use metadata::{Metadata, MetadataError};
 pub use method::{Method, MethodKind};
 pub use server::{Call, Router, Server};

@@ -1,7 +1,7 @@
 //! Messages on a stream: the prefix of five octets, and gzip (gRPC over HTTP/2, "Length-Prefixed-Message").
 
 use std::collections::VecDeque;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use flate2::Compression;
@@ -46,7 +46,7 @@ impl Assembler {
         while let Some(&[flag, a, b, c, d]) = self.buffer.first_chunk() {
             let length = u32::from_be_bytes([a, b, c, d]) as usize;
             if flag > 1 {
-                return Err(Status::new(Code::Internal, "a message has an unknown flag"));
+                return Err(Status::internal("a message has an unknown flag"));
             }
             if length > bytes_max {
                 let text =
@@ -75,27 +75,26 @@ impl Assembler {
 pub(crate) fn encode<M: Message>(message: &M, gzip: bool) -> Result<Bytes, Status> {
     let length = message.encoded_len();
     let mut plain = BytesMut::with_capacity(PREFIX_BYTES + length);
-    let prefix = |length: usize| {
-        u32::try_from(length)
-            .map_err(|_| Status::new(Code::ResourceExhausted, "a message of more than 4 GiB"))
-    };
+    let too_large = |_| Status::new(Code::ResourceExhausted, "a message of more than 4 GiB");
     plain.put_u8(0);
-    plain.put_u32(prefix(length)?);
-    let failed = |error: &dyn std::fmt::Display| {
-        Status::new(Code::Internal, format!("cannot encode a message: {error}"))
-    };
-    message.encode(&mut plain).map_err(|error| failed(&error))?;
+    plain.put_u32(u32::try_from(length).map_err(too_large)?);
+    let encoded = message.encode(&mut plain);
+    encoded.map_err(|error| Status::internal(format!("cannot encode a message: {error}")))?;
     if !gzip {
         return Ok(plain.freeze());
     }
+    pack(&plain[PREFIX_BYTES..])
+        .map(Bytes::from)
+        .map_err(|error| Status::internal(format!("cannot compress a message: {error}")))
+}
+
+fn pack(plain: &[u8]) -> io::Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(vec![1, 0, 0, 0, 0], Compression::fast());
-    encoder
-        .write_all(&plain[PREFIX_BYTES..])
-        .map_err(|error| failed(&error))?;
-    let mut packed = encoder.finish().map_err(|error| failed(&error))?;
-    let length = prefix(packed.len() - PREFIX_BYTES)?;
+    encoder.write_all(plain)?;
+    let mut packed = encoder.finish()?;
+    let length = u32::try_from(packed.len() - PREFIX_BYTES).map_err(io::Error::other)?;
     packed[1..PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
-    Ok(packed.into())
+    Ok(packed)
 }
 
 /// The encoding that a peer names for its messages.
@@ -136,31 +135,22 @@ pub(crate) fn decode<M: Message + Default>(
         (false, _) => received.payload,
         (true, Encoding::Gzip) => unpack(&received.payload, bytes_max)?,
         (true, Encoding::Identity) => {
-            return Err(Status::new(
-                Code::Internal,
-                "a message is compressed, but grpc-encoding names no encoding",
-            ));
+            let text = "a message is compressed, but grpc-encoding names no encoding";
+            return Err(Status::internal(text));
         }
     };
     M::decode(payload)
-        .map_err(|error| Status::new(Code::Internal, format!("cannot decode a message: {error}")))
+        .map_err(|error| Status::internal(format!("cannot decode a message: {error}")))
 }
 
 fn unpack(packed: &[u8], bytes_max: usize) -> Result<Bytes, Status> {
     let mut plain = Vec::new();
     // One octet more than allowed tells the two apart.
-    let limit = u64::try_from(bytes_max)
-        .unwrap_or(u64::MAX)
-        .saturating_add(1);
-    MultiGzDecoder::new(packed)
+    let limit = (bytes_max as u64).saturating_add(1);
+    let unpacked = MultiGzDecoder::new(packed)
         .take(limit)
-        .read_to_end(&mut plain)
-        .map_err(|error| {
-            Status::new(
-                Code::Internal,
-                format!("cannot decompress a message: {error}"),
-            )
-        })?;
+        .read_to_end(&mut plain);
+    unpacked.map_err(|error| Status::internal(format!("cannot decompress a message: {error}")))?;
     if plain.len() > bytes_max {
         let text =
             format!("a message is larger than the limit of {bytes_max} bytes when decompressed");

@@ -11,10 +11,13 @@ use crate::h2;
 use crate::hpack::Header;
 use crate::status::decode_base64;
 
+/// How keys of octets end.
+const BINARY: &[u8] = b"-bin";
+
 /// Keys and values, in their order. A key may occur several times. A key that ends in `-bin` has octets as its value,
 /// any other key has printable ASCII.
 #[derive(Clone, Default, PartialEq)]
-pub struct Metadata(Vec<(String, Bytes)>);
+pub struct Metadata(Vec<(Bytes, Bytes)>);
 
 /// Why a key or a value cannot travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,15 +50,12 @@ impl Metadata {
         value: impl Into<String>,
     ) -> Result<(), MetadataError> {
         let value: String = value.into();
-        check_key(key)?;
-        if key.ends_with("-bin") {
-            return Err(MetadataError::Kind);
-        }
+        let key = checked_key(key, false)?;
         let is_ascii = value.bytes().all(|octet| matches!(octet, 0x20..=0x7e));
         if !is_ascii || !h2::is_value(value.as_bytes()) {
             return Err(MetadataError::Value);
         }
-        self.0.push((key.to_owned(), value.into()));
+        self.0.push((key, value.into()));
         Ok(())
     }
 
@@ -68,11 +68,8 @@ impl Metadata {
         key: &str,
         value: impl Into<Bytes>,
     ) -> Result<(), MetadataError> {
-        check_key(key)?;
-        if !key.ends_with("-bin") {
-            return Err(MetadataError::Kind);
-        }
-        self.0.push((key.to_owned(), value.into()));
+        let key = checked_key(key, true)?;
+        self.0.push((key, value.into()));
         Ok(())
     }
 
@@ -83,15 +80,15 @@ impl Metadata {
 
     /// The first value of this key, as octets.
     pub fn bytes(&self, key: &str) -> Option<&[u8]> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == key)
-            .map(|(_, value)| &value[..])
+        let mut entries = self.0.iter();
+        let (_, value) = entries.find(|(known, _)| known == key)?;
+        Some(value)
     }
 
     /// All keys and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.iter().map(|(key, value)| (key.as_str(), &value[..]))
+        let entries = self.0.iter();
+        entries.map(|(key, value)| (text_of(key), &value[..]))
     }
 
     /// Whether there are no entries.
@@ -102,21 +99,18 @@ impl Metadata {
     /// The entries among a header list; what belongs to HTTP and gRPC themselves is left out.
     pub(crate) fn from_headers(headers: &[Header]) -> Self {
         let mut entries = Vec::new();
-        for header in headers {
-            let Ok(key) = std::str::from_utf8(&header.name) else {
-                continue;
-            };
-            if is_reserved(key) {
+        for Header { name, value } in headers {
+            if is_reserved(name) {
                 continue;
             }
-            if !key.ends_with("-bin") {
-                entries.push((key.to_owned(), header.value.clone()));
+            if !name.ends_with(BINARY) {
+                entries.push((name.clone(), value.clone()));
                 continue;
             }
             // Several values may have been joined by commas on their way.
-            for part in header.value.split(|octet| *octet == b',') {
+            for part in value.split(|octet| *octet == b',') {
                 if let Some(value) = decode_base64(part.trim_ascii()) {
-                    entries.push((key.to_owned(), value.into()));
+                    entries.push((name.clone(), value.into()));
                 }
             }
         }
@@ -124,49 +118,54 @@ impl Metadata {
     }
 
     pub(crate) fn append_to(&self, headers: &mut Vec<Header>) {
-        for (key, value) in &self.0 {
-            let header = if key.ends_with("-bin") {
-                Header::new(key.as_str(), STANDARD_NO_PAD.encode(value))
-            } else {
-                Header::new(key.as_str(), value.clone())
-            };
-            headers.push(header);
-        }
+        headers.extend(
+            self.0
+                .iter()
+                .map(|(key, value)| match key.ends_with(BINARY) {
+                    true => Header::new(key.clone(), STANDARD_NO_PAD.encode(value)),
+                    false => Header::new(key.clone(), value.clone()),
+                }),
+        );
     }
 }
 
 /// A value may be a secret, so only the keys are shown.
 impl fmt::Debug for Metadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.0.iter().map(|(key, _)| key))
-            .finish()
+        let keys = self.iter().map(|(key, _)| key);
+        f.debug_list().entries(keys).finish()
     }
 }
 
-fn is_reserved(key: &str) -> bool {
-    key.starts_with(':')
-        || key.starts_with("grpc-")
-        || matches!(
-            key,
-            "content-type"
-                | "te"
-                | "connection"
-                | "content-length"
-                | "host"
-                | "transfer-encoding"
-                | "upgrade"
-        )
+/// A key as text; all keys are ASCII.
+fn text_of(key: &[u8]) -> &str {
+    str::from_utf8(key).unwrap_or_default()
 }
 
-fn check_key(key: &str) -> Result<(), MetadataError> {
+fn is_reserved(key: &[u8]) -> bool {
+    let is_of_http = matches!(
+        key,
+        b"content-type"
+            | b"te"
+            | b"connection"
+            | b"content-length"
+            | b"host"
+            | b"transfer-encoding"
+            | b"upgrade"
+    );
+    key.starts_with(b":") || key.starts_with(b"grpc-") || is_of_http
+}
+
+fn checked_key(key: &str, is_binary: bool) -> Result<Bytes, MetadataError> {
     let is_octet =
         |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || b"-_.".contains(&octet);
-    let is_fine = !key.is_empty() && key.bytes().all(is_octet) && !is_reserved(key);
-    if is_fine {
-        Ok(())
-    } else {
-        Err(MetadataError::Key)
+    let octets = key.as_bytes();
+    if key.is_empty() || !key.bytes().all(is_octet) || is_reserved(octets) {
+        return Err(MetadataError::Key);
+    }
+    match octets.ends_with(BINARY) == is_binary {
+        true => Ok(Bytes::copy_from_slice(octets)),
+        false => Err(MetadataError::Kind),
     }
 }
 
@@ -199,12 +198,9 @@ pub(crate) fn decode_timeout(value: &[u8]) -> Option<Duration> {
     }
     let count: u128 = std::str::from_utf8(digits).ok()?.parse().ok()?;
     let (_, nanos) = UNITS.iter().find(|(known, _)| known == unit)?;
-    let nanos = count * nanos;
-    let second = 1_000_000_000;
-    Some(Duration::new(
-        u64::try_from(nanos / second).ok()?,
-        u32::try_from(nanos % second).ok()?,
-    ))
+    let (nanos, second) = (count * nanos, 1_000_000_000);
+    let seconds = u64::try_from(nanos / second).ok()?;
+    Some(Duration::new(seconds, (nanos % second) as u32))
 }
 
 #[cfg(test)]

@@ -45,6 +45,16 @@ impl Status {
         Self(Box::new(inner))
     }
 
+    /// Something that nobody foresaw, or that breaks the protocol.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, message)
+    }
+
+    /// Something that may be different a moment later.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(Code::Unavailable, message)
+    }
+
     /// Adds a detail of a type that both sides know, such as `google.rpc.ErrorInfo`. It travels in
     /// `grpc-status-details-bin`.
     pub fn with_detail<M: prost::Name>(mut self, detail: &M) -> Self {
@@ -79,12 +89,8 @@ impl Status {
     /// The first detail of the type `M`.
     pub fn detail<M: prost::Name + Default>(&self) -> Option<M> {
         let type_url = M::type_url();
-        let name = |url: &str| url.rsplit('/').next().map(str::to_owned);
-        let any = self
-            .0
-            .details
-            .iter()
-            .find(|any| name(&any.type_url) == name(&type_url))?;
+        let mut details = self.0.details.iter();
+        let any = details.find(|any| type_of(&any.type_url) == type_of(&type_url))?;
         M::decode(&any.value[..]).ok()
     }
 
@@ -124,10 +130,8 @@ impl Status {
         let Some(number) = h2::find(trailers, "grpc-status") else {
             return Some(Self::new(Code::Unknown, "the answer has no grpc-status"));
         };
-        let number = std::str::from_utf8(number)
-            .ok()
-            .and_then(|number| number.parse().ok());
-        let code = Code::from_number(number.unwrap_or(-1));
+        let number = str::from_utf8(number).ok().map(str::parse);
+        let code = Code::from_number(number.and_then(Result::ok).unwrap_or(-1));
         if code == Code::Ok {
             return None;
         }
@@ -163,11 +167,16 @@ impl Status {
             trailers.push(Header::new("grpc-status-details-bin", value));
         }
         if let Some(pushback) = &status.pushback {
-            trailers.push(Header::new("grpc-retry-pushback-ms", pushback.as_str()));
+            trailers.push(Header::new("grpc-retry-pushback-ms", pushback.clone()));
         }
         status.metadata.append_to(&mut trailers);
         trailers
     }
+}
+
+/// The message's name in a type URL: what follows the last slash.
+fn type_of(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or(url)
 }
 
 /// Base64 with or without padding: both are valid on the wire.

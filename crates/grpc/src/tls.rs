@@ -2,13 +2,18 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustls::client::verify_server_name;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
+use rustls::pki_types::{CertificateDer, DnsName, PrivateKeyDer, ServerName};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+
+use tbd_tls::{ClientFiles, ServerCheck, ServerFiles};
+pub use tbd_tls::{FileError, Identity, Roots};
 
 /// What was agreed on by ALPN, and nothing else.
 const PROTOCOL: &[u8] = b"h2";
@@ -30,9 +35,12 @@ impl TlsError {
     }
 }
 
+/// The settings for a new connection.
+type Source<T> = Arc<dyn Fn() -> Arc<T> + Send + Sync>;
+
 /// A server's certificate, and the CA of its clients. Clones share it.
 #[derive(Clone)]
-pub struct ServerTls(Arc<ServerConfig>);
+pub struct ServerTls(Source<ServerConfig>);
 
 impl ServerTls {
     /// Shows the certificates in `certificate_pem` (its own first), for which it holds the key in `key_pem`. With
@@ -63,17 +71,33 @@ impl ServerTls {
             .with_single_cert(certificates(certificate_pem)?, key(key_pem)?)
             .map_err(|error| TlsError::new("certificate", error))?;
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
-        Ok(Self(Arc::new(config)))
+        Ok(Self::from_config(config))
     }
 
-    /// A configuration of your own: a resolver that reads certificates again when they change, say. ALPN is set to `h2`.
+    /// As [`from_pem`](Self::from_pem), from files, which are read again for a new connection after they have changed.
+    /// If they cannot be used then, the earlier ones stay in use, with a warning in the log. Reads the files.
+    ///
+    /// # Errors
+    /// [`FileError`] for a file that cannot be used.
+    pub fn from_files(identity: Identity, client_ca: Option<PathBuf>) -> Result<Self, FileError> {
+        let files = ServerFiles {
+            identity,
+            client_ca,
+            alpn: vec![PROTOCOL.to_vec()],
+        };
+        let files = files.watch()?;
+        Ok(Self(Arc::new(move || files.get())))
+    }
+
+    /// A configuration of your own. ALPN is set to `h2`.
     pub fn from_config(mut config: ServerConfig) -> Self {
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
-        Self(Arc::new(config))
+        let config = Arc::new(config);
+        Self(Arc::new(move || Arc::clone(&config)))
     }
 
     pub(crate) fn session(&self) -> io::Result<ServerConnection> {
-        ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)
+        ServerConnection::new((self.0)()).map_err(io::Error::other)
     }
 }
 
@@ -86,45 +110,21 @@ impl fmt::Debug for ServerTls {
 /// A client's trusted CAs, and its own certificate. Clones share it.
 #[derive(Clone)]
 pub struct ClientTls {
-    config: Arc<ClientConfig>,
+    settings: Source<ClientConfig>,
     name: Option<String>,
 }
 
 impl ClientTls {
-    /// Trusts what the operating system trusts. Reads its files.
-    ///
-    /// # Errors
-    /// [`TlsError`] when there are none.
-    pub fn with_system_roots() -> Result<Self, TlsError> {
-        let found = rustls_native_certs::load_native_certs();
-        let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(found.certs);
-        if added == 0 {
-            return Err(TlsError::new(
-                "CA certificates of the operating system",
-                "there are none",
-            ));
-        }
-        Self::with_roots(roots, None)
-    }
-
     /// Trusts the CA certificates in `ca_pem` and nobody else. With an identity (certificates and key, as PEM) it shows
     /// who it is.
     ///
     /// # Errors
     /// [`TlsError`] for PEM that does not hold what it should.
     pub fn from_pem(ca_pem: &[u8], identity: Option<(&[u8], &[u8])>) -> Result<Self, TlsError> {
-        Self::with_roots(roots(ca_pem)?, identity)
-    }
-
-    fn with_roots(
-        roots: RootCertStore,
-        identity: Option<(&[u8], &[u8])>,
-    ) -> Result<Self, TlsError> {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::new("TLS", error))?
-            .with_root_certificates(roots);
+            .with_root_certificates(roots(ca_pem)?);
         let config = match identity {
             None => builder.with_no_client_auth(),
             Some((certificate_pem, key_pem)) => builder
@@ -134,11 +134,31 @@ impl ClientTls {
         Ok(Self::from_config(config))
     }
 
+    /// Trusts these CAs, and shows this identity, from files, which are read again for a new connection after they have
+    /// changed. If they cannot be used then, the earlier ones stay in use, with a warning in the log. Reads the files.
+    ///
+    /// # Errors
+    /// [`FileError`] for a file that cannot be used.
+    pub fn from_files(roots: Roots, identity: Option<Identity>) -> Result<Self, FileError> {
+        let files = ClientFiles {
+            check: ServerCheck::ChainAndName,
+            roots,
+            identity,
+            alpn: vec![PROTOCOL.to_vec()],
+        };
+        let files = files.watch()?;
+        Ok(Self {
+            settings: Arc::new(move || files.get()),
+            name: None,
+        })
+    }
+
     /// A configuration of your own. ALPN is set to `h2`.
     pub fn from_config(mut config: ClientConfig) -> Self {
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        let config = Arc::new(config);
         Self {
-            config: Arc::new(config),
+            settings: Arc::new(move || Arc::clone(&config)),
             name: None,
         }
     }
@@ -152,13 +172,28 @@ impl ClientTls {
     pub(crate) fn session(&self, host: &str) -> io::Result<ClientConnection> {
         let name = self.name.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name).map_err(io::Error::other)?;
-        ClientConnection::new(Arc::clone(&self.config), name).map_err(io::Error::other)
+        ClientConnection::new((self.settings)(), name).map_err(io::Error::other)
     }
 }
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClientTls")
+    }
+}
+
+/// Whether a certificate (DER) has the DNS name `name` among its subject alternative names. Nothing else of it is
+/// verified.
+pub fn is_certificate_of(certificate: &[u8], name: &str) -> bool {
+    let certificate = CertificateDer::from(certificate);
+    match (
+        ParsedCertificate::try_from(&certificate),
+        DnsName::try_from(name),
+    ) {
+        (Ok(certificate), Ok(name)) => {
+            verify_server_name(&certificate, &ServerName::DnsName(name)).is_ok()
+        }
+        _ => false,
     }
 }
 

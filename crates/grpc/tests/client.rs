@@ -209,7 +209,7 @@ fn a_server_that_has_gone_silent_is_left() {
     let proxy = Proxy::start(&server);
     let channel = channel_with(&proxy.address, |config| {
         let (interval, timeout) = (Duration::from_millis(50), Duration::from_millis(100));
-        config.keepalive = Some(Keepalive {
+        config.connection.keepalive = Some(Keepalive {
             interval,
             timeout,
             without_calls: false,
@@ -220,6 +220,25 @@ fn a_server_that_has_gone_silent_is_left() {
     receiving.next_message().unwrap();
     proxy.is_silent.store(true, Ordering::SeqCst);
     let status = receiving.next_message().unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+}
+
+#[test]
+fn a_call_on_an_idle_connection_notices_that_the_server_has_gone_silent() {
+    let server = start(echo());
+    let proxy = Proxy::start(&server);
+    let channel = channel_with(&proxy.address, |config| {
+        let (interval, timeout) = (Duration::from_millis(50), Duration::from_millis(100));
+        config.connection.keepalive = Some(Keepalive {
+            interval,
+            timeout,
+            without_calls: false,
+        });
+    });
+    let call = || channel.call(ECHO).deadline(soon());
+    call().send(&"a".to_owned()).unwrap();
+    proxy.is_silent.store(true, Ordering::SeqCst);
+    let status = call().send(&"b".to_owned()).unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
 }
 
@@ -266,7 +285,9 @@ impl Proxy {
 
 #[test]
 fn many_threads_share_one_connection() {
-    let server = start_with(echo(), |config| config.limits.concurrent_streams_max = 8);
+    let server = start_with(echo(), |config| {
+        config.connection.limits.concurrent_streams_max = 8
+    });
     let channel = channel(&server);
     thread::scope(|scope| {
         for number in 0..32 {
@@ -405,8 +426,8 @@ fn random_call(channel: &Channel, dice: &mut fastrand::Rng) {
 #[test]
 fn random_calls_disturb_each_other_in_no_way() {
     let server = start_with(echo(), |config| {
-        config.limits.concurrent_streams_max = 6;
-        config.limits.resets_burst = 100_000; // far more are cancelled than a client has reason to
+        config.connection.limits.concurrent_streams_max = 6;
+        config.connection.limits.resets_burst = 100_000; // far more are cancelled than a client has reason to
     });
     let channel = channel(&server);
     let end = Deadline::after(Duration::from_secs(2));

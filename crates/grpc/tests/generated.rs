@@ -13,13 +13,18 @@ fn root() -> PathBuf {
 fn check(files: &[&str], package: &str, checked_in: &Path) {
     let out = folder(package);
     tbd_grpc_build::compile(files, &[root().join("proto")], &out).unwrap();
-    let generated = fs::read_to_string(out.join(format!("{package}.rs"))).unwrap();
+    let generated = fs::read(out.join(format!("{package}.rs"))).unwrap();
     fs::remove_dir_all(&out).unwrap();
+    compare(&generated, checked_in);
+}
+
+/// Holds `generated` against the file that is checked in.
+fn compare(generated: &[u8], checked_in: &Path) {
     let path = root().join(checked_in);
     if std::env::var_os("UPDATE_GENERATED").is_some() {
-        fs::write(&path, &generated).unwrap();
+        fs::write(&path, generated).unwrap();
     }
-    let current = fs::read_to_string(&path).unwrap_or_default();
+    let current = fs::read(&path).unwrap_or_default();
     assert!(
         current == generated,
         "{} is not what the .proto files say",
@@ -47,4 +52,24 @@ fn the_messages_of_the_interoperability_suite_are_what_their_proto_file_says() {
         "grpc.testing",
         Path::new("examples/interop/grpc.testing.rs"),
     );
+}
+
+#[test]
+fn health_and_reflection_are_what_their_proto_files_say() {
+    let health = "grpc/health/v1/health.proto";
+    let reflection = "grpc/reflection/v1/reflection.proto";
+    let older = "grpc/reflection/v1alpha/reflection.proto";
+    check(
+        &[health],
+        "grpc.health.v1",
+        Path::new("src/proto/grpc.health.v1.rs"),
+    );
+    check(
+        &[reflection],
+        "grpc.reflection.v1",
+        Path::new("src/proto/grpc.reflection.v1.rs"),
+    );
+    let descriptors =
+        tbd_grpc_build::descriptors(&[health, reflection, older], &[root().join("proto")]).unwrap();
+    compare(&descriptors, Path::new("src/proto/descriptors.bin"));
 }

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tbd_deadline::Deadline;
-use tbd_grpc::proto::google::rpc::RetryInfo;
-use tbd_grpc::server::{Job, WorkerPool};
+use tbd_grpc::proto::google::rpc::{ErrorInfo, RetryInfo};
+use tbd_grpc::server::{Executor as _, Job, WorkerPool};
 use tbd_grpc::tls::{ClientTls, ServerTls};
 use tbd_grpc::{Channel, Code, Keepalive, Metadata, Method, Router, Server, Status};
 
@@ -130,16 +130,74 @@ fn calls_without_a_place_or_a_method_are_refused_and_reported() {
     }
 }
 
-#[test]
-fn a_handler_that_panics_answers_internal() {
+/// Errors of the handler and of the server carry the id of their request.
+fn failing() -> Router {
     let mut router = Router::new();
-    router.unary(ECHO, |_, _| panic!("in a handler, on purpose"));
-    let server = start(router);
-    let status = channel(&server)
-        .call(ECHO)
-        .send(&String::new())
-        .unwrap_err();
-    assert_eq!(status.code(), Code::Internal);
+    router.unary(ECHO, |_, request| match &*request {
+        "panic" => panic!("in a handler, on purpose"),
+        _ => Err(Status::new(Code::Aborted, "by the handler")),
+    });
+    router.unary(LIST, |_, request| Ok(request));
+    router.map_errors(|metadata, status| {
+        let reason = metadata.text("x-request-id").unwrap_or("none").to_owned();
+        status.with_detail(&ErrorInfo {
+            reason,
+            ..ErrorInfo::default()
+        })
+    });
+    router
+}
+
+#[track_caller]
+fn assert_mapped(server: &Server, method: Method<String, String>, request: &str, code: Code) {
+    let mut metadata = Metadata::new();
+    metadata.insert_text("x-request-id", code.name()).unwrap();
+    let channel = channel(server);
+    let call = channel.call(method).metadata(metadata);
+    let status = call.send(&request.to_owned()).unwrap_err();
+    assert_eq!(status.code(), code, "{status}");
+    let info = status.detail::<ErrorInfo>().expect("an ErrorInfo");
+    assert_eq!(info.reason, code.name());
+}
+
+#[test]
+fn every_error_passes_through_the_map_with_the_metadata_of_its_request() {
+    const UNKNOWN: Method<String, String> = Method::new("/test.v1.TestService/Unknown");
+    let pool = WorkerPool::new(1, 10).unwrap();
+    let server = builder_with(failing(), |config| {
+        config.connection.message_bytes_max = 1000
+    })
+    .executor(Arc::new(move |job: Job| {
+        if job.call().path() == ECHO.path() {
+            pool.execute(job);
+        }
+    }))
+    .start(listener())
+    .unwrap();
+    let large = "x".repeat(1001);
+    for (method, request, code) in [
+        (ECHO, "", Code::Aborted),
+        (ECHO, "panic", Code::Internal),
+        (ECHO, &large, Code::ResourceExhausted),
+        (LIST, "without a place", Code::Unavailable),
+        (UNKNOWN, "", Code::Unimplemented),
+    ] {
+        assert_mapped(&server, method, request, code);
+    }
+
+    let (sender, queue) = mpsc::channel();
+    let sender = Mutex::new(sender);
+    let late = builder_with(failing(), |config| {
+        config.call_duration_max = Duration::from_millis(1)
+    });
+    let server = late
+        .executor(Arc::new(move |job: Job| {
+            let _ = sender.lock().unwrap().send(job);
+        }))
+        .start(listener())
+        .unwrap();
+    assert_mapped(&server, ECHO, "in the queue", Code::DeadlineExceeded);
+    drop(queue);
 }
 
 #[test]
@@ -233,7 +291,9 @@ fn the_clients_deadline_reaches_the_handler_and_ends_the_call() {
 
 #[test]
 fn a_message_beyond_the_limit_is_refused_in_both_directions() {
-    let server = start_with(echo(), |config| config.message_bytes_max = 10_000);
+    let server = start_with(echo(), |config| {
+        config.connection.message_bytes_max = 10_000
+    });
     let status = channel(&server)
         .call(ECHO)
         .send(&"x".repeat(10_000))
@@ -248,7 +308,7 @@ fn a_message_beyond_the_limit_is_refused_in_both_directions() {
 
     let server = start(echo());
     let channel = channel_with(&server.local_addr().to_string(), |config| {
-        config.message_bytes_max = 10_000
+        config.connection.message_bytes_max = 10_000
     });
     let status = channel.call(ECHO).send(&"x".repeat(10_000)).unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
@@ -256,7 +316,9 @@ fn a_message_beyond_the_limit_is_refused_in_both_directions() {
 
 #[test]
 fn messages_that_no_connection_may_hold_together_are_refused() {
-    let server = start_with(echo(), |config| config.buffered_bytes_max = 200_000);
+    let server = start_with(echo(), |config| {
+        config.connection.buffered_bytes_max = 200_000
+    });
     let channel = channel(&server);
     let status = channel.call(ECHO).send(&"x".repeat(1_000_000)).unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
@@ -310,7 +372,7 @@ fn a_call_that_outlasts_the_stop_is_cut_off() {
 #[test]
 fn a_client_that_begins_slowly_is_left() {
     let server = start_with(echo(), |config| {
-        config.handshake_timeout = Duration::from_millis(100)
+        config.connection.handshake_timeout = Duration::from_millis(100)
     });
     for beginning in [&b""[..], &PREFACE[..10], PREFACE] {
         let mut socket = TcpStream::connect(server.local_addr()).unwrap();
@@ -323,7 +385,7 @@ fn a_client_that_begins_slowly_is_left() {
 #[test]
 fn a_client_that_is_idle_or_silent_is_left() {
     let idle = start_with(echo(), |config| {
-        config.idle_max = Some(Duration::from_millis(100))
+        config.connection.idle_max = Some(Duration::from_millis(100))
     });
     let mut socket = TcpStream::connect(idle.local_addr()).unwrap();
     socket.write_all(&[PREFACE, SETTINGS].concat()).unwrap();
@@ -340,7 +402,9 @@ fn a_client_that_is_idle_or_silent_is_left() {
         timeout: Duration::from_millis(50),
         without_calls: true,
     };
-    let silent = start_with(echo(), |config| config.keepalive = Some(keepalive));
+    let silent = start_with(echo(), |config| {
+        config.connection.keepalive = Some(keepalive)
+    });
     let mut socket = TcpStream::connect(silent.local_addr()).unwrap();
     socket.write_all(&[PREFACE, SETTINGS].concat()).unwrap();
     read_to_end(&socket);
@@ -377,7 +441,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 #[test]
 fn a_client_that_reads_nothing_is_left_and_takes_no_memory() {
     let server = start_with(echo(), |config| {
-        config.write_timeout = Duration::from_millis(300)
+        config.connection.write_timeout = Duration::from_millis(300)
     });
     let mut socket = TcpStream::connect(server.local_addr()).unwrap();
     socket.write_all(&[PREFACE, SETTINGS].concat()).unwrap();
@@ -403,7 +467,7 @@ fn a_client_that_never_opens_its_window_gets_its_stream_reset() {
     let mut router = Router::new();
     router.unary(ECHO, |_, _| Ok("x".repeat(100_000)));
     let server = start_with(router, |config| {
-        config.write_timeout = Duration::from_millis(200)
+        config.connection.write_timeout = Duration::from_millis(200)
     });
     let mut socket = TcpStream::connect(server.local_addr()).unwrap();
     let call = [call_headers(1, false), frame(0, 1, 1, &[0; 5])].concat();
@@ -576,7 +640,7 @@ fn mutual_tls_lets_in_whom_the_ca_knows() {
 #[test]
 fn an_old_connection_is_replaced_without_a_failed_call() {
     let server = start_with(echo(), |config| {
-        config.age_max = Some(Duration::from_millis(50))
+        config.connection.age_max = Some(Duration::from_millis(50))
     });
     let channel = channel(&server);
     let begun = Instant::now();
@@ -623,7 +687,9 @@ fn handlers_of_cancelled_calls_count_against_the_limit() {
         let _ = going.lock().unwrap().recv_timeout(soon().remaining());
         Ok(request)
     });
-    let server = start_with(router, |config| config.limits.concurrent_streams_max = 2);
+    let server = start_with(router, |config| {
+        config.connection.limits.concurrent_streams_max = 2
+    });
     let channel = channel(&server);
     // No more than two are open at a time, yet five would be at work.
     let deadline = || Deadline::after(Duration::from_millis(50));

@@ -15,9 +15,11 @@
 //! | `http-worker-N` | [`ServerConfig::workers`] | the queue; the handler's own waits | a stop message arrives |
 //! | `http-probe-N` | 2 | the probes' queue | a stop message arrives |
 //! | `http-linger` | 1 | unread bodies, 0.5 s each | a stop message arrives |
-//! | `http-self-check` | 1 | its stop channel, 0.2 s; the kernel | a stop message arrives |
+//! | `http-self-check` | 1 | its next check, 5 ms to 0.5 s; the kernel | a stop message arrives |
 //! | `http-ping` | 1 | its stop channel, 5 s; an answer of this server, 5 s | the self-check ends |
 //! | (unnamed, tiny_http's) | 1 + one per connection | `accept`; `read` | the listener is shut down; its connection ends |
+//!
+//! Another server of the process may share queue and workers: [`Server::pool`].
 //!
 //! A panic in a handler is a 500, and its thread continues. tiny_http's threads are the one
 //! exception to "every thread is named and joined", since tiny_http does not hand them out. They
@@ -52,8 +54,8 @@
 //! | no time-outs | `SO_RCVTIMEO`, `SO_SNDTIMEO` and `TCP_NODELAY` on the listener, which accepted sockets inherit (`socket`); a connection that sends nothing is closed after [`ServerConfig::idle_timeout`] |
 //! | that time-out ends its `accept`, too | the server connects to itself every 5 s, so that `accept` never waits so long (`self_check`) |
 //! | the accept thread dies of any error: `EMFILE`, or a thread that cannot be started | noticed within a second: [`OnFatal`] |
-//! | a head has no limit in size or time | the kernel's byte counts show heads that take over 30 s or exceed 128 KiB: 408, 431, closed (`diag`, `unfinished`); an endless line is seen within 0.4 s |
-//! | connections that come in a burst can all be promised to one idle thread and then wait, unread, until another connection ends | such connections are detected, and the server makes and ends connections of its own to free a thread (`self_check`): rescued within one check, where a test had waited 20 s in vain |
+//! | a head has no limit in size or time | the kernel's byte counts show heads that take over 30 s or exceed 128 KiB: 408, 431, closed (`diag`, `unfinished`); an endless line is seen within 0.4 s, or 0.7 s after a rest |
+//! | connections that come in a burst can all be promised to one idle thread and then wait, unread, until another connection ends | such connections are detected, and the server makes and ends connections of its own to free a thread (`self_check`): rescued within milliseconds, where a test had waited 20 s in vain |
 //! | an unread body is cleaned up by allocating its *declared* length: `Content-Length: 1000000000000000` aborts the process | never dropped (`incoming`) |
 //! | an unread chunked body is taken for the next requests | the connection is ended and the rest ignored (`serve`, `connections`) |
 //! | `Content-Length` that is malformed, repeated, or sent together with `Transfer-Encoding` is accepted somehow | refused (`framing`) |
@@ -96,8 +98,8 @@ pub use problem::{FieldError, Problem, TYPE_PREFIX};
 pub use request::Request;
 pub use response::Response;
 pub use router::{Guard, Handler, Identity, Router};
-pub use serve::{SHED, is_sane_request_id};
-pub use server::{OnFatal, Server, ServerConfig, StartError, StillBusy};
+pub use serve::{SHED, Task, Turn, is_sane_request_id};
+pub use server::{OnFatal, Pool, Server, ServerConfig, StartError, StillBusy};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

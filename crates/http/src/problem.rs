@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::response::Response;
 
-/// The prefix of every problem type. The slug that follows is stable: clients tell problems apart
+/// The prefix of every problem type. The slug that follows is stable: clients distinguish problems
 /// by it.
 pub const TYPE_PREFIX: &str = "urn:tbd:problem:";
 
@@ -111,6 +111,11 @@ impl Problem {
     /// The description of this occurrence.
     pub fn detail(&self) -> &str {
         &self.detail
+    }
+
+    /// The faulty fields.
+    pub fn errors(&self) -> &[FieldError] {
+        &self.errors
     }
 
     /// The problem's headers, without `Content-Type`.

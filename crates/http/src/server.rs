@@ -2,31 +2,24 @@
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use socket2::SockRef;
-use uuid::Uuid;
 
-use super::admission::Admission;
-use super::containment::connections::Connections;
 use super::containment::self_check::{PING_INTERVAL, Ping, SelfCheck};
 use super::containment::socket;
-use super::containment::watch::Watch;
 use super::observer::{Observer, Observers};
 use super::router::Router;
-use super::serve::{Lane, Linger, ServerShared, Work};
+use super::serve::queues::Queues;
+use super::serve::{Lane, Linger, ServerShared, Task, Work};
 use tbd_deadline::Deadline;
 
-/// Threads for probe routes, and probes that may wait for them.
+/// Threads for probe routes.
 const PROBE_THREADS: usize = 2;
-const PROBE_QUEUE: usize = 64;
-
-/// Connections that may wait for the lingering thread; more are closed at once.
-const LINGER_QUEUE: usize = 64;
 
 /// How long dropping a server that was not shut down waits for its threads.
 const DROP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -119,6 +112,7 @@ pub struct Server {
     workers: usize,
     acceptors: usize,
     shared: Arc<ServerShared>,
+    observers: Observers,
     /// tiny_http's server, shared with the acceptors.
     tiny: Arc<tiny_http::Server>,
     /// The same socket as tiny_http's, to stop it from accepting.
@@ -153,37 +147,18 @@ impl Server {
         let local_addr = listener.local_addr().map_err(listen_error)?;
         let handed_over = listener.try_clone().map_err(listen_error)?;
 
-        let (queue, work) = bounded(config.queue.max(1));
-        let (probes, probe_work) = bounded(PROBE_QUEUE);
-        let (lingering, linger_work) = bounded(LINGER_QUEUE);
-        let (stop_check, stopped) = bounded(1);
-        let (alive, ended) = bounded(0);
-        let shared = Arc::new(ServerShared {
-            router,
-            request_timeout: config.request_timeout,
-            body_limit: config.body_limit,
-            local_port: local_addr.port(),
-            intake: Mutex::new(()),
-            connections: Connections::new(),
-            admission: Admission::new(config.workers.max(1), config.burst, Instant::now()),
-            watch: Arc::new(Watch::new(local_addr.port())),
-            ping: format!("/{}", Uuid::now_v7()),
-            stopping: AtomicBool::new(false),
-            queue,
-            probes,
-            lingering,
-        });
+        let (shared, queues) = ServerShared::new(&config, router, local_addr.port());
         let tiny = tiny_http::Server::from_listener(handed_over, None)
             .map_err(|error| StartError::TinyHttp(error.to_string()))?;
-        let workers = config.workers.max(1);
-        let acceptors = config.acceptors.max(1);
-
+        let (stop_check, stopped) = bounded(1);
+        let (alive, ended) = bounded(0);
         // From here on, dropping the partial server stops what was started.
         let mut server = Server {
             local_addr,
-            workers,
-            acceptors,
-            shared: shared.clone(),
+            workers: config.workers.max(1),
+            acceptors: config.acceptors.max(1),
+            shared,
+            observers,
             tiny: Arc::new(tiny),
             listener,
             quit: Arc::new(AtomicBool::new(false)),
@@ -192,62 +167,12 @@ impl Server {
             ended,
         };
         let on_fatal = Arc::new(on_fatal);
-        for number in 0..workers {
-            let (shared, work, observers) = (shared.clone(), work.clone(), observers.clone());
-            server.spawn(&alive, format!("http-worker-{number}"), move || {
-                shared.work(&mut *observers(), &work, Lane::Pool);
-            })?;
-        }
-        for number in 0..PROBE_THREADS {
-            let (shared, work) = (shared.clone(), probe_work.clone());
-            let observers = observers.clone();
-            server.spawn(&alive, format!("http-probe-{number}"), move || {
-                shared.work(&mut *observers(), &work, Lane::Probes);
-            })?;
-        }
-        let lingerer = shared.clone();
-        server.spawn(&alive, "http-linger".to_owned(), move || {
-            lingerer.linger(&linger_work);
-        })?;
-        for number in 0..acceptors {
-            let acceptor = Acceptor {
-                shared: shared.clone(),
-                tiny: server.tiny.clone(),
-                quit: server.quit.clone(),
-                on_fatal: on_fatal.clone(),
-            };
-            let observers = observers.clone();
-            server.spawn(&alive, format!("http-acceptor-{number}"), move || {
-                acceptor.run(&mut *observers());
-            })?;
-        }
-        let ping = Arc::new(Ping {
-            addr: local_addr,
-            failed: AtomicU32::new(0),
-        });
-        let (pinging, ping_stopped) = bounded(1);
-        let check = SelfCheck {
-            addr: local_addr,
-            memory_limit_bytes: config.memory_limit_bytes,
-            ping: ping.clone(),
-        };
-        let pinged = shared.clone();
-        server.spawn(&alive, "http-ping".to_owned(), move || {
-            ping.run(&pinged, &ping_stopped);
-        })?;
-        server.spawn(&alive, "http-self-check".to_owned(), move || {
-            let mut observer = observers();
-            let reason = check.run(&shared, &stopped, || {
-                shared.shed_stuck(&mut *observer, &work)
-            });
-            if let Some(reason) = reason {
-                fatal(&**on_fatal, &reason);
-            }
-            drop(pinging); // ends the pings
-        })?;
+        server.spawn_answering(&alive, &queues)?;
+        server.spawn_acceptors(&alive, &on_fatal)?;
+        server.spawn_checks(&alive, &config, queues, stopped, on_fatal)?;
         log::info!(
             target: "tbd::http",
-            workers = workers,
+            workers = server.workers,
             queue = config.queue,
             descriptors = descriptors.unwrap_or(u64::MAX);
             "listening on {local_addr}"
@@ -255,9 +180,102 @@ impl Server {
         Ok(server)
     }
 
+    /// Starts the threads that answer: the pool's, the probes' and the one that lingers.
+    fn spawn_answering(&mut self, alive: &Sender<()>, queues: &Queues) -> Result<(), StartError> {
+        let pool = (0..self.workers).map(|number| (format!("http-worker-{number}"), Lane::Pool));
+        let probes =
+            (0..PROBE_THREADS).map(|number| (format!("http-probe-{number}"), Lane::Probes));
+        for (name, lane) in pool.chain(probes) {
+            let (shared, observers) = (self.shared.clone(), self.observers.clone());
+            let work = match lane {
+                Lane::Pool => queues.pool.clone(),
+                Lane::Probes => queues.probes.clone(),
+            };
+            self.spawn(alive, name, move || {
+                shared.work(&mut *observers(), &work, lane);
+            })?;
+        }
+        let (shared, lingering) = (self.shared.clone(), queues.lingering.clone());
+        self.spawn(alive, "http-linger".to_owned(), move || {
+            shared.linger(&lingering);
+        })
+    }
+
+    fn spawn_acceptors(
+        &mut self,
+        alive: &Sender<()>,
+        on_fatal: &Arc<OnFatal>,
+    ) -> Result<(), StartError> {
+        for number in 0..self.acceptors {
+            let acceptor = Acceptor {
+                shared: self.shared.clone(),
+                tiny: self.tiny.clone(),
+                quit: self.quit.clone(),
+                on_fatal: on_fatal.clone(),
+            };
+            let observers = self.observers.clone();
+            self.spawn(alive, format!("http-acceptor-{number}"), move || {
+                acceptor.run(&mut *observers());
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Starts the self-check and its pings. It ends them when it ends.
+    fn spawn_checks(
+        &mut self,
+        alive: &Sender<()>,
+        config: &ServerConfig,
+        queues: Queues,
+        stopped: Receiver<()>,
+        on_fatal: Arc<OnFatal>,
+    ) -> Result<(), StartError> {
+        let ping = Arc::new(Ping {
+            addr: self.local_addr,
+            failed: AtomicU32::new(0),
+        });
+        let check = SelfCheck {
+            addr: self.local_addr,
+            memory_limit_bytes: config.memory_limit_bytes,
+            ping: ping.clone(),
+        };
+        let (pinging, ping_stopped) = bounded(1);
+        let shared = self.shared.clone();
+        self.spawn(alive, "http-ping".to_owned(), move || {
+            ping.run(&shared, &ping_stopped);
+        })?;
+        let (shared, observers) = (self.shared.clone(), self.observers.clone());
+        self.spawn(alive, "http-self-check".to_owned(), move || {
+            let mut observer = observers();
+            let reason = check.run(&shared, &stopped, &queues.newcomers, || {
+                shared.shed_stuck(&mut *observer, &queues.pool);
+            });
+            if let Some(reason) = reason {
+                fatal(&**on_fatal, &reason);
+            }
+            drop(pinging);
+        })
+    }
+
     /// The address in use, with the actual port if 0 was requested.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Queue and threads, for the work of another server of the process.
+    pub fn pool(&self) -> Pool {
+        Pool {
+            shared: Arc::clone(&self.shared),
+            observers: Arc::clone(&self.observers),
+        }
+    }
+
+    /// Stops accepting; [`shutdown`](Self::shutdown) does the rest. Each response is its
+    /// connection's last from now on. Does not block.
+    pub fn stop_accepting(&self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        // Wakes tiny_http's accept thread with an error, which ends it.
+        let _ = SockRef::from(&self.listener).shutdown(std::net::Shutdown::Both);
     }
 
     /// Stops accepting, drains, and joins all threads. It answers the requests in flight and those
@@ -272,9 +290,7 @@ impl Server {
     }
 
     fn stop(&mut self, deadline: Deadline) -> Result<(), StillBusy> {
-        self.shared.stopping.store(true, Ordering::Relaxed);
-        // Wakes tiny_http's accept thread with an error, which ends it.
-        let _ = SockRef::from(&self.listener).shutdown(std::net::Shutdown::Both);
+        self.stop_accepting();
         self.shared.connections.wait_until_idle(deadline);
         self.quit.store(true, Ordering::Release);
         for _ in 0..self.acceptors {
@@ -350,6 +366,28 @@ impl fmt::Debug for Server {
     }
 }
 
+/// A server's queue and threads. Work from here counts like a request: for the queue's limit, for
+/// admission and for the observers.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<ServerShared>,
+    observers: Observers,
+}
+
+impl Pool {
+    /// Queues `task`, or calls it with [`Turn::Refused`](super::Turn::Refused) at once. Does not
+    /// block. Once the server is shut down, tasks are refused or dropped.
+    pub fn submit(&self, task: Task) {
+        self.shared.submit(&mut *(self.observers)(), task);
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
 struct Acceptor {
     shared: Arc<ServerShared>,
     tiny: Arc<tiny_http::Server>,
@@ -375,6 +413,6 @@ impl Acceptor {
 }
 
 fn fatal(on_fatal: &(dyn Fn(&str) + Send + Sync), reason: &str) {
-    log::error!(target: "tbd::http", "the HTTP server cannot go on: {reason}");
+    log::error!(target: "tbd::http", "the HTTP server cannot continue: {reason}");
     on_fatal(reason);
 }

@@ -10,10 +10,11 @@
 //! error.
 
 use std::fmt;
-use std::io::Read;
 
 use bytes::{Buf, Bytes};
 use thiserror::Error;
+
+use super::compression::{self, Compression};
 
 /// Bytes before those that the length field counts: base offset (8) and length (4).
 const PREFIX_BYTES: usize = 12;
@@ -23,7 +24,9 @@ const HEADER_BYTES: usize = 61;
 const CRC_START: usize = 21;
 /// The most bytes that one batch may decompress to. The frame limit bounds the compressed size;
 /// this limit bounds the memory that a few hostile kilobytes can claim.
-pub const UNPACKED_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub(crate) const UNPACKED_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// The kind of a control record that aborts a transaction.
+const ABORT: [u8; 2] = [0, 0];
 /// The smallest possible record: length, attributes, two deltas, key and value length, header
 /// count, one byte each.
 const RECORD_BYTES_MIN: usize = 7;
@@ -53,21 +56,6 @@ pub enum BatchError {
     /// The compressed part would decompress to more than [`UNPACKED_BYTES_MAX`].
     #[error("record batch unpacks to more than {UNPACKED_BYTES_MAX} bytes")]
     TooLarge,
-}
-
-/// The compression of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Codec {
-    /// Uncompressed.
-    None,
-    /// gzip (RFC 1952).
-    Gzip,
-    /// Snappy, raw or in the framing of snappy-java.
-    Snappy,
-    /// LZ4 frames.
-    Lz4,
-    /// Zstandard.
-    Zstd,
 }
 
 /// One record of the log.
@@ -111,8 +99,12 @@ pub struct FetchedBatch {
     pub leader_epoch: i32,
     /// Whether this is a control batch (transaction marker), which has no records for users.
     pub is_control: bool,
+    /// Whether its records belong to a transaction.
+    pub is_transactional: bool,
+    /// The id of the producer that wrote it; -1 when it has none.
+    pub producer_id: i64,
     /// The compression of the records.
-    pub codec: Codec,
+    pub codec: Compression,
     /// The broker's append time, if it replaces the timestamps of all records.
     log_append_time_ms: Option<i64>,
     base_timestamp_ms: i64,
@@ -199,7 +191,8 @@ pub fn next_batch(input: &mut Bytes) -> Result<Option<FetchedBatch>, BatchError>
     let last_offset_delta = batch.get_i32();
     let base_timestamp_ms = batch.get_i64();
     let max_timestamp_ms = batch.get_i64();
-    batch.advance(8 + 2 + 4); // producer id, producer epoch, base sequence
+    let producer_id = batch.get_i64();
+    batch.advance(2 + 4); // producer epoch, base sequence
     let record_count = usize::try_from(batch.get_i32())
         .map_err(|_| BatchError::Malformed("negative record count"))?;
     if base_offset < 0 || last_offset_delta < 0 {
@@ -210,19 +203,15 @@ pub fn next_batch(input: &mut Bytes) -> Result<Option<FetchedBatch>, BatchError>
         // The offset after the last one must exist too.
         .filter(|&last_offset| last_offset < i64::MAX)
         .ok_or(BatchError::Malformed("offset beyond the range"))?;
-    let codec = match attributes & 0b111 {
-        0 => Codec::None,
-        1 => Codec::Gzip,
-        2 => Codec::Snappy,
-        3 => Codec::Lz4,
-        4 => Codec::Zstd,
-        code => return Err(BatchError::UnknownCompression(code)),
-    };
+    let codec = attributes & 0b111;
+    let codec = Compression::from_attribute(codec).ok_or(BatchError::UnknownCompression(codec))?;
     Ok(Some(FetchedBatch {
         base_offset,
         last_offset,
         leader_epoch,
         is_control: attributes & 0b10_0000 != 0,
+        is_transactional: attributes & 0b1_0000 != 0,
+        producer_id,
         codec,
         log_append_time_ms: (attributes & 0b1000 != 0).then_some(max_timestamp_ms),
         base_timestamp_ms,
@@ -237,16 +226,37 @@ impl FetchedBatch {
         self.last_offset + 1
     }
 
+    /// Whether this is the marker that ends an aborted transaction.
+    ///
+    /// # Errors
+    /// As [`FetchedBatch::records`].
+    pub fn is_abort_marker(&self) -> Result<bool, BatchError> {
+        if !self.is_control {
+            return Ok(false);
+        }
+        // The key is a version and the marker's kind.
+        let markers = self.all_records()?;
+        let kind = |record: &Record| record.key.as_ref()?.get(2..4).map(|kind| kind == ABORT);
+        Ok(markers.first().and_then(kind).unwrap_or(false))
+    }
+
     /// Unpacks the records, in order. A control batch has none for users, and a batch emptied by
     /// compaction has none at all.
     ///
     /// # Errors
     /// When the packed part is damaged or too large; no record is returned then.
     pub fn records(&self) -> Result<Vec<Record>, BatchError> {
-        if self.is_control || self.record_count == 0 {
+        match self.is_control {
+            true => Ok(Vec::new()),
+            false => self.all_records(),
+        }
+    }
+
+    fn all_records(&self) -> Result<Vec<Record>, BatchError> {
+        if self.record_count == 0 {
             return Ok(Vec::new());
         }
-        let unpacked = unpack(self.codec, &self.packed)?;
+        let unpacked = compression::unpack(self.codec, &self.packed)?;
         // The count is a claim; the bytes present limit what it may reserve.
         if self.record_count > unpacked.len() / RECORD_BYTES_MIN {
             return Err(BatchError::Malformed("more records claimed than fit"));
@@ -379,86 +389,6 @@ fn length(value: i64) -> Result<Option<usize>, BatchError> {
             .map(Some)
             .map_err(|_| BatchError::Malformed("negative length")),
     }
-}
-
-fn take(input: &mut Bytes, size: usize) -> Result<Bytes, BatchError> {
-    if size > input.len() {
-        return Err(BatchError::Malformed("length beyond the end"));
-    }
-    Ok(input.split_to(size))
-}
-
-fn unpack(codec: Codec, packed: &Bytes) -> Result<Bytes, BatchError> {
-    let input = packed.as_ref();
-    match codec {
-        Codec::None => Ok(packed.clone()),
-        Codec::Gzip => read_bounded(flate2::read::MultiGzDecoder::new(input), UNPACKED_BYTES_MAX),
-        Codec::Snappy => unpack_snappy(packed),
-        Codec::Lz4 => {
-            let reader = lz4::Decoder::new(input).map_err(unpack_error)?;
-            read_bounded(reader, UNPACKED_BYTES_MAX)
-        }
-        Codec::Zstd => {
-            let reader = zstd::stream::read::Decoder::new(input).map_err(unpack_error)?;
-            read_bounded(reader, UNPACKED_BYTES_MAX)
-        }
-    }
-}
-
-fn unpack_error(error: impl fmt::Display) -> BatchError {
-    BatchError::Unpack(error.to_string())
-}
-
-/// Reads to the end, up to the limit. The buffer grows only as bytes arrive.
-fn read_bounded(reader: impl Read, bytes_max: usize) -> Result<Bytes, BatchError> {
-    let mut unpacked = Vec::new();
-    reader
-        .take(bytes_max as u64 + 1)
-        .read_to_end(&mut unpacked)
-        .map_err(unpack_error)?;
-    if unpacked.len() > bytes_max {
-        return Err(BatchError::TooLarge);
-    }
-    Ok(unpacked.into())
-}
-
-/// The first eight bytes of snappy-java's framing; two version numbers follow.
-const XERIAL_MAGIC: &[u8] = b"\x82SNAPPY\x00";
-
-/// Java frames snappy in blocks (`SnappyOutputStream`); librdkafka and others send one raw block.
-/// Both are read, as in Java.
-fn unpack_snappy(packed: &Bytes) -> Result<Bytes, BatchError> {
-    let mut unpacked = Vec::new();
-    if !packed.starts_with(XERIAL_MAGIC) {
-        snappy_block(packed, &mut unpacked)?;
-        return Ok(unpacked.into());
-    }
-    let mut rest = packed.clone();
-    take(&mut rest, XERIAL_MAGIC.len() + 8)?;
-    while !rest.is_empty() {
-        let size = take(&mut rest, 4)?.get_u32() as usize;
-        let block = take(&mut rest, size)?;
-        snappy_block(&block, &mut unpacked)?;
-    }
-    Ok(unpacked.into())
-}
-
-fn snappy_block(block: &[u8], unpacked: &mut Vec<u8>) -> Result<(), BatchError> {
-    let size = snap::raw::decompress_len(block).map_err(unpack_error)?;
-    let start = unpacked.len();
-    // Snappy copies at most 64 bytes per three-byte tag. A claim far beyond that ratio is false and
-    // gets no memory.
-    if size > block.len().saturating_mul(64) {
-        return Err(BatchError::Malformed("snappy block claims too much"));
-    }
-    if start + size > UNPACKED_BYTES_MAX {
-        return Err(BatchError::TooLarge);
-    }
-    unpacked.resize(start + size, 0);
-    snap::raw::Decoder::new()
-        .decompress(block, &mut unpacked[start..])
-        .map_err(unpack_error)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,17 +7,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use kafka_protocol::error::ResponseError;
+use crate::ApiKey;
+use crate::ErrorCode;
+use kafka_protocol::messages::MetadataRequest;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::{MetadataResponse, MetadataResponseTopic};
-use kafka_protocol::messages::{ApiKey, MetadataRequest, TopicName};
-use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
 use super::config::ClientConfig;
-use super::connection::Connection;
+use super::connection::{Connection, Interrupts};
 use super::error::Error;
 use super::lock;
+use super::wire::{host_port, topic_name};
 use tbd_deadline::Deadline;
 
 /// The leader epoch if the broker sent none.
@@ -27,6 +28,8 @@ const NO_EPOCH: i32 = -1;
 #[derive(Clone, Debug)]
 pub struct Cluster {
     inner: Arc<Inner>,
+    /// Closes the connections that are made through this handle.
+    interrupts: Option<Arc<Interrupts>>,
 }
 
 #[derive(Debug)]
@@ -50,7 +53,7 @@ struct Topic {
     /// By partition number, without gaps.
     partitions: Vec<Leader>,
     /// The error of the last metadata response, if it had one for this topic.
-    error: Option<ResponseError>,
+    error: Option<ErrorCode>,
     refreshed: Instant,
 }
 
@@ -63,7 +66,8 @@ struct Leader {
 }
 
 impl Cluster {
-    /// A cluster without metadata: only the configured addresses are known. No I/O.
+    /// A cluster without metadata: only the configured addresses are known. No I/O. A wrong setting
+    /// is an [`Error::Config`] of the clients that start with it, and of every call that connects.
     pub fn new(config: ClientConfig) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -71,6 +75,15 @@ impl Cluster {
                 metadata: Mutex::default(),
                 idle_connection: Mutex::new(None),
             }),
+            interrupts: None,
+        }
+    }
+
+    /// A handle for a thread that `interrupts` can stop.
+    pub(crate) fn interruptible(&self, interrupts: &Arc<Interrupts>) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            interrupts: Some(Arc::clone(interrupts)),
         }
     }
 
@@ -89,7 +102,8 @@ impl Cluster {
     /// When no broker answered.
     pub fn refresh<T: AsRef<str>>(&self, topics: &[T], deadline: Deadline) -> Result<(), Error> {
         let names: BTreeSet<&str> = topics.iter().map(AsRef::as_ref).collect();
-        self.ask(names.into_iter().collect(), deadline).map(drop)
+        let names: Vec<&str> = names.into_iter().collect();
+        self.describe(&names, deadline).map(drop)
     }
 
     /// As [`Cluster::refresh`], but only for those `topics` whose metadata is missing, an error, or
@@ -97,7 +111,7 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`Cluster::refresh`].
-    pub fn refresh_stale<T: AsRef<str>>(
+    pub(crate) fn refresh_stale<T: AsRef<str>>(
         &self,
         topics: &[T],
         deadline: Deadline,
@@ -127,7 +141,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When no broker answered.
-    pub fn list_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
+    pub(crate) fn list_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
         let response = self.exchange(&metadata_request(None), deadline)?;
         Ok(response
             .topics
@@ -135,6 +149,17 @@ impl Cluster {
             .filter(|topic| !topic.is_internal)
             .filter_map(|topic| topic.name.as_ref().map(|name| name.to_string()))
             .collect())
+    }
+
+    /// As [`Cluster::refresh`], for the whole answer. Without topics, only about the nodes.
+    pub(crate) fn describe(
+        &self,
+        topics: &[&str],
+        deadline: Deadline,
+    ) -> Result<MetadataResponse, Error> {
+        let response = self.exchange(&metadata_request(Some(topics)), deadline)?;
+        self.metadata().take_in(&response);
+        Ok(response)
     }
 
     /// The leader's node id and epoch (-1 when the broker sent none), or `None` when the partition
@@ -154,7 +179,7 @@ impl Cluster {
     }
 
     /// The name of the topic with that id, if its metadata was requested before. Does not wait.
-    pub fn topic_of(&self, id: Uuid) -> Option<Arc<str>> {
+    pub(crate) fn topic_of(&self, id: Uuid) -> Option<Arc<str>> {
         let metadata = self.metadata();
         let mut topics = metadata.topics.iter();
         let found = topics.find(|(_, topic)| topic.id == id && !id.is_nil());
@@ -171,13 +196,13 @@ impl Cluster {
     }
 
     /// The error of the last metadata response for `topic`, if it had one. Does not wait.
-    pub fn topic_error(&self, topic: &str) -> Option<ResponseError> {
+    pub fn topic_error(&self, topic: &str) -> Option<ErrorCode> {
         self.metadata().topics.get(topic)?.error
     }
 
     /// Records a partition's leader that a broker named in a response other than Metadata. An epoch
     /// that is not newer than the known one is ignored.
-    pub fn observe_leader(&self, topic: &str, partition: i32, node: i32, epoch: i32) {
+    pub(crate) fn observe_leader(&self, topic: &str, partition: i32, node: i32, epoch: i32) {
         let Ok(index) = usize::try_from(partition) else {
             return;
         };
@@ -200,6 +225,7 @@ impl Cluster {
     }
 
     /// The address of a node, if metadata has named it.
+    #[doc(hidden)] // for this repository's own tests
     pub fn address(&self, node: i32) -> Option<String> {
         self.metadata().nodes.get(&node).cloned()
     }
@@ -209,9 +235,20 @@ impl Cluster {
     /// # Errors
     /// [`Error::UnknownNode`] when no metadata has named it; otherwise as
     /// [`Connection::open`].
+    #[doc(hidden)] // for this repository's own tests
     pub fn connect(&self, node: i32, deadline: Deadline) -> Result<Connection, Error> {
         let address = self.address(node).ok_or(Error::UnknownNode { node })?;
-        Connection::open(&address, &self.inner.config, deadline)
+        self.open(&address, deadline)
+    }
+
+    /// Opens a new connection to `address`, waiting at most until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::Config`]; otherwise as [`Connection::open`].
+    pub(crate) fn open(&self, address: &str, deadline: Deadline) -> Result<Connection, Error> {
+        let config = &self.inner.config;
+        config.check()?;
+        Connection::open_for(self.interrupts.as_deref(), address, config, deadline)
     }
 
     /// Opens a new connection to the first broker that answers. Tries all known nodes and all
@@ -220,6 +257,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The last attempt's.
+    #[doc(hidden)] // for this repository's own tests
     pub fn connect_any(&self, deadline: Deadline) -> Result<Connection, Error> {
         let candidates = self.candidates();
         let mut last = Error::Unreachable {
@@ -233,7 +271,7 @@ impl Cluster {
                 break;
             }
             let share = deadline.earlier_of(Deadline::after(left / untried));
-            match Connection::open(address, &self.inner.config, share) {
+            match self.open(address, share) {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = error,
             }
@@ -242,7 +280,7 @@ impl Cluster {
     }
 
     /// The controller's node id in the last metadata response.
-    pub fn controller(&self) -> Option<i32> {
+    pub(crate) fn controller(&self) -> Option<i32> {
         self.metadata().controller
     }
 
@@ -252,20 +290,14 @@ impl Cluster {
     /// # Errors
     /// When no broker answered, or the one that answered knows no controller.
     pub fn ping(&self, deadline: Deadline) -> Result<(), Error> {
-        self.ask(Vec::new(), deadline)?;
+        self.describe(&[], deadline)?;
         match self.controller() {
             Some(_) => Ok(()),
-            None => Err(Error::Broker {
-                api: ApiKey::Metadata,
-                code: ResponseError::BrokerNotAvailable,
-            }),
+            None => Err(Error::refused(
+                ApiKey::Metadata,
+                ErrorCode::BrokerNotAvailable,
+            )),
         }
-    }
-
-    fn ask(&self, topics: Vec<&str>, deadline: Deadline) -> Result<(), Error> {
-        let response = self.exchange(&metadata_request(Some(&topics)), deadline)?;
-        self.metadata().take_in(&response);
-        Ok(())
     }
 
     /// One metadata exchange, on the idle connection or a new one. An idle connection that fails is
@@ -279,6 +311,9 @@ impl Cluster {
         if let Some(mut connection) = idle_connection
             && connection.is_usable()
         {
+            if let Some(interrupts) = &self.interrupts {
+                connection.watched_by(interrupts)?;
+            }
             // If this broker hangs, there must be time to ask another.
             let left = deadline.remaining();
             let half = deadline.earlier_of(Deadline::after(left / 2));
@@ -316,10 +351,7 @@ impl Cluster {
 
 /// `None` asks about all topics.
 fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
-    let named = |name: &&str| {
-        let name = TopicName(StrBytes::from_string((*name).to_owned()));
-        MetadataRequestTopic::default().with_name(Some(name))
-    };
+    let named = |name: &&str| MetadataRequestTopic::default().with_name(Some(topic_name(name)));
     MetadataRequest::default()
         .with_topics(topics.map(|topics| topics.iter().map(named).collect()))
         .with_allow_auto_topic_creation(false)
@@ -343,7 +375,7 @@ impl Metadata {
     }
 
     fn take_in_topic(&mut self, name: &str, news: &MetadataResponseTopic) {
-        let error = ResponseError::try_from_code(news.error_code);
+        let error = ErrorCode::from_code(news.error_code);
         let known = self.topics.entry(name.to_owned()).or_insert_with(|| Topic {
             id: news.topic_id,
             partitions: Vec::new(),
@@ -397,14 +429,6 @@ impl Metadata {
     }
 }
 
-fn host_port(host: &str, port: i32) -> String {
-    if host.contains(':') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,6 +436,7 @@ mod tests {
     use kafka_protocol::messages::metadata_response::{
         MetadataResponseBroker, MetadataResponsePartition,
     };
+    use kafka_protocol::protocol::StrBytes;
 
     fn answer(topic_id: u128, error: i16, leaders: &[(i32, i32)]) -> MetadataResponse {
         let partitions = leaders.iter().zip(0..).map(|(&(node, epoch), index)| {
@@ -421,7 +446,7 @@ mod tests {
                 .with_leader_epoch(epoch)
         });
         let topic = MetadataResponseTopic::default()
-            .with_name(Some(TopicName(StrBytes::from_static_str("t"))))
+            .with_name(Some(topic_name("t")))
             .with_topic_id(Uuid::from_u128(topic_id))
             .with_error_code(error)
             .with_partitions(partitions.collect());
@@ -456,14 +481,14 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_made_anew_starts_its_epochs_again() {
+    fn a_topic_created_again_starts_its_epochs_again() {
         let cluster = cluster_after(&[answer(7, 0, &[(1, 5)]), answer(8, 0, &[(2, 0)])]);
         assert_eq!(cluster.leader("t", 0), Some((2, 0)));
         assert_eq!(cluster.topic_id("t"), Some(Uuid::from_u128(8)));
     }
 
     #[test]
-    fn a_topic_has_an_id_only_where_the_broker_tells_one() {
+    fn a_topic_has_an_id_only_if_the_broker_sends_one() {
         let cluster = cluster_after(&[answer(0, 0, &[(1, 5)])]);
         assert_eq!(cluster.topic_id("t"), None);
         assert_eq!(cluster.topic_id("unknown"), None);
@@ -475,7 +500,7 @@ mod tests {
         assert_eq!(cluster.leader("t", 0), Some((1, 5)));
         assert_eq!(
             cluster.topic_error("t"),
-            Some(ResponseError::UnknownTopicOrPartition)
+            Some(ErrorCode::UnknownTopicOrPartition)
         );
     }
 

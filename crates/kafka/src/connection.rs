@@ -8,21 +8,27 @@ use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::ApiKey;
+use crate::ErrorCode;
 use bytes::{Buf, BytesMut};
-use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, ApiVersionsResponse, SaslAuthenticateRequest, SaslHandshakeRequest,
+    ApiVersionsRequest, ApiVersionsResponse, SaslAuthenticateRequest, SaslHandshakeRequest,
 };
 use kafka_protocol::protocol::{StrBytes, VersionRange};
 
 use super::config::{ClientConfig, unit_random};
 use super::error::Error;
 use super::in_flight::InFlight;
+use super::lock;
+use super::rustls_types::TlsError;
 use super::sasl::{self, Failure};
-use super::security::{Sasl, Security, tls_failure};
+#[cfg(feature = "tls")]
+use super::security::tls_failure;
+use super::security::{Sasl, Security};
 use super::transport::Transport;
 use super::wire::{self, Request};
 use tbd_deadline::Deadline;
@@ -49,6 +55,8 @@ pub struct Connection {
     /// Whether the broker has answered a request other than ApiVersions.
     is_proven: bool,
     versions: HashMap<i16, VersionRange>,
+    /// The cluster's level of the feature `transaction.version`.
+    transaction_version: i16,
     next_correlation_id: i32,
     in_flight: InFlight,
     written: BytesMut,
@@ -84,18 +92,46 @@ impl std::os::fd::AsFd for Connection {
     }
 }
 
-/// Closes a [`Connection`] from another thread. A thread that waits on the connection gets
-/// [`Error::ConnectionLost`].
-#[derive(Debug)]
-pub struct Interrupter {
-    stream: TcpStream,
+/// Closes the connections of one thread from another thread. A thread that waits on its
+/// connection gets [`Error::ConnectionLost`], and opens no other one.
+#[derive(Debug, Default)]
+pub(crate) struct Interrupts {
+    /// The socket opened last.
+    socket: Mutex<Option<TcpStream>>,
+    is_over: AtomicBool,
 }
 
-impl Interrupter {
+impl Interrupts {
     /// Closes the connection. Does not wait.
-    pub fn interrupt(&self) {
-        // An error means that it is closed already.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    pub(crate) fn interrupt(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        if let Some(socket) = lock(&self.socket).take() {
+            // An error means that it is closed already.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// The thread uses this connection from now on.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] after [`Interrupts::interrupt`].
+    fn watch(&self, transport: &Transport) -> Result<(), Error> {
+        // Without a descriptor left, the thread's deadlines must do.
+        *lock(&self.socket) = transport.try_clone_socket().ok();
+        match self.is_over.load(Ordering::SeqCst) {
+            true => {
+                self.interrupt();
+                Err(Error::Closed)
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Connection {
+    /// Ends the connection although `Interrupts` may still have its socket.
+    fn drop(&mut self) {
+        self.transport.shutdown();
     }
 }
 
@@ -112,12 +148,28 @@ impl Connection {
     /// does not trust the broker; [`Error::Authentication`] when the login fails; otherwise as
     /// [`Connection::call`].
     pub fn open(address: &str, config: &ClientConfig, deadline: Deadline) -> Result<Self, Error> {
+        Self::open_for(None, address, config, deadline)
+    }
+
+    /// As [`Connection::open`], for a thread that another one can interrupt.
+    pub(crate) fn open_for(
+        interrupts: Option<&Interrupts>,
+        address: &str,
+        config: &ClientConfig,
+        deadline: Deadline,
+    ) -> Result<Self, Error> {
         let deadline = deadline.earlier_of(Deadline::after(config.connect_timeout));
+        #[cfg_attr(
+            not(feature = "tls"),
+            expect(unused_mut, reason = "only TLS changes it")
+        )]
         let mut transport =
             Transport::dial(address, deadline).map_err(|error| Error::Unreachable {
                 address: address.to_owned(),
                 reason: error.to_string(),
             })?;
+        interrupts.map_or(Ok(()), |it| it.watch(&transport))?;
+        #[cfg(feature = "tls")]
         if let Some(tls) = &config.security.tls {
             transport
                 .secure(tls, address, deadline)
@@ -131,6 +183,7 @@ impl Connection {
             log_in_at: None,
             is_proven: false,
             versions: HashMap::new(),
+            transaction_version: 0,
             next_correlation_id: 0,
             in_flight: InFlight::new(Arc::clone(&config.hooks)),
             written: BytesMut::new(),
@@ -156,7 +209,7 @@ impl Connection {
     /// [`Error::UnsupportedVersion`] when the two sides have none in common.
     pub fn version_of(&self, api: ApiKey) -> Result<i16, Error> {
         self.versions
-            .get(&(api as i16))
+            .get(&api.number())
             .and_then(|range| wire::common_version(api, *range))
             .ok_or_else(|| Error::UnsupportedVersion {
                 address: self.address.clone(),
@@ -250,13 +303,9 @@ impl Connection {
         self.poison.is_none()
     }
 
-    /// A handle that closes this connection from another thread, or `None` when the operating
-    /// system has no descriptor left.
-    pub fn interrupter(&self) -> Option<Interrupter> {
-        self.transport
-            .try_clone_socket()
-            .ok()
-            .map(|stream| Interrupter { stream })
+    /// The connection's thread can be interrupted from now on.
+    pub(crate) fn watched_by(&self, interrupts: &Interrupts) -> Result<(), Error> {
+        interrupts.watch(&self.transport)
     }
 
     /// When the last request was sent or the last response received.
@@ -267,11 +316,9 @@ impl Connection {
     /// Sends ApiVersions. A broker that does not know the client's version of ApiVersions answers
     /// with code 35 in version 0; the client then repeats the request in version 0.
     fn negotiate(&mut self, deadline: Deadline) -> Result<(), Error> {
-        let newest = wire::supported(ApiKey::ApiVersions).map_or(0, |range| range.max);
+        let newest = ApiKey::ApiVersions.versions().max;
         let mut response = self.ask_versions(newest, deadline)?;
-        if ResponseError::try_from_code(response.error_code)
-            == Some(ResponseError::UnsupportedVersion)
-        {
+        if ErrorCode::from_code(response.error_code) == Some(ErrorCode::UnsupportedVersion) {
             response = self.ask_versions(0, deadline)?;
         }
         Error::check(ApiKey::ApiVersions, response.error_code)?;
@@ -286,24 +333,33 @@ impl Connection {
                 (api.api_key, range)
             })
             .collect();
+        let mut features = response.finalized_features.iter();
+        let feature = features.find(|it| &*it.name == "transaction.version");
+        self.transaction_version = feature.map_or(0, |it| it.max_version_level);
         Ok(())
+    }
+
+    /// Whether a batch adds its partition to its producer's transaction, and each transaction has an
+    /// epoch of its own (KIP-890, `transaction.version` 2).
+    pub(crate) fn has_implicit_transactions(&self) -> bool {
+        self.transaction_version >= 2
     }
 
     /// Sends SaslHandshake, then SaslAuthenticate as many times as the mechanism needs.
     fn log_in(&mut self, sasl: &Sasl, deadline: Deadline) -> Result<(), Error> {
-        let mechanism = sasl.mechanism.name();
+        let mechanism = sasl.mechanism();
         let request =
             SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
         let answer = self.exchange(&request, deadline)?;
-        match ResponseError::try_from_code(answer.error_code) {
+        match ErrorCode::from_code(answer.error_code) {
             None => {}
-            Some(ResponseError::UnsupportedSaslMechanism) => {
+            Some(ErrorCode::UnsupportedSaslMechanism) => {
                 let offered: Vec<&str> = answer.mechanisms.iter().map(|one| &**one).collect();
                 let offered = offered.join(", ");
                 let reason = format!("it offers the mechanisms {offered}, not {mechanism}");
                 return Err(self.poison_login(reason));
             }
-            Some(ResponseError::IllegalSaslState) => {
+            Some(ErrorCode::IllegalSaslState) => {
                 let reason = "it takes no login here; use the security protocol of this listener";
                 return Err(self.poison_login(reason.to_owned()));
             }
@@ -350,7 +406,7 @@ impl Connection {
     ) -> Result<ApiVersionsResponse, Error> {
         let mut request = ApiVersionsRequest::default();
         if version >= 3 {
-            request.client_software_name = StrBytes::from_static_str("tbd");
+            request.client_software_name = StrBytes::from_static_str("tbd-kafka");
             request.client_software_version = StrBytes::from_static_str(env!("CARGO_PKG_VERSION"));
         }
         let sent = self.send_as(&request, version, deadline)?;
@@ -360,10 +416,10 @@ impl Connection {
         let code = frame
             .get(4..6)
             .map(|code| i16::from_be_bytes([code[0], code[1]]));
-        if code == Some(ResponseError::UnsupportedVersion.code()) && version > 0 {
+        if code == Some(ErrorCode::UnsupportedVersion.code()) && version > 0 {
             frame.advance(4);
             let mut refusal = ApiVersionsResponse::default();
-            refusal.error_code = ResponseError::UnsupportedVersion.code();
+            refusal.error_code = ErrorCode::UnsupportedVersion.code();
             return Ok(refusal);
         }
         wire::decode_response::<ApiVersionsRequest>(frame, version)
@@ -467,11 +523,12 @@ impl Connection {
     fn io_error(&mut self, error: &std::io::Error, what: &str) -> Error {
         if error.kind() == ErrorKind::TimedOut {
             let what = format!("kafka broker {} {what}", self.address);
-            return self.poisoned(Error::Timeout { what });
+            return self.poisoned(Error::timeout(what));
         }
         match tls_error(error) {
             // The broker says why it ends the session; for example, it wants a client certificate.
-            Some(alert @ rustls::Error::AlertReceived(_)) => {
+            #[cfg(feature = "tls")]
+            Some(alert @ TlsError::AlertReceived(_)) => {
                 self.poisoned(tls_failure(&self.address, alert))
             }
             Some(other) => self.poison_protocol(other.to_string()),
@@ -514,20 +571,21 @@ impl Connection {
 }
 
 /// The TLS session's error inside an I/O error.
-fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
+fn tls_error(error: &std::io::Error) -> Option<&TlsError> {
     error.get_ref()?.downcast_ref()
 }
 
 /// The error of a failed TLS handshake.
+#[cfg(feature = "tls")]
 fn handshake_failure(address: &str, error: &std::io::Error) -> Error {
     if let Some(error) = tls_error(error) {
         return tls_failure(address, error);
     }
     let address = address.to_owned();
     match error.kind() {
-        ErrorKind::TimedOut => Error::Timeout {
-            what: format!("kafka broker {address} to answer the TLS handshake"),
-        },
+        ErrorKind::TimedOut => Error::timeout(format!(
+            "kafka broker {address} to answer the TLS handshake"
+        )),
         ErrorKind::InvalidInput => Error::Tls {
             address,
             reason: error.to_string(),
@@ -602,11 +660,11 @@ mod tests {
             assert_eq!(incoming.api, ApiKey::ApiVersions);
             if incoming.version > 0 {
                 let refusal = ApiVersionsResponse::default()
-                    .with_error_code(ResponseError::UnsupportedVersion.code());
+                    .with_error_code(ErrorCode::UnsupportedVersion.code());
                 return Reply::Bytes(incoming.frame_as(&refusal, 0, incoming.correlation_id));
             }
             let old = ApiVersion::default()
-                .with_api_key(ApiKey::Produce as i16)
+                .with_api_key(ApiKey::Produce.number())
                 .with_min_version(0)
                 .with_max_version(7);
             incoming.answer(&ApiVersionsResponse::default().with_api_keys(vec![old]))
@@ -746,13 +804,14 @@ mod tests {
     fn another_thread_can_break_off_a_wait() {
         let broker = broker(|_| Reply::Silence);
         let mut connection = connect(&broker);
-        let interrupter = connection.interrupter().unwrap();
+        let interrupts = Interrupts::default();
+        connection.watched_by(&interrupts).unwrap();
         let started = Instant::now();
         let request = MetadataRequest::default();
         let sent = connection.send(&request, in_ms(1000)).unwrap();
         let error = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| connection.receive(sent, in_ms(20_000)).unwrap_err());
-            interrupter.interrupt();
+            interrupts.interrupt();
             waiting.join().unwrap()
         });
         assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use kafka_protocol::error::ResponseError;
-use kafka_protocol::messages::ApiKey;
+use crate::{ApiKey, ErrorCode, TopicPartition};
 
 /// A failed exchange with the cluster. Cheap to clone, because each request in flight on a lost
 /// connection gets its error.
@@ -27,10 +26,13 @@ pub enum Error {
         reason: String,
     },
     /// The deadline passed before the work was done; the outcome of a request in flight is unknown.
-    #[error("timed out waiting for {what}")]
+    #[error("timed out waiting for {what}{}", because(.cause.as_deref()))]
     Timeout {
         /// What the caller waited for.
         what: String,
+        /// The last failure meanwhile, if there was one.
+        #[source]
+        cause: Option<Box<Error>>,
     },
     /// The peer sent bytes that are not a valid response. The connection cannot be used again.
     #[error("kafka broker {address} sent an invalid answer: {reason}")]
@@ -40,24 +42,22 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The broker answered with an error code.
-    #[error("kafka refused {api:?}: {code} (code {})", .code.code())]
-    Broker {
+    /// A broker answered with an error code.
+    #[error("kafka refused {api:?}{}: {code}{}",
+        place(.topic.as_deref(), *.partition), hint(*.api, *.code))]
+    Refused {
         /// The request that was refused.
         api: ApiKey,
         /// Kafka's code.
-        code: ResponseError,
+        code: ErrorCode,
+        /// The topic that it concerns, if it concerns one.
+        topic: Option<Arc<str>>,
+        /// The partition that it concerns, if it concerns one.
+        partition: Option<i32>,
     },
-    /// The broker answered with an error code that concerns one topic.
-    #[error("kafka refused {api:?} for topic {topic}: {code} (code {})", .code.code())]
-    Topic {
-        /// The topic's name.
-        topic: Arc<str>,
-        /// The request that was refused.
-        api: ApiKey,
-        /// Kafka's code.
-        code: ResponseError,
-    },
+    /// A setting is out of its range. Nothing was sent.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The connection cannot be encrypted as configured, or the broker is not trusted.
     #[error("no TLS session with kafka broker {address}: {reason}")]
     Tls {
@@ -123,9 +123,19 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The transaction that the record belongs to was aborted.
+    #[error("the transaction was aborted")]
+    Aborted,
     /// The client was closed by its owner.
     #[error("the kafka client is closed")]
     Closed,
+    /// A thread of the client has ended by a panic; the log has its message. Close the client and
+    /// start another one.
+    #[error("the kafka client's thread {thread} has panicked")]
+    Panicked {
+        /// The thread's name.
+        thread: String,
+    },
     /// The operating system refused a thread or another resource.
     #[error("cannot start the kafka client: {reason}")]
     Resource {
@@ -134,15 +144,90 @@ pub enum Error {
     },
 }
 
+/// A setting that is out of its range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("kafka setting {field}: {reason}")]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// The field's name, for example `ProducerConfig::linger`.
+    pub field: &'static str,
+    /// What is wrong with its value.
+    pub reason: String,
+}
+
+impl ConfigError {
+    /// Fails with `reason` unless `is_valid`.
+    pub(crate) fn check(
+        is_valid: bool,
+        field: &'static str,
+        reason: impl Into<String>,
+    ) -> Result<(), Self> {
+        match is_valid {
+            true => Ok(()),
+            false => Err(Self {
+                field,
+                reason: reason.into(),
+            }),
+        }
+    }
+}
+
+fn because(cause: Option<&Error>) -> String {
+    cause.map_or_else(String::new, |cause| format!(" ({cause})"))
+}
+
+fn place(topic: Option<&str>, partition: Option<i32>) -> String {
+    match (topic, partition) {
+        (Some(topic), Some(partition)) => format!(" for topic {topic}, partition {partition}"),
+        (Some(topic), None) => format!(" for topic {topic}"),
+        _ => String::new(),
+    }
+}
+
+fn hint(api: ApiKey, code: ErrorCode) -> String {
+    way_out(api, code).map_or_else(String::new, |way_out| format!("; {way_out}"))
+}
+
+/// How to fix the cause of an error code, where its name does not say it.
+fn way_out(api: ApiKey, code: ErrorCode) -> Option<&'static str> {
+    use ErrorCode as E;
+    Some(match code {
+        E::MessageTooLarge => "raise the topic's max.message.bytes",
+        E::InvalidTimestamp => {
+            "set the clock of this machine, or the topic's message.timestamp limits"
+        }
+        E::InvalidRecord => "a compacted topic takes no record without a key",
+        E::TopicAuthorizationFailed if api == ApiKey::Produce => {
+            "allow this program to write to the topic"
+        }
+        E::GroupAuthorizationFailed => "allow this user the operation Read on the group",
+        E::InconsistentGroupProtocol => "all members of a group need an assignor in common",
+        E::InvalidSessionTimeout => {
+            "the brokers limit it by group.min.session.timeout.ms and group.max.session.timeout.ms"
+        }
+        E::FencedInstanceId => "give each member an instance id of its own",
+        E::UnsupportedVersion if api == ApiKey::ConsumerGroupHeartbeat => {
+            "the consumer protocol needs Kafka 4.0; older brokers know the classic one"
+        }
+        E::InvalidTransactionTimeout => "the brokers limit it by transaction.max.timeout.ms",
+        E::TransactionalIdAuthorizationFailed => {
+            "allow this user the operation Write on the transactional id"
+        }
+        E::InvalidReplicationFactor => "the cluster has fewer brokers than replicas wanted",
+        E::NonEmptyGroup => "stop the group's members first",
+        _ => return None,
+    })
+}
+
 /// Whether the coordinator no longer knows the member, its generation or its epoch.
-fn is_membership_over(code: ResponseError) -> bool {
+fn is_membership_over(code: ErrorCode) -> bool {
     matches!(
         code,
-        ResponseError::UnknownMemberId
-            | ResponseError::IllegalGeneration
-            | ResponseError::RebalanceInProgress
-            | ResponseError::FencedMemberEpoch
-            | ResponseError::StaleMemberEpoch
+        ErrorCode::UnknownMemberId
+            | ErrorCode::IllegalGeneration
+            | ErrorCode::RebalanceInProgress
+            | ErrorCode::FencedMemberEpoch
+            | ErrorCode::StaleMemberEpoch
     )
 }
 
@@ -158,9 +243,7 @@ impl Error {
             // The invalid response may come from a proxy, or from a broker of another version
             // during an upgrade. A new connection may reach another broker.
             | Self::Protocol { .. } => true,
-            Self::Broker { code, .. } | Self::Topic { code, .. } => {
-                code.is_retriable() || is_membership_over(*code)
-            }
+            Self::Refused { code, .. } => code.is_retriable() || is_membership_over(*code),
             // A certificate or a password must change first.
             Self::Tls { .. }
             | Self::Authentication { .. }
@@ -169,6 +252,9 @@ impl Error {
             | Self::InvalidRecord { .. }
             | Self::TopicReplaced { .. }
             | Self::RecordTooLarge { .. }
+            | Self::Config(_)
+            | Self::Panicked { .. }
+            | Self::Aborted
             | Self::Closed
             | Self::Resource { .. } => false,
         }
@@ -176,8 +262,14 @@ impl Error {
 
     /// The operation on the topic that the user lacks permission for, if that is the cause.
     pub fn missing_right(&self) -> Option<&'static str> {
-        use ResponseError::{ClusterAuthorizationFailed, TopicAuthorizationFailed};
-        let Self::Topic { api, code, .. } = self else {
+        use ErrorCode::{ClusterAuthorizationFailed, TopicAuthorizationFailed};
+        let Self::Refused {
+            api,
+            code,
+            topic: Some(_),
+            ..
+        } = self
+        else {
             return None;
         };
         match (code, api) {
@@ -190,20 +282,67 @@ impl Error {
         }
     }
 
-    /// Kafka's error code, if a broker sent one.
-    pub fn code(&self) -> Option<ResponseError> {
+    /// Kafka's error code, if a broker sent one. For a time-out, the code of its cause.
+    pub fn code(&self) -> Option<ErrorCode> {
         match self {
-            Self::Broker { code, .. } | Self::Topic { code, .. } => Some(*code),
+            Self::Refused { code, .. } => Some(*code),
+            Self::Timeout { cause, .. } => cause.as_ref()?.code(),
             _ => None,
+        }
+    }
+
+    /// Whether brokers do not admit this client: it needs another certificate or password.
+    pub(crate) fn is_no_admission(&self) -> bool {
+        matches!(self, Self::Tls { .. } | Self::Authentication { .. })
+    }
+
+    pub(crate) fn timeout(what: impl Into<String>) -> Self {
+        Self::Timeout {
+            what: what.into(),
+            cause: None,
+        }
+    }
+
+    pub(crate) fn resource(error: &std::io::Error) -> Self {
+        Self::Resource {
+            reason: error.to_string(),
+        }
+    }
+
+    pub(crate) fn refused(api: ApiKey, code: ErrorCode) -> Self {
+        Self::Refused {
+            api,
+            code,
+            topic: None,
+            partition: None,
+        }
+    }
+
+    pub(crate) fn refused_topic(api: ApiKey, code: ErrorCode, topic: &str) -> Self {
+        Self::Refused {
+            api,
+            code,
+            topic: Some(topic.into()),
+            partition: None,
+        }
+    }
+
+    pub(crate) fn refused_partition(
+        api: ApiKey,
+        code: ErrorCode,
+        partition: &TopicPartition,
+    ) -> Self {
+        Self::Refused {
+            api,
+            code,
+            topic: Some(Arc::clone(&partition.topic)),
+            partition: Some(partition.partition),
         }
     }
 
     /// `Err` with `code` unless it is 0, which means success.
     pub(crate) fn check(api: ApiKey, code: i16) -> Result<(), Self> {
-        match ResponseError::try_from_code(code) {
-            None => Ok(()),
-            Some(code) => Err(Self::Broker { api, code }),
-        }
+        ErrorCode::from_code(code).map_or(Ok(()), |code| Err(Self::refused(api, code)))
     }
 }
 
@@ -213,29 +352,23 @@ mod tests {
 
     #[test]
     fn a_moved_leader_is_transient_and_a_forbidden_topic_is_not() {
-        let refused = |code| Error::Broker {
-            api: ApiKey::Produce,
-            code,
-        };
-        assert!(refused(ResponseError::NotLeaderOrFollower).is_transient());
-        assert!(!refused(ResponseError::TopicAuthorizationFailed).is_transient());
+        let refused = |code| Error::refused(ApiKey::Produce, code);
+        assert!(refused(ErrorCode::NotLeaderOrFollower).is_transient());
+        assert!(!refused(ErrorCode::TopicAuthorizationFailed).is_transient());
     }
 
     #[test]
     fn a_member_that_was_thrown_out_may_come_back_and_one_whose_name_was_taken_may_not() {
-        let refused = |code| Error::Broker {
-            api: ApiKey::JoinGroup,
-            code,
-        };
-        assert!(refused(ResponseError::UnknownMemberId).is_transient());
-        assert!(!refused(ResponseError::FencedInstanceId).is_transient());
+        let refused = |code| Error::refused(ApiKey::JoinGroup, code);
+        assert!(refused(ErrorCode::UnknownMemberId).is_transient());
+        assert!(!refused(ErrorCode::FencedInstanceId).is_transient());
     }
 
     #[test]
     fn code_zero_is_success() {
         assert!(Error::check(ApiKey::Metadata, 0).is_ok());
         let error = Error::check(ApiKey::Metadata, 5).unwrap_err();
-        assert_eq!(error.code(), Some(ResponseError::LeaderNotAvailable));
+        assert_eq!(error.code(), Some(ErrorCode::LeaderNotAvailable));
         assert_eq!(
             error.to_string(),
             "kafka refused Metadata: LeaderNotAvailable (code 5)"

@@ -19,7 +19,7 @@ use kafka_protocol::protocol::{
 };
 
 use super::lock;
-use super::wire::{Request, supported};
+use super::wire::{ApiKey, Request};
 
 /// A request as received.
 pub(crate) struct Incoming {
@@ -72,15 +72,11 @@ impl Incoming {
 
     /// All versions that this client supports.
     pub(crate) fn versions(&self) -> ApiVersionsResponse {
-        let keys = (0..100).filter_map(|key| ApiKey::try_from(key).ok());
-        let ranges = keys.filter_map(|api| {
-            let range = supported(api)?;
-            Some(
-                ApiVersion::default()
-                    .with_api_key(api as i16)
-                    .with_min_version(range.min)
-                    .with_max_version(range.max),
-            )
+        let ranges = ApiKey::ALL.iter().map(|api| {
+            ApiVersion::default()
+                .with_api_key(api.number())
+                .with_min_version(api.versions().min)
+                .with_max_version(api.versions().max)
         });
         ApiVersionsResponse::default().with_api_keys(ranges.collect())
     }
@@ -228,7 +224,10 @@ fn read_request(socket: &mut TcpStream) -> Option<Incoming> {
     let mut body = Bytes::from(frame);
     let header = decode_request_header_from_buffer(&mut body).unwrap();
     Some(Incoming {
-        api: ApiKey::try_from(header.request_api_key).unwrap(),
+        api: *ApiKey::ALL
+            .iter()
+            .find(|api| api.number() == header.request_api_key)
+            .unwrap(),
         version: header.request_api_version,
         correlation_id: header.correlation_id,
         body,

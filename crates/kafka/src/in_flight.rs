@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kafka_protocol::messages::ApiKey;
+use crate::ApiKey;
 
 /// Hooks that observe every request of a cluster's connections, called on the requesting thread.
-/// The defaults do nothing.
+/// The defaults do nothing. A panic in a hook is logged.
 pub trait ClientHooks: fmt::Debug + Send + Sync {
     /// A request was sent.
     fn request_sent(&self, api: ApiKey) {
@@ -24,6 +25,13 @@ pub trait ClientHooks: fmt::Debug + Send + Sync {
 
 /// No hooks.
 impl ClientHooks for () {}
+
+/// Calls a hook. Its panic is logged and goes no further: the client's threads must live on.
+pub(crate) fn guarded(name: &str, hook: impl FnOnce()) {
+    if std::panic::catch_unwind(AssertUnwindSafe(hook)).is_err() {
+        log::error!("kafka client: the hook {name} panicked");
+    }
+}
 
 /// A queue of correlation ids. Requests that are still in it when it is dropped have failed.
 #[derive(Debug)]
@@ -51,7 +59,7 @@ impl InFlight {
     pub(crate) fn push(&mut self, correlation_id: i32, api: ApiKey) {
         self.requests
             .push_back((correlation_id, api, Instant::now()));
-        self.hooks.request_sent(api);
+        guarded("ClientHooks::request_sent", || self.hooks.request_sent(api));
     }
 
     /// The request whose response comes next.
@@ -62,7 +70,10 @@ impl InFlight {
     /// Records that response.
     pub(crate) fn answered(&mut self) {
         if let Some((_, api, sent)) = self.requests.pop_front() {
-            self.hooks.request_ended(api, Some(sent.elapsed()));
+            let latency = Some(sent.elapsed());
+            guarded("ClientHooks::request_ended", || {
+                self.hooks.request_ended(api, latency);
+            });
         }
     }
 }
@@ -70,7 +81,9 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         for (_, api, _) in self.requests.drain(..) {
-            self.hooks.request_ended(api, None);
+            guarded("ClientHooks::request_ended", || {
+                self.hooks.request_ended(api, None);
+            });
         }
     }
 }

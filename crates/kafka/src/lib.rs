@@ -6,25 +6,18 @@
 //!
 //! # The parts
 //!
-//! | Module | Content |
+//! | Part | Content |
 //! | --- | --- |
-//! | `config` | broker addresses and time-outs |
-//! | `error` | errors, and whether a retry may help |
-//! | `wire` | frames, headers, supported request versions, limits for hostile bytes |
-//! | `security` | settings of TLS and SASL |
-//! | `transport` | a socket with deadlines, plain or TLS |
-//! | `sasl` | the messages of each SASL mechanism, without I/O |
-//! | `connection` | one broker: version negotiation, login, responses in order |
-//! | `in_flight` | a connection's requests in flight, and the hooks that observe them |
-//! | `cluster` | cached metadata: leaders and addresses |
-//! | `topic_id` | topic ids as text, in the metadata of committed offsets |
-//! | `partitioner` | the partition of a key, as the Java client computes it |
-//! | `admin` | creates, lists and deletes topics, reads offsets |
-//! | `batch` | the record batches of a fetch response, decoded safely from any bytes |
-//! | `group` | membership of a consumer group, by either protocol: heartbeats, assignors, error codes |
-//! | `consumer` | consumer in a group: one thread polls, works and commits, another sends heartbeats |
-//! | `reader` | ranges of a topic, read outside any group |
-//! | `producer` | idempotent producer: one thread per leader; acknowledged, in order, once |
+//! | [`Cluster`], [`ClientConfig`], [`Security`] | the cluster's addresses, time-outs, TLS and login; cached metadata |
+//! | [`producer`] | idempotent producer: one thread per leader; acknowledged, in order, once |
+//! | [`TransactionalProducer`] | records and consumed offsets that take effect together or not at all |
+//! | [`consumer`] | consumers in a group, or of assigned partitions: one thread polls, works and commits, another sends heartbeats |
+//! | [`Reader`] | ranges of a topic, read outside any group |
+//! | [`admin`] | topics, configurations, offsets, groups |
+//! | [`Error`], [`ErrorCode`] | errors, whether a retry may help, the way out |
+//! | [`ClientHooks`], [`ProducerHooks`](producer::ProducerHooks), [`ConsumerHooks`](consumer::ConsumerHooks) | observation, for metrics and tracing |
+//!
+//! It writes to the log facade [`log`](https://docs.rs/log) under the target `tbd_kafka`.
 //!
 //! # Guarantees
 //!
@@ -33,6 +26,8 @@
 //!   a response to its end once it has begun.
 //! - A failed connection is never used again.
 //! - No lock is held during I/O.
+//! - A panic in a hook ends no thread of the client. A thread that ends by a panic of its own fails
+//!   everything that waits for it.
 //! - A count in a broker's response ("two billion topics follow") never makes the client reserve
 //!   memory for more than has arrived.
 //!
@@ -40,12 +35,11 @@
 //!
 //! The client does not support:
 //!
-//! - client certificates, and SASL mechanisms other than PLAIN and SCRAM;
-//! - transactions: reading is always `read_uncommitted`;
 //! - fetch sessions: a fetch names only partitions with room for another response, and those
 //!   differ each time;
-//! - fetching from followers;
+//! - its own assignors' use of racks (KIP-881);
 //! - automatic commits;
+//! - systems other than Unix;
 //! - requests that address topics by id, except Produce, Fetch and those of the consumer protocol.
 //!
 //! # From the Java client
@@ -55,7 +49,10 @@
 //! | `KafkaProducer`, `send(..).get()` | [`Producer`], [`Producer::publish`] |
 //! | `KafkaConsumer`, `poll`, `commitSync`, `seek`, `position`, `pause` | [`Consumer`], [`Consumer::poll`], [`Consumer::commit`], [`Consumer::seek`], [`Consumer::position`], [`Consumer::pause`] |
 //! | `ConsumerRebalanceListener` | [`ConsumerHooks`](consumer::ConsumerHooks) |
+//! | `assign`, `subscribe(Pattern)` | [`Consumer::start_assigned`], [`TopicFilter`](consumer::TopicFilter) |
 //! | `group.protocol` | [`GroupProtocol`](consumer::GroupProtocol) |
+//! | `initTransactions`, `beginTransaction`, `sendOffsetsToTransaction` | [`TransactionalProducer::settle`], [`TransactionalProducer::begin`], [`Transaction::send_offsets`](producer::Transaction::send_offsets) |
+//! | `isolation.level`, `client.rack` | [`ConsumerConfig::isolation`], [`ConsumerConfig::client_rack`] |
 //! | `wakeup` | [`Waker`](consumer::Waker) |
 //! | `AdminClient` | [`Admin`] |
 //!
@@ -63,40 +60,66 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(not(unix))]
+compile_error!("tbd-kafka runs on Unix only: a consumer waits for its sockets with poll(2)");
+
 pub mod admin;
-pub mod batch;
-pub mod cluster;
-pub mod config;
-pub mod connection;
+mod batch;
+mod cluster;
+mod compression;
+mod config;
+mod connection;
 pub mod consumer;
-pub mod error;
+mod error;
+mod error_code;
 #[cfg(test)]
 mod fake_broker;
-pub mod group;
+mod group;
 mod in_flight;
-pub mod partitioner;
 pub mod producer;
-pub mod reader;
+mod reader;
+mod rustls_types;
 mod sasl;
-pub mod security;
+mod security;
 mod topic_id;
 mod transport;
-pub mod wire;
+mod wait;
+mod wire;
 
 pub use admin::Admin;
 pub use cluster::Cluster;
-pub use config::{Backoff, ClientConfig};
-pub use connection::Connection;
+pub use config::ClientConfig;
 pub use consumer::{CommitError, Consumer, ConsumerConfig, ConsumerRecord};
-pub use error::Error;
+pub use error::{ConfigError, Error};
+pub use error_code::ErrorCode;
 pub use group::TopicPartition;
 pub use in_flight::ClientHooks;
-pub use kafka_protocol::messages::ApiKey;
-pub use producer::{Producer, ProducerConfig};
+pub use producer::{Producer, ProducerConfig, TransactionalProducer};
 pub use reader::Reader;
 pub use security::{Sasl, SaslMechanism, Security, Tls};
+pub use wire::ApiKey;
 
 use tbd_deadline::lock;
+
+/// For this repository's own tests, benchmarks and fuzzers. It may change in any release, and has
+/// types of the crate `kafka-protocol` in its signatures.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::batch::{next_batch, whole_batches};
+    pub use crate::connection::Connection;
+    pub use crate::group::coordinator::find as find_coordinator;
+    pub use crate::group::protocol::{Subscription, decode_assignment};
+    pub use crate::producer::batch::{Identity, Transactions, encode as encode_batch};
+    pub use crate::wire::{Request, topic_name, try_decode};
+
+    /// The request with this number, and the oldest and newest version that the client supports.
+    pub fn request(number: i16) -> Option<(crate::ApiKey, i16, i16)> {
+        let api = crate::ApiKey::ALL
+            .iter()
+            .find(|api| api.number() == number)?;
+        Some((*api, api.versions().min, api.versions().max))
+    }
+}
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,21 +1,28 @@
-//! SASL mechanisms PLAIN and SCRAM: their messages, and the broker's proof that it knows the
-//! password. Does no I/O.
+//! SASL mechanisms PLAIN, SCRAM and OAUTHBEARER: their messages, and the broker's proof that it
+//! knows the password. Does no I/O.
 
+#[cfg(feature = "scram")]
 use std::num::NonZeroU32;
+#[cfg(feature = "scram")]
 use std::ops::RangeInclusive;
 
+#[cfg(feature = "scram")]
 use base64::Engine;
+#[cfg(feature = "scram")]
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+#[cfg(feature = "scram")]
 use ring::{digest, hmac, pbkdf2};
 
 use super::security::{Sasl, SaslMechanism};
 
 /// The iteration counts that a broker may request: at least RFC 7677's minimum, at most some tens
 /// of milliseconds of hashing. Kafka itself allows 4096 to 16384.
+#[cfg(feature = "scram")]
 const ROUNDS: RangeInclusive<u32> = 4096..=100_000;
 
 /// Random bytes in a nonce.
+#[cfg(feature = "scram")]
 const NONCE_BYTES: usize = 24;
 
 /// A failed login: `E` when an exchange with the broker failed, or the reason not to trust the
@@ -35,33 +42,77 @@ pub(super) fn log_in<E>(
     sasl: &Sasl,
     mut ask: impl FnMut(Vec<u8>) -> Result<Bytes, E>,
 ) -> Result<(), Failure<E>> {
-    match sasl.mechanism {
+    let (mechanism, login) = match sasl {
+        #[cfg(feature = "tls")]
+        Sasl::Token(token) => return bearer(&token.get(), ask),
+        Sasl::Password {
+            mechanism,
+            username,
+            password,
+        } => (mechanism, Login { username, password }),
+    };
+    match mechanism {
         SaslMechanism::Plain => {
-            let message = format!("\0{}\0{}", sasl.username, sasl.password);
+            let message = format!("\0{}\0{}", login.username, login.password);
             ask(message.into_bytes()).map_err(Failure::Asking)?;
             Ok(())
         }
-        SaslMechanism::ScramSha256 => scram(sasl, &SHA_256, &nonce()?, ask),
-        SaslMechanism::ScramSha512 => scram(sasl, &SHA_512, &nonce()?, ask),
+        #[cfg(feature = "scram")]
+        SaslMechanism::ScramSha256 => scram(login, &SHA_256, &nonce()?, ask),
+        #[cfg(feature = "scram")]
+        SaslMechanism::ScramSha512 => scram(login, &SHA_512, &nonce()?, ask),
+        #[cfg(not(feature = "scram"))]
+        SaslMechanism::ScramSha256 | SaslMechanism::ScramSha512 => Err(Failure::Distrust(
+            "this build of tbd-kafka has no SCRAM; turn on the feature scram".to_owned(),
+        )),
     }
 }
 
+/// OAUTHBEARER (RFC 7628). A broker that refuses the token says so in a message, and the refusal
+/// itself follows an empty one (section 3.2.3).
+#[cfg(feature = "tls")]
+fn bearer<E>(
+    token: &str,
+    mut ask: impl FnMut(Vec<u8>) -> Result<Bytes, E>,
+) -> Result<(), Failure<E>> {
+    let message = format!("n,,\x01auth=Bearer {token}\x01\x01");
+    let answer = ask(message.into_bytes()).map_err(Failure::Asking)?;
+    if answer.is_empty() {
+        return Ok(());
+    }
+    ask(vec![1]).map_err(Failure::Asking)?;
+    Err(Failure::Distrust(
+        "it refused the token and went on".to_owned(),
+    ))
+}
+
+/// A name and its password.
+#[derive(Clone, Copy)]
+struct Login<'a> {
+    username: &'a str,
+    password: &'a str,
+}
+
 /// The hash function of a SCRAM mechanism.
+#[cfg(feature = "scram")]
 struct Hash {
     hmac: hmac::Algorithm,
     pbkdf2: pbkdf2::Algorithm,
 }
 
+#[cfg(feature = "scram")]
 static SHA_256: Hash = Hash {
     hmac: hmac::HMAC_SHA256,
     pbkdf2: pbkdf2::PBKDF2_HMAC_SHA256,
 };
 
+#[cfg(feature = "scram")]
 static SHA_512: Hash = Hash {
     hmac: hmac::HMAC_SHA512,
     pbkdf2: pbkdf2::PBKDF2_HMAC_SHA512,
 };
 
+#[cfg(feature = "scram")]
 impl Hash {
     fn key(&self, key: impl AsRef<[u8]>) -> hmac::Key {
         hmac::Key::new(self.hmac, key.as_ref())
@@ -72,6 +123,7 @@ impl Hash {
     }
 }
 
+#[cfg(feature = "scram")]
 fn nonce<E>() -> Result<String, Failure<E>> {
     let mut bytes = [0; NONCE_BYTES];
     // With a predictable nonce an attacker could prepare an answer, so the login fails instead.
@@ -82,14 +134,15 @@ fn nonce<E>() -> Result<String, Failure<E>> {
 
 /// SCRAM without channel binding (RFC 5802). Like Kafka's own client, it uses the UTF-8 bytes of
 /// names and passwords, without SASLprep.
+#[cfg(feature = "scram")]
 fn scram<E>(
-    sasl: &Sasl,
+    login: Login<'_>,
     hash: &Hash,
     nonce: &str,
     mut ask: impl FnMut(Vec<u8>) -> Result<Bytes, E>,
 ) -> Result<(), Failure<E>> {
     let distrust = |reason: &str| Failure::Distrust(format!("invalid SCRAM message: {reason}"));
-    let username = sasl.username.replace('=', "=3D").replace(',', "=2C");
+    let username = login.username.replace('=', "=3D").replace(',', "=2C");
     let first = format!("n={username},r={nonce}");
     let answer = ask(format!("n,,{first}").into_bytes()).map_err(Failure::Asking)?;
     let answer = std::str::from_utf8(&answer).map_err(|_| distrust("no text"))?;
@@ -114,7 +167,7 @@ fn scram<E>(
         hash.pbkdf2,
         rounds,
         &salt,
-        sasl.password.as_bytes(),
+        login.password.as_bytes(),
         &mut salted,
     );
     let salted = hash.key(salted);
@@ -149,21 +202,27 @@ fn scram<E>(
 }
 
 /// The value of the field that begins with `name`.
+#[cfg(feature = "scram")]
 fn field<'a>(message: &'a str, name: &str) -> Option<&'a str> {
     message
         .split(',')
         .find_map(|field| field.strip_prefix(name))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "scram", feature = "tls"))]
 mod tests {
     use super::*;
 
-    fn sasl(mechanism: SaslMechanism) -> Sasl {
-        Sasl {
+    const LOGIN: Login<'_> = Login {
+        username: "user",
+        password: "pencil",
+    };
+
+    fn sasl(mechanism: SaslMechanism, login: Login<'_>) -> Sasl {
+        Sasl::Password {
             mechanism,
-            username: "user".to_owned(),
-            password: "pencil".to_owned(),
+            username: login.username.to_owned(),
+            password: login.password.to_owned(),
         }
     }
 
@@ -172,15 +231,10 @@ mod tests {
     /// The example of RFC 7677 section 3, with these two server messages.
     fn converse(answers: [&str; 2]) -> (Vec<String>, Outcome) {
         let mut said = Vec::new();
-        let outcome = scram(
-            &sasl(SaslMechanism::ScramSha256),
-            &SHA_256,
-            "rOprNGfwEbeRWgbNEkqO",
-            |message| {
-                said.push(String::from_utf8(message).unwrap());
-                Ok(Bytes::from(answers[said.len() - 1].to_owned()))
-            },
-        );
+        let outcome = scram(LOGIN, &SHA_256, "rOprNGfwEbeRWgbNEkqO", |message| {
+            said.push(String::from_utf8(message).unwrap());
+            Ok(Bytes::from(answers[said.len() - 1].to_owned()))
+        });
         (said, outcome)
     }
 
@@ -242,7 +296,7 @@ mod tests {
     #[test]
     fn plain_is_the_message_of_rfc_4616() {
         let mut said = Vec::new();
-        let outcome: Outcome = log_in(&sasl(SaslMechanism::Plain), |message| {
+        let outcome: Outcome = log_in(&sasl(SaslMechanism::Plain, LOGIN), |message| {
             said = message;
             Ok(Bytes::new())
         });
@@ -252,8 +306,8 @@ mod tests {
 
     #[test]
     fn a_name_with_commas_does_not_break_the_message() {
-        let mut sasl = sasl(SaslMechanism::ScramSha512);
-        sasl.username = "a=b,c".to_owned();
+        let username = "a=b,c";
+        let sasl = sasl(SaslMechanism::ScramSha512, Login { username, ..LOGIN });
         let mut said = String::new();
         let outcome = log_in(&sasl, |message| {
             said = String::from_utf8(message).unwrap();
@@ -261,5 +315,21 @@ mod tests {
         });
         assert!(matches!(outcome, Err(Failure::Asking(()))));
         assert!(said.starts_with("n,,n=a=3Db=2Cc,r="), "{said}");
+    }
+
+    #[test]
+    fn a_token_is_the_message_of_rfc_7628_and_its_refusal_is_asked_for() {
+        let mut said = Vec::new();
+        let outcome = bearer("a.b.c", |message| {
+            said.push(message);
+            match said.len() {
+                1 => Ok(Bytes::from_static(b"{\"status\":\"invalid_token\"}")),
+                _ => Err(()),
+            }
+        });
+        assert!(matches!(outcome, Err(Failure::Asking(()))));
+        assert_eq!(said, [&b"n,,\x01auth=Bearer a.b.c\x01\x01"[..], b"\x01"]);
+        let accepted: Outcome = bearer("a.b.c", |_| Ok(Bytes::new()));
+        assert!(accepted.is_ok());
     }
 }

@@ -1,16 +1,20 @@
 //! Security settings: TLS and SASL.
 
 use std::fmt;
+#[cfg(feature = "tls")]
 use std::path::Path;
+#[cfg(feature = "tls")]
 use std::sync::Arc;
 
-use rustls::crypto::ring;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{CertificateError, ClientConfig, InvalidMessage, RootCertStore};
+#[cfg(feature = "tls")]
+use tbd_tls::{
+    ClientFiles, FileError, Identity, Reloading, Roots, ServerCheck, explain, token_file,
+};
 
+#[cfg(feature = "tls")]
+use super::config::host_of;
+#[cfg(feature = "tls")]
 use super::error::Error;
-use super::transport::host_of;
 
 /// How connections are protected. The four combinations are Kafka's
 /// `security.protocol`; the default is PLAINTEXT.
@@ -34,12 +38,17 @@ impl Security {
     }
 }
 
-/// TLS 1.2 or 1.3, with the trusted certificates. Clones share them.
-#[derive(Clone)]
+/// TLS 1.2 or 1.3, with the trusted certificates and the client's own. Clones share them.
+///
+/// The files are read again for a new connection after they have changed. If they cannot be used
+/// then, the earlier ones stay in use, with a warning in the log.
+#[cfg(feature = "tls")]
+#[derive(Clone, Debug)]
 pub struct Tls {
-    pub(super) config: Arc<ClientConfig>,
+    settings: Arc<Reloading<rustls::ClientConfig>>,
 }
 
+#[cfg(feature = "tls")]
 impl Tls {
     /// Trusts the operating system's CA certificates. Reads its files, or those that
     /// `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
@@ -47,116 +56,135 @@ impl Tls {
     /// # Errors
     /// [`Error::Resource`] when there are no certificates.
     pub fn with_system_roots() -> Result<Self, Error> {
-        let found = rustls_native_certs::load_native_certs();
-        let mut roots = RootCertStore::empty();
-        // A system's store may contain old certificates that no longer parse.
-        let (added, _) = roots.add_parsable_certificates(found.certs);
-        if added == 0 {
-            let reason = match found.errors.first() {
-                Some(error) => error.to_string(),
-                None => "there are none".to_owned(),
-            };
-            return Err(Error::Resource {
-                reason: format!("no CA certificates of the operating system: {reason}"),
-            });
-        }
-        Self::with_roots(roots)
+        Self::from_files(None, None)
     }
 
     /// Trusts only the CA certificates in a PEM file. Reads the file.
     ///
     /// # Errors
-    /// [`Error::Resource`] when the file cannot be read or has no certificates.
+    /// [`Error::Resource`] when the file cannot be used.
     pub fn with_ca_file(path: &Path) -> Result<Self, Error> {
-        let unusable = |reason: &dyn fmt::Display| Error::Resource {
-            reason: format!("CA certificates in {}: {reason}", path.display()),
-        };
-        let certificates = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| unusable(&error))?;
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates {
-            roots.add(certificate).map_err(|error| unusable(&error))?;
-        }
-        if roots.is_empty() {
-            return Err(unusable(&"the file holds none"));
-        }
-        Self::with_roots(roots)
+        Self::from_files(Some(path), None)
     }
 
-    fn with_roots(roots: RootCertStore) -> Result<Self, Error> {
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Error::Resource {
-                reason: error.to_string(),
-            })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    /// Trusts the CA certificates in `ca_file`; without one, the operating system's. `identity` is
+    /// the client's own certificate and its key, for brokers that ask for one
+    /// (`ssl.client.auth`). All files are PEM. Reads them.
+    ///
+    /// # Errors
+    /// [`Error::Resource`] when a file cannot be used, or certificate and key do not belong
+    /// together.
+    pub fn from_files(
+        ca_file: Option<&Path>,
+        identity: Option<(&Path, &Path)>,
+    ) -> Result<Self, Error> {
+        let files = ClientFiles {
+            check: ServerCheck::ChainAndName,
+            roots: ca_file.map_or(Roots::System, |path| Roots::File(path.to_owned())),
+            identity: identity.map(|(certificate, key)| Identity::new(certificate, key)),
+            alpn: Vec::new(),
+        };
         Ok(Self {
-            config: Arc::new(config),
+            settings: Arc::new(files.watch().map_err(unusable)?),
         })
+    }
+
+    /// The settings for a new connection. Reads changed files.
+    pub(super) fn settings(&self) -> Arc<rustls::ClientConfig> {
+        self.settings.get()
     }
 }
 
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tls")
+#[cfg(feature = "tls")]
+fn unusable(error: FileError) -> Error {
+    Error::Resource {
+        reason: error.to_string(),
     }
 }
 
 /// The error of a failed TLS session with the broker that was dialled as `address`, with a hint.
+#[cfg(feature = "tls")]
 pub(super) fn tls_failure(address: &str, error: &rustls::Error) -> Error {
-    let reason = match error {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "no trusted CA has signed its certificate; trust the CA that did, \
-             if this is the right broker"
-                .to_owned()
-        }
-        rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext {
-            presented,
-            ..
-        }) => format!(
-            "its certificate is for {}, not for {}; dial it by a name of its certificate, \
-             or give it a certificate for this name",
-            presented.join(", "),
-            host_of(address),
-        ),
-        rustls::Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        ) => "its certificate has expired".to_owned(),
-        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "it does not speak TLS here; use the security protocol of this listener".to_owned()
-        }
-        other => other.to_string(),
-    };
     Error::Tls {
         address: address.to_owned(),
-        reason,
+        reason: explain(error, host_of(address)),
     }
 }
 
+/// The settings of TLS. This build of the crate has none: turn on the feature `tls`.
+#[cfg(not(feature = "tls"))]
+#[derive(Clone, Debug)]
+pub enum Tls {}
+
 /// A login.
 #[derive(Clone)]
-pub struct Sasl {
-    /// How the client proves the password.
-    pub mechanism: SaslMechanism,
-    /// The user.
-    pub username: String,
-    /// The password. No text of this client contains it.
-    pub password: String,
+#[non_exhaustive]
+pub enum Sasl {
+    /// With a password.
+    Password {
+        /// How the client proves the password.
+        mechanism: SaslMechanism,
+        /// The user.
+        username: String,
+        /// The password. No text of this client contains it.
+        password: String,
+    },
+    /// With a bearer token (OAUTHBEARER, RFC 7628). Use it only with TLS.
+    #[cfg(feature = "tls")]
+    Token(Token),
+}
+
+impl Sasl {
+    /// A login with the token in a file. Reads it now, and again for a login after it has changed:
+    /// on a new connection, and before the session on an open one ends (KIP-368).
+    ///
+    /// # Errors
+    /// [`Error::Resource`] when the file cannot be used.
+    #[cfg(feature = "tls")]
+    pub fn with_token_file(path: &Path) -> Result<Self, Error> {
+        let token = token_file(path).map_err(unusable)?;
+        Ok(Self::Token(Token(Arc::new(token))))
+    }
+
+    /// The registered name of its SASL mechanism.
+    pub fn mechanism(&self) -> &'static str {
+        match self {
+            Self::Password { mechanism, .. } => mechanism.name(),
+            #[cfg(feature = "tls")]
+            Self::Token(_) => "OAUTHBEARER",
+        }
+    }
 }
 
 impl fmt::Debug for Sasl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sasl")
-            .field("mechanism", &self.mechanism)
-            .field("username", &self.username)
-            .finish_non_exhaustive()
+        let mut shown = f.debug_struct("Sasl");
+        shown.field("mechanism", &self.mechanism());
+        match self {
+            Self::Password { username, .. } => shown.field("username", username),
+            #[cfg(feature = "tls")]
+            Self::Token(token) => shown.field("token", token),
+        };
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// A bearer token in a file.
+#[cfg(feature = "tls")]
+#[derive(Clone, Debug)]
+pub struct Token(Arc<Reloading<String>>);
+
+#[cfg(feature = "tls")]
+impl Token {
+    /// The token as it is now. No text of this client contains it.
+    pub(super) fn get(&self) -> Arc<String> {
+        self.0.get()
     }
 }
 
 /// How the client proves its password to a broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SaslMechanism {
     /// Sends the password (RFC 4616). Use it only with TLS.
     Plain,
@@ -185,7 +213,7 @@ mod tests {
     fn a_password_is_not_shown() {
         let security = Security {
             tls: None,
-            sasl: Some(Sasl {
+            sasl: Some(Sasl::Password {
                 mechanism: SaslMechanism::Plain,
                 username: "ann".to_owned(),
                 password: "hunter2".to_owned(),
@@ -199,6 +227,7 @@ mod tests {
         assert_eq!(security.protocol(), "SASL_PLAINTEXT");
     }
 
+    #[cfg(feature = "tls")]
     #[test]
     fn a_file_without_certificates_is_refused_by_name() {
         let file = std::env::current_exe().unwrap().with_extension("no-such");

@@ -4,9 +4,9 @@
 //! Offsets are committed under a topic's name. The id next to an offset says which topic of that
 //! name it belongs to.
 
+use crate::ErrorCode;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use kafka_protocol::error::ResponseError;
 use uuid::Uuid;
 
 use super::error::Error;
@@ -35,8 +35,8 @@ pub(crate) fn from_commit_metadata(metadata: Option<&str>) -> Option<Uuid> {
 /// Whether a leader's answer to a Fetch by id means that it has no such topic.
 pub(crate) fn is_refusal(code: i16) -> bool {
     matches!(
-        ResponseError::try_from_code(code),
-        Some(ResponseError::UnknownTopicId | ResponseError::InconsistentTopicId)
+        ErrorCode::from_code(code),
+        Some(ErrorCode::UnknownTopicId | ErrorCode::InconsistentTopicId)
     )
 }
 

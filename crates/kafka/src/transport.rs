@@ -4,11 +4,14 @@ use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 
-use rustls::ClientConnection;
+#[cfg(feature = "tls")]
 use rustls::pki_types::ServerName;
 
+#[cfg(feature = "tls")]
+use super::config::host_of;
+use super::rustls_types::{ClientConnection, TlsError};
+#[cfg(feature = "tls")]
 use super::security::Tls;
 use tbd_deadline::Deadline;
 
@@ -58,6 +61,7 @@ impl Transport {
     ///
     /// # Errors
     /// As [`Transport::read`]; `UnexpectedEof` when the server ends the connection.
+    #[cfg(feature = "tls")]
     pub(super) fn secure(
         &mut self,
         tls: &Tls,
@@ -67,7 +71,7 @@ impl Transport {
         let host = host_of(address);
         let name = ServerName::try_from(host.to_owned())
             .map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
-        let session = ClientConnection::new(Arc::clone(&tls.config), name).map_err(tls_error)?;
+        let session = ClientConnection::new(tls.settings(), name).map_err(tls_error)?;
         let session = self.session.insert(Box::new(session));
         while session.is_handshaking() {
             flush(session, &mut self.socket, deadline)?;
@@ -164,12 +168,6 @@ impl fmt::Debug for Transport {
     }
 }
 
-/// The host in `host:port`; an IPv6 address without its brackets.
-pub(super) fn host_of(address: &str) -> &str {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    host.trim_start_matches('[').trim_end_matches(']')
-}
-
 /// Reads once from the socket into the session; returns the number of bytes.
 fn fill(
     session: &mut ClientConnection,
@@ -240,17 +238,6 @@ fn patient(
     }
 }
 
-fn tls_error(error: rustls::Error) -> io::Error {
+fn tls_error(error: TlsError) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, error)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_host_is_what_stands_before_the_port() {
-        assert_eq!(host_of("kafka-1.example.com:9092"), "kafka-1.example.com");
-        assert_eq!(host_of("[::1]:9092"), "::1");
-    }
 }

@@ -5,8 +5,10 @@
 //! This module decides versions and limits, and protects the codec from hostile bytes. It does no
 //! I/O.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes, BytesMut, TryGetError};
-use kafka_protocol::messages::*;
+use kafka_protocol::messages::{self, *};
 use kafka_protocol::protocol::buf::ByteBuf;
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes, VersionRange};
 
@@ -46,30 +48,42 @@ macro_rules! requests {
             }
         )*
 
-        /// The versions of `api` that this client supports, or `None` if it never sends that
-        /// request.
-        pub fn supported(api: ApiKey) -> Option<VersionRange> {
-            match api {
-                $(ApiKey::$api => Some(<$request as Request>::VERSIONS),)*
-                _ => None,
+        /// A kind of request that this client sends, under its name in the protocol.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[expect(missing_docs, reason = "the protocol documents them")]
+        #[non_exhaustive]
+        pub enum ApiKey {
+            $($api = messages::ApiKey::$api as isize,)*
+        }
+
+        impl ApiKey {
+            /// Every kind.
+            pub const ALL: &[Self] = &[$(Self::$api),*];
+
+            /// Its number in the protocol.
+            pub(crate) const fn number(self) -> i16 {
+                self as i16
+            }
+
+            /// The versions that this client supports.
+            pub(crate) const fn versions(self) -> VersionRange {
+                match self {
+                    $(Self::$api => <$request as Request>::VERSIONS,)*
+                }
             }
         }
 
-        /// Every request this client sends.
-        pub const APIS: &[ApiKey] = &[$(ApiKey::$api),*];
-
-        /// Decodes and drops a response to `api` (the frame without its length), as a
-        /// [`Connection`](super::Connection) does. For fuzzing and replays of recorded traffic.
+        /// Decodes and drops a response to `api` (the frame without its length), as a connection
+        /// does. For fuzzing and replays of recorded traffic.
         ///
         /// # Errors
-        /// When the bytes are no such response, or when the client does not support that request
-        /// or version.
+        /// When the bytes are no such response, or the client does not support that version.
         pub fn try_decode(api: ApiKey, version: i16, frame: Bytes) -> Result<(), String> {
             match api {
                 $(ApiKey::$api if (<$request as Request>::VERSIONS.min..=<$request as Request>::VERSIONS.max).contains(&version) => {
                     decode_response::<$request>(frame, version).map(drop)
                 })*
-                _ => Err(format!("{api:?} {version} is not spoken")),
+                _ => Err(format!("{api:?} {version} is not supported")),
             }
         }
     };
@@ -100,20 +114,61 @@ requests! {
     ConsumerGroupHeartbeat: ConsumerGroupHeartbeatRequest => ConsumerGroupHeartbeatResponse, 0 to 1;
     LeaveGroup: LeaveGroupRequest => LeaveGroupResponse, 3 to 5;
     ApiVersions: ApiVersionsRequest => ApiVersionsResponse, 0 to 3;
-    // 5 belongs to transactions.
-    InitProducerId: InitProducerIdRequest => InitProducerIdResponse, 0 to 4;
+    // 3 can raise an epoch; 6 belongs to two-phase commits.
+    InitProducerId: InitProducerIdRequest => InitProducerIdResponse, 0 to 5;
+    // 4 is for brokers.
+    AddPartitionsToTxn: AddPartitionsToTxnRequest => AddPartitionsToTxnResponse, 0 to 3;
+    AddOffsetsToTxn: AddOffsetsToTxnRequest => AddOffsetsToTxnResponse, 0 to 4;
+    // 3 names the member, so that an expelled one is refused; 5 adds the group to the transaction.
+    TxnOffsetCommit: TxnOffsetCommitRequest => TxnOffsetCommitResponse, 3 to 5;
+    // 5 raises the epoch.
+    EndTxn: EndTxnRequest => EndTxnResponse, 0 to 5;
     CreateTopics: CreateTopicsRequest => CreateTopicsResponse, 2 to 7;
     // 6 addresses topics by id.
     DeleteTopics: DeleteTopicsRequest => DeleteTopicsResponse, 1 to 5;
+    CreatePartitions: CreatePartitionsRequest => CreatePartitionsResponse, 0 to 3;
+    DeleteRecords: DeleteRecordsRequest => DeleteRecordsResponse, 0 to 2;
+    // 1 says where a value comes from.
+    DescribeConfigs: DescribeConfigsRequest => DescribeConfigsResponse, 1 to 4;
+    IncrementalAlterConfigs: IncrementalAlterConfigsRequest => IncrementalAlterConfigsResponse, 0 to 1;
+    ListGroups: ListGroupsRequest => ListGroupsResponse, 0 to 5;
+    // 6 answers with an error for a group that does not exist.
+    DescribeGroups: DescribeGroupsRequest => DescribeGroupsResponse, 0 to 5;
+    ConsumerGroupDescribe: ConsumerGroupDescribeRequest => ConsumerGroupDescribeResponse, 0 to 1;
+    DeleteGroups: DeleteGroupsRequest => DeleteGroupsResponse, 0 to 2;
+    OffsetDelete: OffsetDeleteRequest => OffsetDeleteResponse, 0 to 0;
     // 1 continues with SaslAuthenticate instead of bare bytes.
     SaslHandshake: SaslHandshakeRequest => SaslHandshakeResponse, 1 to 1;
     // 1 contains the session's lifetime.
     SaslAuthenticate: SaslAuthenticateRequest => SaslAuthenticateResponse, 0 to 2;
 }
 
+/// A topic's name in the codec's type.
+pub fn topic_name(topic: &str) -> TopicName {
+    TopicName(text(topic))
+}
+
+/// A string in the codec's type.
+pub(crate) fn text(text: &str) -> StrBytes {
+    StrBytes::from_string(text.to_owned())
+}
+
+/// A duration in the protocol's unit.
+pub(crate) fn millis(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// `host:port`, with brackets around an IPv6 address.
+pub(crate) fn host_port(host: &str, port: i32) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
 /// The newest version that both sides support.
-pub fn common_version(api: ApiKey, broker: VersionRange) -> Option<i16> {
-    let common = supported(api)?.intersect(&broker);
+pub(crate) fn common_version(api: ApiKey, broker: VersionRange) -> Option<i16> {
+    let common = api.versions().intersect(&broker);
     (!common.is_empty()).then_some(common.max)
 }
 
@@ -139,7 +194,7 @@ pub(crate) fn encode_request<R: Request>(
 ) -> Result<(), String> {
     let start = out.len();
     let header = RequestHeader::default()
-        .with_request_api_key(R::API as i16)
+        .with_request_api_key(R::API.number())
         .with_request_api_version(version)
         .with_correlation_id(correlation_id)
         .with_client_id(Some(StrBytes::from_string(client_id.to_owned())));
@@ -180,15 +235,6 @@ pub(crate) fn decode_response<R: Request>(
     ResponseHeader::decode(&mut buf, R::Response::header_version(version))
         .and_then(|_| R::Response::decode(&mut buf, version))
         .map_err(|error| error.to_string())
-}
-
-/// Decodes a message that is embedded in another (member metadata, assignments), with the same
-/// limits as a response.
-///
-/// # Errors
-/// The codec's message, when the bytes are not such a message.
-pub fn decode_embedded<M: Decodable>(bytes: Bytes, version: i16) -> Result<M, String> {
-    M::decode(&mut BoundedBuffer::new(bytes), version).map_err(|error| error.to_string())
 }
 
 /// A buffer that refuses counts larger than the bytes that remain.
@@ -287,7 +333,6 @@ mod tests {
         assert_eq!(common_version(ApiKey::Produce, broker(0, 14)), Some(13));
         assert_eq!(common_version(ApiKey::Produce, broker(0, 7)), Some(7));
         assert_eq!(common_version(ApiKey::Produce, broker(14, 15)), None);
-        assert_eq!(common_version(ApiKey::Vote, broker(0, 1)), None);
     }
 
     #[test]

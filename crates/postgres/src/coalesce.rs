@@ -2,16 +2,19 @@
 //!
 //! A round trip, or a commit, costs nearly the same for one row as for fifty. So callers queue
 //! their jobs, and a caller that finds a writer's place free becomes the writer. It takes the
-//! queued jobs, does them in one batch, and gives each caller its own answer. There is no timer and
-//! no added wait: a single job is done at once, alone. The writer works on its caller's thread, so
-//! this module starts none. A writer whose own job is done passes its place to the oldest waiting
-//! caller.
+//! queued jobs, does them in one batch, and gives each caller its own answer. A single job is done
+//! at once, alone. The writer works on its caller's thread, so this module starts none. A writer
+//! whose own job is done passes its place to the oldest waiting caller.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tbd_deadline::{Deadline, lock};
+
+mod ticket;
+use ticket::{Phase, Ticket};
 
 /// A job that can be batched with others.
 pub trait Job {
@@ -37,6 +40,9 @@ impl<J: Job + ?Sized> Job for Arc<J> {
 /// The queue of jobs, and the places of its writers.
 pub struct Coalescer<J: Job> {
     writers_max: usize,
+    /// How many writers there may be once no batch was begun for `patience`.
+    slow_max: usize,
+    patience: Duration,
     batch_max: usize,
     hasher: RandomState,
     state: Mutex<State<J>>,
@@ -49,26 +55,8 @@ pub type Answered<J> = dyn Fn(&[(&J, &<J as Job>::Answer)]) + Send + Sync;
 struct State<J: Job> {
     queue: VecDeque<Arc<Ticket<J>>>,
     writers: usize,
-}
-
-struct Ticket<J: Job> {
-    job: J,
-    /// Lock order: after the state's lock, or without it.
-    phase: Mutex<Phase<J::Answer>>,
-    changed: Condvar,
-}
-
-enum Phase<R> {
-    /// In the queue, or in another writer's batch.
-    Waiting,
-    /// Out of the queue: the caller must become a writer.
-    Promoted,
-    /// The answer.
-    Done(R),
-    /// The writer panicked, or gave no answer.
-    Abandoned,
-    /// The answer was taken, or the caller has gone.
-    Over,
+    /// When the latest writer got its place.
+    begun: Instant,
 }
 
 /// Why a job has no answer.
@@ -88,13 +76,26 @@ impl<J: Job> Coalescer<J> {
     pub fn new(writers_max: usize, batch_max: usize) -> Self {
         Self {
             writers_max: writers_max.max(1),
+            slow_max: 0,
+            patience: Duration::MAX,
             batch_max: batch_max.max(1),
             hasher: RandomState::new(),
             state: Mutex::new(State {
                 queue: VecDeque::new(),
                 writers: 0,
+                begun: Instant::now(),
             }),
             answered: None,
+        }
+    }
+
+    /// Allows up to `writers` callers at a time, one more whenever no batch was begun for
+    /// `patience`. On a slow database a job would otherwise wait for a whole batch before its own.
+    pub fn more_when_slow(self, writers: usize, patience: Duration) -> Self {
+        Self {
+            slow_max: writers,
+            patience,
+            ..self
         }
     }
 
@@ -123,28 +124,29 @@ impl<J: Job> Coalescer<J> {
         deadline: Deadline,
         mut work: impl FnMut(&[&J]) -> Vec<J::Answer>,
     ) -> Result<J::Answer, NotDone> {
-        let ticket = Arc::new(Ticket {
-            job,
-            phase: Mutex::new(Phase::Waiting),
-            changed: Condvar::new(),
-        });
-        {
-            let mut state = lock(&self.state);
-            if state.writers < self.writers_max {
-                state.writers += 1;
-                ticket.set(Phase::Promoted);
-            } else {
-                state.queue.push_back(Arc::clone(&ticket));
-            }
+        let ticket = Arc::new(Ticket::new(job));
+        let mut state = lock(&self.state);
+        if self.has_place(&state) {
+            state.take_place();
+            ticket.set(Phase::Promoted);
+        } else {
+            state.queue.push_back(Arc::clone(&ticket));
         }
+        drop(state);
+        let mut is_impatient = self.slow_max > self.writers_max;
         loop {
-            match ticket.wait(deadline) {
+            let until = match is_impatient {
+                true => deadline.earlier_of(Deadline::after(self.patience)),
+                false => deadline,
+            };
+            match ticket.wait(until) {
                 Phase::Done(answer) => return Ok(answer),
                 Phase::Abandoned | Phase::Over => return Err(NotDone::Unknown),
                 Phase::Promoted => {
                     let batch = self.gather(Arc::clone(&ticket));
                     self.write(batch, &mut work);
                 }
+                Phase::Waiting if !deadline.is_past() => is_impatient = self.promote(&ticket),
                 Phase::Waiting => {
                     if let Some(not_done) = self.withdraw(&ticket) {
                         return Err(not_done);
@@ -152,6 +154,26 @@ impl<J: Job> Coalescer<J> {
                 }
             }
         }
+    }
+
+    fn has_place(&self, state: &State<J>) -> bool {
+        state.writers < self.writers_max
+            || state.writers < self.slow_max && state.begun.elapsed() >= self.patience
+    }
+
+    /// Makes a caller that has waited long a writer, if there is a place. Returns whether it must
+    /// ask again: its job is in no batch yet, and a place may open.
+    fn promote(&self, ticket: &Arc<Ticket<J>>) -> bool {
+        let mut state = lock(&self.state);
+        let Some(index) = state.queue.iter().position(|it| Arc::ptr_eq(it, ticket)) else {
+            return false;
+        };
+        if self.has_place(&state) {
+            state.queue.remove(index);
+            state.take_place();
+            ticket.set(Phase::Promoted);
+        }
+        state.writers < self.slow_max
     }
 
     /// Withdraws a job whose deadline has passed; `None` if its phase has just changed.
@@ -237,9 +259,19 @@ impl<J: Job> Writer<'_, J> {
         match state.queue.pop_front() {
             // Under the lock: between the two steps the job could be withdrawn, and the place would
             // be lost.
-            Some(next) => next.set(Phase::Promoted),
+            Some(next) => {
+                state.begun = Instant::now();
+                next.set(Phase::Promoted);
+            }
             None => state.writers -= 1,
         }
+    }
+}
+
+impl<J: Job> State<J> {
+    fn take_place(&mut self) {
+        self.writers += 1;
+        self.begun = Instant::now();
     }
 }
 
@@ -253,204 +285,5 @@ impl<J: Job> Drop for Writer<'_, J> {
     }
 }
 
-impl<J: Job> Ticket<J> {
-    /// Sets the phase, unless the caller has gone.
-    fn set(&self, phase: Phase<J::Answer>) {
-        let mut now = lock(&self.phase);
-        if !matches!(*now, Phase::Over) {
-            *now = phase;
-            drop(now);
-            self.changed.notify_one();
-        }
-    }
-
-    /// Waits for the next phase; [`Phase::Waiting`] if there is none by `deadline`.
-    fn wait(&self, deadline: Deadline) -> Phase<J::Answer> {
-        let mut phase = lock(&self.phase);
-        loop {
-            match std::mem::replace(&mut *phase, Phase::Waiting) {
-                Phase::Waiting => {}
-                moved_on => return moved_on,
-            }
-            let left = deadline.remaining();
-            if left.is_zero() {
-                return Phase::Waiting;
-            }
-            phase = self
-                .changed
-                .wait_timeout(phase, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::mpsc;
-    use std::thread;
-    use std::time::Duration;
-
-    use super::*;
-
-    struct Number(u32);
-
-    impl Job for Number {
-        type Key = u32;
-        type Answer = u32;
-
-        fn key(&self) -> Option<&u32> {
-            Some(&self.0)
-        }
-    }
-
-    fn far() -> Deadline {
-        Deadline::after(Duration::from_secs(60))
-    }
-
-    fn double(jobs: &[&Number]) -> Vec<u32> {
-        jobs.iter().map(|job| job.0 * 2).collect()
-    }
-
-    /// Keeps a writer at work until `queued` jobs wait behind it, while `meanwhile` runs.
-    fn while_one_writes<R>(
-        coalescer: &Coalescer<Number>,
-        queued: usize,
-        meanwhile: impl FnOnce() -> R,
-    ) -> R {
-        let (begun, has_begun) = mpsc::channel();
-        thread::scope(|scope| {
-            let writer = scope.spawn(move || {
-                coalescer.run(Number(1000), far(), |jobs| {
-                    begun.send(()).unwrap();
-                    while lock(&coalescer.state).queue.len() < queued {
-                        thread::yield_now();
-                    }
-                    double(jobs)
-                })
-            });
-            has_begun.recv().unwrap();
-            let result = meanwhile();
-            assert_eq!(writer.join().unwrap(), Ok(2000));
-            result
-        })
-    }
-
-    #[test]
-    fn a_lone_job_is_done_at_once_and_alone() {
-        let coalescer = Coalescer::new(1, 50);
-        let answer = coalescer.run(Number(21), far(), |jobs| {
-            assert_eq!(jobs.len(), 1);
-            double(jobs)
-        });
-        assert_eq!(answer, Ok(42));
-    }
-
-    #[test]
-    fn jobs_that_come_while_one_is_written_are_carried_together_and_each_gets_its_own_answer() {
-        let coalescer = Coalescer::new(1, 50);
-        let sizes = Mutex::new(Vec::new());
-        while_one_writes(&coalescer, 20, || {
-            thread::scope(|scope| {
-                for n in 0..20 {
-                    let (coalescer, sizes) = (&coalescer, &sizes);
-                    scope.spawn(move || {
-                        let answer = coalescer.run(Number(n), far(), |jobs| {
-                            sizes.lock().unwrap().push(jobs.len());
-                            double(jobs)
-                        });
-                        assert_eq!(answer, Ok(n * 2));
-                    });
-                }
-            });
-        });
-        assert_eq!(sizes.into_inner().unwrap(), [20]);
-    }
-
-    #[test]
-    fn each_answer_is_heard_of_once_and_before_its_caller() {
-        let (heard, hears) = mpsc::channel();
-        let ends = heard.clone();
-        let coalescer = Coalescer::new(1, 7).on_answered(Box::new(move |jobs| {
-            for (Number(n), answer) in jobs {
-                heard.send((*n, **answer)).unwrap();
-            }
-        }));
-        thread::scope(|scope| {
-            for n in 0..20 {
-                let (coalescer, ends) = (&coalescer, ends.clone());
-                scope.spawn(move || {
-                    coalescer.run(Number(n), far(), double).unwrap();
-                    ends.send((n, 0)).unwrap();
-                });
-            }
-        });
-        let heard: Vec<(u32, u32)> = hears.try_iter().collect();
-        for n in 0..20 {
-            let mine = heard.iter().filter(|it| it.0 == n).map(|it| it.1);
-            assert_eq!(mine.collect::<Vec<_>>(), [n * 2, 0]);
-        }
-    }
-
-    #[test]
-    fn two_jobs_with_one_key_are_never_in_one_piece() {
-        let coalescer = Coalescer::new(1, 50);
-        while_one_writes(&coalescer, 8, || {
-            thread::scope(|scope| {
-                for n in 0..8 {
-                    let coalescer = &coalescer;
-                    scope.spawn(move || {
-                        let answer = coalescer.run(Number(n % 4), far(), |jobs| {
-                            let keys: HashSet<u32> = jobs.iter().map(|job| job.0).collect();
-                            assert_eq!(keys.len(), jobs.len());
-                            double(jobs)
-                        });
-                        assert_eq!(answer, Ok(n % 4 * 2));
-                    });
-                }
-            });
-        });
-    }
-
-    #[test]
-    fn a_writer_that_panics_leaves_nobody_waiting_and_gives_up_its_place() {
-        let coalescer: Coalescer<Number> = Coalescer::new(1, 50);
-        let panicked = catch_unwind(AssertUnwindSafe(|| {
-            coalescer.run(Number(1), far(), |_| panic!("the work's own fault"))
-        }));
-        assert!(panicked.is_err());
-        assert_eq!(coalescer.run(Number(2), far(), double), Ok(4));
-    }
-
-    #[test]
-    fn a_job_whose_time_is_over_before_its_turn_is_never_begun() {
-        let coalescer = Coalescer::new(1, 50);
-        // The writer continues once a job waits; the one in time comes after the late one.
-        while_one_writes(&coalescer, 1, || {
-            let late = coalescer.run(Number(1), Deadline::after(Duration::ZERO), |_| {
-                panic!("it was begun")
-            });
-            assert_eq!(late, Err(NotDone::NotBegun));
-            assert_eq!(coalescer.run(Number(1), far(), double), Ok(2));
-        });
-    }
-
-    #[test]
-    fn many_threads_and_two_writers_lose_no_answer() {
-        let coalescer = Coalescer::new(2, 7);
-        thread::scope(|scope| {
-            for thread in 0..16 {
-                let coalescer = &coalescer;
-                scope.spawn(move || {
-                    for n in 0..500 {
-                        let n = (thread + n) % 40;
-                        assert_eq!(coalescer.run(Number(n), far(), double), Ok(n * 2));
-                    }
-                });
-            }
-        });
-        let state = lock(&coalescer.state);
-        assert!(state.queue.is_empty() && state.writers == 0);
-    }
-}
+mod tests;

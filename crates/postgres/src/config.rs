@@ -5,7 +5,9 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use postgres::Config;
-use postgres::config::SslMode;
+use postgres::config::{SslMode, SslNegotiation};
+
+use super::tls::Tls;
 
 /// How long an idle connection may be silent before the kernel probes the peer.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -15,7 +17,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_RETRIES: u32 = 3;
 /// How long sent bytes may stay unacknowledged by the peer's kernel before the connection counts as
 /// broken.
-pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A transaction left open by a hung process releases its locks after this time, which exceeds any
 /// wait of this system's transactions.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,7 +42,7 @@ pub(super) struct Candidate<'a> {
 }
 
 /// How to reach the database, and the limits to apply. `Debug` shows everything but the password.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct DatabaseConfig {
     /// A host name, an address, or the folder of a Unix socket (if it begins with `/`). On a Unix
     /// socket a frozen server is not detected.
@@ -51,6 +53,8 @@ pub struct DatabaseConfig {
     pub other_servers: Vec<(String, u16)>,
     /// The requirement for a server.
     pub target: TargetSessionAttrs,
+    /// The encryption.
+    pub tls: Tls,
     /// The role to log in as.
     pub user: String,
     /// Its password. Sent only as the authentication method requires, and never printed.
@@ -77,13 +81,14 @@ pub struct DatabaseConfig {
 impl DatabaseConfig {
     /// The given database with the defaults: 25 connections, of which 5 are kept idle, renewed
     /// after 5 minutes. Statements take at most 5 s and wait at most 3 s for a lock; connecting
-    /// takes at most 2 s.
+    /// takes at most 2 s. Sessions are not encrypted.
     pub fn new(host: &str, port: u16, user: &str, password: &str, name: &str) -> Self {
         Self {
             host: host.to_owned(),
             port,
             other_servers: Vec::new(),
             target: TargetSessionAttrs::ReadWrite,
+            tls: Tls::default(),
             user: user.to_owned(),
             password: password.to_owned(),
             name: name.to_owned(),
@@ -150,7 +155,13 @@ impl DatabaseConfig {
             .dbname(&self.name)
             .application_name(&self.application_name)
             .options(&format!("{} -c tbd.session={mark}", self.session_options()))
-            .ssl_mode(SslMode::Disable)
+            // The driver then hands over the socket before the first byte (see `tls`). For a Unix
+            // socket it would refuse that.
+            .ssl_mode(match candidate.address {
+                Some(_) => SslMode::Require,
+                None => SslMode::Disable,
+            })
+            .ssl_negotiation(SslNegotiation::Direct)
             .keepalives(true)
             .keepalives_idle(KEEPALIVE_IDLE)
             .keepalives_interval(KEEPALIVE_INTERVAL)
@@ -209,6 +220,7 @@ impl fmt::Debug for DatabaseConfig {
             .field("port", &self.port)
             .field("other_servers", &self.other_servers)
             .field("target", &self.target)
+            .field("tls", &self.tls)
             .field("user", &self.user)
             .field("password", &"***")
             .field("name", &self.name)

@@ -6,14 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postgres::types::ToSql;
+use postgres::types::{FromSql, ToSql};
 use postgres::{Client, Row};
 
 use super::config::DatabaseConfig;
 use super::connector::{self, Link};
 use super::error::{DatabaseError, is_stale_statement};
 use super::hooks::Hooks;
-use super::watchdog::{TimeLimit, Watchdog};
+use super::limit::TimeLimit;
 use tbd_deadline::Deadline;
 
 /// A statement's parameters.
@@ -78,11 +78,10 @@ impl Connection {
     /// for authentication.
     pub(super) fn open(
         config: &DatabaseConfig,
-        watchdog: &Watchdog,
         hooks: Arc<dyn Hooks>,
     ) -> Result<Self, DatabaseError> {
         Ok(Self {
-            link: connector::connect(config, watchdog)?,
+            link: connector::connect(config)?,
             prepared: HashMap::new(),
             hooks,
             lost: false,
@@ -368,4 +367,12 @@ fn noted(lost: &mut bool, limit: &TimeLimit, error: postgres::Error) -> Database
     let error = limit.explain(error.into());
     *lost |= error.ends_session();
     error
+}
+
+/// The value of one column.
+///
+/// # Errors
+/// No such column, or its type is another one: a bug of the caller, but an error and not a panic.
+pub fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, DatabaseError> {
+    row.try_get(name).map_err(DatabaseError::from)
 }

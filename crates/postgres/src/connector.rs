@@ -1,28 +1,19 @@
-//! Connecting, and access to the socket that the driver hides, for a [`Watchdog`].
-//!
-//! The driver calls back at one point between connecting the socket and sending the first byte: it
-//! asks for a TLS connector. There is no TLS here (`sslmode=disable`), but at this point the socket
-//! can be found. Another thread may be connecting to the same server, so each attempt marks its
-//! socket: the driver sets a unique `TCP_USER_TIMEOUT` on it. The mark is removed as soon as the
-//! socket is found, before it can have an effect.
+//! Connecting: the servers in turn, and the check of a new session.
 
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use postgres::tls::{MakeTlsConnect, NoTlsStream};
-use postgres::{Client, NoTls, SimpleQueryMessage, Socket};
+use postgres::error::SqlState;
+use postgres::{Client, SimpleQueryMessage};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
+use tbd_deadline::Deadline;
 use uuid::Uuid;
 
-use super::config::{Candidate, DatabaseConfig, TCP_USER_TIMEOUT, TargetSessionAttrs};
-use super::error::DatabaseError;
-use super::watchdog::{TimeLimit, Watchdog};
-use tbd_deadline::{Deadline, lock};
-use tbd_sockets as sockets;
+use super::config::{Candidate, DatabaseConfig, TargetSessionAttrs};
+use super::error::{DatabaseError, io_error};
+use super::limit::TimeLimit;
+use super::tls::{Negotiator, tls_reason};
 
 /// How long the server may take for authentication once TCP is connected.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -91,13 +82,12 @@ impl Drop for Link {
 /// Connects to the first acceptable server. Waits for the resolver, then `connect_timeout` plus 5 s
 /// in total. Each address gets an equal share of the time left for connecting, authentication and a
 /// round trip. The result has no limit in force.
-pub(super) fn connect(config: &DatabaseConfig, watchdog: &Watchdog) -> Result<Link, DatabaseError> {
-    connect_within(config, watchdog, HANDSHAKE_TIMEOUT)
+pub(super) fn connect(config: &DatabaseConfig) -> Result<Link, DatabaseError> {
+    connect_within(config, HANDSHAKE_TIMEOUT)
 }
 
 fn connect_within(
     config: &DatabaseConfig,
-    watchdog: &Watchdog,
     handshake_timeout: Duration,
 ) -> Result<Link, DatabaseError> {
     let (candidates, mut reasons) = config.candidates();
@@ -107,7 +97,7 @@ fn connect_within(
     for (number, candidate) in candidates.iter().enumerate() {
         let addresses_left = u32::try_from(last - number).unwrap_or(u32::MAX);
         let share = budget.remaining() / addresses_left;
-        match attempt(config, candidate, watchdog, share, handshake_timeout) {
+        match attempt(config, candidate, share, handshake_timeout) {
             Err(DatabaseError::Unavailable { reason, .. }) if is_only_one => reasons.push(reason),
             Err(DatabaseError::Unavailable { reason, .. }) => {
                 reasons.push(format!("{}:{}: {reason}", candidate.host, candidate.port));
@@ -124,21 +114,12 @@ fn connect_within(
 fn attempt(
     config: &DatabaseConfig,
     candidate: &Candidate<'_>,
-    watchdog: &Watchdog,
     share: Duration,
     handshake_timeout: Duration,
 ) -> Result<Link, DatabaseError> {
-    let finder = candidate.address.is_some().then(|| Finder {
-        port: candidate.port,
-        mark: next_mark(),
-        watchdog: watchdog.clone(),
-        handshake_end: Deadline::after(share),
-        handshake_timeout,
-    });
+    let deadline = Deadline::after(share);
     let mark = Uuid::now_v7().simple().to_string();
-    let mut driver = config.driver_config(candidate, &mark);
-    driver.connect_timeout(config.connect_timeout.min(share));
-    let (client, limit) = open(config, driver, finder)?;
+    let (client, limit) = open(config, candidate, &mark, deadline, handshake_timeout)?;
     let mut link = Link {
         client,
         limit,
@@ -166,32 +147,54 @@ fn attempt(
 /// The driver's session, with its limit still in force.
 fn open(
     config: &DatabaseConfig,
-    mut driver: postgres::Config,
-    finder: Option<Finder>,
+    candidate: &Candidate<'_>,
+    mark: &str,
+    deadline: Deadline,
+    handshake_timeout: Duration,
 ) -> Result<(Client, TimeLimit), DatabaseError> {
-    if let Some(finder) = &finder {
-        driver.tcp_user_timeout(finder.mark);
+    let mut failure = None;
+    for way in config.tls.ways() {
+        let mut driver = config.driver_config(candidate, mark);
+        driver.connect_timeout(config.connect_timeout.min(deadline.remaining()));
+        let limit = TimeLimit::new();
+        let negotiator = Negotiator {
+            host: candidate.host.to_owned(),
+            way,
+            limit: limit.clone(),
+            deadline,
+            handshake_timeout,
+        };
+        let manager = PostgresConnectionManager::new(driver, negotiator);
+        // The driver panics when it cannot get a descriptor for its event loop ("FIXME don't
+        // unwrap"). A shortage of descriptors passes, but a panic would cost the pool this
+        // connection's place for good.
+        match catch_unwind(AssertUnwindSafe(|| manager.connect())) {
+            // The answer arrived at the moment of the cut.
+            Ok(_) if limit.is_cut() => return Err(unavailable(config, DatabaseError::NO_ANSWER)),
+            Ok(Ok(client)) => return Ok((client, limit)),
+            Ok(Err(error)) => {
+                let is_final = !is_of_encryption(&error);
+                // The reason why TLS failed says more than a refusal of plain text.
+                failure.get_or_insert(DatabaseError::connecting(config, &error));
+                if is_final {
+                    break;
+                }
+            }
+            Err(_) => {
+                let reason = "the driver could not start (out of file descriptors?)";
+                return Err(unavailable(config, reason));
+            }
+        }
     }
-    let found = Arc::new(Mutex::new(TimeLimit::never()));
-    let hook = AfterConnect {
-        finder,
-        found: Arc::clone(&found),
-    };
-    let manager = PostgresConnectionManager::new(driver, hook);
-    // The driver panics when it cannot get a descriptor for its event loop ("FIXME don't unwrap").
-    // A shortage of descriptors passes, but a panic would cost the pool this connection's place for
-    // good.
-    let outcome = catch_unwind(AssertUnwindSafe(|| manager.connect()));
-    let limit = std::mem::replace(&mut *lock(&found), TimeLimit::never());
-    match outcome {
-        // The answer arrived at the moment of the cut.
-        Ok(Ok(_) | Err(_)) if limit.is_cut() => Err(unavailable(config, DatabaseError::NO_ANSWER)),
-        Ok(Ok(client)) => Ok((client, limit)),
-        Ok(Err(error)) => Err(DatabaseError::connecting(config, &error)),
-        Err(_) => Err(unavailable(
-            config,
-            "the driver could not start (out of file descriptors?)",
-        )),
+    Err(failure.unwrap_or_else(|| unavailable(config, DatabaseError::NO_ANSWER)))
+}
+
+/// Whether a session might open without encryption: TLS failed, or pg_hba.conf has no line for it.
+/// A wrong password is not repeated in plain text.
+fn is_of_encryption(error: &postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        None => io_error(error).is_some_and(|error| tls_reason(error, "").is_some()),
     }
 }
 
@@ -202,75 +205,6 @@ fn unavailable(config: &DatabaseConfig, reason: &str) -> DatabaseError {
     }
 }
 
-/// A user time-out in milliseconds that serves as a mark: implausible as a setting, and different
-/// for each attempt.
-fn next_mark() -> Duration {
-    static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
-    const RANGE: u64 = 1_000_000_000;
-    let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
-    Duration::from_millis(RANGE + attempt % RANGE)
-}
-
-/// Finds a socket that was just connected by its mark.
-#[derive(Clone)]
-struct Finder {
-    port: u16,
-    mark: Duration,
-    watchdog: Watchdog,
-    handshake_end: Deadline,
-    handshake_timeout: Duration,
-}
-
-impl Finder {
-    /// A duplicate of the marked socket, with the mark removed. Fails rather than leave a
-    /// connection without limits.
-    fn find(&self) -> io::Result<socket2::Socket> {
-        let mut failure = io::Error::other("the connection's socket cannot be found");
-        for fd in sockets::connected(|_, peer| peer.port() == self.port)? {
-            let socket = match sockets::duplicate(fd) {
-                Ok(duplicate) => socket2::Socket::from(duplicate),
-                Err(error) => {
-                    failure = error;
-                    continue;
-                }
-            };
-            if matches!(socket.tcp_user_timeout(), Ok(Some(mark)) if mark == self.mark) {
-                socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-                return Ok(socket);
-            }
-        }
-        Err(failure)
-    }
-}
-
-/// The driver's TLS connector factory. It is called once for each address, right after the connect.
-#[derive(Clone)]
-struct AfterConnect {
-    /// None for a Unix socket.
-    finder: Option<Finder>,
-    /// Receives the limit of the latest socket.
-    found: Arc<Mutex<TimeLimit>>,
-}
-
-impl MakeTlsConnect<Socket> for AfterConnect {
-    type Stream = NoTlsStream;
-    type TlsConnect = NoTls;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, _domain: &str) -> io::Result<NoTls> {
-        if let Some(finder) = &self.finder {
-            let limit = finder.watchdog.watch(finder.find()?)?;
-            limit.set(
-                finder
-                    .handshake_timeout
-                    .min(finder.handshake_end.remaining()),
-            );
-            *lock(&self.found) = limit;
-        }
-        Ok(NoTls)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,26 +212,18 @@ mod tests {
     use std::thread;
     use std::time::Instant;
 
-    fn open_to(port: u16) -> usize {
-        sockets::connected(|_, peer| peer.port() == port)
-            .unwrap()
-            .len()
-    }
-
     #[test]
     fn a_server_that_accepts_and_says_nothing_is_given_up() {
         // A bound, listening socket is enough: the kernel accepts.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let config = DatabaseConfig::new("127.0.0.1", port, "tbd", "secret", "tbd");
-        let watchdog = Watchdog::default();
         let started = Instant::now();
-        // Several at once: each must find its own socket.
         thread::scope(|scope| {
             for handshake in [300, 600, 900].map(Duration::from_millis) {
-                let (config, watchdog) = (&config, &watchdog);
+                let config = &config;
                 scope.spawn(move || {
-                    let error = connect_within(config, watchdog, handshake).err().unwrap();
+                    let error = connect_within(config, handshake).err().unwrap();
                     assert!(started.elapsed() >= handshake);
                     assert!(started.elapsed() < handshake + Duration::from_secs(2));
                     assert_eq!(
@@ -309,7 +235,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!(open_to(port), 0);
     }
 
     #[test]
@@ -327,7 +252,7 @@ mod tests {
             ..DatabaseConfig::new("127.0.0.1", ports[0], "tbd", "secret", "tbd")
         };
         let started = Instant::now();
-        let error = connect_within(&config, &Watchdog::default(), Duration::from_secs(2))
+        let error = connect_within(&config, Duration::from_secs(2))
             .err()
             .unwrap()
             .to_string();
@@ -342,7 +267,7 @@ mod tests {
     #[test]
     fn a_host_name_that_does_not_exist_makes_the_database_unavailable() {
         let config = DatabaseConfig::new("no-such-host.invalid", 5432, "tbd", "secret", "tbd");
-        let error = connect(&config, &Watchdog::default()).err().unwrap();
+        let error = connect(&config).err().unwrap();
         assert!(matches!(error, DatabaseError::Unavailable { .. }));
         assert!(error.to_string().contains("no-such-host.invalid:5432/tbd"));
     }
@@ -353,12 +278,11 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let server = thread::spawn(move || listener.accept().map(drop));
         let config = DatabaseConfig::new("127.0.0.1", port, "tbd", "secret", "tbd");
-        let error = connect(&config, &Watchdog::default()).err().unwrap();
+        let error = connect(&config).err().unwrap();
         assert!(
             matches!(error, DatabaseError::Unavailable { .. }),
             "{error}"
         );
         server.join().unwrap().unwrap();
-        assert_eq!(open_to(port), 0);
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use postgres::error::{DbError, SqlState};
 
 use super::config::DatabaseConfig;
+use super::tls::tls_reason;
 
 /// A failed database operation. Messages hold neither passwords nor parameters, so they may be
 /// logged.
@@ -113,6 +114,21 @@ impl DatabaseError {
         )
     }
 
+    /// Whether the server misses the table (42P01): the migrations have not run yet.
+    pub(super) fn is_undefined_table(&self) -> bool {
+        self.sqlstate() == Some("42P01")
+    }
+
+    /// Whether the same call may succeed later, with the same program: everything but a statement
+    /// or a conversion that is wrong. A missing table may still come with the migrations.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Driver(_) => false,
+            Self::Other { .. } => self.is_undefined_table(),
+            _ => true,
+        }
+    }
+
     /// Whether this error ended the session or made it unusable.
     pub(super) fn ends_session(&self) -> bool {
         matches!(self, Self::ConnectionLost(_) | Self::ReadOnly)
@@ -195,10 +211,14 @@ impl DatabaseError {
         };
         let code = answer.code();
         if *code == SqlState::INVALID_PASSWORD {
-            let reason = format!(
-                "wrong password for user \"{}\" (check DB_USER and DB_PASSWORD)",
-                config.user
-            );
+            // A certificate for another name has the same answer.
+            let (certificate, setting) = match config.tls.has_identity() {
+                true => (" or certificate", ", DB_PASSWORD and DB_SSLCERT"),
+                false => ("", " and DB_PASSWORD"),
+            };
+            let user = &config.user;
+            let reason =
+                format!("wrong password{certificate} for user \"{user}\" (check DB_USER{setting})");
             return Self::Rejected { location, reason };
         }
         if *code == SqlState::INVALID_CATALOG_NAME {
@@ -295,11 +315,15 @@ pub(super) fn is_stale_statement(answer: &DbError) -> bool {
     }
 }
 
-fn io_error(error: &postgres::Error) -> Option<&io::Error> {
+pub(super) fn io_error(error: &postgres::Error) -> Option<&io::Error> {
     error.source().and_then(|source| source.downcast_ref())
 }
 
 fn io_reason(error: &io::Error) -> String {
+    // A server may refuse our certificate after the handshake; by then its own name was checked.
+    if let Some(reason) = tls_reason(error, "") {
+        return reason;
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::TimedOut => DatabaseError::NO_ANSWER.to_owned(),

@@ -8,7 +8,6 @@ use super::error::DatabaseError;
 use super::hooks::NoHooks;
 use super::migrations::{Migrator, SchemaState, SchemaStatus, Tables};
 use super::pool::Pool;
-use super::watchdog::Watchdog;
 use tbd_deadline::Deadline;
 
 /// How long the database may take to answer.
@@ -22,7 +21,6 @@ pub struct HealthCheck {
     pool: Pool,
     schema: Migrator,
     tables: Tables,
-    watchdog: Watchdog,
     own: Option<Connection>,
     verdict: Result<(), String>,
     state: SchemaState,
@@ -37,7 +35,6 @@ impl HealthCheck {
             pool,
             schema,
             tables,
-            watchdog: Watchdog::default(),
             own: None,
             verdict: Err("not asked yet".to_owned()),
             state: SchemaState::Clean,
@@ -90,7 +87,7 @@ impl HealthCheck {
             return Ok(Some(status));
         }
         let config = self.pool.config();
-        let mut connection = match Connection::open(config, &self.watchdog, Arc::new(NoHooks)) {
+        let mut connection = match Connection::open(config, Arc::new(NoHooks)) {
             Err(DatabaseError::OutOfResources { .. }) => return Ok(None),
             opened => opened?,
         };

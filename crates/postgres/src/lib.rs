@@ -15,11 +15,10 @@
 //! | thread | how many | waits for | ends |
 //! |---|---|---|---|
 //! | `database-connect-N` | 3 per pool | the pool's next task; a connection being made | with the pool's last clone |
-//! | `database-watchdog` | 1 per pool, health check and run of migrations | the next limit of a statement; none set: the next statement | with the last connection and its pool or health check |
 //!
 //! The driver (`postgres`) keeps a private single-threaded event loop inside each connection and
-//! drives it from the calling thread; it starts no threads here. The watchdog (`watchdog`) ends
-//! calls to a server that has stopped answering.
+//! drives it from the calling thread; it starts no threads here. The transport that it gets (`tls`,
+//! `limit`) encrypts, and ends calls to a server that has stopped answering.
 
 #![forbid(unsafe_code)]
 
@@ -30,14 +29,15 @@ mod connector;
 mod error;
 mod health;
 mod hooks;
+mod limit;
 pub mod migrations;
 mod pool;
 mod retry;
-mod watchdog;
+mod tls;
 
 pub use coalesce::{Answered, Coalescer, Job, NotDone};
 pub use config::{DatabaseConfig, TargetSessionAttrs};
-pub use connection::{Connection, Params, Statement, Transaction};
+pub use connection::{Connection, Params, Statement, Transaction, column};
 pub use error::DatabaseError;
 pub use health::HealthCheck;
 pub use hooks::{Hooks, NoHooks};
@@ -45,6 +45,8 @@ pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use postgres::Row;
 pub use postgres::types;
 pub use retry::retry;
+pub use tbd_tls::{FileError, Identity, Roots};
+pub use tls::{SslMode, Tls};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -14,7 +14,6 @@ use super::config::DatabaseConfig;
 use super::connection::Connection;
 use super::error::DatabaseError;
 use super::hooks::{Hooks, NoHooks};
-use super::watchdog::Watchdog;
 use tbd_deadline::{Deadline, lock};
 
 /// Threads that open connections. Three attempts in parallel refill an emptied pool quickly, and a
@@ -135,7 +134,6 @@ impl Pool {
         });
         let pool = builder.build_unchecked(Manager {
             shared: Arc::clone(&shared),
-            watchdog: Watchdog::default(),
         });
         Ok(Self { pool, shared })
     }
@@ -294,7 +292,6 @@ struct Pooled {
 
 struct Manager {
     shared: Arc<Shared>,
-    watchdog: Watchdog,
 }
 
 impl ManageConnection for Manager {
@@ -304,7 +301,7 @@ impl ManageConnection for Manager {
     fn connect(&self) -> Result<Pooled, DatabaseError> {
         let losses_seen = self.shared.losses.load(Ordering::Acquire);
         let hooks = Arc::clone(&self.shared.hooks);
-        match Connection::open(&self.shared.config, &self.watchdog, hooks) {
+        match Connection::open(&self.shared.config, hooks) {
             Ok(connection) => {
                 self.shared.set_outage(None);
                 let expires = Deadline::after(spread(self.shared.config.conn_max_lifetime));

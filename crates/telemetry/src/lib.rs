@@ -5,8 +5,8 @@
 //! - [`logging`]: one line per record on standard error, JSON or text.
 //! - [`metrics`]: a registry that makes metrics and renders them on request in
 //!   the Prometheus text format.
-//! - [`tracing`]: OpenTelemetry spans for synchronous code, sent as OTLP over HTTP by the SDK's
-//!   batch processor on one thread.
+//! - [`tracing`]: OpenTelemetry spans for synchronous code, batched by the SDK on one thread.
+//! - [`otlp`]: export of spans and metrics to a collector, over gRPC or HTTP.
 //! - [`semconv`]: the attribute names used on spans, in one place.
 //!
 //! Nothing here makes a request wait. A metric is an atomic addition; a finished span is moved into
@@ -16,5 +16,10 @@
 
 pub mod logging;
 pub mod metrics;
+pub mod otlp;
 pub mod semconv;
 pub mod tracing;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

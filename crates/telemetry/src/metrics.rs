@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{HistogramOpts, Opts, TextEncoder};
 use tbd_deadline::lock;
 
@@ -55,7 +56,7 @@ impl Registry {
         this
     }
 
-    /// Adds a function that runs before each [`render`](Self::render), for gauges that are read on
+    /// Adds a function that runs before each scrape and each export, for gauges that are read on
     /// demand. It must not block.
     pub fn on_scrape(&self, hook: Box<dyn Fn() + Send + Sync>) {
         lock(&self.hooks).push(Arc::from(hook));
@@ -63,14 +64,19 @@ impl Registry {
 
     /// The Prometheus text of all metrics, after running the scrape hooks on this thread.
     pub fn render(&self) -> String {
-        // Copied, so that no lock is held while hooks run.
-        let hooks = lock(&self.hooks).clone();
-        hooks.iter().for_each(|hook| hook());
         let mut text = String::with_capacity(32 * 1024);
-        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.gather(), &mut text) {
             log::error!(error:%; "rendering the metrics failed");
         }
         text
+    }
+
+    /// All metrics, after running the scrape hooks on this thread.
+    pub(crate) fn gather(&self) -> Vec<MetricFamily> {
+        // Copied, so that no lock is held while hooks run.
+        let hooks = lock(&self.hooks).clone();
+        hooks.iter().for_each(|hook| hook());
+        self.registry.gather()
     }
 
     fn add<C: Collector + 'static>(&self, collector: C) {

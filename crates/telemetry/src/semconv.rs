@@ -1,8 +1,21 @@
 //! Names of span attributes, from OpenTelemetry's semantic conventions.
 //!
 //! Source: `open-telemetry/semantic-conventions` after v1.44.0. The HTTP and database names are
-//! stable. The messaging names are "in development" upstream and may change, so they are defined
+//! stable. The RPC and messaging names are "in development" upstream and may change, so they are defined
 //! only here.
+
+use opentelemetry::KeyValue;
+
+/// The attributes of every span of a PostgreSQL client. The namespace is `database|schema`, as the
+/// conventions demand.
+pub fn postgresql(database: &str, host: &str, port: u16) -> [KeyValue; 4] {
+    [
+        KeyValue::new(DB_SYSTEM_NAME, POSTGRESQL),
+        KeyValue::new(DB_NAMESPACE, format!("{database}|public")),
+        KeyValue::new(SERVER_ADDRESS, host.to_owned()),
+        KeyValue::new(SERVER_PORT, i64::from(port)),
+    ]
+}
 
 // Any span.
 /// What kind of failure ended the operation; of low cardinality.
@@ -42,6 +55,17 @@ pub const NETWORK_PEER_PORT: &str = "network.peer.port";
 pub const NETWORK_PROTOCOL_VERSION: &str = "network.protocol.version";
 /// The `User-Agent` header.
 pub const USER_AGENT_ORIGINAL: &str = "user_agent.original";
+
+// RPC spans (release candidate upstream). Name: `{rpc.method}`. Every code but OK is an error of a client; UNKNOWN,
+// DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS are errors of a server.
+/// [`GRPC`] here.
+pub const RPC_SYSTEM_NAME: &str = "rpc.system.name";
+/// Value of [`RPC_SYSTEM_NAME`].
+pub const GRPC: &str = "grpc";
+/// The method with its service: `package.Service/Method`.
+pub const RPC_METHOD: &str = "rpc.method";
+/// The name of the status code: `NOT_FOUND`.
+pub const RPC_RESPONSE_STATUS_CODE: &str = "rpc.response.status_code";
 
 // Database client spans (stable). Name: `{db.query.summary}`.
 /// [`POSTGRESQL`] here.

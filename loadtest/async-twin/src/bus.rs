@@ -9,13 +9,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
-use tbd::config::{Compression, KafkaSettings};
+use tbd::config::KafkaSettings;
 use tbd::metrics::KafkaMetrics;
-use tbd::orders::adapters::kafka::{Breaker, ProducerMeter, Topics, send_span, trace_headers};
+use tbd::orders::adapters::Breaker;
+use tbd::orders::adapters::kafka::{ProducerMeter, Topics, send_span};
 use tbd::orders::app::PUBLISH_BUDGET;
 use tbd::orders::ports::{Message, PublishError};
 use tbd_deadline::Deadline;
-use tbd_kafka::producer::Record;
+use tbd_kafka::producer::{Compression, Record};
 use tbd_telemetry::semconv;
 use tokio::time::timeout_at;
 
@@ -93,7 +94,7 @@ impl Bus {
                 value: value.as_deref(),
             });
         }
-        for (key, value) in trace_headers(&span.context()) {
+        for (key, value) in tbd_telemetry::tracing::headers(&span.context()) {
             headers = headers.insert(Header {
                 key,
                 value: Some(&value),
@@ -184,6 +185,7 @@ fn compression(compression: Compression) -> &'static str {
         Compression::Gzip => "gzip",
         Compression::Snappy => "snappy",
         Compression::Lz4 => "lz4",
-        Compression::Zstd => "zstd",
+        // The configuration has no other.
+        _ => "zstd",
     }
 }

@@ -4,15 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tbd::config::EventDelivery;
 use tbd::metrics::OrdersMetrics;
+use tbd::orders::adapters::Breaker;
 use tbd::orders::adapters::PrometheusMeter;
-use tbd::orders::adapters::kafka::Breaker;
 use tbd::orders::app::housekeeping::{
     BACKLOG_INTERVAL, CLEAN_BATCH, CLEAN_GATHER, DIRECT_MIN_AGE, RELAY_BATCH, RELAY_INTERVAL,
     STORE_BUDGET, SWEEP_BATCH, SWEEP_INTERVAL, relayed,
 };
-use tbd::orders::app::{ACKNOWLEDGED_MAX, PUBLISH_BUDGET};
+use tbd::orders::app::{ACKNOWLEDGED_MAX, DeliveryMode, PUBLISH_BUDGET};
 use tbd::orders::domain::OrderId;
 use tbd::orders::ports::{Message, Meter, PublishError, StoreError};
 use tbd_deadline::Deadline;
@@ -25,7 +24,7 @@ use crate::store::Store;
 
 /// Delivers events in the chosen mode.
 pub struct Delivery {
-    mode: EventDelivery,
+    mode: DeliveryMode,
     bus: Arc<Bus>,
     breaker: Breaker,
     meter: Arc<PrometheusMeter>,
@@ -45,7 +44,7 @@ struct Housekeeper {
 impl Delivery {
     /// The delivery, and the tasks that publish its leftovers until `stop` is true.
     pub fn start(
-        mode: EventDelivery,
+        mode: DeliveryMode,
         store: Store,
         bus: Arc<Bus>,
         metrics: OrdersMetrics,
@@ -54,7 +53,7 @@ impl Delivery {
         let state = metrics
             .circuit_breaker_state
             .with_label_values(&["kafka-publish"]);
-        let breaker = Breaker::new(move |new| state.set(new as i64));
+        let breaker = Breaker::new("publishing", move |new| state.set(new as i64));
         let meter = Arc::new(PrometheusMeter::new(metrics));
         let (acknowledged, inbox) = mpsc::channel(ACKNOWLEDGED_MAX);
         let wake = Arc::new(Notify::new());
@@ -66,8 +65,8 @@ impl Delivery {
             stop: stop.clone(),
         };
         let min_age = match mode {
-            EventDelivery::Direct => DIRECT_MIN_AGE,
-            EventDelivery::Outbox => Duration::ZERO,
+            DeliveryMode::Direct => DIRECT_MIN_AGE,
+            DeliveryMode::Outbox => Duration::ZERO,
         };
         let tasks = vec![
             tokio::spawn(housekeeper().relay(min_age)),
@@ -103,8 +102,8 @@ impl Delivery {
     /// [`PublishError`], in direct mode. The message stays in the outbox.
     pub async fn deliver(&self, message: Message, deadline: Deadline) -> Result<(), PublishError> {
         match self.mode {
-            EventDelivery::Outbox => self.wake.notify_one(),
-            EventDelivery::Direct => {
+            DeliveryMode::Outbox => self.wake.notify_one(),
+            DeliveryMode::Direct => {
                 let deadline = deadline.earlier_of(Deadline::after(PUBLISH_BUDGET));
                 self.bus
                     .publish_guarded(&self.breaker, &message, deadline)

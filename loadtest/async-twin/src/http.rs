@@ -23,13 +23,14 @@ use tbd::orders::adapters::http::contract::{
     body_problem, cancel_problem, create_problem, idempotency_key, invalid, not_found, order_id,
     require_json, require_unencoded, store_problem,
 };
-use tbd::orders::adapters::http::{dto, query};
+use tbd::orders::adapters::http::dto;
+use tbd::orders::adapters::http::query::{self, ListQuery};
 use tbd::orders::app::commands::{
     Accepted, CancelError, CreateError, NewOrder, interpret_outcome, request_fingerprint,
 };
 use tbd::orders::app::queries::Listed;
 use tbd::orders::domain::{Order, OrderEvent};
-use tbd::orders::ports::{Caller, Page, StoredAnswer, Submission};
+use tbd::orders::ports::{Caller, IdempotencyKey, Page, StoreError, StoredAnswer, Submission};
 use tbd::wiring::Checks;
 use tbd_deadline::Deadline;
 use tbd_http::problem::{self, CONTENT_TYPE};
@@ -44,7 +45,7 @@ use crate::delivery::Delivery;
 use crate::store::Store;
 
 /// A request's time limit, from its head to its answer.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The size limit of a body, in bytes.
 const BODY_LIMIT: usize = 64 * 1024;
 const METHODS: [&str; 9] = [
@@ -67,7 +68,7 @@ struct Server {
     metrics: Metrics,
     checks: Checks,
     /// The limit of requests in flight or waiting: tbd's threads and queue together.
-    places: Semaphore,
+    places: Arc<Semaphore>,
     /// The requests in flight, for which the shutdown waits.
     requests: TaskTracker,
     instance: String,
@@ -79,13 +80,13 @@ struct Arrival {
     deadline: Deadline,
 }
 
-/// The routes; `api` only in tbd-api. At most `places` requests are in flight, not counting probes;
+/// The routes; `api` only in tbd-api. A request in flight has one of the `places`, except probes;
 /// `requests` counts all of them. The probes report `instance`.
 pub fn router(
-    api: Option<Api>,
+    api: Option<Arc<Api>>,
     checks: Checks,
     metrics: Metrics,
-    (places, instance): (usize, String),
+    (places, instance): (Arc<Semaphore>, String),
     requests: TaskTracker,
 ) -> Router {
     metrics
@@ -95,7 +96,7 @@ pub fn router(
     let server = Arc::new(Server {
         metrics,
         checks,
-        places: Semaphore::new(places),
+        places,
         requests,
         instance,
     });
@@ -114,7 +115,7 @@ pub fn router(
                 .route("/v1/orders", post(create_order).get(list_orders))
                 .route("/v1/orders/{id}", get(get_order))
                 .route("/v1/orders/{id}/cancel", post(cancel_order))
-                .with_state(Arc::new(api)),
+                .with_state(api),
         ),
     };
     routes
@@ -129,7 +130,7 @@ fn not_allowed(request: &Request) -> Problem {
         .get::<MatchedPath>()
         .map(MatchedPath::as_str)
     {
-        Some("/v1/orders") => "GET, HEAD, POST",
+        Some("/v1/orders") => "POST, GET, HEAD",
         Some("/v1/orders/{id}/cancel") => "POST",
         _ => "GET, HEAD",
     };
@@ -440,19 +441,8 @@ impl Api {
         let body = read(&head, body, deadline).await?;
         let (customer_email, amount) = dto::parse_new_order(&body).map_err(body_problem)?;
         let order = Order::create(customer_email, amount, Timestamp::now());
-        let new_order = NewOrder {
-            caller: Caller::ANONYMOUS,
-            key,
-            body: dto::order_body(&order),
-            order,
-        };
-        // A task of its own: hyper drops a handler at any await once its client has disconnected. An order that
-        // is stored but not published would then count as a failure of Kafka.
-        let accepting = Arc::clone(self).accept(new_order, deadline);
-        let accepted = tokio::spawn(accepting.with_current_context()).await;
-        let Accepted { answer, replayed } = accepted
-            .unwrap_or_else(|error| resume_unwind(error.into_panic()))
-            .map_err(create_problem)?;
+        let accepted = self.accept_once(key, order, deadline).await;
+        let Accepted { answer, replayed } = accepted.map_err(create_problem)?;
         let StoredAnswer { body, order_id } = answer;
         tracing::annotate(semconv::ORDER_ID, order_id.to_string());
         let location = HeaderValue::try_from(format!("/v1/orders/{order_id}"));
@@ -466,6 +456,25 @@ impl Api {
                 .insert("idempotent-replayed", HeaderValue::from_static("true"));
         }
         Ok(answer)
+    }
+
+    /// As [`accept`](Self::accept), in a task of its own: hyper drops a handler at any await once its client has
+    /// disconnected. An order that is stored but not published would then count as a failure of Kafka.
+    pub(crate) async fn accept_once(
+        self: &Arc<Self>,
+        key: IdempotencyKey,
+        order: Order,
+        deadline: Deadline,
+    ) -> Result<Accepted, CreateError> {
+        let new_order = NewOrder {
+            caller: Caller::ANONYMOUS,
+            key,
+            body: dto::order_body(&order),
+            order,
+        };
+        let accepting = Arc::clone(self).accept(new_order, deadline);
+        let accepted = tokio::spawn(accepting.with_current_context()).await;
+        accepted.unwrap_or_else(|error| resume_unwind(error.into_panic()))
     }
 
     /// tbd's `CreateOrder`.
@@ -512,20 +521,31 @@ impl Api {
 
     async fn list(&self, request: &Parts) -> Answer {
         let query = query::parse(request.uri.query().unwrap_or_default()).map_err(invalid)?;
+        let listed = self.page(&query, deadline(request)).await;
+        let body = dto::list_body(
+            &listed.map_err(store_problem)?,
+            query.number,
+            query.page.limit,
+        );
+        Ok(json(StatusCode::OK, body))
+    }
+
+    /// The orders of a page.
+    pub(crate) async fn page(
+        &self,
+        query: &ListQuery,
+        deadline: Deadline,
+    ) -> Result<Listed, StoreError> {
+        let limit = query.page.limit;
         // One order more than requested shows whether more exist.
         let probe = Page {
-            limit: query.page.limit + 1,
+            limit: limit + 1,
             ..query.page
         };
-        let mut orders = self
-            .store
-            .list(&probe, deadline(request))
-            .await
-            .map_err(store_problem)?;
-        let has_more = orders.len() > query.page.limit as usize;
-        orders.truncate(query.page.limit as usize);
-        let body = dto::list_body(&Listed { orders, has_more }, query.number, query.page.limit);
-        Ok(json(StatusCode::OK, body))
+        let mut orders = self.store.list(&probe, deadline).await?;
+        let has_more = orders.len() > limit as usize;
+        orders.truncate(limit as usize);
+        Ok(Listed { orders, has_more })
     }
 
     async fn cancel(&self, id: &str, request: &Parts) -> Answer {
@@ -542,7 +562,7 @@ impl Api {
     }
 
     /// tbd's `CancelOrder`.
-    async fn cancel_if(
+    pub(crate) async fn cancel_if(
         &self,
         id: tbd::orders::domain::OrderId,
         condition: Option<&str>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::serve::ListenerExt;
-use tbd::config::{DatabaseSettings, GroupProtocol, KafkaSettings};
+use tbd::config::{DatabaseSettings, KafkaSettings};
 use tbd::metrics::Metrics;
 use tbd::orders::adapters::kafka::watch_lag;
 use tbd::orders::adapters::postgres::TABLES;
@@ -17,8 +17,8 @@ use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::wiring::health::Monitor;
 use tbd::wiring::{self, Checks, Kafka};
 use tbd_deadline::StopSignal;
-use tbd_postgres::HealthCheck;
 use tbd_postgres::migrations::{Migrator, Source};
+use tbd_postgres::{HealthCheck, SslMode};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -43,7 +43,9 @@ pub fn checks(
     migrator: Migrator,
     stop: &StopSignal,
 ) -> Result<Checked, Box<dyn Error>> {
-    let mut config = wiring::database_config(database, "tbd-health");
+    let encrypts = !matches!(database.tls.mode, SslMode::Disable | SslMode::Prefer);
+    refuse(encrypts, "DB_SSLMODE")?;
+    let mut config = wiring::database_config(database, "tbd-health")?;
     (config.max_conns, config.max_idle_conns) = (1, 1);
     let unseen = Metrics::new();
     let pool = wiring::pool(config, &unseen)?;
@@ -51,17 +53,14 @@ pub fn checks(
     let (database, first) = Monitor::start("database-health", stop.clone(), move || check.run())?;
     let secured = kafka.security.tls.is_some() || kafka.security.sasl.is_some();
     refuse(secured, "KAFKA_SECURITY_PROTOCOL")?;
-    refuse(
-        kafka.group_protocol != GroupProtocol::Classic,
-        "KAFKA_GROUP_PROTOCOL",
-    )?;
     let kafka = Kafka::new(kafka, "tbd-health", &unseen)?;
     // librdkafka prepares by itself, as far as it does.
     let check = kafka.clone().health_check(|_| {});
     let (health, second) = Monitor::start("kafka-health", stop.clone(), check)?;
     let checks = Checks {
         database,
-        kafka: health,
+        kafka: Some(health),
+        services: Vec::new(),
         stop: stop.clone(),
     };
     Ok((checks, kafka, vec![first, second]))

@@ -19,9 +19,8 @@ use deadpool_postgres::{
 };
 use jiff::Timestamp;
 use opentelemetry::trace::{FutureExt as _, TraceContextExt};
-use tbd::config::DatabaseSettings;
 use tbd::metrics::{DatabaseMetrics, Metrics};
-use tbd::orders::adapters::postgres::rows::{claimed_order, column, message, order, uuids};
+use tbd::orders::adapters::postgres::rows::{claimed_order, message, order, uuids};
 use tbd::orders::adapters::postgres::submission::{
     ACCEPTED, ROWS_MAX, RowOutcome, TRIES_MAX, WRITERS, interpret_known_key, interpret_row,
     outcome_per_row,
@@ -31,9 +30,8 @@ use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{
     Backlog, Claimed, Failure, Message, Page, Replay, StoreError, Submission, SubmitOutcome,
 };
-use tbd::wiring::database_config;
 use tbd_deadline::Deadline;
-use tbd_postgres::{DatabaseConfig, DatabaseError, Statement};
+use tbd_postgres::{DatabaseConfig, DatabaseError, Statement, column};
 use tbd_telemetry::semconv;
 use tbd_telemetry::tracing::{self, Context, DetachedSpan, SpanContext, SpanKind};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -132,23 +130,21 @@ impl Named {
 }
 
 impl Store {
-    /// A store on the database of `settings`; its gauges are read at each scrape. With `coalesce`, starts the writer
+    /// A store on the database of `server`, in plain text; its gauges are read at each scrape. With `coalesce`, starts the writer
     /// tasks; with `pipeline`, shares connections.
     pub fn new(
-        settings: &DatabaseSettings,
-        application: &str,
+        server: DatabaseConfig,
         (coalesce, pipeline): (bool, bool),
         metrics: &Metrics,
     ) -> Self {
-        let server = database_config(settings, application);
         let mut config = Config::new();
         config
             .host(&server.host)
             .port(server.port)
-            .user(&settings.user)
-            .password(settings.password.expose())
-            .dbname(&settings.name)
-            .application_name(application)
+            .user(&server.user)
+            .password(&server.password)
+            .dbname(&server.name)
+            .application_name(&server.application_name)
             .options(server.session_options())
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_user_timeout(Duration::from_secs(10));
@@ -156,13 +152,13 @@ impl Store {
         let manager = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
-        let lifetime = settings.conn_max_lifetime;
+        let lifetime = server.conn_max_lifetime;
         let too_old = Hook::sync_fn(move |_, stats| match stats.created.elapsed() < lifetime {
             true => Ok(()),
             false => Err(HookError::message("older than DB_CONN_MAX_LIFETIME")),
         });
         let pool = Pool::builder(Manager::from_config(config, NoTls, manager))
-            .max_size(settings.max_conns as usize)
+            .max_size(server.max_conns as usize)
             .runtime(Runtime::Tokio1)
             .create_timeout(Some(CONNECT_TIMEOUT))
             .pre_recycle(too_old)
@@ -184,7 +180,7 @@ impl Store {
         let mut store = Self {
             shared: Arc::new(Shared {
                 // Most of the pool stays free for statements that need a connection to themselves.
-                places: (0..places.min(settings.max_conns as usize / 2))
+                places: (0..places.min(server.max_conns as usize / 2))
                     .map(|_| Mutex::default())
                     .collect(),
                 next: AtomicUsize::new(0),

@@ -16,7 +16,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{
     BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer,
 };
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tbd::config::WorkerConfig;
@@ -30,8 +30,8 @@ use tbd::orders::app::commands::{Processed, Task};
 use tbd::orders::domain::{Order, OrderId};
 use tbd::orders::ports::{Claimed, Failure, Meter, Outcome, Replay, StepError, StoreError};
 use tbd_deadline::Deadline;
+use tbd_kafka::TopicPartition;
 use tbd_kafka::consumer::ConsumerRecord;
-use tbd_kafka::group::TopicPartition;
 use tbd_telemetry::tracing::{Context, DetachedSpan};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -42,6 +42,8 @@ use crate::bus::Bus;
 use crate::store::Store;
 
 const PAUSE: Duration = Duration::from_secs(1);
+/// Between two commits of the same offsets in a rebalance.
+const COMMIT_PAUSE: Duration = Duration::from_millis(50);
 const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_MAX: usize = 500;
 
@@ -93,7 +95,7 @@ impl Worker {
             .threads
             .set(i64::try_from(concurrency).unwrap_or(i64::MAX));
         for reason in REASONS {
-            let dead_lettered = &this.metrics.orders.dead_lettered;
+            let dead_lettered = &this.metrics.worker.dead_lettered;
             dead_lettered.with_label_values(&[reason]);
         }
         (0..concurrency)
@@ -106,7 +108,7 @@ impl Worker {
 
     fn consumer(&self) -> Result<StreamConsumer<Counted>, KafkaError> {
         let kafka = &self.config.kafka;
-        let session = kafka.session_timeout.as_millis();
+        let session = self.config.session_timeout.as_millis();
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", kafka.brokers.join(","))
@@ -172,8 +174,8 @@ impl Worker {
             .with_label_values(&[topic])
             .inc_by(count);
         let group = self.config.kafka.consumer_group.as_str();
-        let (orders, worker) = (self.metrics.orders.clone(), self.metrics.worker.clone());
-        let mut batch = Batch::new(self.bus.topics.clone(), group, orders, worker);
+        let worker = self.metrics.worker.clone();
+        let mut batch = Batch::new(self.bus.topics.clone(), group, worker);
         batch.add(messages.iter().map(record).collect());
         while !batch.is_empty() && batch.is_flowing() && !*self.stop.borrow() {
             if let Some(due) = batch.next_due(Instant::now()) {
@@ -183,7 +185,7 @@ impl Worker {
             self.process(&mut batch).await;
             self.announce(&mut batch).await;
             self.metrics.worker.threads_busy.dec();
-            self.commit(consumer, &batch.take_finished());
+            self.commit(consumer, &batch.take_finished()).await;
         }
         if !batch.is_empty() && !*self.stop.borrow() {
             let unfinished = batch.unfinished();
@@ -201,7 +203,9 @@ impl Worker {
         }
     }
 
-    fn commit(&self, consumer: &StreamConsumer<Counted>, offsets: &[(TopicPartition, i64)]) {
+    /// Commits offsets. A commit that a rebalance has overtaken is repeated in the new generation, before the next poll
+    /// gives partitions back: otherwise their next owner, or nobody, would commit these records.
+    async fn commit(&self, consumer: &StreamConsumer<Counted>, offsets: &[(TopicPartition, i64)]) {
         let offsets = positions(
             offsets
                 .iter()
@@ -210,7 +214,13 @@ impl Worker {
         if offsets.count() == 0 {
             return;
         }
-        let committed = tokio::task::block_in_place(|| consumer.commit(&offsets, CommitMode::Sync));
+        let until = Deadline::after(self.config.session_timeout);
+        let commit = || tokio::task::block_in_place(|| consumer.commit(&offsets, CommitMode::Sync));
+        let mut committed = commit();
+        while committed.as_ref().is_err_and(is_overtaken) && !until.is_past() {
+            sleep(COMMIT_PAUSE).await;
+            committed = commit();
+        }
         if let Err(error) = committed {
             log::warn!("offsets not committed: {error}");
             let group = self.config.kafka.consumer_group.as_str();
@@ -382,6 +392,15 @@ impl Worker {
             false => Ok(()),
         }
     }
+}
+
+/// Whether a rebalance caused the error. A broker answers a connection's requests in order, so a commit behind a
+/// JoinGroup arrives with the generation that the JoinGroup has just ended.
+fn is_overtaken(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::IllegalGeneration | RDKafkaErrorCode::RebalanceInProgress)
+    )
 }
 
 /// The message in the form of tbd's client.

@@ -54,12 +54,9 @@ pub fn prepare(broker: &str) -> Result<Topics, Error> {
         (&topics.full_1, 1),
         (&topics.full_16, 16),
     ];
-    let specs = specs.map(|(name, partitions)| TopicSpec {
-        name: name.clone(),
-        partitions,
-        replication: 1,
-    });
-    Admin::new(cluster).create_topics(&specs, soon())?;
+    let specs = specs.map(|(name, partitions)| TopicSpec::new(name.clone(), partitions, 1));
+    let created = Admin::new(cluster).create_topics(&specs, soon())?;
+    tbd_kafka::admin::all(created)?;
     bulk(broker, &topics.full_1);
     bulk(broker, &topics.full_16);
     Ok(topics)

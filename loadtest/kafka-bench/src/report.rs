@@ -62,7 +62,7 @@ pub fn write(samples: &[Sample], rounds: usize, folder: &Path) -> Result<(), Box
     let cores = std::thread::available_parallelism()?.get();
     writeln!(
         text,
-        "# tbd's Kafka client beside librdkafka and the Java client\n"
+        "# tbd's Kafka client next to librdkafka and the Java client\n"
     )?;
     writeln!(
         text,

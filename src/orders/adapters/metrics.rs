@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::metrics::OrdersMetrics;
-use crate::orders::ports::{Backlog, Meter, Outcome};
+use crate::orders::domain::saga::{Command, SagaState};
+use crate::orders::ports::{Backlog, Meter, Outcome, StepOutcome};
 
 /// Updates the metrics of the process's registry.
 pub struct PrometheusMeter(OrdersMetrics);
@@ -15,6 +16,20 @@ impl PrometheusMeter {
             metrics.processed.with_label_values(&[outcome.as_str()]);
         }
         Self(metrics)
+    }
+
+    /// Starts the counters of sagas at 0.
+    pub fn with_sagas(self) -> Self {
+        for command in Command::ALL {
+            for outcome in StepOutcome::ALL {
+                let labels = &[command.as_str(), outcome.as_str()];
+                self.0.saga_steps.with_label_values(labels);
+            }
+        }
+        for state in SagaState::ALL.into_iter().filter(|state| state.is_final()) {
+            self.0.saga_duration.with_label_values(&[state.as_str()]);
+        }
+        self
     }
 }
 
@@ -54,5 +69,19 @@ impl Meter for PrometheusMeter {
     fn outbox_backlog(&self, backlog: Backlog) {
         self.0.outbox_backlog.set(backlog.rows);
         self.0.outbox_oldest_seconds.set(backlog.oldest_seconds);
+    }
+
+    fn saga_step(&self, command: Command, outcome: StepOutcome) {
+        let labels = &[command.as_str(), outcome.as_str()];
+        self.0.saga_steps.with_label_values(labels).inc();
+    }
+
+    fn saga_ended(&self, state: SagaState, time: Duration) {
+        let duration = self.0.saga_duration.with_label_values(&[state.as_str()]);
+        duration.observe(time.as_secs_f64());
+    }
+
+    fn sagas(&self, state: SagaState, count: i64) {
+        self.0.sagas.with_label_values(&[state.as_str()]).set(count);
     }
 }

@@ -6,8 +6,7 @@ use uuid::Uuid;
 
 use crate::orders::domain::Order;
 use crate::orders::ports::{ProcessingStep, StepError};
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
+use tbd_deadline::{Deadline, StopSignal};
 
 /// Waits `time` for each order and fails a share of the attempts.
 pub struct SimulatedStep {

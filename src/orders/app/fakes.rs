@@ -1,5 +1,6 @@
 //! Fakes of the event bus, the meter and the processing step, for unit tests.
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,10 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use jiff::Timestamp;
+use uuid::Uuid;
 
+use crate::orders::domain::saga::fake::Ledger;
+use crate::orders::domain::saga::{Answer, Command, Participant, SagaState};
 use crate::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent, OrderId};
 use crate::orders::ports::{
-    Backlog, EventBus, Message, Meter, Outcome, ProcessingStep, PublishError, StepError,
+    Backlog, EventBus, Message, Meter, Outcome, Participants, ProcessingStep, PublishError,
+    StepError, StepOutcome, Unavailable,
 };
 pub use tbd_deadline::lock;
 
@@ -99,6 +104,9 @@ pub struct RecordingMeter {
     pub relayed: Mutex<usize>,
     pub swept: Mutex<u64>,
     pub backlogs: Mutex<Vec<Backlog>>,
+    pub saga_steps: Mutex<Vec<(Command, StepOutcome)>>,
+    pub sagas_ended: Mutex<Vec<SagaState>>,
+    pub sagas: Mutex<Vec<(SagaState, i64)>>,
 }
 
 impl Meter for RecordingMeter {
@@ -133,6 +141,18 @@ impl Meter for RecordingMeter {
     fn outbox_backlog(&self, backlog: Backlog) {
         lock(&self.backlogs).push(backlog);
     }
+
+    fn saga_step(&self, command: Command, outcome: StepOutcome) {
+        lock(&self.saga_steps).push((command, outcome));
+    }
+
+    fn saga_ended(&self, state: SagaState, _: Duration) {
+        lock(&self.sagas_ended).push(state);
+    }
+
+    fn sagas(&self, state: SagaState, count: i64) {
+        lock(&self.sagas).push((state, count));
+    }
 }
 
 /// A step that calls a closure with the order and the number of earlier attempts at any order.
@@ -158,5 +178,50 @@ impl<F: Fn(OrderId, usize) -> Result<(), StepError> + Send + Sync> ProcessingSte
             tried.len() - 1
         };
         (self.work)(order.id, before)
+    }
+}
+
+/// Executes commands, unless a participant is away.
+#[derive(Default)]
+pub struct FakeParticipants {
+    pub ledger: Mutex<Ledger>,
+    pub away: Mutex<HashSet<Participant>>,
+    /// Each call, with the number of its sagas.
+    pub calls: Mutex<Vec<(Command, usize)>>,
+    /// The call whose answer is lost, counted from 0.
+    pub lost_answer: Mutex<Option<usize>>,
+}
+
+fn unavailable(participant: Participant) -> Unavailable {
+    Unavailable {
+        participant,
+        reason: "away".into(),
+    }
+}
+
+impl Participants for FakeParticipants {
+    fn send(
+        &self,
+        command: Command,
+        sagas: &[(Uuid, AmountCents)],
+        _: Deadline,
+    ) -> Result<Vec<Answer>, Unavailable> {
+        self.is_reachable(command.participant())?;
+        let number = lock(&self.calls).len();
+        lock(&self.calls).push((command, sagas.len()));
+        let mut ledger = lock(&self.ledger);
+        let answers = sagas.iter().map(|(id, _)| ledger.execute(*id, command));
+        let answers = answers.collect();
+        match *lock(&self.lost_answer) == Some(number) {
+            true => Err(unavailable(command.participant())),
+            false => Ok(answers),
+        }
+    }
+
+    fn is_reachable(&self, participant: Participant) -> Result<(), Unavailable> {
+        match lock(&self.away).contains(&participant) {
+            true => Err(unavailable(participant)),
+            false => Ok(()),
+        }
     }
 }

@@ -10,8 +10,7 @@ use crossbeam_channel::RecvTimeoutError;
 
 use crate::orders::domain::OrderId;
 use crate::orders::ports::{EventBus, IdempotencyStore, Message, Meter, Outbox, StoreError};
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
+use tbd_deadline::{Deadline, StopSignal};
 
 use super::delivery::DeliveryInbox;
 use super::{Delivery, DeliveryMode, PUBLISH_BUDGET};
@@ -218,7 +217,7 @@ pub fn relayed(taken: usize, published: usize, meter: &dyn Meter) {
     meter.events_relayed(published);
     if published < taken {
         log::warn!(
-            "outbox relay: {} of {taken} events not published, they stay",
+            "outbox relay: {} of {taken} events not published; they stay in the outbox",
             taken - published
         );
     }

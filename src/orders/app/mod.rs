@@ -6,10 +6,9 @@ mod delivery;
 #[cfg(test)]
 pub(crate) mod fakes;
 pub mod housekeeping;
-#[cfg(test)]
-#[path = "../../../tests/support/memory.rs"]
-mod memory;
 pub mod queries;
+pub mod saga_sweeper;
 
 pub use delivery::{ACKNOWLEDGED_MAX, Delivery, DeliveryMode, PUBLISH_BUDGET};
 pub use housekeeping::Housekeeping;
+pub use saga_sweeper::SagaSweeper;

@@ -1,10 +1,12 @@
-//! The domain: orders, their valid values, status transitions and events. No I/O, no clock, no
+//! The domain: orders, their valid values, status transitions, events and sagas. No I/O, no clock, no
 //! wire format.
 
 mod events;
 mod order;
+pub mod saga;
 mod status;
 
 pub use events::{EventKind, OrderEvent};
 pub use order::{AmountCents, AmountError, CustomerEmail, EmailError, NotPending, Order, OrderId};
+pub use saga::Saga;
 pub use status::{Status, UnknownStatus};

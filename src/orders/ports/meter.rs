@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Backlog;
+use crate::orders::domain::saga::{Command, SagaState};
 
 /// How a message about an order ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +38,35 @@ impl Outcome {
     }
 }
 
+/// What came of sending a saga's command once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StepOutcome {
+    /// The command has its effect.
+    Done,
+    /// The participant refused it.
+    Refused,
+    /// There was no answer; the command will be sent again.
+    Unavailable,
+}
+
+impl StepOutcome {
+    /// Every outcome.
+    pub const ALL: [StepOutcome; 3] = [
+        StepOutcome::Done,
+        StepOutcome::Refused,
+        StepOutcome::Unavailable,
+    ];
+
+    /// The outcome as a metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StepOutcome::Done => "done",
+            StepOutcome::Refused => "refused",
+            StepOutcome::Unavailable => "unavailable",
+        }
+    }
+}
+
 /// Counts what happens to orders. Never blocks.
 pub trait Meter: Send + Sync {
     /// A new order was stored.
@@ -55,4 +85,10 @@ pub trait Meter: Send + Sync {
     fn keys_swept(&self, count: u64);
     /// The current backlog of the outbox.
     fn outbox_backlog(&self, backlog: Backlog);
+    /// A participant answered a saga's command, or did not.
+    fn saga_step(&self, command: Command, outcome: StepOutcome);
+    /// A saga ended in this state, `time` after it began.
+    fn saga_ended(&self, state: SagaState, time: Duration);
+    /// The current number of unfinished sagas in this state.
+    fn sagas(&self, state: SagaState, count: i64);
 }

@@ -6,14 +6,16 @@ mod meter;
 mod outbox;
 mod processing;
 mod repository;
+mod saga;
 mod store_error;
 
 pub use event_bus::{EventBus, Message, PublishError};
 pub use idempotency::{
     Caller, IdempotencyKey, IdempotencyStore, StoredAnswer, Submission, SubmitOutcome,
 };
-pub use meter::{Meter, Outcome};
+pub use meter::{Meter, Outcome, StepOutcome};
 pub use outbox::{Backlog, Outbox};
 pub use processing::{ProcessingStep, StepError};
-pub use repository::{Claimed, Failure, OrderRepository, Page, Replay};
+pub use repository::{Claimed, Failure, OrderReader, OrderRepository, Page, Replay};
+pub use saga::{Begun, Participants, SagaStore, Saved, Unavailable};
 pub use store_error::StoreError;

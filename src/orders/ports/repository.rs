@@ -47,8 +47,9 @@ pub struct Failure {
     pub reason: String,
 }
 
-/// The stored orders. Every call waits for the store until its deadline at most.
-pub trait OrderRepository: Send + Sync {
+/// Reads of orders. A reader may be some time behind the repository, but finds every order that was
+/// created before the call. Every call waits for the store until its deadline at most.
+pub trait OrderReader: Send + Sync {
     /// The order, if there is one.
     ///
     /// # Errors
@@ -60,7 +61,11 @@ pub trait OrderRepository: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     fn list(&self, page: &Page, deadline: Deadline) -> Result<Vec<Order>, StoreError>;
+}
 
+/// The stored orders, each in its current state. Every call waits for the store until its deadline
+/// at most.
+pub trait OrderRepository: OrderReader {
     /// Replaces `old` by `new` if the stored order still equals `old`. Returns whether it did.
     ///
     /// # Errors

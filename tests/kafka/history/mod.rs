@@ -1,6 +1,6 @@
-//! The history check: producers write numbered records and consumers read them while brokers, consumers
-//! and producers are killed, frozen and shut down at random. Afterwards every reported outcome is
-//! compared with the log.
+//! The history check: producers write numbered records, consumers read them, and transformers copy them
+//! to another topic in transactions, while brokers and all these are killed, frozen and shut down at
+//! random. Afterwards every reported outcome is compared with the log, and the copy with the original.
 //!
 //! `make chaos-kafka` (SECONDS=, SEED=) runs it for ten minutes; the tests run a short form.
 
@@ -11,15 +11,19 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use tbd_kafka::consumer::Isolation;
+use tbd_kafka::{Admin, Cluster};
+
 use self::process::{Process, Role};
 use self::verdict::Verdict;
-use crate::client::{read_topic, replicated_topic, soon};
+use crate::client::{consume, read_topic, replicated_topic, soon};
 use crate::replicas::Brokers;
 use crate::support::{eventually, unique};
 
 const PARTITIONS: i32 = 6;
 const PRODUCERS: usize = 2;
 const CONSUMERS: usize = 3;
+const TRANSFORMERS: u8 = 2;
 /// How long producers may take to finish, and consumers to catch up, after the last fault.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -45,6 +49,8 @@ struct Clients {
     cast: Vec<(String, String)>,
     running: Mutex<Vec<Process>>,
     ended: Mutex<Vec<Process>>,
+    /// Transformers with a successor.
+    zombies: Mutex<Vec<Process>>,
 }
 
 impl Clients {
@@ -105,12 +111,11 @@ fn trouble_brokers(brokers: &Brokers, mut chance: Chance, end: Instant, deeds: &
 }
 
 fn trouble_clients(clients: &Clients, mut chance: Chance, end: Instant, deeds: &Mutex<Vec<&str>>) {
-    let mut first = true;
+    // At least one each of these in every run.
+    let mut first = [0, 8, 10].into_iter();
     while Instant::now() < end {
         pause(chance.millis(1_000, 6_000), end);
-        let deed = if first { 0 } else { chance.below(8) };
-        first = false;
-        let deed = match deed {
+        let deed = match first.next().unwrap_or_else(|| chance.below(11)) {
             0..3 => {
                 let mut process = clients.pick(Role::Consumer, &mut chance);
                 process.kill();
@@ -134,30 +139,71 @@ fn trouble_clients(clients: &Clients, mut chance: Chance, end: Instant, deeds: &
                 clients.running.lock().unwrap().push(process);
                 "consumer frozen"
             }
-            _ => {
+            7 => {
                 let mut process = clients.pick(Role::Producer, &mut chance);
                 process.kill();
                 clients.ended.lock().unwrap().push(process);
                 clients.start(Role::Producer);
                 "producer killed"
             }
+            8..10 => {
+                let role = Role::Transformer(chance.below(TRANSFORMERS.into()) as u8);
+                let mut process = clients.pick(role, &mut chance);
+                process.kill();
+                clients.ended.lock().unwrap().push(process);
+                clients.start(role);
+                "transformer killed"
+            }
+            _ => {
+                let role = Role::Transformer(chance.below(TRANSFORMERS.into()) as u8);
+                let mut zombie = clients.pick(role, &mut chance);
+                zombie.freeze();
+                clients.start(role);
+                thread::sleep(chance.millis(2_000, 12_000));
+                zombie.thaw();
+                zombie.is_zombie = true;
+                clients.zombies.lock().unwrap().push(zombie);
+                "transformer replaced while frozen"
+            }
         };
         deeds.lock().unwrap().push(deed);
     }
+}
+
+fn await_commits(cluster: &Cluster, group: &str, topic: &str) {
+    eventually(PATIENCE, "transformers to commit all", || {
+        let lag = Admin::new(cluster.clone()).lag(group, &[topic], soon());
+        lag.ok()?.values().all(|lag| *lag == 0).then_some(())
+    });
+}
+
+/// Each deed with the number of its times.
+fn counted(mut deeds: Vec<&str>) -> String {
+    deeds.sort_unstable();
+    let deeds: Vec<String> = deeds
+        .chunk_by(|one, other| one == other)
+        .map(|same| format!("{} x {}", same.len(), same[0]))
+        .collect();
+    deeds.join(", ")
 }
 
 fn run(length: Duration, seed: u64) {
     let brokers = Brokers::all_up();
     let cluster = brokers.cluster();
     let topic = replicated_topic(&cluster, PARTITIONS, 3);
+    let copy = replicated_topic(&cluster, PARTITIONS, 3);
+    let transform = unique("transform");
     let clients = Clients {
         cast: vec![
             ("HISTORY_BROKERS".to_owned(), brokers.addresses().join(",")),
             ("HISTORY_TOPIC".to_owned(), topic.clone()),
             ("HISTORY_GROUP".to_owned(), unique("history")),
+            ("HISTORY_COPY".to_owned(), copy.clone()),
+            ("HISTORY_TRANSFORM".to_owned(), transform.clone()),
         ],
         running: Mutex::default(),
         ended: Mutex::default(),
+        zombies: Mutex::default(),
     };
     for _ in 0..PRODUCERS {
         clients.start(Role::Producer);
@@ -165,6 +211,7 @@ fn run(length: Duration, seed: u64) {
     for _ in 0..CONSUMERS {
         clients.start(Role::Consumer);
     }
+    (0..TRANSFORMERS).for_each(|number| clients.start(Role::Transformer(number)));
     let deeds = Mutex::default();
     let end = Instant::now() + length;
     thread::scope(|scope| {
@@ -191,30 +238,31 @@ fn run(length: Duration, seed: u64) {
             .all(|(partition, records)| reached(*partition) >= records.last().map(|one| one.offset))
             .then_some(())
     });
+    await_commits(&cluster, &transform, &topic);
+    for mut zombie in clients.zombies.into_inner().unwrap() {
+        zombie.finish(PATIENCE);
+        ended.push(zombie);
+    }
     for mut process in running {
         process.finish(PATIENCE);
         ended.push(process);
     }
+    let copied = consume(&cluster, &copy, Isolation::ReadCommitted);
     let histories = ended.into_iter().map(Process::into_history).collect();
-    let verdict = Verdict::find(&log, histories, peace);
-    let mut deeds: Vec<&str> = deeds.into_inner().unwrap();
-    deeds.sort_unstable();
-    let deeds: Vec<String> = deeds
-        .chunk_by(|one, other| one == other)
-        .map(|same| format!("{} x {}", same.len(), same[0]))
-        .collect();
+    let verdict = Verdict::find(&log, &copied, histories, peace);
     eprintln!(
         "history of {length:?}, SEED={seed}: {}\n{verdict}",
-        deeds.join(", ")
+        counted(deeds.into_inner().unwrap())
     );
     assert!(verdict.is_good(), "SEED={seed}\n{verdict}");
-    tbd_kafka::Admin::new(cluster)
-        .delete_topics(&[topic], soon())
+    Admin::new(cluster)
+        .delete_topics(&[topic, copy], soon())
+        .and_then(tbd_kafka::admin::all)
         .unwrap();
 }
 
 #[test]
-fn no_acknowledged_record_is_lost_reordered_or_skipped_while_brokers_and_clients_die_at_random() {
+fn no_record_is_lost_reordered_skipped_or_copied_twice_while_brokers_and_clients_die_at_random() {
     let number = |name: &str| {
         let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
         Some(

@@ -12,10 +12,11 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tbd_deadline::Deadline;
+use tbd_kafka::TopicPartition;
 use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, ConsumerHooks};
-use tbd_kafka::group::TopicPartition;
-use tbd_kafka::producer::{Certainty, Pending, ProduceError};
-use tbd_kafka::{Producer, ProducerConfig};
+use tbd_kafka::consumer::{ConsumerRecord, Isolation, OffsetReset};
+use tbd_kafka::producer::{Certainty, Pending, ProduceError, TransactionError};
+use tbd_kafka::{Cluster, Producer, ProducerConfig, TransactionalProducer};
 
 use crate::client::{cluster_at, record, soon, start, text};
 use crate::support::{eventually, unique};
@@ -24,6 +25,8 @@ use crate::support::{eventually, unique};
 pub enum Role {
     Producer,
     Consumer,
+    /// Copies records in transactions; with its number in its transactional id.
+    Transformer(u8),
 }
 
 /// The outcomes that a process reports, in order. Times are microseconds since 1970.
@@ -59,6 +62,10 @@ pub enum Event {
         partition: i32,
         offset: i64,
     },
+    /// A transaction was committed.
+    Transformed,
+    /// A successor has the transactional id.
+    Fenced,
     /// A violation.
     Fatal {
         what: String,
@@ -68,6 +75,8 @@ pub enum Event {
 /// A producer or a consumer.
 pub struct Process {
     pub role: Role,
+    /// Whether a successor has its transactional id.
+    pub is_zombie: bool,
     name: String,
     child: Child,
     input: Option<ChildStdin>,
@@ -78,6 +87,7 @@ pub struct Process {
 /// All events of a process.
 pub struct History {
     pub name: String,
+    pub is_zombie: bool,
     pub events: Vec<Event>,
 }
 
@@ -86,6 +96,11 @@ impl Process {
         let test = match role {
             Role::Producer => "history::process::a_producer_of_the_history_check",
             Role::Consumer => "history::process::a_consumer_of_the_history_check",
+            Role::Transformer(_) => "history::process::a_transformer_of_the_history_check",
+        };
+        let number = match role {
+            Role::Transformer(number) => number,
+            _ => 0,
         };
         let name = unique("p");
         let mut child = Command::new(std::env::current_exe().expect("this program"))
@@ -98,25 +113,27 @@ impl Process {
             ])
             .envs(variables.iter().cloned())
             .env("HISTORY_NAME", &name)
+            .env("HISTORY_NUMBER", number.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("start a process");
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let events: Arc<Mutex<Vec<Event>>> = Arc::default();
-        let told = Arc::clone(&events);
+        let sink = Arc::clone(&events);
         let reader = thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 // The harness writes a prefix without a line end before the first line. A line that a kill cut
                 // short is ignored.
                 if let Some((_, line)) = line.split_once('@') {
-                    told.lock().unwrap().extend(parse(line));
+                    sink.lock().unwrap().extend(parse(line));
                 }
             }
         });
         let input = child.stdin.take();
         Process {
             role,
+            is_zombie: false,
             name,
             child,
             input,
@@ -171,6 +188,7 @@ impl Process {
         let events = std::mem::take(&mut *self.events.lock().unwrap());
         History {
             name: self.name.clone(),
+            is_zombie: self.is_zombie,
             events,
         }
     }
@@ -207,6 +225,8 @@ fn parse(line: &str) -> Option<Event> {
             value: fields[0].to_owned(),
         },
         "maybe-sent" => Event::MaybeSent,
+        "fenced" => Event::Fenced,
+        "transformed" => Event::Transformed,
         "assigned" => Event::Assigned {
             at: fields[0].parse().ok()?,
             partitions: partitions(1),
@@ -258,6 +278,12 @@ fn variable(name: &str) -> String {
     std::env::var(name).expect("run by the history check only")
 }
 
+/// The brokers that the check names.
+fn cluster() -> Cluster {
+    let brokers = variable("HISTORY_BROKERS");
+    cluster_at(brokers.split(',').map(str::to_owned).collect())
+}
+
 fn settled(value: &str, outcome: &Result<tbd_kafka::producer::RecordMetadata, ProduceError>) {
     say(&match outcome {
         Ok(place) => format!(
@@ -307,8 +333,7 @@ fn publish(producer: &Producer, topic: &str, key: &str, stop: &AtomicBool) {
 fn a_producer_of_the_history_check() {
     let stop = end_of_input();
     let (name, topic) = (variable("HISTORY_NAME"), variable("HISTORY_TOPIC"));
-    let brokers = variable("HISTORY_BROKERS");
-    let cluster = cluster_at(brokers.split(',').map(str::to_owned).collect());
+    let cluster = cluster();
     let config = ProducerConfig {
         request_timeout: Duration::from_secs(3),
         // Two records fill a batch, so that several batches are in flight.
@@ -354,8 +379,7 @@ impl ConsumerHooks for Tell {
 #[ignore = "a process of the history check"]
 fn a_consumer_of_the_history_check() {
     let stop = end_of_input();
-    let brokers = variable("HISTORY_BROKERS");
-    let cluster = cluster_at(brokers.split(',').map(str::to_owned).collect());
+    let cluster = cluster();
     let mut config = ConsumerConfig::new(variable("HISTORY_GROUP"), [variable("HISTORY_TOPIC")]);
     config.set_session_timeout(Duration::from_secs(6));
     let mut consumer = Consumer::start(cluster, config, Box::new(Tell)).unwrap();
@@ -390,4 +414,78 @@ fn a_consumer_of_the_history_check() {
     if let Err(error) = consumer.close(soon()) {
         assert!(error.is_transient(), "{error}");
     }
+}
+
+/// Copies records and commits their offsets.
+fn copy(
+    producer: &mut TransactionalProducer,
+    consumer: &mut Consumer,
+    records: &[ConsumerRecord],
+    to: &str,
+) -> Result<(), TransactionError> {
+    let limit = || Deadline::after(Duration::from_secs(20));
+    let mut transaction = producer.begin(limit())?;
+    for one in records {
+        let copied = record(to, text(&one.key), text(&one.value));
+        transaction.send(copied, limit())?;
+    }
+    transaction.send_offsets(&consumer.polled_offsets(), limit())?;
+    transaction.commit(limit())
+}
+
+#[test]
+#[ignore = "a process of the history check"]
+fn a_transformer_of_the_history_check() {
+    let stop = end_of_input();
+    let (group, to) = (variable("HISTORY_TRANSFORM"), variable("HISTORY_COPY"));
+    let cluster = cluster();
+    let config = ProducerConfig {
+        request_timeout: Duration::from_secs(3),
+        ..ProducerConfig::default()
+    };
+    let id = format!("{group}-{}", variable("HISTORY_NUMBER"));
+    let mut producer =
+        TransactionalProducer::start(cluster.clone(), id, config, Arc::new(())).unwrap();
+    let mut config = ConsumerConfig::new(group, [variable("HISTORY_TOPIC")]);
+    config.auto_offset_reset = OffsetReset::Earliest;
+    config.isolation = Isolation::ReadCommitted;
+    config.set_session_timeout(Duration::from_secs(6));
+    let mut consumer = Consumer::start(cluster, config, Box::new(())).unwrap();
+    let mut is_settled = false;
+    while !stop.load(Ordering::Relaxed) {
+        let settled = match is_settled {
+            true => Ok(None),
+            false => producer.settle(Deadline::after(Duration::from_secs(20))),
+        };
+        let result = settled.and_then(|_| {
+            if !is_settled {
+                consumer.rewind();
+                is_settled = true;
+            }
+            match consumer.poll(Deadline::after(Duration::from_millis(200))) {
+                Ok(records) if records.is_empty() => {}
+                Ok(records) => {
+                    copy(&mut producer, &mut consumer, &records, &to)?;
+                    say("@transformed .\n");
+                }
+                Err(error) if error.is_transient() => {}
+                Err(error) => say(&format!("@fatal poll: {error} .\n")),
+            }
+            Ok(())
+        });
+        match result {
+            Ok(()) => {}
+            Err(TransactionError::Fenced(_)) => {
+                say("@fenced .\n");
+                break;
+            }
+            Err(error) if error.is_transient() => is_settled = false,
+            Err(error) => say(&format!("@fatal transaction: {error} .\n")),
+        }
+    }
+    if let Err(error) = consumer.close(soon()) {
+        assert!(error.is_transient(), "{error}");
+    }
+    // Whatever is open is aborted, by the cluster if it must be.
+    let _ = producer.close(soon());
 }

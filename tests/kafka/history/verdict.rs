@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::process::{Event, History};
 use crate::client::{Read, text};
+use tbd_kafka::ConsumerRecord;
 
 /// The most faults that are printed.
 const FAULTS_SHOWN: usize = 20;
@@ -19,6 +20,9 @@ pub struct Verdict {
     in_log: usize,
     got: usize,
     again: usize,
+    transactions: usize,
+    copied: usize,
+    fenced: usize,
     longest_without_acknowledgement: Duration,
     longest_without_record: Duration,
 }
@@ -29,6 +33,7 @@ impl Verdict {
     /// The longest silences are searched for before `peace`.
     pub fn find(
         log: &BTreeMap<i32, Vec<Read>>,
+        copied: &[ConsumerRecord],
         histories: Vec<History>,
         peace: SystemTime,
     ) -> Verdict {
@@ -36,13 +41,14 @@ impl Verdict {
         let peace = peace.duration_since(SystemTime::UNIX_EPOCH);
         let peace = peace.map_or(u64::MAX, |since| since.as_micros() as u64);
         let places = verdict.look_at_log(log);
+        verdict.look_at_copies(&places, copied, &histories);
         verdict.look_at_producers(&places, &histories, peace);
         verdict.look_at_consumers(&places, &histories, peace);
         verdict
     }
 
     pub fn is_good(&self) -> bool {
-        self.faults.is_empty() && self.acknowledged > 0 && self.got > 0
+        self.faults.is_empty() && self.acknowledged > 0 && self.got > 0 && self.copied > 0
     }
 
     /// Checks that each key's numbers rise: no record is out of order or duplicated.
@@ -74,6 +80,52 @@ impl Verdict {
             }
         }
         places
+    }
+
+    /// Checks that a reader of committed records finds each record of the log once in the copy, in
+    /// each key's order.
+    fn look_at_copies(
+        &mut self,
+        places: &HashMap<String, Place>,
+        copied: &[ConsumerRecord],
+        histories: &[History],
+    ) {
+        let mut seen: HashSet<String> = HashSet::new();
+        let mut last: HashMap<String, u64> = HashMap::new();
+        for one in copied {
+            let value = text(&one.value);
+            let number = value.split_once(':').and_then(|(_, it)| it.parse().ok());
+            let number: u64 = number.expect("every value is key:number");
+            let before = last.insert(text(&one.key), number);
+            if before.is_some_and(|last| last >= number) {
+                self.faults
+                    .push(format!("the copy of {value} is twice or out of order"));
+            }
+            if !places.contains_key(&value) {
+                self.faults
+                    .push(format!("{value} was copied, but is not in the log"));
+            }
+            seen.insert(value);
+        }
+        let missing = places.keys().filter(|value| !seen.contains(*value));
+        let missing: Vec<String> = missing.map(|it| format!("{it} was not copied")).collect();
+        self.faults.extend(missing);
+        self.copied = copied.len();
+        for event in histories.iter().flat_map(|history| &history.events) {
+            match event {
+                Event::Transformed => self.transactions += 1,
+                Event::Fenced => self.fenced += 1,
+                _ => {}
+            }
+        }
+        // A zombie and its successor have one id: the one that began first is fenced.
+        let zombies = histories.iter().filter(|it| it.is_zombie).count();
+        if self.fenced > zombies {
+            let fenced = self.fenced;
+            self.faults.push(format!(
+                "{fenced} transformers were fenced, with {zombies} zombies"
+            ));
+        }
     }
 
     fn look_at_producers(
@@ -216,6 +268,9 @@ impl fmt::Display for Verdict {
             in_log,
             got,
             again,
+            transactions,
+            copied,
+            fenced,
             ..
         } = self;
         writeln!(
@@ -228,13 +283,17 @@ impl fmt::Display for Verdict {
         )?;
         writeln!(
             formatter,
+            "  {copied} records copied; {transactions} transactions known to be committed, {fenced} transformers fenced"
+        )?;
+        writeln!(
+            formatter,
             "  longest without an acknowledgement {:.1?}, without a record read {:.1?}",
             self.longest_without_acknowledgement, self.longest_without_record
         )?;
         if self.faults.is_empty() {
             return write!(
                 formatter,
-                "verdict: no acknowledged record lost, none out of order, none skipped, none again but what was not committed"
+                "verdict: no acknowledged record lost, none out of order, none skipped, none again but what was not committed, each copied once"
             );
         }
         write!(formatter, "verdict: {} FAULTS", self.faults.len())?;

@@ -9,7 +9,7 @@ impl ::prost::Name for Empty {
         "grpc.testing.Empty".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.Empty".into()
+        "type.googleapis.com/grpc.testing.Empty".into()
     }
 }
 /// A boolean that may be absent.
@@ -25,7 +25,7 @@ impl ::prost::Name for BoolValue {
         "grpc.testing.BoolValue".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.BoolValue".into()
+        "type.googleapis.com/grpc.testing.BoolValue".into()
     }
 }
 /// A block of data.
@@ -43,7 +43,7 @@ impl ::prost::Name for Payload {
         "grpc.testing.Payload".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.Payload".into()
+        "type.googleapis.com/grpc.testing.Payload".into()
     }
 }
 /// The status that the server returns.
@@ -61,7 +61,7 @@ impl ::prost::Name for EchoStatus {
         "grpc.testing.EchoStatus".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.EchoStatus".into()
+        "type.googleapis.com/grpc.testing.EchoStatus".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -86,7 +86,7 @@ impl ::prost::Name for SimpleRequest {
         "grpc.testing.SimpleRequest".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.SimpleRequest".into()
+        "type.googleapis.com/grpc.testing.SimpleRequest".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -101,7 +101,7 @@ impl ::prost::Name for SimpleResponse {
         "grpc.testing.SimpleResponse".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.SimpleResponse".into()
+        "type.googleapis.com/grpc.testing.SimpleResponse".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -118,7 +118,7 @@ impl ::prost::Name for StreamingInputCallRequest {
         "grpc.testing.StreamingInputCallRequest".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.StreamingInputCallRequest".into()
+        "type.googleapis.com/grpc.testing.StreamingInputCallRequest".into()
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -133,7 +133,7 @@ impl ::prost::Name for StreamingInputCallResponse {
         "grpc.testing.StreamingInputCallResponse".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.StreamingInputCallResponse".into()
+        "type.googleapis.com/grpc.testing.StreamingInputCallResponse".into()
     }
 }
 /// One message of a streaming response.
@@ -153,7 +153,7 @@ impl ::prost::Name for ResponseParameters {
         "grpc.testing.ResponseParameters".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.ResponseParameters".into()
+        "type.googleapis.com/grpc.testing.ResponseParameters".into()
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -174,7 +174,7 @@ impl ::prost::Name for StreamingOutputCallRequest {
         "grpc.testing.StreamingOutputCallRequest".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.StreamingOutputCallRequest".into()
+        "type.googleapis.com/grpc.testing.StreamingOutputCallRequest".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -189,7 +189,7 @@ impl ::prost::Name for StreamingOutputCallResponse {
         "grpc.testing.StreamingOutputCallResponse".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/grpc.testing.StreamingOutputCallResponse".into()
+        "type.googleapis.com/grpc.testing.StreamingOutputCallResponse".into()
     }
 }
 /// The kind of a payload.

@@ -17,6 +17,8 @@ use crate::metadata::{Metadata, encode_timeout};
 use crate::method::Method;
 use crate::status::Status;
 
+const USER_AGENT: &str = concat!("tbd-grpc/", env!("CARGO_PKG_VERSION"));
+
 /// A call that was not sent. Its settings are those of the channel unless changed here.
 #[derive(Debug)]
 pub struct CallBuilder<'a, Req, Res> {
@@ -71,8 +73,7 @@ impl<'a, Req: Message, Res: Message + Default> CallBuilder<'a, Req, Res> {
     /// # Errors
     /// The status with which the call ended, after all retries. UNAVAILABLE also says that no server could be reached.
     pub fn send(self, request: &Req) -> Result<Res, Status> {
-        self.send_for_response(request)
-            .map(|response| response.message)
+        Ok(self.send_for_response(request)?.message)
     }
 
     /// As [`CallBuilder::send`]; returns the metadata as well.
@@ -176,10 +177,7 @@ impl<'a, Req: Message, Res: Message + Default> CallBuilder<'a, Req, Res> {
             Header::new(":authority", self.shared.authority.clone()),
             Header::new("te", "trailers"),
             Header::new("content-type", "application/grpc"),
-            Header::new(
-                "user-agent",
-                concat!("tbd-grpc/", env!("CARGO_PKG_VERSION")),
-            ),
+            Header::new("user-agent", USER_AGENT),
             Header::new("grpc-accept-encoding", ACCEPTED_ENCODINGS),
             Header::new("grpc-timeout", encode_timeout(deadline.remaining())),
         ];
@@ -187,10 +185,8 @@ impl<'a, Req: Message, Res: Message + Default> CallBuilder<'a, Req, Res> {
             headers.push(Header::new("grpc-encoding", "gzip"));
         }
         if previous_attempts > 0 {
-            headers.push(Header::new(
-                "grpc-previous-rpc-attempts",
-                previous_attempts.to_string(),
-            ));
+            let attempts = previous_attempts.to_string();
+            headers.push(Header::new("grpc-previous-rpc-attempts", attempts));
         }
         self.metadata.append_to(&mut headers);
         headers

@@ -1,14 +1,4 @@
 //! The client: a channel is a pool of connections, and calls on it block the calling thread.
-//!
-//! | File | What it holds |
-//! | --- | --- |
-//! | `mod` | the channel |
-//! | `call` | a call before it is sent, and its attempts |
-//! | `response` | a call under way |
-//! | `pool` | addresses and connections |
-//! | `side` | the reading thread: from a response to its caller |
-//! | `retry` | which calls are tried again |
-//! | `config` | limits and timeouts |
 
 mod call;
 mod config;

@@ -115,10 +115,8 @@ impl Pool {
                 Look::Failed(_, until) | Look::Wait(until) => until,
             };
             if deadline.is_past() {
-                return Err(Status::new(
-                    Code::DeadlineExceeded,
-                    "no connection before the deadline",
-                ));
+                let text = "no connection before the deadline";
+                return Err(Status::new(Code::DeadlineExceeded, text));
             }
             let until = until.map_or(deadline, |until| deadline.earlier_of(Deadline::at(until)));
             let waited = self.changed.wait_timeout(state, until.remaining());
@@ -181,10 +179,7 @@ impl Pool {
                 server.connection = Connection::Connecting;
                 state.keep(thread);
             }
-            Err(error) => server.fail(
-                &self.config,
-                Status::new(Code::Unavailable, format!("no thread: {error}")),
-            ),
+            Err(error) => server.fail(&self.config, no_thread(&error)),
         }
     }
 
@@ -193,57 +188,41 @@ impl Pool {
         let link = match self.dial(address, name) {
             Ok(link) => link,
             Err(error) => {
-                let status = Status::new(
-                    Code::Unavailable,
-                    format!("cannot connect to {name} ({address}): {error}"),
-                );
-                return self.failed(address, status);
+                let text = format!("cannot connect to {name} ({address}): {error}");
+                return self.failed(address, Status::unavailable(text));
             }
         };
-        let is_closed = {
-            let mut state = lock(&self.state);
-            state.links.push(Arc::clone(&link));
-            state.is_closed
-        };
-        if is_closed {
+        let mut state = lock(&self.state);
+        state.links.push(Arc::clone(&link));
+        if state.is_closed {
             link.shut_down();
         }
-        let mut side = ClientSide::new(Arc::clone(&self), address);
+        drop(state);
+        let mut side = ClientSide::new(Arc::clone(&link), Arc::clone(&self), address);
         let reason = link.run(&mut side);
         lock(&self.state)
             .links
             .retain(|other| !Arc::ptr_eq(other, &link));
         if !side.was_ready() {
-            let status = Status::new(
-                Code::Unavailable,
-                format!("{name} ({address}): {}", reason.message()),
-            );
-            self.failed(address, status);
+            let text = format!("{name} ({address}): {}", reason.message());
+            self.failed(address, Status::unavailable(text));
         }
     }
 
     fn dial(&self, address: SocketAddr, name: &str) -> io::Result<Arc<Link>> {
         let socket = TcpStream::connect_timeout(&address, self.config.connect_timeout)?;
-        Link::new(
-            socket,
-            self.transport(name)?,
-            Role::Client,
-            self.config.link(),
-        )
+        let config = self.config.connection.clone();
+        Link::new(socket, self.transport(name)?, Role::Client, config)
     }
 
-    #[cfg(feature = "tls")]
+    #[cfg_attr(not(feature = "tls"), expect(unused_variables))]
     fn transport(&self, name: &str) -> io::Result<Transport> {
-        let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        match &self.target.tls {
-            Some(tls) => tls.session(host).map(Transport::tls),
-            None => Ok(Transport::Plain),
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.target.tls {
+            let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            return tls.session(host).map(Transport::tls);
         }
-    }
-
-    #[cfg(not(feature = "tls"))]
-    fn transport(&self, _name: &str) -> io::Result<Transport> {
         Ok(Transport::Plain)
     }
 
@@ -263,35 +242,32 @@ impl Pool {
 
     /// A connection takes no more calls: the next one gets another.
     pub(super) fn retire(&self, address: SocketAddr, link: &Arc<Link>) {
-        let mut state = lock(&self.state);
-        if let Some(server) = state.find(address)
-            && matches!(&server.connection, Connection::Ready(current) if Arc::ptr_eq(current, link))
-        {
-            server.connection = Connection::Idle;
-        }
-        drop(state);
-        self.notify();
+        self.change(address, |server| {
+            if matches!(&server.connection, Connection::Ready(current) if Arc::ptr_eq(current, link))
+            {
+                server.connection = Connection::Idle;
+            }
+        });
     }
 
     /// A server said GOAWAY before it had a call. It is asked again, but not at once and for ever.
     pub(super) fn ended_early(&self, address: SocketAddr) {
-        let mut state = lock(&self.state);
-        if let Some(server) = state.find(address) {
-            server.failures += 1;
-            let until = Instant::now() + self.config.reconnect.pause(server.failures);
+        self.change(address, |server| {
+            let until = server.next_attempt(&self.config);
             server.connection = Connection::Paused { until };
-        }
-        drop(state);
-        self.notify();
+        });
     }
 
     fn failed(&self, address: SocketAddr, status: Status) {
         log::debug!("{status}");
-        let mut state = lock(&self.state);
-        if let Some(server) = state.find(address) {
-            server.fail(&self.config, status);
+        self.change(address, |server| server.fail(&self.config, status));
+    }
+
+    /// Changes what is known of an address, if the name still has it.
+    fn change(&self, address: SocketAddr, change: impl FnOnce(&mut Server)) {
+        if let Some(server) = lock(&self.state).find(address) {
+            change(server);
         }
-        drop(state);
         self.notify();
     }
 
@@ -313,17 +289,15 @@ impl Pool {
             return;
         }
         let pool = Arc::clone(self);
-        match thread::Builder::new()
-            .name("grpc-resolver".to_owned())
-            .spawn(move || pool.resolve())
-        {
+        let thread = thread::Builder::new().name("grpc-resolver".to_owned());
+        match thread.spawn(move || pool.resolve()) {
             Ok(thread) => {
                 state.is_resolving = true;
                 state.keep(thread);
             }
             Err(error) => {
-                let status = Status::new(Code::Unavailable, format!("no thread: {error}"));
-                state.resolve_error = Some((status, now + self.config.reconnect.initial));
+                let until = now + self.config.reconnect.initial;
+                state.resolve_error = Some((no_thread(&error), until));
             }
         }
     }
@@ -345,7 +319,7 @@ impl Pool {
             state.resolve_failures += 1;
             let reason = error.unwrap_or_else(|| "the name has no address".to_owned());
             let until = now + self.config.reconnect.pause(state.resolve_failures);
-            state.resolve_error = Some((Status::new(Code::Unavailable, reason), until));
+            state.resolve_error = Some((Status::unavailable(reason), until));
         } else {
             (state.resolve_failures, state.resolve_error) = (0, None);
             state.replace_servers(&found);
@@ -372,9 +346,8 @@ impl Pool {
 
 impl PoolState {
     fn find(&mut self, address: SocketAddr) -> Option<&mut Server> {
-        self.servers
-            .iter_mut()
-            .find(|server| server.address == address)
+        let mut servers = self.servers.iter_mut();
+        servers.find(|server| server.address == address)
     }
 
     /// Keeps a thread until the channel ends, and forgets those that have ended.
@@ -409,10 +382,19 @@ impl PoolState {
     }
 }
 
+fn no_thread(error: &io::Error) -> Status {
+    Status::unavailable(format!("no thread: {error}"))
+}
+
 impl Server {
     fn fail(&mut self, config: &ChannelConfig, status: Status) {
-        self.failures += 1;
-        let until = Instant::now() + config.reconnect.pause(self.failures);
+        let until = self.next_attempt(config);
         self.connection = Connection::Failed { until, status };
+    }
+
+    /// Counts a failure; when to try again.
+    fn next_attempt(&mut self, config: &ChannelConfig) -> Instant {
+        self.failures += 1;
+        Instant::now() + config.reconnect.pause(self.failures)
     }
 }

@@ -12,7 +12,7 @@ use super::call::Failure;
 use crate::code::Code;
 use crate::h2::{ErrorCode, find};
 use crate::hpack::Header;
-use crate::link::{End, Link};
+use crate::link::{End, Link, late};
 use crate::message::{self, Encoding};
 use crate::metadata::Metadata;
 use crate::status::Status;
@@ -44,10 +44,10 @@ struct Stream {
 impl Stream {
     /// A server resets a stream whose deadline has passed, which looks like a cancellation.
     fn late_or(&self, status: Status) -> Status {
-        if status.code() == Code::Cancelled && self.deadline.is_past() {
-            return Status::new(Code::DeadlineExceeded, "the deadline has passed");
+        match status.code() == Code::Cancelled && self.deadline.is_past() {
+            true => late(),
+            false => status,
         }
-        status
     }
 }
 
@@ -79,17 +79,6 @@ impl<Req: Message> Sending<Req> {
         stream.link.send(stream.id, message, false, stream.deadline)
     }
 
-    /// As [`Sending::send`], compressed or not whatever the call says. Compressed messages need
-    /// [`CallBuilder::gzip`](super::CallBuilder::gzip).
-    ///
-    /// # Errors
-    /// As [`Sending::send`].
-    pub fn send_as(&mut self, message: &Req, is_compressed: bool) -> Result<(), Status> {
-        let stream = &self.stream;
-        let message = message::encode(message, self.gzip && is_compressed)?;
-        stream.link.send(stream.id, message, false, stream.deadline)
-    }
-
     /// Ends the request.
     pub fn finish(mut self) {
         self.is_finished = true;
@@ -116,7 +105,7 @@ pub struct Receiving<Res> {
 
 /// What the response's header list says.
 #[derive(Debug)]
-struct Head {
+pub(super) struct Head {
     metadata: Metadata,
     encoding: Encoding,
 }
@@ -153,42 +142,30 @@ impl<Res: Message + Default> Receiving<Res> {
     }
 
     /// Waits for the header list. A status instead of one is an early failure.
-    pub(super) fn begin(&mut self) -> Result<(), Failure> {
-        let begun = self.read_begin();
-        begun.map_err(|failure| Failure {
-            status: self.stream.late_or(failure.status),
-            ..failure
-        })
+    pub(super) fn begin(&mut self) -> Result<&Head, Failure> {
+        if self.head.is_none() {
+            let head = self.read_head();
+            let early = |status| Failure::early(self.stream.late_or(status));
+            self.head = Some(head.map_err(early)?);
+        }
+        let missing = || Failure::early(no_head());
+        self.head.as_ref().ok_or_else(missing)
     }
 
-    fn read_begin(&mut self) -> Result<(), Failure> {
-        if self.head.is_some() {
-            return Ok(());
-        }
+    fn read_head(&mut self) -> Result<Head, Status> {
         let stream = &self.stream;
-        let (head, end) = stream
-            .link
-            .wait_for_head(stream.id, stream.deadline, |exchange| {
-                (exchange.head.clone(), exchange.end.clone())
-            })
-            .map_err(Failure::early)?;
+        let (head, end) = stream.link.wait_for_head(stream.id, stream.deadline)?;
         let Some(head) = head else {
-            let failure = end.as_ref().and_then(End::failure);
-            let missing = || Status::new(Code::Internal, "the response has no header list");
-            return Err(Failure::early(
-                failure
-                    .unwrap_or_else(missing)
-                    .seen_unless_refused(end.as_ref()),
-            ));
+            let failure = end.as_ref().and_then(End::failure).unwrap_or_else(no_head);
+            return Err(failure.seen_unless_refused(end.as_ref()));
         };
         if find(&head, "grpc-status").is_some()
             && let Some(status) = Status::from_trailers(&head)
         {
             self.trailers = Some(status.metadata().clone());
-            return Err(Failure::early(status));
+            return Err(status);
         }
-        self.head = Some(read_head(&head).map_err(Failure::early)?);
-        Ok(())
+        Head::read(&head)
     }
 
     /// The metadata before the response. Blocks until it comes, at most until the deadline.
@@ -196,12 +173,8 @@ impl<Res: Message + Default> Receiving<Res> {
     /// # Errors
     /// The status of a call that ends without a response.
     pub fn headers(&mut self) -> Result<&Metadata, Status> {
-        self.begin().map_err(|failure| failure.status)?;
-        let missing = || Status::new(Code::Internal, "the response has no header list");
-        self.head
-            .as_ref()
-            .map(|head| &head.metadata)
-            .ok_or_else(missing)
+        let head = self.begin().map_err(|failure| failure.status)?;
+        Ok(&head.metadata)
     }
 
     /// The next message; None when the call has ended well. Blocks until it comes, at most until the deadline.
@@ -209,8 +182,8 @@ impl<Res: Message + Default> Receiving<Res> {
     /// # Errors
     /// The status with which the call ended.
     pub fn next_message(&mut self) -> Result<Option<Res>, Status> {
-        self.next_with_flag()
-            .map(|next| next.map(|(message, _)| message))
+        let next = self.next_with_flag()?;
+        Ok(next.map(|(message, _)| message))
     }
 
     /// As [`Receiving::next_message`]; says whether the message came compressed.
@@ -226,26 +199,21 @@ impl<Res: Message + Default> Receiving<Res> {
         if self.trailers.is_some() {
             return Ok(None);
         }
-        self.begin().map_err(|failure| failure.status)?;
+        let head = self.begin().map_err(|failure| failure.status)?;
+        let encoding = head.encoding;
         let stream = &self.stream;
         if let Some(received) = stream.link.receive(stream.id, stream.deadline)? {
-            let encoding = self
-                .head
-                .as_ref()
-                .map_or(Encoding::Identity, |head| head.encoding);
             let is_compressed = received.is_compressed;
-            let message =
-                message::decode(received, encoding, stream.link.config.message_bytes_max)?;
+            let bytes_max = stream.link.config.message_bytes_max;
+            let message = message::decode(received, encoding, bytes_max)?;
             return Ok(Some((message, is_compressed)));
         }
         let end = stream.link.wait_for_end(stream.id, stream.deadline)?;
-        let trailers = match end {
-            End::Trailers(trailers) => trailers,
-            other => {
-                return Err(other
-                    .failure()
-                    .unwrap_or_else(|| Status::new(Code::Unknown, "")));
-            }
+        if let Some(failure) = end.failure() {
+            return Err(failure);
+        }
+        let End::Trailers(trailers) = end else {
+            return Ok(None);
         };
         self.trailers = Some(Metadata::from_headers(&trailers));
         Status::from_trailers(&trailers).map_or(Ok(None), Err)
@@ -268,21 +236,17 @@ impl<Res: Message + Default> Receiving<Res> {
 
     pub(super) fn read_only(&mut self) -> Result<Response<Res>, Failure> {
         self.begin()?;
-        let odd = |text| Failure::late(Status::new(Code::Internal, text));
+        let odd = |text| Failure::late(Status::internal(text));
         let Some((message, is_compressed)) = self.next_with_flag().map_err(Failure::late)? else {
             return Err(odd("the response has no message"));
         };
         if self.next_with_flag().map_err(Failure::late)?.is_some() {
             return Err(odd("the response has several messages"));
         }
-        let headers = self
-            .head
-            .take()
-            .map(|head| head.metadata)
-            .unwrap_or_default();
+        let head = self.head.take();
         Ok(Response {
             message,
-            headers,
+            headers: head.map(|head| head.metadata).unwrap_or_default(),
             trailers: self.trailers.take().unwrap_or_default(),
             is_compressed,
         })
@@ -329,24 +293,28 @@ impl Canceller {
     }
 }
 
-fn read_head(head: &[Header]) -> Result<Head, Status> {
-    let http_status = find(head, ":status").unwrap_or_default();
-    if http_status != b"200" {
-        let text = format!("HTTP status {}", http_status.escape_ascii());
-        return Err(Status::new(Code::from_http(http_status), text));
+impl Head {
+    fn read(list: &[Header]) -> Result<Self, Status> {
+        let http_status = find(list, ":status").unwrap_or_default();
+        if http_status != b"200" {
+            let text = format!("HTTP status {}", http_status.escape_ascii());
+            return Err(Status::new(Code::from_http(http_status), text));
+        }
+        let content_type = find(list, "content-type").unwrap_or_default();
+        if !content_type.starts_with(b"application/grpc") {
+            let content_type = content_type.escape_ascii();
+            let text = format!("the response's content type is {content_type}");
+            return Err(Status::new(Code::Unknown, text));
+        }
+        let encoding = Encoding::from_header(find(list, "grpc-encoding"))
+            .map_err(|status| Status::internal(status.message()))?;
+        Ok(Self {
+            metadata: Metadata::from_headers(list),
+            encoding,
+        })
     }
-    let content_type = find(head, "content-type").unwrap_or_default();
-    if !content_type.starts_with(b"application/grpc") {
-        let text = format!(
-            "the response's content type is {}",
-            content_type.escape_ascii()
-        );
-        return Err(Status::new(Code::Unknown, text));
-    }
-    let encoding = Encoding::from_header(find(head, "grpc-encoding"))
-        .map_err(|status| Status::new(Code::Internal, status.message()))?;
-    Ok(Head {
-        metadata: Metadata::from_headers(head),
-        encoding,
-    })
+}
+
+fn no_head() -> Status {
+    Status::internal("the response has no header list")
 }

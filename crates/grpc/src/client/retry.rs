@@ -110,32 +110,14 @@ impl Attempts {
     ) -> Option<Duration> {
         let policy = policy.filter(|policy| policy.codes.contains(&status.code()))?;
         self.failed += 1;
-        let pushback = pushback(status);
-        // A server that says "not again" counts as a failure, too.
-        let is_allowed = throttle.failed() && is_early && self.failed < policy.attempts_max;
-        match pushback {
-            _ if !is_allowed => None,
-            Pushback::None => Some(policy.backoff.pause(self.failed)),
-            Pushback::Wait(pause) => Some(pause),
-            Pushback::Stop => None,
+        if !throttle.failed() || !is_early || self.failed >= policy.attempts_max {
+            return None;
         }
-    }
-}
-
-/// What the server says about a retry, in `grpc-retry-pushback-ms`.
-#[derive(Debug, PartialEq, Eq)]
-enum Pushback {
-    None,
-    Wait(Duration),
-    Stop,
-}
-
-fn pushback(status: &Status) -> Pushback {
-    match status.pushback_text() {
-        None => Pushback::None,
-        Some(text) => text.parse().map_or(Pushback::Stop, |millis| {
-            Pushback::Wait(Duration::from_millis(millis))
-        }),
+        match status.pushback_text() {
+            None => Some(policy.backoff.pause(self.failed)),
+            // What is no number of milliseconds forbids a retry.
+            Some(text) => text.parse().ok().map(Duration::from_millis),
+        }
     }
 }
 

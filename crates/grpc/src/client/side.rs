@@ -10,8 +10,9 @@ use crate::link::{End, Link, LinkState, Side};
 
 /// The client's part of a connection's reading thread.
 pub(super) struct ClientSide {
-    pub(super) pool: Arc<Pool>,
-    pub(super) address: SocketAddr,
+    link: Arc<Link>,
+    pool: Arc<Pool>,
+    address: SocketAddr,
     /// What the pool knows.
     known: Known,
 }
@@ -24,8 +25,9 @@ enum Known {
 }
 
 impl ClientSide {
-    pub(super) fn new(pool: Arc<Pool>, address: SocketAddr) -> Self {
+    pub(super) fn new(link: Arc<Link>, pool: Arc<Pool>, address: SocketAddr) -> Self {
         Self {
+            link,
             pool,
             address,
             known: Known::Nothing,
@@ -38,14 +40,7 @@ impl ClientSide {
 }
 
 impl Side for ClientSide {
-    fn headers(
-        &mut self,
-        _link: &Arc<Link>,
-        state: &mut LinkState,
-        id: u32,
-        headers: Vec<Header>,
-        is_end: bool,
-    ) {
+    fn headers(&mut self, state: &mut LinkState, id: u32, headers: Vec<Header>, is_end: bool) {
         let Some(exchange) = state.exchanges.get_mut(&id) else {
             return; // the caller has gone
         };
@@ -53,11 +48,11 @@ impl Side for ClientSide {
         if is_end {
             exchange.finish(End::Trailers(headers));
         } else {
-            exchange.changed.notify_all();
+            exchange.notify();
         }
     }
 
-    fn progress(&mut self, _link: &Arc<Link>, state: &mut LinkState, id: u32) {
+    fn progress(&mut self, state: &mut LinkState, id: u32) {
         // A stream that failed here is of no use to the server either.
         let exchange = state.exchanges.get(&id);
         if exchange.is_some_and(|exchange| matches!(exchange.end, Some(End::Failed(_)))) {
@@ -67,23 +62,27 @@ impl Side for ClientSide {
 
     fn due(&mut self, _state: &mut LinkState, _id: u32) {}
 
-    fn unlocked(&mut self, link: &Arc<Link>) {
+    fn unlocked(&mut self) {
         let (is_ready, is_over, has_room) = {
-            let mut state = link.lock();
+            let mut state = self.link.lock();
             let is_over = state.closed.is_some() || state.is_going_away();
             (state.h2.is_ready(), is_over, state.take_new_room())
         };
-        if is_ready && !is_over && self.known == Known::Nothing {
-            self.known = Known::Ready;
-            self.pool.ready(self.address, link);
-        } else if is_ready && is_over && self.known == Known::Nothing {
-            self.known = Known::Retired;
-            self.pool.ended_early(self.address);
-        } else if is_over && self.known == Known::Ready {
-            self.known = Known::Retired;
-            self.pool.retire(self.address, link);
-        } else if has_room {
-            self.pool.notify();
+        match self.known {
+            Known::Nothing if is_ready && !is_over => {
+                self.known = Known::Ready;
+                self.pool.ready(self.address, &self.link);
+            }
+            Known::Nothing if is_ready => {
+                self.known = Known::Retired;
+                self.pool.ended_early(self.address);
+            }
+            Known::Ready if is_over => {
+                self.known = Known::Retired;
+                self.pool.retire(self.address, &self.link);
+            }
+            _ if has_room => self.pool.notify(),
+            _ => {}
         }
     }
 }

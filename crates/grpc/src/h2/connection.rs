@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 
 use super::error::{ActionError, ConnectionError, ErrorCode};
-use super::frame::{self, DEFAULT_PAYLOAD_BYTES, PREFACE, kind, setting};
+use super::frame::{self, PREFACE, kind, setting};
 use super::heads::PartialBlock;
 use super::limits::{Allowance, Limits};
 use super::stream::{Event, Outgoing, RecentlyReset, Stream};
@@ -41,7 +41,6 @@ pub(super) enum Handshake {
 pub(super) struct PeerSettings {
     pub(super) concurrent_streams_max: u32,
     pub(super) initial_window: i64,
-    pub(super) payload_bytes_max: usize,
     pub(super) header_list_bytes_max: usize,
 }
 
@@ -60,7 +59,7 @@ pub struct Connection {
     /// The highest stream that the peer opened.
     pub(super) last_peer_stream: u32,
     /// The number of the next stream that we open.
-    next_stream: u32,
+    pub(super) next_stream: u32,
     /// The last stream that the other end works on, when it said GOAWAY.
     pub(super) peer_goaway: Option<u32>,
     /// The last stream that we work on, when we said GOAWAY.
@@ -80,6 +79,8 @@ pub struct Connection {
     pub(super) partial_frame: Vec<u8>,
     /// A header block whose CONTINUATION frames have not all come.
     pub(super) partial_block: Option<PartialBlock>,
+    /// Room for a header block on its way out.
+    block: Vec<u8>,
     pub(super) control_frames: Allowance,
     pub(super) resets: Allowance,
 
@@ -91,7 +92,13 @@ pub struct Connection {
 
 impl Connection {
     /// A connection in `role`. Its output holds the preface and SETTINGS already.
-    pub fn new(role: Role, limits: Limits) -> Self {
+    pub fn new(role: Role, mut limits: Limits) -> Self {
+        for window in [
+            &mut limits.stream_window_bytes,
+            &mut limits.connection_window_bytes,
+        ] {
+            *window = (*window).max(DEFAULT_WINDOW_BYTES);
+        }
         let (handshake, next_stream) = match role {
             Role::Server => (Handshake::Preface(0), 2),
             Role::Client => (Handshake::Settings, 1),
@@ -103,7 +110,6 @@ impl Connection {
                 // Until the peer speaks: what RFC 9113, section 6.5.2, recommends as the least.
                 concurrent_streams_max: 100,
                 initial_window: DEFAULT_WINDOW_BYTES.into(),
-                payload_bytes_max: DEFAULT_PAYLOAD_BYTES,
                 header_list_bytes_max: usize::MAX,
             },
             decoder: Decoder::new(limits.header_table_bytes_max),
@@ -114,10 +120,7 @@ impl Connection {
             next_stream,
             peer_goaway: None,
             our_goaway: None,
-            receive_window: limits
-                .connection_window_bytes
-                .max(DEFAULT_WINDOW_BYTES)
-                .into(),
+            receive_window: limits.connection_window_bytes.into(),
             queued_bytes_total: 0,
             received: 0,
             send_window: DEFAULT_WINDOW_BYTES.into(),
@@ -125,6 +128,7 @@ impl Connection {
             blocked: VecDeque::new(),
             partial_frame: Vec::new(),
             partial_block: None,
+            block: Vec::new(),
             control_frames: Allowance::new(
                 limits.control_frames_burst,
                 limits.control_frames_per_second,
@@ -136,10 +140,6 @@ impl Connection {
             error: None,
             limits,
         };
-        connection.limits.stream_window_bytes = connection
-            .limits
-            .stream_window_bytes
-            .max(DEFAULT_WINDOW_BYTES);
         connection.put_preface();
         connection
     }
@@ -148,51 +148,39 @@ impl Connection {
         if self.role == Role::Client {
             self.output.extend_from_slice(PREFACE);
         }
+        let limits = &self.limits;
         let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-        let mut settings = vec![
-            (
-                setting::HEADER_TABLE_SIZE,
-                number(self.limits.header_table_bytes_max),
-            ),
-            (
-                setting::INITIAL_WINDOW_SIZE,
-                self.limits.stream_window_bytes,
-            ),
-            (
-                setting::MAX_HEADER_LIST_SIZE,
-                number(self.limits.header_list_bytes_max),
-            ),
+        let table = number(limits.header_table_bytes_max);
+        let list = number(limits.header_list_bytes_max);
+        let (window, streams) = (limits.stream_window_bytes, limits.concurrent_streams_max);
+        let settings = [
+            (setting::HEADER_TABLE_SIZE, table),
+            (setting::INITIAL_WINDOW_SIZE, window),
+            (setting::MAX_HEADER_LIST_SIZE, list),
+            match self.role {
+                Role::Client => (setting::ENABLE_PUSH, 0),
+                Role::Server => (setting::MAX_CONCURRENT_STREAMS, streams),
+            },
         ];
-        settings.push(match self.role {
-            Role::Client => (setting::ENABLE_PUSH, 0),
-            Role::Server => (
-                setting::MAX_CONCURRENT_STREAMS,
-                self.limits.concurrent_streams_max,
-            ),
-        });
+        let more = limits.connection_window_bytes - DEFAULT_WINDOW_BYTES;
         let mut payload = Vec::new();
         for (identifier, value) in settings {
             payload.extend_from_slice(&u16::to_be_bytes(identifier));
             payload.extend_from_slice(&u32::to_be_bytes(value));
         }
-        frame::put(&mut self.output, kind::SETTINGS, 0, 0, &payload);
-        let more = self
-            .limits
-            .connection_window_bytes
-            .saturating_sub(DEFAULT_WINDOW_BYTES);
+        self.put(kind::SETTINGS, 0, 0, &payload);
         if more > 0 {
             self.put_window_update(0, more);
         }
     }
 
+    /// Appends a frame to the output.
+    pub(super) fn put(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        frame::put(&mut self.output, kind, flags, stream, payload);
+    }
+
     pub(super) fn put_window_update(&mut self, stream: u32, by: u32) {
-        frame::put(
-            &mut self.output,
-            kind::WINDOW_UPDATE,
-            0,
-            stream,
-            &by.to_be_bytes(),
-        );
+        self.put(kind::WINDOW_UPDATE, 0, stream, &by.to_be_bytes());
     }
 
     /// The next thing that happened.
@@ -208,11 +196,6 @@ impl Connection {
     /// Whether the peer has finished its part of the handshake.
     pub fn is_ready(&self) -> bool {
         self.handshake == Handshake::Done
-    }
-
-    /// The number of the next stream that we open.
-    pub(super) fn next_stream(&self) -> u32 {
-        self.next_stream
     }
 
     /// Whether the last GOAWAY was said: from then on nothing new is accepted.
@@ -241,15 +224,14 @@ impl Connection {
     }
 
     fn openable(&self) -> Result<(), ActionError> {
-        let is_over =
-            self.error.is_some() || self.peer_goaway.is_some() || self.our_goaway.is_some();
+        let is_over = self.error.is_some() || self.is_going_away();
         if is_over || self.next_stream > LAST_STREAM {
             return Err(ActionError::NoMoreStreams);
         }
-        if self.streams.len() >= self.peer.concurrent_streams_max as usize {
-            return Err(ActionError::TooManyStreams);
+        match self.streams.len() >= self.peer.concurrent_streams_max as usize {
+            true => Err(ActionError::TooManyStreams),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Opens a stream with a request, the whole of it if `is_end`. Returns the stream's number.
@@ -270,23 +252,16 @@ impl Connection {
 
     fn check_size(&self, headers: &[Header]) -> Result<(), ActionError> {
         let size: usize = headers.iter().map(Header::size).sum();
-        if size > self.peer.header_list_bytes_max {
-            Err(ActionError::HeadersTooLarge)
-        } else {
-            Ok(())
+        match size > self.peer.header_list_bytes_max {
+            true => Err(ActionError::HeadersTooLarge),
+            false => Ok(()),
         }
     }
 
     pub(super) fn put_headers(&mut self, id: u32, headers: &[Header], is_end: bool) {
-        let mut block = Vec::new();
-        self.encoder.encode(headers, &mut block);
-        frame::put_block(
-            &mut self.output,
-            id,
-            &block,
-            is_end,
-            self.peer.payload_bytes_max,
-        );
+        self.block.clear();
+        self.encoder.encode(headers, &mut self.block);
+        frame::put_block(&mut self.output, id, &self.block, is_end);
         self.control_frames.earn(10);
     }
 
@@ -301,15 +276,10 @@ impl Connection {
     ///
     /// # Errors
     /// [`ActionError::StreamClosed`] and [`ActionError::HeadersTooLarge`].
-    pub fn respond(
-        &mut self,
-        id: u32,
-        headers: &[Header],
-        is_end: bool,
-    ) -> Result<(), ActionError> {
+    pub fn respond(&mut self, id: u32, list: &[Header], is_end: bool) -> Result<(), ActionError> {
         self.sending(id)?;
-        self.check_size(headers)?;
-        self.put_headers(id, headers, is_end);
+        self.check_size(list)?;
+        self.put_headers(id, list, is_end);
         if is_end {
             self.end_sent(id);
         }
@@ -349,9 +319,8 @@ impl Connection {
 
     /// Octets of data that wait to be sent on the stream; none for a closed one.
     pub fn queued_bytes(&self, id: u32) -> usize {
-        self.streams
-            .get(&id)
-            .map_or(0, |stream| stream.outgoing_bytes)
+        let stream = self.streams.get(&id);
+        stream.map_or(0, |stream| stream.outgoing_bytes)
     }
 
     /// Octets of data that wait to be sent on all streams.
@@ -373,13 +342,7 @@ impl Connection {
 
     pub(super) fn put_reset(&mut self, id: u32, code: ErrorCode) {
         self.recently_reset.insert(id);
-        frame::put(
-            &mut self.output,
-            kind::RST_STREAM,
-            0,
-            id,
-            &code.0.to_be_bytes(),
-        );
+        self.put(kind::RST_STREAM, 0, id, &code.0.to_be_bytes());
     }
 
     pub(super) fn remove(&mut self, id: u32) -> Option<Stream> {
@@ -396,19 +359,20 @@ impl Connection {
         Some(removed)
     }
 
+    /// The stream, if the peer may still send on it.
+    pub(super) fn receiving(&mut self, id: u32) -> Option<&mut Stream> {
+        let stream = self.streams.get_mut(&id);
+        stream.filter(|stream| stream.is_receiving)
+    }
+
     /// Tells that `bytes` octets of the stream's data need no memory any more, so that the peer may send as many again.
     pub fn consume(&mut self, id: u32, bytes: usize) {
         let half = self.limits.stream_window_bytes / 2;
-        let Some(stream) = self
-            .streams
-            .get_mut(&id)
-            .filter(|stream| stream.is_receiving)
-        else {
+        let Some(stream) = self.receiving(id) else {
             return;
         };
-        stream.consumed = stream
-            .consumed
-            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        stream.consumed = stream.consumed.saturating_add(bytes);
         if stream.consumed >= half {
             let by = std::mem::take(&mut stream.consumed);
             stream.receive_window += i64::from(by);
@@ -418,7 +382,7 @@ impl Connection {
 
     /// Sends a PING. The answer comes as [`Event::Pong`].
     pub fn ping(&mut self, payload: [u8; 8]) {
-        frame::put(&mut self.output, kind::PING, 0, 0, &payload);
+        self.put(kind::PING, 0, 0, &payload);
     }
 
     /// Says GOAWAY before the last stream is known: the peer opens no more, while those on their way are still answered
@@ -441,6 +405,6 @@ impl Connection {
         let mut payload = last.to_be_bytes().to_vec();
         payload.extend_from_slice(&code.0.to_be_bytes());
         payload.extend_from_slice(reason.as_bytes());
-        frame::put(&mut self.output, kind::GOAWAY, 0, 0, &payload);
+        self.put(kind::GOAWAY, 0, 0, &payload);
     }
 }

@@ -75,6 +75,12 @@ pub struct ConnectionError {
     pub reason: &'static str,
 }
 
+impl ConnectionError {
+    pub(super) fn new(code: ErrorCode, reason: &'static str) -> Self {
+        Self { code, reason }
+    }
+}
+
 /// Why an action on a stream came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -100,8 +106,14 @@ pub(super) enum Violation {
     Stream(u32, ErrorCode),
 }
 
+impl From<ConnectionError> for Violation {
+    fn from(error: ConnectionError) -> Self {
+        Self::Connection(error)
+    }
+}
+
 pub(super) fn connection_error(code: ErrorCode, reason: &'static str) -> Violation {
-    Violation::Connection(ConnectionError { code, reason })
+    ConnectionError::new(code, reason).into()
 }
 
 pub(super) fn protocol_error(reason: &'static str) -> Violation {

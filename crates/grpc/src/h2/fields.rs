@@ -16,17 +16,15 @@ pub(super) enum ListKind {
 
 /// The value of the header `name`, the first one if there are several.
 pub fn find<'a>(headers: &'a [Header], name: &str) -> Option<&'a [u8]> {
-    headers
-        .iter()
-        .find(|header| header.name == name.as_bytes())
-        .map(|header| &header.value[..])
+    let mut headers = headers.iter();
+    let header = headers.find(|header| header.name == name)?;
+    Some(&header.value)
 }
 
 /// Checks a list, and returns what its content-length says.
 pub(super) fn check(kind: ListKind, headers: &[Header]) -> Result<Option<u64>, Malformed> {
-    let regular = headers
-        .iter()
-        .position(|header| header.name.first() != Some(&b':'));
+    let mut names = headers.iter().map(|header| &header.name);
+    let regular = names.position(|name| !name.starts_with(b":"));
     let (pseudo, regular) = headers.split_at(regular.unwrap_or(headers.len()));
     check_pseudo(kind, pseudo)?;
     let mut content_length = None;
@@ -51,9 +49,8 @@ fn check_pseudo(kind: ListKind, pseudo: &[Header]) -> Result<(), Malformed> {
         ListKind::Trailers => &[],
     };
     for (position, header) in pseudo.iter().enumerate() {
-        let is_repeated = pseudo[..position]
-            .iter()
-            .any(|before| before.name == header.name);
+        let mut before = pseudo[..position].iter();
+        let is_repeated = before.any(|before| before.name == header.name);
         if is_repeated || !known.contains(&&header.name[..]) || !is_value(&header.value) {
             return Err(Malformed);
         }
@@ -79,12 +76,10 @@ fn check_request_line(pseudo: &[Header]) -> Result<(), Malformed> {
 }
 
 /// The status of a response: three digits.
-pub(super) fn status(headers: &[Header]) -> Result<u16, Malformed> {
+pub(super) fn status(headers: &[Header]) -> Result<u64, Malformed> {
     let value = find(headers, ":status").ok_or(Malformed)?;
-    match value {
-        [b'1'..=b'9', b'0'..=b'9', b'0'..=b'9'] => Ok(value
-            .iter()
-            .fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'))),
+    match decimal(value)? {
+        status @ 100.. if value.len() == 3 => Ok(status),
         _ => Err(Malformed),
     }
 }
@@ -93,19 +88,15 @@ pub(super) fn status(headers: &[Header]) -> Result<u16, Malformed> {
 fn check_regular(header: &Header) -> Result<(), Malformed> {
     let name = &header.name[..];
     let is_forbidden = match name {
-        b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"upgrade" => {
-            true
-        }
+        b"connection" | b"keep-alive" | b"proxy-connection" => true,
+        b"transfer-encoding" | b"upgrade" => true,
         b"te" => header.value != "trailers",
         _ => false,
     };
-    let is_fine = !name.is_empty()
-        && name.iter().all(|octet| is_name_octet(*octet))
-        && is_value(&header.value);
-    if is_fine && !is_forbidden {
-        Ok(())
-    } else {
-        Err(Malformed)
+    let is_name = !name.is_empty() && name.iter().all(|octet| is_name_octet(*octet));
+    match is_name && !is_forbidden && is_value(&header.value) {
+        true => Ok(()),
+        false => Err(Malformed),
     }
 }
 
@@ -131,14 +122,14 @@ fn decimal(value: &[u8]) -> Result<u64, Malformed> {
 mod tests {
     use super::*;
 
-    fn list(headers: &[(&str, &str)]) -> Vec<Header> {
+    fn list(headers: &[(&'static str, &'static str)]) -> Vec<Header> {
         headers
             .iter()
             .map(|(name, value)| Header::new(*name, *value))
             .collect()
     }
 
-    fn request(more: &[(&str, &str)]) -> Result<Option<u64>, Malformed> {
+    fn request(more: &[(&'static str, &'static str)]) -> Result<Option<u64>, Malformed> {
         let head = [(":method", "POST"), (":scheme", "http"), (":path", "/")];
         check(ListKind::Request, &list(&[&head, more].concat()))
     }

@@ -1,11 +1,9 @@
 //! Header blocks in: CONTINUATION, decompression, and what the list is (RFC 9113, sections 4.3, 6.2, 6.10 and 8.1).
 
-use std::time::Instant;
-
 use super::connection::{Connection, Role};
 use super::error::{ErrorCode, Violation, connection_error, protocol_error};
 use super::fields::{self, ListKind};
-use super::frame::{self, FrameHeader, flag};
+use super::frame::{Frame, flag};
 use super::stream::{Event, Stream};
 use crate::hpack::{Header, ListSize};
 
@@ -21,96 +19,67 @@ pub(super) struct PartialBlock {
 }
 
 impl Connection {
-    pub(super) fn receive_headers(
-        &mut self,
-        header: FrameHeader,
-        payload: &[u8],
-        now: Instant,
-    ) -> Result<(), Violation> {
-        let id = header.stream;
+    pub(super) fn receive_headers(&mut self, frame: Frame<'_>) -> Result<(), Violation> {
+        let id = frame.stream;
         if id == 0 || (self.role == Role::Server && id.is_multiple_of(2)) {
-            return Err(protocol_error(
-                "HEADERS on a stream that a client cannot open",
-            ));
+            let reason = "HEADERS on a stream that a client cannot open";
+            return Err(protocol_error(reason));
         }
         if self.role == Role::Client && self.is_idle(id) {
             return Err(protocol_error("a response to no request"));
         }
-        let (fragment, dependency) = frame::without_priority(header, payload)?;
+        let (fragment, dependency) = frame.fragment()?;
         let block = PartialBlock {
             stream: id,
-            is_end: header.has(flag::END_STREAM),
+            is_end: frame.has(flag::END_STREAM),
             is_circular: dependency == Some(id),
             block: fragment.to_vec(),
             continuations: 0,
         };
-        self.add_to_block(block, header.has(flag::END_HEADERS), now)
+        self.add_to_block(block, frame.has(flag::END_HEADERS))
     }
 
-    pub(super) fn receive_continuation(
-        &mut self,
-        header: FrameHeader,
-        payload: &[u8],
-        now: Instant,
-    ) -> Result<(), Violation> {
+    pub(super) fn receive_continuation(&mut self, frame: Frame<'_>) -> Result<(), Violation> {
         let mut block = match self.partial_block.take() {
-            Some(block) if block.stream == header.stream => block,
+            Some(block) if block.stream == frame.stream => block,
             _ => return Err(protocol_error("CONTINUATION of no header block")),
         };
         block.continuations += 1;
-        block.block.extend_from_slice(payload);
-        self.add_to_block(block, header.has(flag::END_HEADERS), now)
+        block.block.extend_from_slice(frame.payload);
+        self.add_to_block(block, frame.has(flag::END_HEADERS))
     }
 
-    fn add_to_block(
-        &mut self,
-        block: PartialBlock,
-        is_whole: bool,
-        now: Instant,
-    ) -> Result<(), Violation> {
+    fn add_to_block(&mut self, block: PartialBlock, is_whole: bool) -> Result<(), Violation> {
         // What is longer than this cannot be a list within the limit, and reading it only costs.
         let is_too_long = block.block.len() > 2 * self.limits.header_list_bytes_max;
         if is_too_long || block.continuations > self.limits.continuation_frames_max {
-            return Err(connection_error(
-                ErrorCode::ENHANCE_YOUR_CALM,
-                "a header block is too long",
-            ));
+            let reason = "a header block is too long";
+            return Err(connection_error(ErrorCode::ENHANCE_YOUR_CALM, reason));
         }
         if is_whole {
-            return self.receive_block(block, now);
+            return self.receive_block(block);
         }
         self.partial_block = Some(block);
         Ok(())
     }
 
     /// Every block is decoded, also one for a stream that is refused: the tables have to stay equal.
-    fn receive_block(&mut self, block: PartialBlock, now: Instant) -> Result<(), Violation> {
-        let mut headers = Vec::new();
-        let size = self
-            .decoder
-            .decode(
-                &block.block,
-                self.limits.header_list_bytes_max,
-                &mut headers,
-            )
-            .map_err(|_| {
-                connection_error(
-                    ErrorCode::COMPRESSION_ERROR,
-                    "a header block cannot be decoded",
-                )
-            })?;
-        let id = block.stream;
-        let is_new = self.role == Role::Server && self.is_idle(id);
-        if is_new {
+    fn receive_block(&mut self, block: PartialBlock) -> Result<(), Violation> {
+        let (id, bytes_max) = (block.stream, self.limits.header_list_bytes_max);
+        let mut headers = Vec::with_capacity(16);
+        let decoded = self.decoder.decode(&block.block, bytes_max, &mut headers);
+        let Ok(size) = decoded else {
+            let reason = "a header block cannot be decoded";
+            return Err(connection_error(ErrorCode::COMPRESSION_ERROR, reason));
+        };
+        if self.role == Role::Server && self.is_idle(id) {
             self.accept(id)?;
         } else if !self.streams.contains_key(&id) {
             if self.recently_reset.contains(id) {
-                return self.charge(now).map_err(Violation::Connection);
+                return Ok(self.charge()?);
             }
-            return Err(connection_error(
-                ErrorCode::STREAM_CLOSED,
-                "HEADERS on a closed stream",
-            ));
+            let reason = "HEADERS on a closed stream";
+            return Err(connection_error(ErrorCode::STREAM_CLOSED, reason));
         }
         if block.is_circular {
             return Err(Violation::Stream(id, ErrorCode::PROTOCOL_ERROR));
@@ -133,12 +102,7 @@ impl Connection {
         Ok(())
     }
 
-    fn receive_list(
-        &mut self,
-        id: u32,
-        headers: Vec<Header>,
-        is_end: bool,
-    ) -> Result<(), Violation> {
+    fn receive_list(&mut self, id: u32, list: Vec<Header>, is_end: bool) -> Result<(), Violation> {
         let Some(stream) = self.streams.get_mut(&id) else {
             return Ok(());
         };
@@ -151,33 +115,32 @@ impl Connection {
             Role::Client => ListKind::Response,
         };
         let malformed = Violation::Stream(id, ErrorCode::PROTOCOL_ERROR);
-        let Ok(content_length) = fields::check(kind, &headers) else {
+        let Ok(content_length) = fields::check(kind, &list) else {
             return Err(malformed);
         };
-        if kind == ListKind::Response && fields::status(&headers).is_ok_and(|status| status < 200) {
+        if kind == ListKind::Response && fields::status(&list).is_ok_and(|status| status < 200) {
             return if is_end { Err(malformed) } else { Ok(()) };
         }
-        if kind == ListKind::Trailers {
-            if !is_end || !stream.count_content(0, true) {
-                return Err(malformed);
-            }
-            self.events.push_back(Event::Trailers {
-                stream: id,
-                headers,
-            });
-        } else {
+        let is_trailers = kind == ListKind::Trailers;
+        if !is_trailers {
             stream.has_head = true;
             stream.content_left = content_length;
-            if is_end && !stream.count_content(0, true) {
-                return Err(malformed);
-            }
             self.control_frames.earn(10);
-            self.events.push_back(Event::Headers {
-                stream: id,
-                headers,
-                is_end,
-            });
         }
+        if (is_trailers && !is_end) || (is_end && !stream.count_content(0, true)) {
+            return Err(malformed);
+        }
+        self.events.push_back(match is_trailers {
+            true => Event::Trailers {
+                stream: id,
+                headers: list,
+            },
+            false => Event::Headers {
+                stream: id,
+                headers: list,
+                is_end,
+            },
+        });
         if is_end {
             self.end_received(id);
         }

@@ -71,13 +71,15 @@ impl Allowance {
         }
     }
 
+    /// Adds what has come since the last time.
+    pub(super) fn refill(&mut self, now: Instant) {
+        let before = self.filled_at.replace(now).unwrap_or(now);
+        let seconds = now.saturating_duration_since(before).as_secs_f64();
+        self.left = (self.left + seconds * self.per_second).min(self.burst);
+    }
+
     /// Takes one; false when none is left.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
-        let since = self
-            .filled_at
-            .map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
-        self.filled_at = Some(now);
-        self.left = (self.left + since * self.per_second).min(self.burst);
+    pub(super) fn take(&mut self) -> bool {
         let is_left = self.left >= 1.0;
         if is_left {
             self.left -= 1.0;
@@ -99,11 +101,13 @@ mod tests {
     fn an_allowance_is_used_up_and_comes_back() {
         let start = Instant::now();
         let mut allowance = Allowance::new(2, 10);
-        assert!(allowance.take(start) && allowance.take(start));
-        assert!(!allowance.take(start));
-        assert!(allowance.take(start + Duration::from_millis(110)));
-        assert!(!allowance.take(start + Duration::from_millis(110)));
+        allowance.refill(start);
+        assert!(allowance.take() && allowance.take());
+        assert!(!allowance.take());
+        allowance.refill(start + Duration::from_millis(110));
+        assert!(allowance.take());
+        assert!(!allowance.take());
         allowance.earn(1);
-        assert!(allowance.take(start + Duration::from_millis(110)));
+        assert!(allowance.take());
     }
 }

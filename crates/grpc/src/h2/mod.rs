@@ -4,19 +4,6 @@
 //! clock: its driver hands in what was received and the time, and sends what [`Connection::output`] holds. The
 //! module knows nothing of gRPC.
 //!
-//! | File | What it holds |
-//! | --- | --- |
-//! | `connection` | the connection's state, and the actions |
-//! | `receive` | the way of a frame in: checks, and what each type does |
-//! | `settings` | the peer's settings |
-//! | `heads` | header blocks: CONTINUATION, decompression, requests, responses, trailers |
-//! | `send` | the way of data out: turns among streams, windows, trailers |
-//! | `stream` | one stream's state, and the events |
-//! | `frame` | frames as octets |
-//! | `fields` | which header lists are malformed |
-//! | `limits` | what a peer may ask of us |
-//! | `error` | error codes |
-//!
 //! # Guarantees
 //!
 //! - No octets make the connection panic, or take more memory than [`Limits`] allow.

@@ -2,7 +2,7 @@
 
 use super::connection::{Connection, Role};
 use super::error::ErrorCode;
-use super::frame::{self, kind};
+use super::frame::{self, PAYLOAD_BYTES_MAX, kind};
 use super::stream::{Outgoing, Stream};
 
 /// How much data a stream should have waiting: a caller with more waits for
@@ -24,6 +24,18 @@ impl Connection {
             self.take_turn(id);
         }
         &self.output
+    }
+
+    /// Takes the output, to send it while others use the connection. [`Connection::put_back`] has to follow.
+    pub fn take_output(&mut self) -> Vec<u8> {
+        let _ = self.output();
+        std::mem::take(&mut self.output)
+    }
+
+    /// Returns what was not sent of the output that was taken.
+    pub fn put_back(&mut self, mut unsent: Vec<u8>) {
+        unsent.append(&mut self.output);
+        self.output = unsent;
     }
 
     /// Octets of output that are made and not sent.
@@ -78,10 +90,8 @@ impl Connection {
             return self.end_sent(id);
         }
         let was_full = stream.outgoing_bytes >= SEND_BUFFER_BYTES;
-        let room = self.send_window.min(stream.send_window).max(0);
-        let room = usize::try_from(room)
-            .unwrap_or(0)
-            .min(self.peer.payload_bytes_max);
+        let room = self.send_window.min(stream.send_window);
+        let room = usize::try_from(room).unwrap_or(0).min(PAYLOAD_BYTES_MAX);
         let sent = put_data(stream, id, room, &mut self.output);
         self.send_window -= sent as i64;
         self.queued_bytes_total -= sent;

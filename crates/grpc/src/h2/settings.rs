@@ -2,33 +2,26 @@
 
 use super::connection::{Connection, Handshake, Role};
 use super::error::{ErrorCode, Violation, connection_error, protocol_error};
-use super::frame::{self, FrameHeader, flag, frame_size_error, kind, number, setting};
+use super::frame::{Frame, PAYLOAD_BYTES_MAX, flag, frame_size_error, kind, number, setting};
 use super::stream::{Event, WINDOW_MAX};
 
 impl Connection {
-    pub(super) fn receive_settings(
-        &mut self,
-        header: FrameHeader,
-        payload: &[u8],
-    ) -> Result<(), Violation> {
-        if header.stream != 0 {
+    pub(super) fn receive_settings(&mut self, frame: Frame<'_>) -> Result<(), Violation> {
+        if frame.stream != 0 {
             return Err(protocol_error("SETTINGS on a stream"));
         }
-        if header.has(flag::ACK) {
-            return if payload.is_empty() {
-                Ok(())
-            } else {
-                Err(frame_size_error())
-            };
-        }
-        if !payload.len().is_multiple_of(6) {
+        let length = frame.payload.len();
+        if !length.is_multiple_of(6) || (frame.has(flag::ACK) && length > 0) {
             return Err(frame_size_error());
         }
-        for entry in payload.chunks_exact(6) {
+        if frame.has(flag::ACK) {
+            return Ok(());
+        }
+        for entry in frame.payload.chunks_exact(6) {
             let identifier = u16::from_be_bytes([entry[0], entry[1]]);
             self.apply_setting(identifier, number(&entry[2..])?)?;
         }
-        frame::put(&mut self.output, kind::SETTINGS, flag::ACK, 0, &[]);
+        self.put(kind::SETTINGS, flag::ACK, 0, &[]);
         if self.handshake == Handshake::Settings {
             self.handshake = Handshake::Done;
             self.events.push_back(Event::Ready);
@@ -48,12 +41,8 @@ impl Connection {
                 self.events.push_back(Event::StreamsAvailable);
             }
             setting::INITIAL_WINDOW_SIZE => self.apply_initial_window(value)?,
-            setting::MAX_FRAME_SIZE if !(16_384..=16_777_215).contains(&value) => {
+            setting::MAX_FRAME_SIZE if !(PAYLOAD_BYTES_MAX..1 << 24).contains(&size) => {
                 return Err(protocol_error("SETTINGS_MAX_FRAME_SIZE has a wrong value"));
-            }
-            // Larger frames than everybody accepts would only make control frames wait.
-            setting::MAX_FRAME_SIZE => {
-                self.peer.payload_bytes_max = size.min(frame::DEFAULT_PAYLOAD_BYTES)
             }
             setting::MAX_HEADER_LIST_SIZE => self.peer.header_list_bytes_max = size,
             _ => {}
@@ -71,8 +60,10 @@ impl Connection {
         let by = value - std::mem::replace(&mut self.peer.initial_window, value);
         let ids: Vec<u32> = self.streams.keys().copied().collect();
         for id in ids {
-            if let Some(stream) = self.streams.get_mut(&id) {
-                stream.widen_send_window(by).map_err(|_| overflow())?;
+            if let Some(stream) = self.streams.get_mut(&id)
+                && !stream.widen_send_window(by)
+            {
+                return Err(overflow());
             }
             self.schedule(id);
         }

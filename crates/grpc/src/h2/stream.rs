@@ -18,7 +18,7 @@ pub(super) enum Outgoing {
 }
 
 /// The state of RFC 9113, section 5.1. Streams that are idle or closed have none.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Stream {
     /// Whether the peer may still send.
     pub(super) is_receiving: bool,
@@ -44,24 +44,13 @@ pub(super) struct Stream {
     pub(super) is_scheduled: bool,
 }
 
-/// A stream's send window would become larger than a window may be.
-#[derive(Debug)]
-pub(super) struct WindowOverflow;
-
 impl Stream {
     pub(super) fn new(receive_window: u32, send_window: i64) -> Self {
         Self {
             is_receiving: true,
-            has_head: false,
-            content_left: None,
             receive_window: receive_window.into(),
-            consumed: 0,
-            is_end_sent: false,
-            is_end_queued: false,
             send_window,
-            outgoing: VecDeque::new(),
-            outgoing_bytes: 0,
-            is_scheduled: false,
+            ..Self::default()
         }
     }
 
@@ -69,13 +58,10 @@ impl Stream {
         self.is_end_sent && !self.is_receiving
     }
 
-    pub(super) fn widen_send_window(&mut self, by: i64) -> Result<(), WindowOverflow> {
+    /// False when the window would become larger than a window may be.
+    pub(super) fn widen_send_window(&mut self, by: i64) -> bool {
         self.send_window += by;
-        if self.send_window > WINDOW_MAX {
-            Err(WindowOverflow)
-        } else {
-            Ok(())
-        }
+        self.send_window <= WINDOW_MAX
     }
 
     /// Counts `length` octets of content, the last ones if `is_end`; false when content-length said otherwise (RFC 9113,

@@ -62,10 +62,9 @@ impl Decoder {
                 headers.push(header);
             }
         }
-        Ok(if bytes <= list_bytes_max {
-            ListSize::Within
-        } else {
-            ListSize::Exceeded
+        Ok(match bytes <= list_bytes_max {
+            true => ListSize::Within,
+            false => ListSize::Exceeded,
         })
     }
 

@@ -33,9 +33,6 @@ const LENGTHS: [u8; SYMBOLS] = [
     26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
 ];
 
-/// The code of each symbol, in the low bits.
-const CODES: [u32; SYMBOLS] = codes();
-
 /// What decoding needs to know about the codes of one length.
 #[derive(Clone, Copy)]
 struct Row {
@@ -43,81 +40,55 @@ struct Row {
     end: u64,
     /// The first code of this length.
     first_code: u32,
-    /// Where the symbols of this length begin in [`ORDERED`].
+    /// Where the symbols of this length begin in [`Code::ordered`].
     first_symbol: usize,
 }
 
-const ROWS: [Row; LONGEST + 1] = rows();
-
-/// The symbols, ordered by their codes.
-const ORDERED: [u16; SYMBOLS] = ordered();
-
-const fn codes() -> [u32; SYMBOLS] {
-    let mut codes = [0; SYMBOLS];
-    let mut code = 0;
-    let mut length = 1;
-    while length <= LONGEST {
-        let mut symbol = 0;
-        while symbol < SYMBOLS {
-            if LENGTHS[symbol] as usize == length {
-                codes[symbol] = code;
-                code += 1;
-            }
-            symbol += 1;
-        }
-        code <<= 1;
-        length += 1;
-    }
-    codes
+/// What follows from the lengths.
+struct Code {
+    /// The code of each symbol, in the low bits.
+    codes: [u32; SYMBOLS],
+    /// The symbols, ordered by their codes.
+    ordered: [u16; SYMBOLS],
+    /// By the length of a code.
+    rows: [Row; LONGEST + 1],
 }
 
-const fn ordered() -> [u16; SYMBOLS] {
-    let mut ordered = [0; SYMBOLS];
-    let mut at = 0;
-    let mut length = 1;
+static CODE: Code = compute();
+
+const fn compute() -> Code {
+    const NONE: Row = Row {
+        end: 0,
+        first_code: 0,
+        first_symbol: 0,
+    };
+    let mut computed = Code {
+        codes: [0; SYMBOLS],
+        ordered: [0; SYMBOLS],
+        rows: [NONE; LONGEST + 1],
+    };
+    let (mut code, mut at, mut length) = (0_u32, 0, 1);
     while length <= LONGEST {
+        let (first_code, first_symbol) = (code, at);
         let mut symbol = 0;
         while symbol < SYMBOLS {
             if LENGTHS[symbol] as usize == length {
-                ordered[at] = symbol as u16;
+                computed.codes[symbol] = code;
+                computed.ordered[at] = symbol as u16;
+                code += 1;
                 at += 1;
             }
             symbol += 1;
         }
-        length += 1;
-    }
-    ordered
-}
-
-const fn rows() -> [Row; LONGEST + 1] {
-    let mut rows = [Row {
-        end: 0,
-        first_code: 0,
-        first_symbol: 0,
-    }; LONGEST + 1];
-    let mut code: u64 = 0;
-    let mut symbol = 0;
-    let mut length = 1;
-    while length <= LONGEST {
-        let first_code = code;
-        let first_symbol = symbol;
-        let mut candidate = 0;
-        while candidate < SYMBOLS {
-            if LENGTHS[candidate] as usize == length {
-                code += 1;
-                symbol += 1;
-            }
-            candidate += 1;
-        }
-        rows[length] = Row {
-            end: code << (32 - length),
-            first_code: first_code as u32,
+        computed.rows[length] = Row {
+            end: (code as u64) << (32 - length),
+            first_code,
             first_symbol,
         };
         code <<= 1;
         length += 1;
     }
-    rows
+    computed
 }
 
 /// Appends what `input` encodes to `output`.
@@ -157,13 +128,13 @@ pub(super) fn decode(input: &[u8], output: &mut Vec<u8>) -> Result<(), Error> {
 /// The symbol whose code begins the 32 bits of `window`, and the length of that code.
 fn first_symbol(window: u64) -> (u16, u32) {
     let mut length = SHORTEST as usize;
-    while length < LONGEST && window >= ROWS[length].end {
+    while length < LONGEST && window >= CODE.rows[length].end {
         length += 1;
     }
-    let row = &ROWS[length];
+    let row = &CODE.rows[length];
     let code = (window >> (32 - length)) as u32;
     let at = row.first_symbol + code.wrapping_sub(row.first_code) as usize;
-    (ORDERED.get(at).copied().unwrap_or(END), length as u32)
+    (CODE.ordered.get(at).copied().unwrap_or(END), length as u32)
 }
 
 /// The number of octets that [`encode`] makes of `input`.
@@ -181,7 +152,7 @@ pub(super) fn encode(input: &[u8], output: &mut Vec<u8>) {
     let mut bits: u32 = 0;
     for &octet in input {
         let length = u32::from(LENGTHS[usize::from(octet)]);
-        pending = pending << length | u64::from(CODES[usize::from(octet)]);
+        pending = pending << length | u64::from(CODE.codes[usize::from(octet)]);
         bits += length;
         while bits >= 8 {
             bits -= 8;
@@ -206,13 +177,13 @@ mod tests {
 
     #[test]
     fn the_computed_codes_are_those_of_appendix_b() {
-        assert_eq!(CODES[usize::from(b'0')], 0x0);
-        assert_eq!(CODES[usize::from(b' ')], 0x14);
-        assert_eq!(CODES[usize::from(b'~')], 0x1ffd);
-        assert_eq!(CODES[0], 0x1ff8);
-        assert_eq!(CODES[22], 0x3fff_fffe);
-        assert_eq!(CODES[255], 0x3ff_ffee);
-        assert_eq!(CODES[256], 0x3fff_ffff);
+        assert_eq!(CODE.codes[usize::from(b'0')], 0x0);
+        assert_eq!(CODE.codes[usize::from(b' ')], 0x14);
+        assert_eq!(CODE.codes[usize::from(b'~')], 0x1ffd);
+        assert_eq!(CODE.codes[0], 0x1ff8);
+        assert_eq!(CODE.codes[22], 0x3fff_fffe);
+        assert_eq!(CODE.codes[255], 0x3ff_ffee);
+        assert_eq!(CODE.codes[256], 0x3fff_ffff);
     }
 
     #[test]

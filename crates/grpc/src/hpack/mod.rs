@@ -31,11 +31,11 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header with a copy of both parts, unless they are [`Bytes`] or owned already.
-    pub fn new(name: impl Into<HeaderPart>, value: impl Into<HeaderPart>) -> Self {
+    /// A header of two parts, which are not copied.
+    pub fn new(name: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
         Self {
-            name: name.into().0,
-            value: value.into().0,
+            name: name.into(),
+            value: value.into(),
         }
     }
 
@@ -54,28 +54,6 @@ impl fmt::Debug for Header {
             self.name.escape_ascii(),
             self.value.len()
         )
-    }
-}
-
-/// One part of a [`Header`]: text or octets.
-#[derive(Clone, Debug)]
-pub struct HeaderPart(Bytes);
-
-impl From<&str> for HeaderPart {
-    fn from(text: &str) -> Self {
-        Self(Bytes::copy_from_slice(text.as_bytes()))
-    }
-}
-
-impl From<String> for HeaderPart {
-    fn from(text: String) -> Self {
-        Self(text.into())
-    }
-}
-
-impl From<Bytes> for HeaderPart {
-    fn from(bytes: Bytes) -> Self {
-        Self(bytes)
     }
 }
 

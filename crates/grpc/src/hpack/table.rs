@@ -2,8 +2,6 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use super::Header;
 
 /// The static table. Index 1 is its first entry.
@@ -103,7 +101,7 @@ impl Table {
             return self.entries.get(index - FIRST_DYNAMIC).cloned();
         }
         let (name, value) = STATIC.get(index.checked_sub(1)?)?;
-        Some(Header::from_static(name, value))
+        Some(Header::new(*name, *value))
     }
 
     /// Inserts an entry. The oldest ones make room; one that is larger than the table empties it (section 4.4).
@@ -157,7 +155,7 @@ impl Table {
 
     #[cfg(test)]
     pub(super) fn dynamic_entries(&self) -> (Vec<(String, String)>, usize) {
-        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let entries = self
             .entries
             .iter()
@@ -172,15 +170,6 @@ pub(super) enum Found {
     Both(usize),
     Name(usize),
     Nothing,
-}
-
-impl Header {
-    fn from_static(name: &'static str, value: &'static str) -> Self {
-        Self {
-            name: Bytes::from_static(name.as_bytes()),
-            value: Bytes::from_static(value.as_bytes()),
-        }
-    }
 }
 
 #[cfg(test)]

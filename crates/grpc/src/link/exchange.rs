@@ -1,4 +1,4 @@
-//! What came on one stream, for the thread that works on it.
+//! Exchange: what one stream has received, for the thread that handles it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar};
@@ -9,6 +9,7 @@ use crate::code::Code;
 use crate::h2::ErrorCode;
 use crate::hpack::Header;
 use crate::message::{Assembler, Received};
+use crate::metadata::Metadata;
 use crate::status::Status;
 
 /// How the peer's half of a stream ended.
@@ -27,12 +28,21 @@ pub(crate) enum End {
 impl Status {
     /// Whether a stream's end shows that no server has worked on it (RFC 9113, section 8.7).
     pub(crate) fn seen_unless_refused(self, end: Option<&End>) -> Self {
-        if matches!(end, Some(End::Reset(ErrorCode::REFUSED_STREAM))) {
-            self.unseen()
-        } else {
-            self
+        match end {
+            Some(End::Reset(ErrorCode::REFUSED_STREAM)) => self.unseen(),
+            _ => self,
         }
     }
+}
+
+/// The status of a stream that ends because its connection does.
+pub(crate) fn draining() -> Status {
+    Status::unavailable("the connection is about to be closed")
+}
+
+/// The status of a call whose time is over.
+pub(crate) fn late() -> Status {
+    Status::new(Code::DeadlineExceeded, "the deadline has passed")
 }
 
 impl End {
@@ -50,40 +60,32 @@ impl End {
 }
 
 /// One stream's state, guarded by the connection's lock.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Exchange {
     /// The response's header list, at a client.
     pub(crate) head: Option<Vec<Header>>,
+    /// The request's metadata, at a server.
+    pub(crate) metadata: Option<Arc<Metadata>>,
     assembler: Assembler,
     messages: VecDeque<Received>,
     /// Octets that count against the stream's window until the messages are taken.
     held: usize,
     /// Whether the response's header list was sent, by a server.
     pub(crate) is_answered: bool,
+    /// Whether it ends when the connection begins to drain.
+    pub(crate) ends_with_drain: bool,
+    /// Whether the thread that handles the stream was woken.
+    pub(crate) is_woken: bool,
     /// Whether content is read and thrown away.
     pub(crate) is_discarding: bool,
     pub(crate) end: Option<End>,
     /// Whether the peer's half has ended, whatever else is to come.
     pub(crate) is_remote_done: bool,
-    /// Wakes the thread that works on the stream.
-    pub(crate) changed: Arc<Condvar>,
+    /// Wakes those who wait for a change, if there are any: waking nobody would be a system call, too.
+    pub(crate) changed: Option<Arc<Condvar>>,
 }
 
 impl Exchange {
-    pub(crate) fn new() -> Self {
-        Self {
-            head: None,
-            assembler: Assembler::default(),
-            messages: VecDeque::new(),
-            held: 0,
-            is_answered: false,
-            is_discarding: false,
-            end: None,
-            is_remote_done: false,
-            changed: Arc::new(Condvar::new()),
-        }
-    }
-
     /// Takes in content. Returns how many octets need no memory of their own any more.
     ///
     /// The peer may continue a message that is not whole, up to the limit on messages; beyond a whole one that nobody
@@ -99,11 +101,7 @@ impl Exchange {
         self.assembler
             .push(data, message_bytes_max, &mut self.messages)?;
         self.held += data.len();
-        Ok(if self.messages.is_empty() {
-            std::mem::take(&mut self.held)
-        } else {
-            0
-        })
+        Ok(self.released())
     }
 
     /// Octets in memory, those of empty messages among them.
@@ -118,12 +116,15 @@ impl Exchange {
     /// The next message, and the octets that need no memory any more.
     pub(crate) fn take(&mut self) -> Option<(Received, usize)> {
         let message = self.messages.pop_front()?;
-        let released = if self.messages.is_empty() {
-            std::mem::take(&mut self.held)
-        } else {
-            0
-        };
-        Some((message, released))
+        Some((message, self.released()))
+    }
+
+    /// Octets that need no memory any more: all, once no whole message waits.
+    fn released(&mut self) -> usize {
+        match self.messages.is_empty() {
+            true => std::mem::take(&mut self.held),
+            false => 0,
+        }
     }
 
     /// Whether content ended within a message.
@@ -144,6 +145,13 @@ impl Exchange {
             self.end = Some(end);
         }
         self.is_remote_done = true;
-        self.changed.notify_all();
+        self.notify();
+    }
+
+    /// Lets those who wait look again.
+    pub(crate) fn notify(&mut self) {
+        if let Some(changed) = self.changed.take() {
+            changed.notify_all();
+        }
     }
 }

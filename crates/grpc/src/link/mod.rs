@@ -3,12 +3,13 @@
 //! # Who does what
 //!
 //! One thread runs [`Link::run`]: it waits for the socket, hands what came to the state machine, and keeps the timers. Any
-//! thread may act on a stream: it takes the lock, changes the state, and writes what the socket takes at once. Nobody
-//! blocks with the lock held, since the socket never blocks. What the socket does not take is left to the reading thread,
-//! which is woken through a pipe and waits until the socket takes more.
+//! thread may act on a stream: it takes the lock, changes the state, and writes what the socket takes at once, unless
+//! another thread is writing. The socket never blocks. What it does not take is left to the reading thread, which is woken
+//! through a pipe and waits until the socket takes more.
 //!
 //! Lock order: the connection's lock is the innermost one. No other lock is taken and no foreign code runs under it.
 
+mod config;
 mod exchange;
 mod run;
 mod timers;
@@ -18,15 +19,16 @@ use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tbd_deadline::{Deadline, lock};
 
-pub(crate) use exchange::{End, Exchange};
+pub use config::{ConnectionConfig, Keepalive};
+pub(crate) use exchange::{End, Exchange, draining, late};
 pub(crate) use run::Side;
-pub use timers::Keepalive;
+use timers::Flushed;
 pub(crate) use timers::Timers;
 pub(crate) use transport::Transport;
 
@@ -35,25 +37,6 @@ use crate::h2::{self, ActionError, ErrorCode, SEND_BUFFER_BYTES};
 use crate::hpack::Header;
 use crate::message::Received;
 use crate::status::Status;
-
-/// How a connection is kept.
-#[derive(Clone, Debug)]
-pub(crate) struct LinkConfig {
-    pub(crate) limits: h2::Limits,
-    pub(crate) message_bytes_max: usize,
-    /// Octets of messages that a connection's streams may hold together.
-    pub(crate) buffered_bytes_max: usize,
-    /// Octets that may wait to be sent on all streams before senders wait.
-    pub(crate) unsent_bytes_max: usize,
-    pub(crate) handshake_timeout: Duration,
-    /// How long a peer may take nothing of what it is sent.
-    pub(crate) write_timeout: Duration,
-    pub(crate) keepalive: Option<Keepalive>,
-    pub(crate) idle_max: Option<Duration>,
-    pub(crate) age_max: Option<Duration>,
-    /// How long running calls may take to end after GOAWAY.
-    pub(crate) drain_timeout: Duration,
-}
 
 /// Everything under the connection's lock.
 #[derive(Debug)]
@@ -64,6 +47,10 @@ pub(crate) struct LinkState {
     pub(crate) timers: Timers,
     /// Whether the socket took less than there was.
     is_blocked: bool,
+    /// Whether a thread is writing, and writes what is added meanwhile.
+    is_writing: bool,
+    /// Whether the reading thread waits for the last write.
+    is_closing: bool,
     /// Whether somebody waits until less is unsent on all streams.
     is_short_of_room: bool,
     /// Whether more streams may be opened than before.
@@ -71,6 +58,11 @@ pub(crate) struct LinkState {
     /// Why the connection is over.
     pub(crate) closed: Option<Status>,
 }
+
+type Guard<'a> = MutexGuard<'a, LinkState>;
+
+/// A response's header list and its end, as far as they have come.
+type HeadOrEnd = (Option<Vec<Header>>, Option<End>);
 
 /// A connection, shared by the threads that use it.
 #[derive(Debug)]
@@ -82,7 +74,7 @@ pub(crate) struct Link {
     /// Wakes those who wait for the end of the connection.
     ended: Condvar,
     role: h2::Role,
-    pub(crate) config: LinkConfig,
+    pub(crate) config: ConnectionConfig,
     pub(crate) peer: SocketAddr,
 }
 
@@ -92,7 +84,7 @@ impl Link {
         socket: TcpStream,
         transport: Transport,
         role: h2::Role,
-        config: LinkConfig,
+        config: ConnectionConfig,
     ) -> io::Result<Arc<Self>> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
@@ -106,6 +98,8 @@ impl Link {
             exchanges: HashMap::new(),
             timers: Timers::new(Instant::now(), &config),
             is_blocked: false,
+            is_writing: false,
+            is_closing: false,
             is_short_of_room: false,
             has_new_room: false,
             closed: None,
@@ -123,27 +117,60 @@ impl Link {
     }
 
     /// Takes the lock. Nobody waits for anything while holding it.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, LinkState> {
+    pub(crate) fn lock(&self) -> Guard<'_> {
         lock(&self.state)
     }
 
-    /// Writes what the socket takes, and leaves the rest to the reading thread. Never blocks.
-    pub(crate) fn flush(&self, state: &mut LinkState) {
-        if state.is_blocked || state.closed.is_some() {
-            return; // the reading thread waits for the socket already, or nobody does any more
+    /// Writes what the socket takes, and leaves the rest to the reading thread. Never blocks. The lock is free during a
+    /// write: what other threads add meanwhile goes with the next one, on this thread.
+    pub(crate) fn flush<'a>(&'a self, mut state: Guard<'a>) -> Guard<'a> {
+        // Whoever writes it, a stream whose last octet is made is closed now.
+        let _ = state.h2.output();
+        if state.is_writing || state.is_blocked || state.closed.is_some() {
+            return state;
         }
-        match state.transport.flush(&mut state.h2, &self.socket) {
-            Ok(flushed) => {
-                state.timers.written(Instant::now(), flushed);
-                state.is_blocked = flushed.is_blocked;
-                state.wake_senders(self.config.unsent_bytes_max);
-                if flushed.is_blocked || state.h2.has_events() {
-                    self.wake();
-                }
+        state.is_writing = true;
+        let mut has_written = false;
+        let flushed = loop {
+            let LinkState { transport, h2, .. } = &mut *state;
+            let taken = transport.take(h2);
+            let mut octets = taken.unwrap_or_else(|_| self.fail_writing());
+            if octets.is_empty() {
+                transport.put_back(h2, octets);
+                break Flushed::All;
             }
-            // The reading thread finds the same error, and ends the connection.
-            Err(_) => self.shut_down(),
+            drop(state);
+            let written = transport::write(&self.socket, &octets);
+            let written = written.unwrap_or_else(|_| self.fail_writing());
+            state = self.lock();
+            octets.drain(..written);
+            let LinkState { transport, h2, .. } = &mut *state;
+            transport.put_back(h2, octets);
+            match written {
+                0 if has_written => break Flushed::Part,
+                0 => break Flushed::Nothing,
+                _ => has_written = true,
+            }
+        };
+        state.is_writing = false;
+        state.is_blocked = flushed != Flushed::All;
+        state.timers.written(Instant::now(), flushed);
+        state.wake_senders(self.config.unsent_bytes_max);
+        // What the reading thread waits for has changed, or what it would have done next.
+        let is_last = state.timers.is_draining() && has_written;
+        if state.is_blocked || is_last || state.h2.has_events() {
+            self.wake();
         }
+        if state.is_closing {
+            self.ended.notify_all();
+        }
+        state
+    }
+
+    /// The reading thread finds the same error, and ends the connection.
+    fn fail_writing<T: Default>(&self) -> T {
+        self.shut_down();
+        T::default()
     }
 
     /// Lets the reading thread look at the state again.
@@ -162,8 +189,7 @@ impl Link {
     pub(crate) fn drain(&self) {
         let mut state = self.lock();
         state.start_draining(Instant::now(), self.config.drain_timeout);
-        self.flush(&mut state);
-        drop(state);
+        drop(self.flush(state));
         self.wake();
     }
 
@@ -176,7 +202,7 @@ impl Link {
                 return false;
             }
             let waited = self.ended.wait_timeout(state, left);
-            state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
@@ -186,78 +212,54 @@ impl Link {
         self.lock().transport.peer_certificates()
     }
 
-    /// The next message of a stream; None at its end. Waits until `deadline`.
-    pub(crate) fn receive(&self, id: u32, deadline: Deadline) -> Result<Option<Received>, Status> {
-        if deadline.is_past() {
-            return Err(Status::new(
-                Code::DeadlineExceeded,
-                "the deadline has passed",
-            ));
-        }
-        let mut state = self.lock();
-        loop {
-            let state_ref = &mut *state;
-            let Some(exchange) = state_ref.exchanges.get_mut(&id) else {
-                return Err(state_ref.gone());
-            };
-            if let Some((message, released)) = exchange.take() {
-                state_ref.h2.consume(id, released);
-                self.flush(state_ref);
-                return Ok(Some(message));
-            }
-            if let Some(end) = &exchange.end {
-                return end.failure().map_or(Ok(None), Err);
-            }
-            if exchange.is_remote_done {
-                return Ok(None);
-            }
-            state = self.wait(state, id, deadline)?;
-        }
-    }
-
-    /// Waits for a change on the stream.
-    fn wait<'a>(
-        &'a self,
-        state: MutexGuard<'a, LinkState>,
-        id: u32,
-        deadline: Deadline,
-    ) -> Result<MutexGuard<'a, LinkState>, Status> {
-        let left = deadline.remaining();
-        if left.is_zero() {
-            return Err(Status::new(
-                Code::DeadlineExceeded,
-                "the deadline has passed",
-            ));
-        }
-        let Some(changed) = state
-            .exchanges
-            .get(&id)
-            .map(|exchange| Arc::clone(&exchange.changed))
-        else {
-            return Err(state.gone());
-        };
-        let waited = changed.wait_timeout(state, left);
-        Ok(waited.unwrap_or_else(std::sync::PoisonError::into_inner).0)
-    }
-
-    /// Waits until the response's header list or the stream's end is there, then gives it to `look`.
-    pub(crate) fn wait_for_head<T>(
+    /// Waits until `look` finds something, at most until `deadline`. It looks again after each change on the stream.
+    fn wait_for<T>(
         &self,
         id: u32,
         deadline: Deadline,
-        look: impl FnOnce(&mut Exchange) -> T,
+        mut look: impl FnMut(&mut LinkState) -> Result<Option<T>, Status>,
     ) -> Result<T, Status> {
         let mut state = self.lock();
         loop {
-            let state_ref = &mut *state;
-            let Some(exchange) = state_ref.exchanges.get_mut(&id) else {
-                return Err(state_ref.gone());
-            };
-            if exchange.head.is_some() || exchange.end.is_some() {
-                return Ok(look(exchange));
+            if let Some(found) = look(&mut state)? {
+                drop(self.flush(state));
+                return Ok(found);
             }
-            state = self.wait(state, id, deadline)?;
+            let left = deadline.remaining();
+            if left.is_zero() {
+                return Err(late());
+            }
+            let changed = Arc::clone(state.exchange(id)?.changed.get_or_insert_default());
+            let waited = changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// The next message of a stream; None at its end. Waits until `deadline`.
+    pub(crate) fn receive(&self, id: u32, deadline: Deadline) -> Result<Option<Received>, Status> {
+        if deadline.is_past() {
+            return Err(late());
+        }
+        self.wait_for(id, deadline, |state| {
+            let exchange = state.exchange(id)?;
+            if let Some((message, released)) = exchange.take() {
+                state.h2.consume(id, released);
+                return Ok(Some(Some(message)));
+            }
+            match &exchange.end {
+                Some(end) => end.failure().map_or(Ok(Some(None)), Err),
+                None => Ok(exchange.is_remote_done.then_some(None)),
+            }
+        })
+    }
+
+    /// Waits until the response's header list or the stream's end is there; both, as far as they are.
+    pub(crate) fn wait_for_head(&self, id: u32, deadline: Deadline) -> Result<HeadOrEnd, Status> {
+        self.wait_for(id, deadline, |state| {
+            let exchange = state.exchange(id)?;
+            let is_there = exchange.head.is_some() || exchange.end.is_some();
+            Ok(is_there.then(|| (exchange.head.clone(), exchange.end.clone())))
+        })
     }
 
     /// Queues a message, with `is_end` as the last one. Waits while much waits already, until `deadline`.
@@ -268,73 +270,72 @@ impl Link {
         is_end: bool,
         deadline: Deadline,
     ) -> Result<(), Status> {
-        let mut state = self.lock();
-        loop {
-            if let Some(failure) = state.send_failure(id, self.role) {
-                return Err(failure);
-            }
+        self.wait_for(id, deadline, |state| {
+            state.check_sending(id, self.role)?;
             let has_room = state.h2.queued_bytes_total() < self.config.unsent_bytes_max;
-            if has_room && state.h2.queued_bytes(id) < SEND_BUFFER_BYTES {
-                break;
+            if !has_room || state.h2.queued_bytes(id) >= SEND_BUFFER_BYTES {
+                state.is_short_of_room |= !has_room;
+                return Ok(None);
             }
-            state.is_short_of_room |= !has_room;
-            state = self.wait(state, id, deadline)?;
+            let sent = state.h2.send_data(id, message.clone(), is_end);
+            sent.map(Some).map_err(|_| state.gone())
+        })
+    }
+
+    /// Waits until [`Link::wake_call`] was called for the stream, until `deadline`.
+    pub(crate) fn wait_for_wake(&self, id: u32, deadline: Deadline) -> Result<(), Status> {
+        self.wait_for(id, deadline, |state| {
+            state.check_sending(id, self.role)?;
+            let is_woken = std::mem::take(&mut state.exchange(id)?.is_woken);
+            Ok(is_woken.then_some(()))
+        })
+    }
+
+    /// Ends the present or the next [`Link::wait_for_wake`] of the stream.
+    pub(crate) fn wake_call(&self, id: u32) {
+        if let Some(exchange) = self.lock().exchanges.get_mut(&id) {
+            exchange.is_woken = true;
+            exchange.notify();
         }
-        let sent = state.h2.send_data(id, message, is_end);
-        self.flush(&mut state);
-        sent.map_err(|_| state.gone())
     }
 
     /// Opens a stream with a request's header list, at a client. With `is_flushed` it is written at once, and not together
     /// with the first message.
-    pub(crate) fn start_call(
-        &self,
-        headers: &[Header],
-        is_flushed: bool,
-    ) -> Result<u32, ActionError> {
+    pub(crate) fn start_call(&self, head: &[Header], is_flushed: bool) -> Result<u32, ActionError> {
         let mut state = self.lock();
         if state.closed.is_some() {
             return Err(ActionError::NoMoreStreams);
         }
-        let id = state.h2.open(headers, false)?;
-        state.exchanges.insert(id, Exchange::new());
+        let id = state.h2.open(head, false)?;
+        state.exchanges.insert(id, Exchange::default());
         if is_flushed {
-            self.flush(&mut state);
+            drop(self.flush(state));
         }
         Ok(id)
     }
 
-    /// Ends the request, at a client. A stream that has ended meanwhile tells so to its reader.
+    /// Ends the request, at a client. The reader of a stream that has ended meanwhile sees its end.
     pub(crate) fn end_request(&self, id: u32) {
         let mut state = self.lock();
         let _ = state.h2.send_data(id, Bytes::new(), true);
-        self.flush(&mut state);
+        drop(self.flush(state));
     }
 
     /// Waits for the end of a stream.
     pub(crate) fn wait_for_end(&self, id: u32, deadline: Deadline) -> Result<End, Status> {
-        let mut state = self.lock();
-        loop {
-            let Some(exchange) = state.exchanges.get(&id) else {
-                return Err(state.gone());
-            };
-            if let Some(end) = &exchange.end {
-                return Ok(end.clone());
-            }
-            if exchange.is_remote_done {
-                return Ok(End::Trailers(Vec::new()));
-            }
-            state = self.wait(state, id, deadline)?;
-        }
+        self.wait_for(id, deadline, |state| {
+            let exchange = state.exchange(id)?;
+            let nothing = exchange.is_remote_done.then(|| End::Trailers(Vec::new()));
+            Ok(exchange.end.clone().or(nothing))
+        })
     }
 
     /// Cancels a call while somebody may wait for it.
     pub(crate) fn cancel(&self, id: u32) {
         let mut state = self.lock();
-        let cancelled = Status::new(Code::Cancelled, "the call was cancelled");
-        state.end_exchange(id, End::Failed(cancelled));
+        state.end_exchange(id, End::Failed(cancelled()));
         state.h2.reset(id, ErrorCode::CANCEL);
-        self.flush(&mut state);
+        drop(self.flush(state));
     }
 
     /// Ends a stream at once, if it is still open, and forgets what came on it.
@@ -342,9 +343,7 @@ impl Link {
         let mut state = self.lock();
         state.exchanges.remove(&id);
         state.h2.reset(id, code);
-        self.flush(&mut state);
-        let is_draining = state.timers.is_draining();
-        drop(state);
+        let is_draining = self.flush(state).timers.is_draining();
         if is_draining {
             self.wake();
         }
@@ -352,6 +351,13 @@ impl Link {
 }
 
 impl LinkState {
+    /// The state of a stream, or the status of one that is not known any more.
+    fn exchange(&mut self, id: u32) -> Result<&mut Exchange, Status> {
+        let gone = self.closed.as_ref();
+        let exchange = self.exchanges.get_mut(&id);
+        exchange.ok_or_else(|| gone.cloned().unwrap_or_else(cancelled))
+    }
+
     /// Whether the peer takes no more calls, or we open none.
     pub(crate) fn is_going_away(&self) -> bool {
         self.h2.is_going_away() || self.timers.is_draining()
@@ -370,43 +376,47 @@ impl LinkState {
     /// Wakes the threads that can send again.
     fn wake_senders(&mut self, unsent_bytes_max: usize) {
         while let Some(id) = self.h2.next_drained() {
-            if let Some(exchange) = self.exchanges.get(&id) {
-                exchange.changed.notify_all();
+            if let Some(exchange) = self.exchanges.get_mut(&id) {
+                exchange.notify();
             }
         }
         if self.is_short_of_room && self.h2.queued_bytes_total() < unsent_bytes_max {
             self.is_short_of_room = false;
-            self.exchanges
-                .values()
-                .for_each(|exchange| exchange.changed.notify_all());
+            self.exchanges.values_mut().for_each(Exchange::notify);
         }
     }
 
-    /// Why nothing can be sent on the stream, if that is so.
-    fn send_failure(&self, id: u32, role: h2::Role) -> Option<Status> {
-        let Some(exchange) = self.exchanges.get(&id) else {
-            return Some(self.gone());
-        };
-        match exchange.end.as_ref() {
+    /// The status with which a stream is over on which nothing can be sent any more.
+    fn check_sending(&mut self, id: u32, role: h2::Role) -> Result<(), Status> {
+        let failure = match &self.exchange(id)?.end {
             // A server that has said all does not read on. A client that has said all waits for the answer.
             Some(End::Trailers(trailers)) if role == h2::Role::Client => {
                 let early = || Status::new(Code::Unknown, "the server has ended the call");
                 Some(Status::from_trailers(trailers).unwrap_or_else(early))
             }
-            Some(End::Trailers(_)) => self.closed.clone(),
+            Some(End::Trailers(_)) | None => self.closed.clone(),
             Some(end) => end.failure(),
-            None => self.closed.clone(),
-        }
+        };
+        failure.map_or(Ok(()), Err)
     }
 
     /// The status of a stream that is not known any more.
     fn gone(&self) -> Status {
-        let cancelled = || Status::new(Code::Cancelled, "the call was cancelled");
         self.closed.clone().unwrap_or_else(cancelled)
     }
 
+    pub(crate) fn end_exchange(&mut self, id: u32, end: End) {
+        if let Some(exchange) = self.exchanges.get_mut(&id) {
+            exchange.finish(end);
+        }
+    }
+
     /// Octets of messages in memory.
-    pub(crate) fn buffered(&self) -> usize {
+    fn buffered(&self) -> usize {
         self.exchanges.values().map(Exchange::buffered).sum()
     }
+}
+
+fn cancelled() -> Status {
+    Status::new(Code::Cancelled, "the call was cancelled")
 }

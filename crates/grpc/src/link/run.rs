@@ -1,13 +1,13 @@
 //! The reading thread: waits for the socket, the timers and the other threads.
 
 use std::io::{self, Read as _};
-use std::net::{Shutdown, TcpStream};
-use std::sync::Arc;
+use std::net::Shutdown;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::timers::Due;
+use super::timers::{Due, KEEPALIVE_PING};
 use super::{End, Link, LinkState};
 use crate::code::Code;
 use crate::h2::{ErrorCode, Event, Role};
@@ -26,44 +26,34 @@ const LINGER: Duration = Duration::from_millis(300);
 /// What a server and a client do differently. The reading thread owns it.
 pub(crate) trait Side {
     /// A header list opens a stream or answers one. Called under the lock.
-    fn headers(
-        &mut self,
-        link: &Arc<Link>,
-        state: &mut LinkState,
-        id: u32,
-        headers: Vec<Header>,
-        is_end: bool,
-    );
+    fn headers(&mut self, state: &mut LinkState, id: u32, headers: Vec<Header>, is_end: bool);
     /// Content came, or the peer's half ended. Called under the lock.
-    fn progress(&mut self, link: &Arc<Link>, state: &mut LinkState, id: u32);
+    fn progress(&mut self, state: &mut LinkState, id: u32);
     /// A stream's time is up. Called under the lock.
     fn due(&mut self, state: &mut LinkState, id: u32);
     /// What cannot be done under the lock: called without it after each turn, once more when the connection is over.
-    fn unlocked(&mut self, link: &Arc<Link>);
+    fn unlocked(&mut self);
 }
 
 impl Link {
     /// Reads until the connection is over, and returns why.
-    pub(crate) fn run(self: &Arc<Self>, side: &mut impl Side) -> Status {
+    pub(crate) fn run(&self, side: &mut impl Side) -> Status {
         let mut buffer = vec![0; READ_BYTES];
-        {
-            let mut state = self.lock();
-            self.flush(&mut state);
-        }
+        drop(self.flush(self.lock()));
         let reason = loop {
             if let Err(reason) = self.turn(side, &mut buffer) {
                 break reason;
             }
-            side.unlocked(self);
+            side.unlocked();
         };
         self.close(&reason);
-        side.unlocked(self);
+        side.unlocked();
         self.linger(&mut buffer);
         reason
     }
 
     /// One wait, and what follows from it.
-    fn turn(self: &Arc<Self>, side: &mut impl Side, buffer: &mut [u8]) -> Result<(), Status> {
+    fn turn(&self, side: &mut impl Side, buffer: &mut [u8]) -> Result<(), Status> {
         let (interest, next) = self.prepare(side)?;
         let readiness = self.poll(interest, next).map_err(|error| lost(&error))?;
         if readiness.is_woken {
@@ -72,7 +62,7 @@ impl Link {
         if readiness.is_writable {
             let mut state = self.lock();
             state.is_blocked = false;
-            self.flush(&mut state);
+            state = self.flush(state);
             self.absorb(side, &mut state);
         }
         if readiness.is_readable {
@@ -82,10 +72,7 @@ impl Link {
     }
 
     /// Does what is due; then what is to be waited for, and until when.
-    fn prepare(
-        self: &Arc<Self>,
-        side: &mut impl Side,
-    ) -> Result<(PollFlags, Option<Instant>), Status> {
+    fn prepare(&self, side: &mut impl Side) -> Result<(PollFlags, Option<Instant>), Status> {
         let mut state = self.lock();
         let now = Instant::now();
         let is_used = !state.exchanges.is_empty() || state.h2.open_streams() > 0;
@@ -94,18 +81,21 @@ impl Link {
             match due {
                 Due::Close(reason) => {
                     state.h2.go_away(ErrorCode::NO_ERROR, reason);
-                    return Err(Status::new(Code::Unavailable, reason));
+                    return Err(Status::unavailable(reason));
                 }
-                Due::Ping => state.send_keepalive(),
+                Due::Ping => state.h2.ping(KEEPALIVE_PING),
                 Due::SecondGoAway => state.h2.go_away(ErrorCode::NO_ERROR, ""),
                 Due::Drain => state.start_draining(now, self.config.drain_timeout),
-                Due::Streams(ids) => ids.into_iter().for_each(|id| side.due(&mut state, id)),
+                Due::Streams => {
+                    let ids = state.timers.due_streams(now).into_iter();
+                    ids.for_each(|id| side.due(&mut state, id));
+                }
             }
         }
-        self.flush(&mut state);
+        state = self.flush(state);
         let is_drained = state.timers.is_draining() && state.h2.has_said_go_away();
-        if is_drained && !is_used && !state.is_blocked {
-            return Err(Status::new(Code::Unavailable, "the connection has ended"));
+        if is_drained && !is_used && !state.is_blocked && !state.is_writing {
+            return Err(Status::unavailable("the connection has ended"));
         }
         let mut interest = PollFlags::empty();
         if state.is_blocked {
@@ -148,23 +138,11 @@ impl Link {
         }
     }
 
-    fn read(self: &Arc<Self>, side: &mut impl Side, buffer: &mut [u8]) -> Result<(), Status> {
+    fn read(&self, side: &mut impl Side, buffer: &mut [u8]) -> Result<(), Status> {
         let length = match (&self.socket).read(buffer) {
-            Ok(0) => {
-                return Err(Status::new(
-                    Code::Unavailable,
-                    "the peer has closed the connection",
-                ));
-            }
+            Ok(0) => return Err(Status::unavailable("the peer has closed the connection")),
             Ok(length) => length,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                return Ok(());
-            }
+            Err(error) if is_passing(&error) => return Ok(()),
             Err(error) => return Err(lost(&error)),
         };
         let mut state = self.lock();
@@ -179,16 +157,16 @@ impl Link {
         });
         // What came before an error is still worked on, and the peer hears of the error.
         self.absorb(side, &mut state);
-        self.flush(&mut state);
+        drop(self.flush(state));
         opened.map_err(|error| lost(&error))?;
         result.map_err(|error| {
             log::debug!("{}: {error}", self.peer);
-            Status::new(Code::Unavailable, format!("the connection broke: {error}"))
+            lost(&error)
         })
     }
 
     /// Works through the events.
-    fn absorb(self: &Arc<Self>, side: &mut impl Side, state: &mut LinkState) {
+    fn absorb(&self, side: &mut impl Side, state: &mut LinkState) {
         while let Some(event) = state.h2.next_event() {
             match event {
                 Event::Ready => state.timers.ready(),
@@ -196,22 +174,22 @@ impl Link {
                     stream,
                     headers,
                     is_end,
-                } => side.headers(self, state, stream, headers, is_end),
+                } => side.headers(state, stream, headers, is_end),
                 Event::Data {
                     stream,
                     data,
                     is_end,
                 } => {
                     self.content(state, stream, &data, is_end);
-                    side.progress(self, state, stream);
+                    side.progress(state, stream);
                 }
                 Event::Trailers { stream, headers } => {
                     state.end_exchange(stream, End::Trailers(headers));
-                    side.progress(self, state, stream);
+                    side.progress(state, stream);
                 }
                 Event::Reset { stream, code } => {
                     state.end_exchange(stream, End::Reset(code));
-                    side.progress(self, state, stream);
+                    side.progress(state, stream);
                 }
                 Event::Pong { payload } => state.pong(payload),
                 Event::GoAway { .. } if self.role == Role::Client => {
@@ -231,32 +209,35 @@ impl Link {
         if exchange.buffered() > self.config.limits.stream_window_bytes as usize
             && state.buffered() > self.config.buffered_bytes_max
         {
-            received = Err(Status::new(
-                Code::ResourceExhausted,
-                "the connection's calls hold too many bytes",
-            ));
+            let text = "the connection's calls hold too many bytes";
+            received = Err(Status::new(Code::ResourceExhausted, text));
         }
         match received {
             Ok(released) => state.h2.consume(id, released),
             Err(status) => return state.end_exchange(id, End::Failed(status)),
         }
-        if is_end && let Some(exchange) = state.exchanges.get_mut(&id) {
-            exchange.is_remote_done = true;
-            if exchange.is_cut_off() {
-                let status = Status::new(Code::Internal, "the stream ended within a message");
-                exchange.finish(End::Failed(status));
-            }
+        let Some(exchange) = state.exchanges.get_mut(&id) else {
+            return;
+        };
+        exchange.is_remote_done |= is_end;
+        if is_end && exchange.is_cut_off() {
+            let status = Status::internal("the stream ended within a message");
+            exchange.finish(End::Failed(status));
         }
-        if let Some(exchange) = state.exchanges.get(&id) {
-            exchange.changed.notify_all();
-        }
+        exchange.notify();
     }
 
     /// Tells everybody that the connection is over.
     fn close(&self, reason: &Status) {
         let mut state = self.lock();
         state.transport.finish();
-        self.flush(&mut state);
+        state.is_closing = true;
+        state = self.flush(state);
+        while state.is_writing {
+            // The other thread's write does not block, and takes what was added now.
+            let waited = self.ended.wait_timeout(state, LINGER);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         state.closed = Some(reason.clone());
         for exchange in state.exchanges.values_mut() {
             exchange.finish(End::Lost(reason.clone()));
@@ -276,23 +257,11 @@ impl Link {
             match (&self.socket).read(buffer) {
                 Ok(0) => break,
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if is_passing(&error) => {}
                 Err(_) => break,
             }
         }
-        shut(&self.socket);
-    }
-}
-
-fn shut(socket: &TcpStream) {
-    let _ = socket.shutdown(Shutdown::Both);
-}
-
-impl LinkState {
-    pub(crate) fn end_exchange(&mut self, id: u32, end: End) {
-        if let Some(exchange) = self.exchanges.get_mut(&id) {
-            exchange.finish(end);
-        }
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
@@ -303,6 +272,13 @@ struct Readiness {
     is_woken: bool,
 }
 
-fn lost(error: &io::Error) -> Status {
-    Status::new(Code::Unavailable, format!("the connection broke: {error}"))
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+fn lost(error: &dyn std::error::Error) -> Status {
+    Status::unavailable(format!("the connection broke: {error}"))
 }

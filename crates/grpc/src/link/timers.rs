@@ -3,27 +3,22 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::transport::Flushed;
-use super::{LinkConfig, LinkState};
+use super::{ConnectionConfig, End, Keepalive, LinkState, draining};
 use crate::h2::ErrorCode;
 
 /// The payload of the PING that follows the first GOAWAY: its answer shows that the peer has read that.
-pub(super) const DRAIN_PING: [u8; 8] = *b"drain...";
+const DRAIN_PING: [u8; 8] = *b"drain...";
 /// How long that answer is waited for.
 const PONG_WAIT: Duration = Duration::from_secs(1);
 /// The payload of a keepalive PING.
-const KEEPALIVE_PING: [u8; 8] = *b"alive?..";
+pub(super) const KEEPALIVE_PING: [u8; 8] = *b"alive?..";
 
-/// PINGs that find out whether the peer is there.
+/// How much of the output the socket took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Keepalive {
-    /// A PING is sent when nothing was received for so long.
-    pub interval: Duration,
-    /// The connection is over when nothing is received for so long after it.
-    pub timeout: Duration,
-    /// Whether a connection without calls is asked, too. Many servers allow their clients a PING only every five minutes
-    /// without calls, and close the connection otherwise.
-    pub without_calls: bool,
+pub(super) enum Flushed {
+    All,
+    Part,
+    Nothing,
 }
 
 /// When what is due.
@@ -31,7 +26,8 @@ pub struct Keepalive {
 pub(crate) struct Timers {
     /// By then the peer's SETTINGS have to be there.
     handshake: Option<Instant>,
-    received_at: Instant,
+    /// Since when nothing was received, or when the reading thread last saw that nobody is to be asked.
+    quiet_since: Instant,
     /// When the socket took nothing for too long.
     write: Option<Instant>,
     write_timeout: Duration,
@@ -52,7 +48,7 @@ pub(crate) struct Timers {
 }
 
 /// What the reading thread has to do when a timer is due.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
     /// End the connection, for this reason.
     Close(&'static str),
@@ -62,17 +58,17 @@ pub(super) enum Due {
     Drain,
     /// Say the second GOAWAY.
     SecondGoAway,
-    /// End these streams.
-    Streams(Vec<u32>),
+    /// End the streams of [`Timers::due_streams`].
+    Streams,
 }
 
 impl Timers {
-    pub(super) fn new(now: Instant, config: &LinkConfig) -> Self {
+    pub(super) fn new(now: Instant, config: &ConnectionConfig) -> Self {
         // Connections that began together should not end together: a tenth more or less.
         let jitter = 0.9 + fastrand::f64() * 0.2;
         Self {
             handshake: Some(now + config.handshake_timeout),
-            received_at: now,
+            quiet_since: now,
             write: None,
             write_timeout: config.write_timeout,
             pinged_at: None,
@@ -92,24 +88,23 @@ impl Timers {
     }
 
     pub(super) fn received(&mut self, now: Instant) {
-        self.received_at = now;
+        self.quiet_since = now;
         self.pinged_at = None;
     }
 
     pub(super) fn written(&mut self, now: Instant, flushed: Flushed) {
-        if !flushed.is_blocked {
-            self.write = None;
-        } else if flushed.is_progress || self.write.is_none() {
-            self.write = Some(now + self.write_timeout);
+        match flushed {
+            Flushed::All => self.write = None,
+            Flushed::Nothing if self.write.is_some() => {}
+            Flushed::Part | Flushed::Nothing => self.write = Some(now + self.write_timeout),
         }
     }
 
     pub(super) fn is_used(&mut self, is_used: bool, now: Instant) {
-        match (is_used, self.idle_since) {
-            (true, _) => self.idle_since = None,
-            (false, None) => self.idle_since = Some(now),
-            (false, Some(_)) => {}
-        }
+        self.idle_since = match is_used {
+            true => None,
+            false => self.idle_since.or(Some(now)),
+        };
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -128,94 +123,73 @@ impl Timers {
 
     /// The first thing that is due at `now`, each once.
     pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
-        let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if is_past(self.handshake) {
-            return Some(Due::Close("the handshake took too long"));
+        let all = self.all().into_iter();
+        let mut all = all.filter(|(at, _)| at.is_some_and(|at| at <= now));
+        let (_, mut due) = all.next()?;
+        if due == Due::Ping {
+            // A call does not wake the reading thread. So it looks after each interval whether there is one.
+            self.quiet_since = now;
+            if self.idle_since.is_none() || self.keepalive.is_some_and(|it| it.without_calls) {
+                self.pinged_at = Some(now);
+                return Some(due);
+            }
+            (_, due) = all.next()?;
         }
-        if is_past(self.write) {
-            return Some(Due::Close("the peer takes nothing"));
+        match due {
+            Due::Drain => (self.age, self.idle_max) = (None, None),
+            Due::SecondGoAway => self.second_go_away = None,
+            Due::Close(_) | Due::Ping | Due::Streams => {}
         }
-        if is_past(self.drained) {
-            return Some(Due::Close("the last calls took too long"));
-        }
-        if let (Some(keepalive), Some(pinged_at)) = (self.keepalive, self.pinged_at)
-            && pinged_at + keepalive.timeout <= now
-        {
-            return Some(Due::Close("the peer does not answer"));
-        }
-        if self.pinged_at.is_none() && is_past(self.ping_at()) {
-            self.pinged_at = Some(now);
-            return Some(Due::Ping);
-        }
-        if self.drained.is_none() && (is_past(self.age) || is_past(self.idle_at())) {
-            (self.age, self.idle_max) = (None, None);
-            return Some(Due::Drain);
-        }
-        if is_past(self.second_go_away) {
-            self.second_go_away = None;
-            return Some(Due::SecondGoAway);
-        }
-        if is_past(self.next_stream) {
-            return Some(Due::Streams(self.due_streams(now)));
-        }
-        None
+        Some(due)
     }
 
-    fn due_streams(&mut self, now: Instant) -> Vec<u32> {
-        let due: Vec<u32> = self
-            .streams
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in &due {
-            self.streams.remove(id);
-        }
-        self.next_stream = self.streams.values().min().copied();
-        due
-    }
-
-    fn ping_at(&self) -> Option<Instant> {
+    /// What is set, the most urgent first.
+    fn all(&self) -> [(Option<Instant>, Due); 9] {
+        let (since, pinged) = (self.quiet_since, self.pinged_at);
         // Before the handshake its own timer runs.
-        let is_asked = |keepalive: &Keepalive| keepalive.without_calls || self.idle_since.is_none();
-        let keepalive = self
-            .keepalive
-            .filter(is_asked)
-            .filter(|_| self.handshake.is_none())?;
-        Some(self.received_at + keepalive.interval)
+        let keepalive = self.keepalive.filter(|_| self.handshake.is_none());
+        let ping = keepalive.filter(|_| pinged.is_none());
+        let is_open = self.drained.is_none();
+        let idle = self.idle_since.zip(self.idle_max);
+        [
+            (self.handshake, Due::Close("the handshake took too long")),
+            (self.write, Due::Close("the peer takes nothing")),
+            (self.drained, Due::Close("the last calls took too long")),
+            (
+                pinged.zip(keepalive).map(|(at, it)| at + it.timeout),
+                Due::Close("the peer does not answer"),
+            ),
+            (ping.map(|it| since + it.interval), Due::Ping),
+            (self.age.filter(|_| is_open), Due::Drain),
+            (
+                idle.filter(|_| is_open).map(|(since, max)| since + max),
+                Due::Drain,
+            ),
+            (self.second_go_away, Due::SecondGoAway),
+            (self.next_stream, Due::Streams),
+        ]
     }
 
-    fn idle_at(&self) -> Option<Instant> {
-        Some(self.idle_since? + self.idle_max?)
+    #[cfg(test)]
+    pub(crate) fn streams(&self) -> &HashMap<u32, Instant> {
+        &self.streams
     }
 
     /// When something is due next.
     pub(super) fn next(&self) -> Option<Instant> {
-        let keepalive = match (self.pinged_at, self.keepalive) {
-            (Some(pinged_at), Some(keepalive)) => Some(pinged_at + keepalive.timeout),
-            _ => self.ping_at(),
-        };
-        let draining = if self.drained.is_some() {
-            [self.drained, None]
-        } else {
-            [self.age, self.idle_at()]
-        };
-        let all = [
-            self.handshake,
-            self.write,
-            keepalive,
-            self.next_stream,
-            self.second_go_away,
-        ];
-        all.into_iter().chain(draining).flatten().min()
+        self.all().into_iter().filter_map(|(at, _)| at).min()
+    }
+
+    /// Takes the streams that are due at `now`.
+    pub(super) fn due_streams(&mut self, now: Instant) -> Vec<u32> {
+        let due = self.streams.extract_if(|_, at| *at <= now);
+        let due = due.map(|(id, _)| id).collect();
+        self.next_stream = self.streams.values().min().copied();
+        due
     }
 }
 
 impl LinkState {
-    pub(super) fn send_keepalive(&mut self) {
-        self.h2.ping(KEEPALIVE_PING);
-    }
-
     /// Says GOAWAY in two steps (RFC 9113, section 6.8).
     pub(super) fn start_draining(&mut self, now: Instant, timeout: Duration) {
         if self.timers.drained.is_none() {
@@ -223,6 +197,10 @@ impl LinkState {
             self.timers.second_go_away = Some(now + PONG_WAIT);
             self.h2.announce_go_away();
             self.h2.ping(DRAIN_PING);
+            let ending = self.exchanges.values_mut();
+            ending
+                .filter(|exchange| exchange.ends_with_drain)
+                .for_each(|exchange| exchange.finish(End::Failed(draining())));
         }
     }
 
@@ -240,13 +218,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn timers(now: Instant) -> Timers {
-        let config = LinkConfig {
-            limits: crate::h2::Limits::default(),
-            message_bytes_max: 0,
-            buffered_bytes_max: 0,
-            unsent_bytes_max: 0,
-            handshake_timeout: 10 * SECOND,
-            write_timeout: 20 * SECOND,
+        let config = ConnectionConfig {
             keepalive: Some(Keepalive {
                 interval: 60 * SECOND,
                 timeout: 5 * SECOND,
@@ -254,7 +226,7 @@ mod tests {
             }),
             idle_max: Some(300 * SECOND),
             age_max: Some(3600 * SECOND),
-            drain_timeout: 30 * SECOND,
+            ..ConnectionConfig::server()
         };
         Timers::new(now, &config)
     }
@@ -269,23 +241,13 @@ mod tests {
             Some(Due::Close("the handshake took too long"))
         );
         timers.ready();
-        let blocked = Flushed {
-            is_progress: false,
-            is_blocked: true,
-        };
-        timers.written(now, blocked);
-        timers.written(now + 19 * SECOND, blocked);
+        timers.written(now, Flushed::Nothing);
+        timers.written(now + 19 * SECOND, Flushed::Nothing);
         assert_eq!(
             timers.due(now + 20 * SECOND),
             Some(Due::Close("the peer takes nothing"))
         );
-        timers.written(
-            now + 20 * SECOND,
-            Flushed {
-                is_progress: true,
-                is_blocked: true,
-            },
-        );
+        timers.written(now + 20 * SECOND, Flushed::Part);
         assert_eq!(timers.due(now + 21 * SECOND), None);
     }
 
@@ -327,7 +289,8 @@ mod tests {
         timers.set_stream(5, now + SECOND);
         timers.clear_stream(5);
         assert_eq!(timers.next(), Some(now + SECOND));
-        assert_eq!(timers.due(now + SECOND), Some(Due::Streams(vec![3])));
+        assert_eq!(timers.due(now + SECOND), Some(Due::Streams));
+        assert_eq!(timers.due_streams(now + SECOND), [3]);
         assert_eq!(timers.next(), Some(now + 2 * SECOND));
     }
 
@@ -341,7 +304,8 @@ mod tests {
             ..keepalive
         });
         assert_eq!(timers.due(now + 60 * SECOND), None);
+        assert_eq!(timers.next(), Some(now + 120 * SECOND), "it looks again");
         timers.is_used(true, now + 61 * SECOND);
-        assert_eq!(timers.due(now + 61 * SECOND), Some(Due::Ping));
+        assert_eq!(timers.due(now + 120 * SECOND), Some(Due::Ping));
     }
 }

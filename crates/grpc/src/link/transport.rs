@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::io::{self, Write as _};
 use std::net::TcpStream;
 
-use crate::h2;
+use crate::h2::Connection as Http2;
 
 /// Ciphertext made ahead of the socket, in octets.
 #[cfg(feature = "tls")]
@@ -43,10 +43,7 @@ impl Transport {
             #[cfg(feature = "tls")]
             Self::Tls(tls) => {
                 let certificates = tls.session.peer_certificates().unwrap_or_default();
-                certificates
-                    .iter()
-                    .map(|certificate| certificate.to_vec())
-                    .collect()
+                certificates.iter().map(|der| der.to_vec()).collect()
             }
         }
     }
@@ -61,16 +58,21 @@ impl Transport {
         Ok(())
     }
 
-    /// Writes as much of the output as the socket takes. Never blocks.
-    pub(crate) fn flush(
-        &mut self,
-        h2: &mut h2::Connection,
-        socket: &TcpStream,
-    ) -> io::Result<Flushed> {
+    /// Takes the octets that the socket gets next; none when all is sent. [`Transport::put_back`] has to follow.
+    pub(crate) fn take(&mut self, h2: &mut Http2) -> io::Result<Vec<u8>> {
         match self {
-            Self::Plain => flush_plain(h2, socket),
+            Self::Plain => Ok(h2.take_output()),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.flush(h2, socket),
+            Self::Tls(tls) => tls.seal(h2),
+        }
+    }
+
+    /// Returns what the socket did not take.
+    pub(crate) fn put_back(&mut self, h2: &mut Http2, unsent: Vec<u8>) {
+        match self {
+            Self::Plain => h2.put_back(unsent),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.sealed = unsent,
         }
     }
 
@@ -83,47 +85,14 @@ impl Transport {
     }
 }
 
-/// What came of a flush.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Flushed {
-    /// Whether the socket took something.
-    pub(crate) is_progress: bool,
-    /// Whether output is left that the socket did not take.
-    pub(crate) is_blocked: bool,
-}
-
-fn flush_plain(h2: &mut h2::Connection, socket: &TcpStream) -> io::Result<Flushed> {
-    let mut is_progress = false;
-    loop {
-        let output = h2.output();
-        if output.is_empty() {
-            return Ok(Flushed {
-                is_progress,
-                is_blocked: false,
-            });
-        }
-        match write(socket, output)? {
-            None => {
-                return Ok(Flushed {
-                    is_progress,
-                    is_blocked: true,
-                });
-            }
-            Some(written) => h2.sent(written),
-        }
-        is_progress = true;
-    }
-}
-
-/// One write; None when the socket takes nothing at this time.
-fn write(mut socket: &TcpStream, octets: &[u8]) -> io::Result<Option<usize>> {
+/// One write; 0 when the socket takes nothing at this time.
+pub(super) fn write(mut socket: &TcpStream, octets: &[u8]) -> io::Result<usize> {
     loop {
         match socket.write(octets) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => return Ok(Some(written)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            other => return other,
         }
     }
 }
@@ -135,11 +104,9 @@ impl TlsTransport {
         let mut plain = [0; 16 * 1024];
         while !received.is_empty() {
             self.session.read_tls(&mut received)?;
-            let result = self.session.process_new_packets();
-            if let Err(error) = result {
-                // The alert that says why is sent before the connection ends.
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
+            // The alert that says why is sent before the connection ends.
+            let processed = self.session.process_new_packets();
+            processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             loop {
                 match self.session.reader().read(&mut plain) {
                     Ok(0) => break,
@@ -155,47 +122,23 @@ impl TlsTransport {
     /// HTTP/2 over TLS is agreed on by ALPN (RFC 9113, section 3.2).
     fn check_protocol(&self) -> io::Result<()> {
         if !self.session.is_handshaking() && self.session.alpn_protocol() != Some(b"h2") {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the peer did not agree on h2 by ALPN",
-            ));
+            let reason = "the peer did not agree on h2 by ALPN";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         Ok(())
     }
 
-    fn flush(&mut self, h2: &mut h2::Connection, socket: &TcpStream) -> io::Result<Flushed> {
-        let mut is_progress = false;
-        loop {
-            while self.sealed.len() < SEALED_BYTES && self.session.wants_write() {
-                self.session.write_tls(&mut self.sealed)?;
-            }
-            if self.sealed.is_empty() && !self.session.is_handshaking() {
-                let output = h2.output();
-                let taken = self
-                    .session
-                    .writer()
-                    .write(&output[..output.len().min(SEALED_BYTES)])?;
-                h2.sent(taken);
-                if self.session.wants_write() {
-                    continue;
-                }
-            }
-            if self.sealed.is_empty() {
-                return Ok(Flushed {
-                    is_progress,
-                    is_blocked: false,
-                });
-            }
-            match write(socket, &self.sealed)? {
-                None => {
-                    return Ok(Flushed {
-                        is_progress,
-                        is_blocked: true,
-                    });
-                }
-                Some(written) => drop(self.sealed.drain(..written)),
-            }
-            is_progress = true;
+    /// Encrypts output, and takes the ciphertext.
+    fn seal(&mut self, h2: &mut Http2) -> io::Result<Vec<u8>> {
+        if self.sealed.is_empty() && !self.session.wants_write() && !self.session.is_handshaking() {
+            let output = h2.output();
+            let part = &output[..output.len().min(SEALED_BYTES)];
+            let taken = self.session.writer().write(part)?;
+            h2.sent(taken);
         }
+        while self.sealed.len() < SEALED_BYTES && self.session.wants_write() {
+            self.session.write_tls(&mut self.sealed)?;
+        }
+        Ok(std::mem::take(&mut self.sealed))
     }
 }

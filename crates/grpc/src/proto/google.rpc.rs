@@ -19,7 +19,7 @@ impl ::prost::Name for Status {
         "google.rpc.Status".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/google.rpc.Status".into()
+        "type.googleapis.com/google.rpc.Status".into()
     }
 }
 /// The cause of an error, for programs.
@@ -45,7 +45,7 @@ impl ::prost::Name for ErrorInfo {
         "google.rpc.ErrorInfo".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/google.rpc.ErrorInfo".into()
+        "type.googleapis.com/google.rpc.ErrorInfo".into()
     }
 }
 /// When a retry may be of use.
@@ -62,7 +62,7 @@ impl ::prost::Name for RetryInfo {
         "google.rpc.RetryInfo".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/google.rpc.RetryInfo".into()
+        "type.googleapis.com/google.rpc.RetryInfo".into()
     }
 }
 /// What in a request is wrong.
@@ -94,7 +94,7 @@ pub mod bad_request {
             "google.rpc.BadRequest.FieldViolation".into()
         }
         fn type_url() -> ::prost::alloc::string::String {
-            "/google.rpc.BadRequest.FieldViolation".into()
+            "type.googleapis.com/google.rpc.BadRequest.FieldViolation".into()
         }
     }
 }
@@ -105,6 +105,6 @@ impl ::prost::Name for BadRequest {
         "google.rpc.BadRequest".into()
     }
     fn type_url() -> ::prost::alloc::string::String {
-        "/google.rpc.BadRequest".into()
+        "type.googleapis.com/google.rpc.BadRequest".into()
     }
 }

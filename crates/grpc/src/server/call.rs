@@ -8,7 +8,6 @@ use bytes::Bytes;
 use prost::Message;
 use tbd_deadline::{Deadline, lock};
 
-use crate::code::Code;
 use crate::h2::{ActionError, ErrorCode};
 use crate::hpack::Header;
 use crate::link::{End, Link, LinkState};
@@ -22,7 +21,7 @@ use crate::status::Status;
 pub(super) struct Request {
     pub(super) path: String,
     pub(super) kind: MethodKind,
-    pub(super) metadata: Metadata,
+    pub(super) metadata: Arc<Metadata>,
     pub(super) content_type: Bytes,
     pub(super) encoding: Encoding,
     pub(super) accepts_gzip: bool,
@@ -37,6 +36,19 @@ pub struct Call {
     id: u32,
     request: Request,
     response: Mutex<Response>,
+}
+
+/// Wakes the handler of a call. Takes the connection's lock.
+#[derive(Clone, Debug)]
+pub(super) struct CallWaker {
+    link: Arc<Link>,
+    id: u32,
+}
+
+impl CallWaker {
+    pub(super) fn wake(&self) {
+        self.link.wake_call(self.id);
+    }
 }
 
 /// What is known of the response before its header list is sent.
@@ -99,10 +111,7 @@ impl Call {
     pub fn is_cancelled(&self) -> bool {
         let state = self.link.lock();
         match state.exchanges.get(&self.id) {
-            Some(exchange) => exchange
-                .end
-                .as_ref()
-                .is_some_and(|end| !matches!(end, End::Trailers(_))),
+            Some(exchange) => !matches!(exchange.end, None | Some(End::Trailers(_))),
             None => true,
         }
     }
@@ -130,8 +139,8 @@ impl Call {
 
     /// The next message of the request.
     pub(super) fn receive<M: Message + Default>(&self) -> Result<Option<M>, Status> {
-        self.receive_with_flag()
-            .map(|received| received.map(|(message, _)| message))
+        let received = self.receive_with_flag()?;
+        Ok(received.map(|(message, _)| message))
     }
 
     /// The next message of the request, and whether it came compressed.
@@ -142,29 +151,38 @@ impl Call {
             return Ok(None);
         };
         let is_compressed = received.is_compressed;
-        let message = message::decode(
-            received,
-            self.request.encoding,
-            self.link.config.message_bytes_max,
-        )?;
+        let bytes_max = self.link.config.message_bytes_max;
+        let message = message::decode(received, self.request.encoding, bytes_max)?;
         Ok(Some((message, is_compressed)))
     }
 
     /// The message of a request that has one.
     pub(super) fn receive_only<M: Message + Default>(&self) -> Result<M, Status> {
         self.receive()?
-            .ok_or_else(|| Status::new(Code::Internal, "the request has no message"))
+            .ok_or_else(|| Status::internal("the request has no message"))
+    }
+
+    /// Something that ends [`Call::wait`] from any thread.
+    pub(super) fn waker(&self) -> CallWaker {
+        CallWaker {
+            link: Arc::clone(&self.link),
+            id: self.id,
+        }
+    }
+
+    /// Waits until the call's waker is used; an error is the status with which the call is over.
+    pub(super) fn wait(&self) -> Result<(), Status> {
+        self.link.wait_for_wake(self.id, self.deadline())
     }
 
     /// Encodes a message as the call's messages are at this time.
     pub(super) fn encode(&self, message: &impl Message) -> Result<Bytes, Status> {
-        let gzip = {
+        let (wanted, sent_with) = {
             let response = lock(&self.response);
-            let is_wanted = response
-                .gzip
-                .unwrap_or(self.request.encoding == Encoding::Gzip);
-            is_wanted && self.request.accepts_gzip && response.sent_with_gzip != Some(false)
+            (response.gzip, response.sent_with_gzip)
         };
+        let is_wanted = wanted.unwrap_or(self.is_request_compressed());
+        let gzip = is_wanted && self.request.accepts_gzip && sent_with != Some(false);
         message::encode(message, gzip)
     }
 
@@ -181,7 +199,7 @@ impl Call {
             return;
         };
         let mut state = self.link.lock();
-        // A stream that has ended meanwhile tells so at the next step.
+        // The next step sees the end of a stream that has ended meanwhile.
         let _ = state.answer(self.id, &head);
     }
 
@@ -191,7 +209,7 @@ impl Call {
         if response.sent_with_gzip.is_some() {
             return None;
         }
-        let is_wanted = response.gzip.is_some() || self.request.encoding == Encoding::Gzip;
+        let is_wanted = response.gzip.is_some() || self.is_request_compressed();
         let gzip = is_wanted && self.request.accepts_gzip;
         response.sent_with_gzip = Some(gzip);
         let mut head = basic_head(&self.request.content_type);
@@ -216,26 +234,24 @@ impl Call {
         let head = self.head();
         let trailers = self.trailer_list(&outcome);
         let mut state = self.link.lock();
-        let end = state
-            .exchanges
-            .remove(&self.id)
-            .and_then(|exchange| exchange.end);
+        let exchange = state.exchanges.remove(&self.id);
+        let end = exchange.and_then(|exchange| exchange.end);
         state.timers.clear_stream(self.id);
-        if matches!(end, None | Some(End::Trailers(_))) || matches!(end, Some(End::Failed(_))) {
+        if !matches!(end, Some(End::Reset(_) | End::Lost(_))) {
             let sent = state.finish_call(self.id, head, outcome, trailers);
             if sent == Err(ActionError::HeadersTooLarge) {
                 state.h2.reset(self.id, ErrorCode::INTERNAL_ERROR);
             }
-            if state.h2.is_open(self.id) {
-                // What the client does not take in time is given up.
-                state
-                    .timers
-                    .set_stream(self.id, Instant::now() + self.link.config.write_timeout);
-            }
         }
-        self.link.flush(&mut state);
+        let mut state = self.link.flush(state);
+        let is_open = state.h2.is_open(self.id);
+        if is_open {
+            // What the client does not take in time is given up.
+            let due = Instant::now() + self.link.config.write_timeout;
+            state.timers.set_stream(self.id, due);
+        }
         // The reading thread does not know of the new timer, and may wait for this to be the last call.
-        let is_awaited = state.timers.is_draining() || state.h2.is_open(self.id);
+        let is_awaited = is_open || state.timers.is_draining();
         drop(state);
         if is_awaited {
             self.link.wake();
@@ -294,5 +310,28 @@ impl LinkState {
         if self.h2.respond(id, &headers, true).is_err() {
             self.h2.reset(id, ErrorCode::INTERNAL_ERROR);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::super::{Router, Server};
+    use super::*;
+    use crate::{Channel, Method};
+
+    #[test]
+    fn a_call_that_was_answered_leaves_no_timer() {
+        const ECHO: Method<String, String> = Method::new("/test.v1.TestService/Echo");
+        let mut router = Router::new();
+        router.unary(ECHO, |_, text| Ok(text));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server::builder(router).start(listener).unwrap();
+        let channel = Channel::builder(&server.local_addr().to_string()).build();
+        channel.call(ECHO).send(&"a".to_owned()).unwrap();
+        let connections = lock(&server.shared.connections);
+        let mut links = connections.open.values().map(|(link, _)| link);
+        assert!(links.all(|link| link.lock().timers.streams().is_empty()));
     }
 }

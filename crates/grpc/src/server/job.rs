@@ -1,10 +1,10 @@
-//! A call that is ready to run, on whichever thread.
+//! A call that is ready to run, on any thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::call::Call;
-use super::router::{Handler, Router};
+use super::router::{Route, Router};
 use crate::code::Code;
 use crate::status::Status;
 
@@ -12,16 +12,16 @@ use crate::status::Status;
 pub struct Job {
     call: Call,
     router: Arc<Router>,
-    handler: Arc<Handler>,
+    route: Route,
     is_answered: bool,
 }
 
 impl Job {
-    pub(super) fn new(call: Call, router: Arc<Router>, handler: Arc<Handler>) -> Self {
+    pub(super) fn new(call: Call, router: Arc<Router>, route: Route) -> Self {
         Self {
             call,
             router,
-            handler,
+            route,
             is_answered: false,
         }
     }
@@ -29,6 +29,11 @@ impl Job {
     /// The call.
     pub fn call(&self) -> &Call {
         &self.call
+    }
+
+    /// Whether the call is one of health or reflection.
+    pub(super) fn is_own(&self) -> bool {
+        self.route.is_own
     }
 
     /// Runs the handler and answers. A call that was cancelled while it waited is dropped. A panic of the handler is
@@ -39,12 +44,14 @@ impl Job {
             return self.answer(Status::new(Code::Cancelled, "cancelled while it waited"));
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            self.router.run(&self.call, &*self.handler)
+            self.router.run(&self.call, &self.route)
         }));
         let outcome = outcome.unwrap_or_else(|_| {
             log::error!("the handler of {} panicked", self.call.path());
-            Err(Status::new(Code::Internal, "the handler failed"))
+            Err(Status::internal("the handler failed"))
         });
+        let metadata = self.call.metadata();
+        let outcome = outcome.map_err(|status| self.router.map_error(metadata, status));
         self.call.finish(outcome);
     }
 
@@ -55,6 +62,7 @@ impl Job {
     }
 
     fn answer(&self, status: Status) {
+        let status = self.router.map_error(self.call.metadata(), status);
         self.router.refused(self.call.path(), &status);
         self.call.finish(Err(status));
     }
@@ -63,10 +71,7 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.is_answered {
-            self.answer(Status::new(
-                Code::Unavailable,
-                "the server has no capacity left",
-            ));
+            self.answer(Status::unavailable("the server has no capacity left"));
         }
     }
 }

@@ -1,19 +1,11 @@
 //! The server: threads around connections and calls.
-//!
-//! | File | What it holds |
-//! | --- | --- |
-//! | `mod` | the accepting thread, and the end of a server |
-//! | `side` | the reading thread: from a header list to a call that is ready |
-//! | `call` | a call and its answer |
-//! | `job` | a call that is ready to run |
-//! | `pool` | where handlers run |
-//! | `router` | which method a handler belongs to |
-//! | `config` | limits and timeouts |
 
 mod call;
 mod config;
+mod health;
 mod job;
 mod pool;
+mod reflection;
 mod router;
 mod side;
 
@@ -30,14 +22,17 @@ use tbd_deadline::{Deadline, StopSignal, lock};
 
 pub use call::Call;
 pub use config::ServerConfig;
+pub use health::{Health, ServingStatus};
 pub use job::Job;
 pub use pool::{Executor, WorkerPool};
+pub use reflection::add_reflection;
 pub use router::{Next, Requests, Responses, Router};
 
 use crate::h2::Role;
 use crate::link::{Link, Transport};
 #[cfg(feature = "tls")]
 use crate::tls::ServerTls;
+use pool::OwnThreads;
 use side::ServerSide;
 
 /// How long the accepting thread waits after an error such as "too many open files".
@@ -53,10 +48,12 @@ pub struct Server {
 }
 
 /// What the accepting thread, the connections' threads and the owner share.
+#[derive(Debug)]
 struct Shared {
     config: ServerConfig,
     router: Arc<Router>,
     executor: Arc<dyn Executor>,
+    own_threads: Arc<OwnThreads>,
     #[cfg(feature = "tls")]
     tls: Option<ServerTls>,
     connections: Mutex<Connections>,
@@ -64,7 +61,7 @@ struct Shared {
     wake: UnixStream,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Connections {
     next: u64,
     open: HashMap<u64, (Arc<Link>, JoinHandle<()>)>,
@@ -72,29 +69,14 @@ struct Connections {
     ended: Vec<u64>,
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("router", &self.router)
-            .finish_non_exhaustive()
-    }
-}
-
 /// Collects what a server needs.
+#[derive(Debug)]
 pub struct ServerBuilder {
     config: ServerConfig,
     router: Router,
     executor: Option<Arc<dyn Executor>>,
     #[cfg(feature = "tls")]
     tls: Option<ServerTls>,
-}
-
-impl std::fmt::Debug for ServerBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServerBuilder")
-            .field("router", &self.router)
-            .finish_non_exhaustive()
-    }
 }
 
 impl ServerBuilder {
@@ -132,6 +114,7 @@ impl ServerBuilder {
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
+            own_threads: Arc::new(OwnThreads::new(self.config.own_threads_max)),
             config: self.config,
             router: Arc::new(self.router),
             executor,
@@ -181,12 +164,16 @@ impl Server {
     /// open at `deadline` are closed. Blocks until `deadline` and some milliseconds more; true if no call was cut off.
     pub fn stop(mut self, deadline: Deadline) -> bool {
         self.stop_accepting();
-        for link in self.shared.links() {
-            link.drain();
-        }
+        let connections = self.shared.take_connections();
+        connections.iter().for_each(|(link, _)| link.drain());
         let mut is_complete = true;
-        for (link, thread) in self.shared.take_connections() {
-            is_complete &= join_until(&link, thread, deadline);
+        for (link, thread) in connections {
+            let has_ended = link.wait_until_closed(deadline);
+            if !has_ended {
+                link.shut_down();
+            }
+            let _ = thread.join();
+            is_complete &= has_ended;
         }
         is_complete
     }
@@ -198,16 +185,6 @@ impl Server {
             let _ = acceptor.join();
         }
     }
-}
-
-/// Waits for a connection's thread; after the deadline the connection is closed first.
-fn join_until(link: &Link, thread: JoinHandle<()>, deadline: Deadline) -> bool {
-    let ended = link.wait_until_closed(deadline);
-    if !ended {
-        link.shut_down();
-    }
-    let _ = thread.join();
-    ended
 }
 
 impl Drop for Server {
@@ -225,20 +202,9 @@ impl Shared {
         let _ = (&self.wake).write(&[0]);
     }
 
-    fn links(&self) -> Vec<Arc<Link>> {
-        lock(&self.connections)
-            .open
-            .values()
-            .map(|(link, _)| Arc::clone(link))
-            .collect()
-    }
-
     fn take_connections(&self) -> Vec<(Arc<Link>, JoinHandle<()>)> {
-        lock(&self.connections)
-            .open
-            .drain()
-            .map(|(_, connection)| connection)
-            .collect()
+        let mut connections = lock(&self.connections);
+        connections.open.drain().map(|(_, open)| open).collect()
     }
 
     /// The accepting thread.
@@ -246,10 +212,9 @@ impl Shared {
         while !self.stop.is_stopped() {
             self.join_ended();
             let is_full = lock(&self.connections).open.len() >= self.config.connections_max;
-            let interest = if is_full {
-                PollFlags::empty()
-            } else {
-                PollFlags::IN
+            let interest = match is_full {
+                true => PollFlags::empty(),
+                false => PollFlags::IN,
             };
             let mut polled = [
                 PollFd::new(listener, interest),
@@ -273,7 +238,7 @@ impl Shared {
             match listener.accept() {
                 Ok((socket, _)) => {
                     if let Err(error) = self.start_connection(socket) {
-                        log::warn!("a connection could not be taken: {error}");
+                        log::warn!("cannot serve a new connection: {error}");
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -287,7 +252,8 @@ impl Shared {
     }
 
     fn start_connection(self: &Arc<Self>, socket: TcpStream) -> io::Result<()> {
-        let link = Link::new(socket, self.transport()?, Role::Server, self.config.link())?;
+        let config = self.config.connection.clone();
+        let link = Link::new(socket, self.transport()?, Role::Server, config)?;
         let mut connections = lock(&self.connections);
         let number = connections.next;
         connections.next += 1;
@@ -295,14 +261,7 @@ impl Shared {
         let thread = thread::Builder::new()
             .name(format!("grpc-conn-{number}"))
             .spawn(move || {
-                let config = &shared.config;
-                let (router, executor) = (Arc::clone(&shared.router), Arc::clone(&shared.executor));
-                let mut side = ServerSide::new(
-                    router,
-                    executor,
-                    config.request_timeout,
-                    config.call_duration_max,
-                );
+                let mut side = ServerSide::new(Arc::clone(&thread_link), Arc::clone(&shared));
                 let reason = thread_link.run(&mut side);
                 log::debug!("{}: {}", thread_link.peer, reason.message());
                 lock(&shared.connections).ended.push(number);
@@ -324,11 +283,9 @@ impl Shared {
     fn join_ended(&self) {
         let ended: Vec<_> = {
             let mut connections = lock(&self.connections);
-            let numbers = std::mem::take(&mut connections.ended);
-            numbers
-                .iter()
-                .filter_map(|number| connections.open.remove(number))
-                .collect()
+            let numbers = std::mem::take(&mut connections.ended).into_iter();
+            let ended = numbers.filter_map(|number| connections.open.remove(&number));
+            ended.collect()
         };
         for (_, thread) in ended {
             if thread.join().is_err() {

@@ -1,11 +1,17 @@
-//! Where handlers run.
+//! Executors of handlers: a bounded pool of threads, and threads of their own for health and reflection.
 
+use std::fmt;
 use std::io;
+use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Sender, bounded};
+use tbd_deadline::lock;
 
 use super::job::Job;
+use crate::code::Code;
+use crate::method::MethodKind;
+use crate::status::Status;
 
 /// Runs calls on other threads.
 ///
@@ -19,6 +25,12 @@ pub trait Executor: Send + Sync {
 impl<F: Fn(Job) + Send + Sync> Executor for F {
     fn execute(&self, job: Job) {
         self(job);
+    }
+}
+
+impl fmt::Debug for dyn Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Executor")
     }
 }
 
@@ -67,6 +79,53 @@ impl Drop for WorkerPool {
         for worker in self.workers.drain(..) {
             // Handlers' panics are caught; nothing else of a worker panics.
             let _ = worker.join();
+        }
+    }
+}
+
+/// Runs the calls of health and reflection: unary ones at once, since they do not block; others on threads of their own.
+/// So neither a full executor nor open streams keep `Check` from its answer.
+#[derive(Debug)]
+pub(super) struct OwnThreads {
+    threads_max: usize,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl OwnThreads {
+    pub(super) fn new(threads_max: usize) -> Self {
+        Self {
+            threads_max,
+            threads: Mutex::default(),
+        }
+    }
+
+    pub(super) fn execute(&self, job: Job) {
+        if job.call().kind() == MethodKind::Unary {
+            return job.run();
+        }
+        let mut threads = lock(&self.threads);
+        for ended in threads.extract_if(.., |thread| thread.is_finished()) {
+            let _ = ended.join();
+        }
+        if threads.len() >= self.threads_max {
+            drop(threads);
+            let full = "too many streams of health and reflection are open";
+            return job.refuse(Status::new(Code::ResourceExhausted, full));
+        }
+        let builder = thread::Builder::new().name("grpc-own-stream".to_owned());
+        match builder.spawn(|| job.run()) {
+            Ok(thread) => threads.push(thread),
+            // The job was dropped, and so answered with UNAVAILABLE.
+            Err(error) => log::warn!("a thread for a stream could not be started: {error}"),
+        }
+    }
+}
+
+impl Drop for OwnThreads {
+    /// The connections have ended, and with them the calls.
+    fn drop(&mut self) {
+        for thread in lock(&self.threads).drain(..) {
+            let _ = thread.join();
         }
     }
 }

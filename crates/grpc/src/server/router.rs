@@ -1,6 +1,6 @@
-//! Which method a handler belongs to.
+//! Router: the handlers of a server by their methods.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -9,6 +9,8 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::call::Call;
+use super::reflection::service_of;
+use crate::metadata::Metadata;
 use crate::method::{Method, MethodKind};
 use crate::status::Status;
 
@@ -22,6 +24,9 @@ type Interceptor = dyn Fn(&Call, Next<'_>) -> Result<(), Status> + Send + Sync;
 
 /// Hears of calls that were answered without a handler.
 type RefusalHook = dyn Fn(&str, &Status) + Send + Sync;
+
+/// Completes the status of a call that failed, from the request's metadata.
+type ErrorMap = dyn Fn(&Metadata, Status) -> Status + Send + Sync;
 
 /// The rest of a call, for an interceptor.
 pub struct Next<'a>(&'a mut dyn FnMut() -> Result<(), Status>);
@@ -38,6 +43,8 @@ impl Next<'_> {
 pub(super) struct Route {
     pub(super) kind: MethodKind,
     pub(super) handler: Arc<Handler>,
+    /// Whether it belongs to health or reflection: outside of interceptors and executor.
+    pub(super) is_own: bool,
 }
 
 /// The methods that a server answers. Any other is UNIMPLEMENTED.
@@ -46,6 +53,7 @@ pub struct Router {
     routes: HashMap<String, Route>,
     interceptors: Vec<Arc<Interceptor>>,
     refusal_hook: Option<Arc<RefusalHook>>,
+    error_map: Option<Arc<ErrorMap>>,
 }
 
 impl Router {
@@ -80,16 +88,30 @@ impl Router {
         }
     }
 
+    /// Passes every error status through `map` before it is sent: those of handlers and interceptors, and those that the
+    /// server itself makes. `map` gets the request's metadata, and may add details or metadata. It must not block, nor use
+    /// a call, a channel or the server: it may run under a connection's lock.
+    pub fn map_errors(
+        &mut self,
+        map: impl Fn(&Metadata, Status) -> Status + Send + Sync + 'static,
+    ) -> &mut Self {
+        self.error_map = Some(Arc::new(map));
+        self
+    }
+
+    pub(super) fn map_error(&self, metadata: &Metadata, status: Status) -> Status {
+        match &self.error_map {
+            Some(map) => map(metadata, status),
+            None => status,
+        }
+    }
+
     /// Answers `method`, which takes one message and returns one. The handler runs once the request is whole.
-    pub fn unary<Req, Res>(
+    pub fn unary<Req: Message + Default + 'static, Res: Message + 'static>(
         &mut self,
         method: Method<Req, Res>,
         handler: impl Fn(&Call, Req) -> Result<Res, Status> + Send + Sync + 'static,
-    ) -> &mut Self
-    where
-        Req: Message + Default + 'static,
-        Res: Message + 'static,
-    {
+    ) -> &mut Self {
         self.add(method.path(), MethodKind::Unary, move |call| {
             let response = handler(call, call.receive_only()?)?;
             call.encode(&response).map(Some)
@@ -97,30 +119,22 @@ impl Router {
     }
 
     /// Answers `method`, which takes one message and returns many. The handler runs once the request is whole.
-    pub fn server_streaming<Req, Res>(
+    pub fn server_streaming<Req: Message + Default + 'static, Res: Message + 'static>(
         &mut self,
         method: Method<Req, Res>,
         handler: impl Fn(&Call, Req, Responses<'_, Res>) -> Result<(), Status> + Send + Sync + 'static,
-    ) -> &mut Self
-    where
-        Req: Message + Default + 'static,
-        Res: Message + 'static,
-    {
+    ) -> &mut Self {
         self.add(method.path(), MethodKind::ServerStreaming, move |call| {
             handler(call, call.receive_only()?, Responses::new(call)).map(|()| None)
         })
     }
 
     /// Answers `method`, which takes many messages and returns one. The handler runs from the first octet on.
-    pub fn client_streaming<Req, Res>(
+    pub fn client_streaming<Req: Message + Default + 'static, Res: Message + 'static>(
         &mut self,
         method: Method<Req, Res>,
         handler: impl Fn(&Call, Requests<'_, Req>) -> Result<Res, Status> + Send + Sync + 'static,
-    ) -> &mut Self
-    where
-        Req: Message + Default + 'static,
-        Res: Message + 'static,
-    {
+    ) -> &mut Self {
         self.add(method.path(), MethodKind::ClientStreaming, move |call| {
             let response = handler(call, Requests::new(call))?;
             call.encode(&response).map(Some)
@@ -128,18 +142,14 @@ impl Router {
     }
 
     /// Answers `method`, which takes and returns many messages. The handler runs from the first octet on.
-    pub fn bidirectional<Req, Res>(
+    pub fn bidirectional<Req: Message + Default + 'static, Res: Message + 'static>(
         &mut self,
         method: Method<Req, Res>,
         handler: impl Fn(&Call, Requests<'_, Req>, Responses<'_, Res>) -> Result<(), Status>
         + Send
         + Sync
         + 'static,
-    ) -> &mut Self
-    where
-        Req: Message + Default + 'static,
-        Res: Message + 'static,
-    {
+    ) -> &mut Self {
         self.add(method.path(), MethodKind::Bidirectional, move |call| {
             handler(call, Requests::new(call), Responses::new(call)).map(|()| None)
         })
@@ -151,14 +161,26 @@ impl Router {
         kind: MethodKind,
         handler: impl Fn(&Call) -> Outcome + Send + Sync + 'static,
     ) -> &mut Self {
-        self.routes.insert(
-            path.to_owned(),
-            Route {
-                kind,
-                handler: Arc::new(handler),
-            },
-        );
+        let route = Route {
+            kind,
+            handler: Arc::new(handler),
+            is_own: false,
+        };
+        self.routes.insert(path.to_owned(), route);
         self
+    }
+
+    /// Takes the method out of interceptors and executor, for health and reflection. A unary handler must not block then.
+    pub(super) fn mark_own(&mut self, path: &str) {
+        if let Some(route) = self.routes.get_mut(path) {
+            route.is_own = true;
+        }
+    }
+
+    /// The full names of all services, in order.
+    pub(super) fn services(&self) -> BTreeSet<String> {
+        let services = self.routes.keys().filter_map(|path| service_of(path));
+        services.map(str::to_owned).collect()
     }
 
     pub(super) fn find(&self, path: &[u8]) -> Option<&Route> {
@@ -167,21 +189,17 @@ impl Router {
 
     /// Whether some method of the path's service is known.
     pub(super) fn has_service_of(&self, path: &str) -> bool {
-        let Some((service, _)) = path.rsplit_once('/') else {
-            return false;
-        };
-        self.routes.keys().any(|known| {
-            known
-                .rsplit_once('/')
-                .is_some_and(|(known, _)| known == service)
-        })
+        service_of(path).is_some_and(|service| self.services().contains(service))
     }
 
     /// Runs the handler of `call` inside the interceptors.
-    pub(super) fn run(&self, call: &Call, handler: &Handler) -> Outcome {
+    pub(super) fn run(&self, call: &Call, route: &Route) -> Outcome {
+        if route.is_own {
+            return (route.handler)(call);
+        }
         let mut last = None;
         intercepted(&self.interceptors, call, &mut || {
-            last = handler(call)?;
+            last = (route.handler)(call)?;
             Ok(())
         })?;
         Ok(last)

@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
 use super::unfinished;
 use tbd_deadline::{Deadline, lock};
 
@@ -31,6 +33,8 @@ const ENDED: usize = 1024;
 pub(crate) struct Connections<T> {
     state: Mutex<ConnectionsState<T>>,
     idle: Condvar,
+    /// Gets a message after a connection's first request, unless one is there already.
+    newcomers: Sender<()>,
 }
 
 struct ConnectionsState<T> {
@@ -85,7 +89,7 @@ pub(crate) enum Next<T> {
 }
 
 impl<T> Connections<T> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(newcomers: Sender<()>) -> Self {
         Self {
             state: Mutex::new(ConnectionsState {
                 known: HashMap::new(),
@@ -93,6 +97,7 @@ impl<T> Connections<T> {
                 ended: HashMap::new(),
             }),
             idle: Condvar::new(),
+            newcomers,
         }
     }
 
@@ -107,11 +112,14 @@ impl<T> Connections<T> {
             state.ended.remove(&peer);
         }
         let now = Instant::now();
-        let known = state.known.entry(peer).or_insert_with(|| Known {
-            busy: false,
-            waiting: VecDeque::new(),
-            surplus: None,
-            last: now,
+        let known = state.known.entry(peer).or_insert_with(|| {
+            let _ = self.newcomers.try_send(());
+            Known {
+                busy: false,
+                waiting: VecDeque::new(),
+                surplus: None,
+                last: now,
+            }
         });
         known.last = now;
         if known.surplus.is_some() {
@@ -216,13 +224,17 @@ impl<T> ConnectionsState<T> {
 mod tests {
     use super::*;
 
+    fn connections<T>() -> Connections<T> {
+        Connections::new(crossbeam_channel::bounded(1).0)
+    }
+
     fn peer(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
     }
 
     #[test]
     fn a_connections_requests_go_one_after_the_other() {
-        let connections = Connections::new();
+        let connections = connections();
         assert!(matches!(
             connections.arrived(peer(1), 'a'),
             Arrival::Go('a')
@@ -242,8 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn each_new_client_is_announced_once() {
+        let (newcomers, announced) = crossbeam_channel::bounded(1);
+        let connections = Connections::new(newcomers);
+        assert!(matches!(connections.arrived(peer(1), ()), Arrival::Go(())));
+        assert_eq!(announced.try_recv(), Ok(()));
+        connections.next(peer(1));
+        assert!(matches!(connections.arrived(peer(1), ()), Arrival::Go(())));
+        assert!(announced.is_empty());
+        assert!(matches!(connections.arrived(peer(2), ()), Arrival::Go(())));
+        assert_eq!(announced.try_recv(), Ok(()));
+    }
+
+    #[test]
     fn of_too_many_requests_those_that_were_taken_are_answered() {
-        let connections = Connections::new();
+        let connections = connections();
         assert!(matches!(connections.arrived(peer(1), 0), Arrival::Go(0)));
         for n in 1..=PIPELINE {
             assert!(matches!(connections.arrived(peer(1), n), Arrival::Waits));
@@ -266,7 +291,7 @@ mod tests {
 
     #[test]
     fn what_an_ended_connection_still_sends_is_not_answered() {
-        let connections = Connections::new();
+        let connections = connections();
         assert!(matches!(
             connections.arrived(peer(1), 'a'),
             Arrival::Go('a')
@@ -287,7 +312,7 @@ mod tests {
     #[test]
     fn only_connections_that_are_gone_are_forgotten() {
         use unfinished::Known::{Busy, Silent};
-        let connections = Connections::new();
+        let connections = connections();
         for port in [1, 2, 3] {
             assert!(matches!(
                 connections.arrived(peer(port), ()),
@@ -309,7 +334,7 @@ mod tests {
 
     #[test]
     fn idle_is_when_nothing_is_in_progress() {
-        let connections = Connections::new();
+        let connections = connections();
         assert!(connections.wait_until_idle(Deadline::after(Duration::ZERO)));
         assert!(matches!(
             connections.arrived(peer(1), 'a'),

@@ -67,7 +67,7 @@ impl Drop for Incoming {
         if absurd {
             // A client that declares such a length costs one of tiny_http's threads and two
             // descriptors. An abort would cost more.
-            log::warn!(target: "tbd::http", "a client declared an absurd body length: its connection is set aside for good");
+            log::warn!(target: "tbd::http", "a client declared an absurd body length: its connection is never used again");
             std::mem::forget(request);
         } else {
             drop(request.into_writer());

@@ -4,6 +4,7 @@
 //! sentence that its callers may rely on; without those faults the files would not exist.
 
 pub(crate) mod connections;
+mod descriptors;
 mod diag;
 pub(crate) mod framing;
 pub(crate) mod incoming;

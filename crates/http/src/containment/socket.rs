@@ -18,7 +18,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use tbd_sockets as sockets;
+use super::descriptors as sockets;
 
 /// Connections the kernel may complete before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -75,7 +75,7 @@ impl DescriptorNumber {
             |local: SocketAddr, client: SocketAddr| client == peer && local.port() == local_port;
         // tiny_http holds two. The accepted one is for writing and stays open as long as the
         // request; the other is a duplicate, mostly with the higher number.
-        let found = sockets::connected(is_it).ok()?.first().copied()?;
+        let found = sockets::connected(is_it)?;
         // Check again, since walking all descriptors takes time.
         Some(found)
             .filter(|fd| {
@@ -122,6 +122,8 @@ pub(crate) struct Survey {
     pub(crate) listening: usize,
     /// Connections with received bytes that nobody has read.
     pub(crate) unread: usize,
+    /// Whether there is a connection.
+    pub(crate) is_connected: bool,
 }
 
 impl Survey {
@@ -132,6 +134,7 @@ impl Survey {
             return survey;
         };
         for socket in sockets.filter(|socket| socket.local.port() == local_port) {
+            survey.is_connected |= socket.peer.is_some();
             let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
             match recv(socket.fd, &mut [0], flags) {
                 Ok(1..) => survey.unread += 1,
@@ -187,6 +190,8 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut accepted, _) = listener.accept().unwrap();
         let _writing = accepted.try_clone().unwrap();
+        assert!(!Survey::take(port.wrapping_add(1)).is_connected);
+        assert!(Survey::take(port).is_connected);
         let counts = |survey: Survey| (survey.listening, survey.unread);
         assert_eq!(counts(Survey::take(port)), (2, 0));
         client.write_all(b"x").unwrap();

@@ -42,7 +42,7 @@ pub(crate) enum Fault {
     Long,
 }
 
-/// What the requests of a connection tell about it.
+/// The state of a connection, as its requests show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Known {
     /// No request has arrived yet.
@@ -54,6 +54,11 @@ pub(crate) enum Known {
 }
 
 impl Unfinished {
+    /// Whether the last check saw none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.since.is_empty()
+    }
+
     /// Records what the kernel reports at `now`. Returns the connections to be ended.
     pub(crate) fn look(
         &mut self,

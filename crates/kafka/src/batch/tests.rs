@@ -216,15 +216,6 @@ fn claims_beyond_what_is_there_get_no_memory() {
     }
 }
 
-#[test]
-fn unpacking_stops_at_the_limit() {
-    assert_eq!(
-        read_bounded(std::io::repeat(0), 100),
-        Err(BatchError::TooLarge)
-    );
-    assert_eq!(read_bounded([0; 100].as_slice(), 100).unwrap().len(), 100);
-}
-
 proptest! {
     #[test]
     fn walking_never_panics_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -1,23 +1,98 @@
 //! Offset commits, and retries of commits that the coordinator has not accepted.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use kafka_protocol::error::ResponseError;
-use kafka_protocol::messages::{ApiKey, OffsetCommitResponse};
+use kafka_protocol::messages::OffsetCommitResponse;
 
+use super::membership::{GroupMember, Pending, PendingRequest, heartbeat_panicked};
+use super::reading::Reading;
 use super::{CommitError, Consumer, RETRY_BACKOFF, STEP_MIN};
-use crate::Error;
+use crate::error::ConfigError;
 use crate::group::TopicPartition;
-use crate::group::coordinator;
-use crate::group::coordinator::OffsetToCommit;
-use crate::group::machine::{CommitVerdict, Failure, Identity, PollStep};
+use crate::group::coordinator::{self, OffsetToCommit};
+use crate::group::machine::{CommitVerdict, Coordinator, Failure, Identity, PollStep};
+use crate::{ApiKey, Error, ErrorCode};
 use tbd_deadline::Deadline;
 
-type Offsets = BTreeMap<TopicPartition, OffsetToCommit>;
+pub(crate) type Offsets = BTreeMap<TopicPartition, OffsetToCommit>;
+
+/// A commit that was sent without waiting for its answer.
+#[derive(Clone, Debug)]
+pub struct PendingCommit {
+    offsets: Offsets,
+    result: Arc<OnceLock<Result<(), CommitError>>>,
+}
+
+impl PendingCommit {
+    fn new(offsets: Offsets) -> Self {
+        Self {
+            offsets,
+            result: Arc::default(),
+        }
+    }
+
+    /// The result, once a later poll, commit or close of the consumer has received it. Does not
+    /// wait.
+    pub fn result(&self) -> Option<Result<(), CommitError>> {
+        self.result.get().cloned()
+    }
+
+    fn complete(&self, result: Result<(), CommitError>) {
+        // The first result counts.
+        let _ = self.result.set(result);
+    }
+
+    /// The connection was closed before the answer came.
+    pub(super) fn interrupted(&self) {
+        let what = "the coordinator's answer to a commit";
+        self.complete(Err(CommitError::Unavailable(Error::timeout(what))));
+    }
+}
+
+/// A consumer in the middle of a rebalance, for [`ConsumerHooks::revoking`](super::ConsumerHooks).
+pub struct Rebalance<'a> {
+    member: &'a mut GroupMember,
+    reading: &'a mut Reading,
+}
+
+impl std::fmt::Debug for Rebalance<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Rebalance")
+    }
+}
+
+impl<'a> Rebalance<'a> {
+    pub(super) fn new(member: &'a mut GroupMember, reading: &'a mut Reading) -> Self {
+        Self { member, reading }
+    }
+
+    /// As [`Consumer::commit_polled`].
+    ///
+    /// # Errors
+    /// As [`Consumer::commit_polled`].
+    pub fn commit_polled(&mut self, deadline: Deadline) -> Result<(), CommitError> {
+        let offsets = self.reading.polled();
+        self.member.commit(self.reading, offsets, deadline)
+    }
+
+    /// As [`Consumer::commit`].
+    ///
+    /// # Errors
+    /// As [`Consumer::commit`].
+    pub fn commit(
+        &mut self,
+        offsets: &[(TopicPartition, i64)],
+        deadline: Deadline,
+    ) -> Result<(), CommitError> {
+        let offsets = self.reading.to_commit(offsets)?;
+        self.member.commit(self.reading, offsets, deadline)
+    }
+}
 
 impl Consumer {
-    /// Commits all records handed out so far, for the partitions still assigned to this member.
+    /// Commits all records handed out so far, for the partitions still assigned to this consumer.
     /// Does nothing when all of them are committed.
     ///
     /// Waits for the coordinator's answer until `deadline` at most, and retries transient failures.
@@ -26,19 +101,12 @@ impl Consumer {
     /// See [`CommitError`]. After a transient error the next polls retry the commit, for partitions
     /// that are still assigned.
     pub fn commit_polled(&mut self, deadline: Deadline) -> Result<(), CommitError> {
-        let offsets: Offsets = self
-            .partitions
-            .iter()
-            .filter_map(|(name, partition)| {
-                let (offset, _) = partition.to_commit()?;
-                Some((name.clone(), partition.offset_to_commit(offset)))
-            })
-            .collect();
+        let offsets = self.reading.polled();
         self.commit_offsets(offsets, deadline)
     }
 
     /// Commits pairs of a partition and the next offset to read. If one of the partitions is not
-    /// assigned to this member, nothing is committed. An offset below the last committed one is
+    /// assigned to this consumer, nothing is committed. An offset below the last committed one is
     /// ignored.
     ///
     /// A partition that was revoked and assigned again can be committed once reading has begun
@@ -54,8 +122,62 @@ impl Consumer {
         offsets: &[(TopicPartition, i64)],
         deadline: Deadline,
     ) -> Result<(), CommitError> {
+        let offsets = self.reading.to_commit(offsets)?;
+        self.commit_offsets(offsets, deadline)
+    }
+
+    /// Sends a commit as [`commit`](Self::commit) does, without waiting for its answer (Java:
+    /// `commitAsync`). Waits, at most until `deadline`, for the answer to the request before it,
+    /// and for a connection. If a rebalance or a lost connection interrupts it, the next polls
+    /// repeat it.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit). [`CommitError::Fatal`] without a membership.
+    pub fn commit_async(
+        &mut self,
+        offsets: &[(TopicPartition, i64)],
+        deadline: Deadline,
+    ) -> Result<PendingCommit, CommitError> {
+        let offsets = self.reading.to_commit(offsets)?;
+        match &mut self.member {
+            Some(member) => member.send_commit(&mut self.reading, offsets, deadline),
+            None => Err(CommitError::Fatal(no_group())),
+        }
+    }
+
+    fn commit_offsets(&mut self, offsets: Offsets, deadline: Deadline) -> Result<(), CommitError> {
+        match &mut self.member {
+            Some(member) => member.commit(&mut self.reading, offsets, deadline),
+            None => self.reading.commit_alone(offsets, deadline),
+        }
+    }
+}
+
+impl Reading {
+    /// What a commit of all records handed out stores.
+    pub(super) fn polled(&self) -> Offsets {
+        let partitions = self.partitions.iter();
+        partitions
+            .filter_map(|(name, partition)| {
+                let (offset, _) = partition.to_commit()?;
+                Some((name.clone(), partition.offset_to_commit(offset)))
+            })
+            .collect()
+    }
+
+    /// What a commit of these offsets stores.
+    pub(super) fn to_commit(
+        &self,
+        offsets: &[(TopicPartition, i64)],
+    ) -> Result<Offsets, CommitError> {
         let mut wanted = Offsets::new();
         for (name, offset) in offsets {
+            if *offset < 0 {
+                return Err(CommitError::InvalidOffset {
+                    partition: name.clone(),
+                    offset: *offset,
+                });
+            }
             let partition = self
                 .partitions
                 .get(name)
@@ -65,107 +187,52 @@ impl Consumer {
                 wanted.insert(name.clone(), partition.offset_to_commit(*offset));
             }
         }
-        self.commit_offsets(wanted, deadline)
+        Ok(wanted)
     }
 
-    /// Retries owed commits for partitions that are still assigned. Waits one second at most.
-    pub(super) fn make_up_commits(&mut self) {
-        let owed: Offsets = self
-            .partitions
-            .iter()
-            .filter_map(|(name, partition)| {
-                let offset = partition.owed?;
-                Some((name.clone(), partition.offset_to_commit(offset)))
-            })
-            .collect();
-        if owed.is_empty() || Instant::now() < self.commits_not_before {
-            return;
-        }
-        self.commits_not_before = Instant::now() + STEP_MIN;
-        if let Err(error) = self.commit_offsets(owed, Deadline::after(STEP_MIN)) {
-            log::debug!("consumer group {}: {error}", self.config.group_id);
-        }
-    }
-
-    fn commit_offsets(
+    /// Commits for a group without members.
+    fn commit_alone(
         &mut self,
         mut offsets: Offsets,
         deadline: Deadline,
     ) -> Result<(), CommitError> {
-        let result = self.commit_until(&mut offsets, deadline);
-        let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
-        for (name, wanted) in offsets {
-            if let Some(partition) = self.partitions.get_mut(&name) {
-                partition.owed = is_owed.then_some(wanted.offset);
-            }
+        if self.config.group_id.is_empty() {
+            return Err(CommitError::Fatal(no_group()));
         }
-        result
-    }
-
-    /// Removes from `offsets` what was committed.
-    fn commit_until(
-        &mut self,
-        offsets: &mut Offsets,
-        deadline: Deadline,
-    ) -> Result<(), CommitError> {
         while !offsets.is_empty() {
-            let identity = self
-                .shared
-                .machine()
-                .commit_identity()
-                .map_err(|verdict| explain(verdict, None))?;
-            let (verdict, error) = match self.try_commit(offsets, &identity, deadline) {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    let failure = coordinator::failure(&error);
-                    if failure == Failure::Transport {
-                        self.coordinator.disconnect();
-                    }
-                    (
-                        self.shared.machine().commit_failed(&identity, failure),
-                        error,
-                    )
+            let group_id = &self.config.group_id;
+            let request =
+                coordinator::commit_request(group_id, None, &Identity::nobody(), &offsets);
+            let answer = coordinator::ask(&self.cluster, group_id, &request, deadline)
+                .and_then(|answer| self.take_commit_answer(&mut offsets, &answer));
+            match answer {
+                Ok(()) => {}
+                Err(error) if !error.is_transient() => return Err(CommitError::Refused(error)),
+                Err(error) if deadline.remaining() <= RETRY_BACKOFF => {
+                    return Err(CommitError::Unavailable(error));
                 }
-            };
-            self.shared.notify();
-            if verdict != CommitVerdict::Retry || deadline.remaining() <= RETRY_BACKOFF {
-                return Err(explain(verdict, Some(error)));
+                // A pause between attempts, not a wait for an event.
+                Err(_) => std::thread::sleep(RETRY_BACKOFF),
             }
-            // A pause between attempts, not a wait for an event.
-            std::thread::sleep(RETRY_BACKOFF);
         }
         Ok(())
     }
 
-    /// Makes one attempt. Removes from `offsets` what was committed.
-    fn try_commit(
-        &mut self,
-        offsets: &mut Offsets,
-        identity: &Identity,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
-        self.settle_coordinator(deadline)?;
-        let coordinator = self.known_coordinator(deadline)?;
-        let request = coordinator::commit_request(&self.config, identity, offsets);
-        let answer = self
-            .coordinator_connection(&coordinator, deadline)?
-            .call(&request, deadline)?;
-        self.take_commit_answer(offsets, &answer)
-    }
-
+    /// Removes from `offsets` what was committed.
     fn take_commit_answer(
         &mut self,
         offsets: &mut Offsets,
         answer: &OffsetCommitResponse,
     ) -> Result<(), Error> {
-        let mut failed: Option<ResponseError> = None;
+        let mut failed: Option<(ErrorCode, Error)> = None;
         for topic in &answer.topics {
             for partition_answer in &topic.partitions {
                 let name = TopicPartition::new(&*topic.name.0, partition_answer.partition_index);
-                match ResponseError::try_from_code(partition_answer.error_code) {
+                match ErrorCode::from_code(partition_answer.error_code) {
                     // A membership error matters more than an error of one partition.
-                    Some(code) if failed.is_none_or(|failed| failed.is_retriable()) => {
-                        failed = Some(code)
+                    Some(code) if failed.as_ref().is_none_or(|(it, _)| it.is_retriable()) => {
+                        let error = Error::refused_partition(ApiKey::OffsetCommit, code, &name);
+                        failed = Some((code, error));
                     }
                     Some(_) => {}
                     None => {
@@ -179,38 +246,212 @@ impl Consumer {
             }
         }
         match failed {
-            Some(code) => Err(Error::Broker {
-                api: ApiKey::OffsetCommit,
-                code,
-            }),
+            Some((_, error)) => Err(error),
             None if offsets.is_empty() => Ok(()),
-            None => Err(self.bad_answer("OffsetCommit passes over partitions")),
+            None => Err(Error::Protocol {
+                address: "of the coordinator".to_owned(),
+                reason: "OffsetCommit passes over partitions".to_owned(),
+            }),
         }
+    }
+
+    /// Remembers commits to repeat, or forgets them.
+    fn set_owed(&mut self, offsets: &Offsets, is_owed: bool) {
+        for (name, wanted) in offsets {
+            if let Some(partition) = self.partitions.get_mut(name) {
+                partition.owed = is_owed.then_some(wanted.offset);
+            }
+        }
+    }
+}
+
+impl GroupMember {
+    /// Retries owed commits for partitions that are still assigned. Waits one second at most.
+    pub(super) fn make_up_commits(&mut self, reading: &mut Reading) {
+        // The answer to a commit in flight comes first.
+        if Instant::now() < self.commits_not_before || self.is_committing() {
+            return;
+        }
+        let partitions = reading.partitions.iter();
+        let owed: Offsets = partitions
+            .filter_map(|(name, partition)| {
+                let offset = partition.owed?;
+                Some((name.clone(), partition.offset_to_commit(offset)))
+            })
+            .collect();
+        if owed.is_empty() {
+            return;
+        }
+        self.commits_not_before = Instant::now() + STEP_MIN;
+        if let Err(error) = self.commit(reading, owed, Deadline::after(STEP_MIN)) {
+            log::debug!("{}: {error}", reading.name);
+        }
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        reading: &mut Reading,
+        mut offsets: Offsets,
+        deadline: Deadline,
+    ) -> Result<(), CommitError> {
+        let result = self.commit_until(reading, &mut offsets, deadline);
+        let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
+        reading.set_owed(&offsets, is_owed);
+        result
+    }
+
+    /// Removes from `offsets` what was committed.
+    fn commit_until(
+        &mut self,
+        reading: &mut Reading,
+        offsets: &mut Offsets,
+        deadline: Deadline,
+    ) -> Result<(), CommitError> {
+        while !offsets.is_empty() {
+            let identity = self.commit_identity()?;
+            let error = match self.try_commit(reading, offsets, &identity, deadline) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let verdict = self.commit_failed(&error, &identity);
+            if verdict != CommitVerdict::Retry || deadline.remaining() <= RETRY_BACKOFF {
+                return Err(explain(verdict, error));
+            }
+            // A pause between attempts, not a wait for an event.
+            std::thread::sleep(RETRY_BACKOFF);
+        }
+        Ok(())
+    }
+
+    pub(super) fn commit_identity(&self) -> Result<Identity, CommitError> {
+        if self.shared.is_dead() {
+            return Err(CommitError::Fatal(heartbeat_panicked()));
+        }
+        let identity = self.shared.machine().commit_identity();
+        identity.map_err(|verdict| explain(verdict, Error::Closed))
+    }
+
+    fn commit_failed(&mut self, error: &Error, identity: &Identity) -> CommitVerdict {
+        let failure = coordinator::failure(error);
+        if failure == Failure::Transport {
+            self.coordinator.disconnect();
+        }
+        let verdict = self.shared.machine().commit_failed(identity, failure);
+        self.shared.notify();
+        verdict
+    }
+
+    /// Makes one attempt. Removes from `offsets` what was committed.
+    fn try_commit(
+        &mut self,
+        reading: &mut Reading,
+        offsets: &mut Offsets,
+        identity: &Identity,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        self.settle_coordinator(reading, deadline)?;
+        let coordinator = self.known_coordinator(reading, deadline)?;
+        let request = self.commit_request(identity, offsets);
+        let answer = self
+            .coordinator_connection(reading, &coordinator, deadline)?
+            .call(&request, deadline)?;
+        reading.take_commit_answer(offsets, &answer)
+    }
+
+    fn send_commit(
+        &mut self,
+        reading: &mut Reading,
+        offsets: Offsets,
+        deadline: Deadline,
+    ) -> Result<PendingCommit, CommitError> {
+        let commit = PendingCommit::new(offsets);
+        if commit.offsets.is_empty() {
+            commit.complete(Ok(()));
+            return Ok(commit);
+        }
+        let identity = self.commit_identity()?;
+        let request = self.commit_request(&identity, &commit.offsets);
+        let sent = self.settle_coordinator(reading, deadline).and_then(|()| {
+            let coordinator = self.known_coordinator(reading, deadline)?;
+            self.coordinator_connection(reading, &coordinator, deadline)?
+                .send(&request, deadline)
+        });
+        match sent {
+            Ok(sent) => {
+                let due = Deadline::after(reading.cluster.config().request_timeout);
+                let request = PendingRequest::Commit(sent, identity, commit.clone());
+                self.coordinator.pending = Some(Pending { request, due });
+                // Repeated unless the answer says otherwise.
+                reading.set_owed(&commit.offsets, true);
+                Ok(commit)
+            }
+            Err(error) => {
+                let verdict = self.commit_failed(&error, &identity);
+                let error = explain(verdict, error);
+                reading.set_owed(&commit.offsets, error.is_transient());
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn commit_answered(
+        &mut self,
+        reading: &mut Reading,
+        answer: Result<OffsetCommitResponse, Error>,
+        identity: &Identity,
+        commit: PendingCommit,
+    ) {
+        let mut left = commit.offsets.clone();
+        let taken = answer.and_then(|answer| reading.take_commit_answer(&mut left, &answer));
+        let result = taken.map_err(|error| explain(self.commit_failed(&error, identity), error));
+        let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
+        reading.set_owed(&left, is_owed);
+        commit.complete(result);
+    }
+
+    fn commit_request(
+        &self,
+        identity: &Identity,
+        offsets: &Offsets,
+    ) -> kafka_protocol::messages::OffsetCommitRequest {
+        let instance_id = self.config.instance_id.as_deref();
+        coordinator::commit_request(&self.config.group_id, instance_id, identity, offsets)
     }
 
     fn known_coordinator(
         &mut self,
+        reading: &Reading,
         deadline: Deadline,
-    ) -> Result<crate::group::machine::Coordinator, Error> {
+    ) -> Result<Coordinator, Error> {
         if let PollStep::Ready(coordinator) | PollStep::Join(coordinator) =
             self.shared.machine().poll_step(Instant::now())
         {
             return Ok(coordinator);
         }
-        let found = coordinator::find(&self.cluster, &self.config.group_id, deadline)?;
-        self.shared
-            .machine()
-            .coordinator_found(found.clone(), Instant::now());
+        let found = coordinator::find(&reading.cluster, &self.config.group_id, deadline)?;
+        let mut machine = self.shared.machine();
+        machine.coordinator_found(found.clone(), Instant::now());
         Ok(found)
     }
 }
 
-fn explain(verdict: CommitVerdict, error: Option<Error>) -> CommitError {
+fn no_group() -> Error {
+    Error::Config(ConfigError {
+        field: "ConsumerConfig::group_id",
+        reason: "a commit needs a group".to_owned(),
+    })
+}
+
+fn explain(verdict: CommitVerdict, error: Error) -> CommitError {
+    let refused = |code| match &error {
+        Error::Refused { .. } => error.clone(),
+        _ => Error::refused(ApiKey::OffsetCommit, code),
+    };
     match verdict {
         CommitVerdict::Rebalancing => CommitError::Rebalancing,
         CommitVerdict::Lost => CommitError::Lost,
-        CommitVerdict::Fatal(code) => CommitError::Fatal(code),
-        CommitVerdict::Report(code) => CommitError::Refused(code),
-        CommitVerdict::Retry => CommitError::Unavailable(error.unwrap_or(Error::Closed)),
+        CommitVerdict::Fatal(code) => CommitError::Fatal(refused(code)),
+        CommitVerdict::Report(code) => CommitError::Refused(refused(code)),
+        CommitVerdict::Retry => CommitError::Unavailable(error),
     }
 }

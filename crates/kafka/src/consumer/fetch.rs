@@ -1,35 +1,36 @@
-//! Fetch and ListOffsets requests: at most one in flight per leader, for positions first, then for
+//! Fetch and ListOffsets requests: at most one in flight per node, for positions first, then for
 //! records.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
-use kafka_protocol::messages::{ApiKey, BrokerId, FetchRequest, ListOffsetsRequest};
+use kafka_protocol::messages::{BrokerId, FetchRequest, ListOffsetsRequest};
 use uuid::Uuid;
 
-use super::partitions::{Lookup, Partition, ResetTo};
+use super::partitions::{AnswerBytes, Lookup, Partition, ResetTo};
 use super::positions::{earlier, list_offsets_request};
-use super::{Consumer, ConsumerRecord, RETRY_BACKOFF, RETRY_BACKOFF_MAX};
+use super::reading::Reading;
+use super::{ConsumerRecord, Isolation, RETRY_BACKOFF, RETRY_BACKOFF_MAX};
 use crate::config::Backoff;
-use crate::connection::Sent;
+use crate::connection::{Connection, Sent};
 use crate::group::TopicPartition;
-use crate::group::coordinator::topic_name;
-use crate::{Connection, Error};
+use crate::wire::{millis, text, topic_name};
+use crate::{ApiKey, Error};
 use tbd_deadline::Deadline;
 
-/// How often unknown or stale topics are checked.
-const METADATA_CHECK: Duration = Duration::from_secs(1);
 /// How long a leader may wait for records when some of its partitions were left out, because they
 /// still hold records to hand out. The next fetch asks for those.
 const SHORT_FETCH_WAIT: Duration = Duration::from_millis(20);
 /// Pause before damaged or refused records are fetched again.
 pub(super) const DAMAGE_PAUSE: Duration = Duration::from_secs(1);
+/// First Fetch version with the consumer's rack.
+const FETCH_FROM_RACK: i16 = 11;
 /// First Fetch version that addresses topics by id.
-pub(crate) const FETCH_BY_ID: i16 = 13;
+const FETCH_BY_ID: i16 = 13;
 
-/// The consumer's connection to one leader.
+/// The consumer's connection to one leader, or to a replica that a leader has named.
 #[derive(Debug)]
 pub(super) struct Leader {
     connection: Option<Connection>,
@@ -93,55 +94,61 @@ impl Leader {
     }
 }
 
-impl Consumer {
-    /// Refreshes metadata when it was requested or is getting stale.
-    pub(super) fn refresh_metadata(&mut self, deadline: Deadline) {
-        let now = Instant::now();
-        if now < self.metadata_not_before {
-            return;
-        }
-        let topics = self.config.topics.clone();
-        let step = self.step_deadline(deadline);
-        let refreshed = if self.metadata_wanted {
-            self.metadata_not_before = now + RETRY_BACKOFF;
-            self.cluster.refresh(&topics, step)
-        } else {
-            self.metadata_not_before = now + METADATA_CHECK;
-            self.cluster.refresh_stale(&topics, step)
-        };
-        match refreshed {
-            Ok(()) => {
-                self.metadata_wanted = false;
-                self.check_led_counts();
-            }
-            Err(error) => self.last_error = Some(error),
-        }
+/// A consumer's connections to leaders, and the memory of fetched records.
+#[derive(Debug, Default)]
+pub(super) struct Fetcher {
+    leaders: BTreeMap<i32, Leader>,
+    /// The answers that still hold records to hand out.
+    answers: Vec<Weak<usize>>,
+    /// The partition that is first in the next round, so that none starves.
+    turn: usize,
+}
+
+/// How much memory is left for answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// One more answer from each leader.
+    Answers,
+    /// One small answer from each leader, for partitions that have no record to hand out. So a
+    /// seek does not wait until the records of all other partitions are handed out.
+    Drained,
+    None,
+}
+
+impl Fetcher {
+    /// The connections on which answers are pending, with their nodes.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = (i32, &Connection)> {
+        let leaders = self.leaders.iter();
+        leaders.filter_map(|(node, leader)| Some((*node, leader.awaited()?)))
     }
 
-    pub(super) fn want_metadata(&mut self) {
-        if !self.metadata_wanted {
-            self.metadata_wanted = true;
-            self.metadata_not_before = self.metadata_not_before.min(Instant::now() + RETRY_BACKOFF);
-        }
+    /// Counts the memory of an answer until its last record is handed out.
+    pub(super) fn track(&mut self, bytes: usize) -> AnswerBytes {
+        let answer = AnswerBytes::new(bytes);
+        self.answers.push(Arc::downgrade(&answer));
+        answer
     }
 
     /// Hands out fetched records. Partitions take turns at being first.
-    pub(super) fn take_records(&mut self) -> Result<Vec<ConsumerRecord>, Error> {
+    pub(super) fn take_records(
+        &mut self,
+        reading: &mut Reading,
+    ) -> Result<Vec<ConsumerRecord>, Error> {
         let mut out = Vec::new();
         let mut failed = None;
-        let count = self.partitions.len();
+        let count = reading.partitions.len();
         if count == 0 {
             return Ok(out);
         }
         self.turn = (self.turn + 1) % count;
         let mut order: Vec<(&TopicPartition, &mut Partition)> =
-            self.partitions.iter_mut().collect();
+            reading.partitions.iter_mut().collect();
         order.rotate_left(self.turn);
         for (name, partition) in order {
             if partition.is_paused {
                 continue;
             }
-            let room = self.config.max_poll_records.max(1) - out.len();
+            let room = reading.config.max_poll_records - out.len();
             if room == 0 {
                 break;
             }
@@ -152,10 +159,12 @@ impl Consumer {
                     // The fetch is repeated, in case the data was damaged in transit.
                     partition.not_before = Some(Instant::now() + DAMAGE_PAUSE);
                     let reason = format!("{name} at offset {:?}: {error}", partition.position());
-                    log::error!("consumer group {}: {reason}", self.config.group_id);
                     failed = Some(reason);
                 }
             }
+        }
+        if let Some(reason) = &failed {
+            log::error!("{}: {reason}", reading.name);
         }
         match failed {
             // One failed partition does not delay the records of the others.
@@ -169,9 +178,13 @@ impl Consumer {
 
     /// Sends a fetch to every leader without a request in flight. Returns when to look again for
     /// leaders and partitions that back off.
-    pub(super) fn send_fetches(&mut self, deadline: Deadline) -> Option<Instant> {
+    pub(super) fn send_fetches(
+        &mut self,
+        reading: &mut Reading,
+        deadline: Deadline,
+    ) -> Option<Instant> {
         let now = Instant::now();
-        let max_idle = self.cluster.config().connections_max_idle;
+        let max_idle = reading.cluster.config().connections_max_idle;
         for leader in self.leaders.values_mut() {
             leader.reap(now, max_idle);
         }
@@ -179,7 +192,7 @@ impl Consumer {
         let mut wanted: BTreeMap<i32, Vec<TopicPartition>> = BTreeMap::new();
         let mut left_out = BTreeSet::new();
         let mut is_leaderless = false;
-        for (name, partition) in &self.partitions {
+        for (name, partition) in &reading.partitions {
             if partition.lookup == Some(Lookup::Committed) {
                 continue;
             }
@@ -191,26 +204,36 @@ impl Consumer {
                 look_again = earlier(look_again, Some(until));
                 continue;
             }
-            match self.cluster.leader(&name.topic, name.partition) {
-                Some((node, _)) if !partition.has_room() => {
+            match reading.node_to_ask(name, now) {
+                Some(node) if partition.lookup.is_none() && !partition.has_room() => {
                     left_out.insert(node);
                 }
-                Some((node, _)) => wanted.entry(node).or_default().push(name.clone()),
+                Some(node) => wanted.entry(node).or_default().push(name.clone()),
                 None => is_leaderless = true,
             }
         }
         if is_leaderless {
-            self.want_metadata();
+            reading.want_metadata();
         }
-        if self.metadata_wanted {
-            look_again = earlier(look_again, Some(self.metadata_not_before));
-        }
-        let leaders = wanted.keys().chain(&left_out).collect::<BTreeSet<_>>();
-        if !wanted.is_empty() && !self.make_room(leaders.len()) {
-            // Records must be handed out first.
-            return look_again;
-        }
+        look_again = earlier(look_again, reading.metadata_due());
+        let leaders = wanted
+            .keys()
+            .chain(&left_out)
+            .collect::<BTreeSet<_>>()
+            .len();
+        let room = self.make_room(reading, leaders);
         for (node, mut names) in wanted {
+            let may_ask = |partition: &Partition| match room {
+                _ if partition.lookup.is_some() => true,
+                Room::Answers => true,
+                Room::Drained => partition.is_drained(),
+                // Records must be handed out first.
+                Room::None => false,
+            };
+            names.retain(|name| reading.partitions.get(name).is_some_and(may_ask));
+            if names.is_empty() {
+                continue;
+            }
             let leader = self.leaders.entry(node).or_insert_with(|| Leader::new(now));
             if leader.pending.is_some() {
                 continue;
@@ -221,35 +244,50 @@ impl Consumer {
             }
             let turn = self.turn % names.len();
             names.rotate_left(turn);
-            let wait = match left_out.contains(&node) {
-                true => SHORT_FETCH_WAIT.min(self.config.fetch_max_wait),
-                false => self.config.fetch_max_wait,
+            let config = &reading.config;
+            let is_partial = left_out.contains(&node) || room != Room::Answers;
+            let limits = FetchLimits {
+                isolation: config.isolation,
+                wait: match is_partial {
+                    true => SHORT_FETCH_WAIT.min(config.fetch_max_wait),
+                    false => config.fetch_max_wait,
+                },
+                bytes: match room {
+                    Room::Answers => config.fetch_max_bytes,
+                    _ => config.max_partition_fetch_bytes,
+                },
             };
-            if let Err(error) = self.ask_leader(node, &names, wait, deadline) {
-                self.leader_failed(node, error);
-                look_again = earlier(
-                    look_again,
-                    self.leaders.get(&node).map(|leader| leader.not_before),
-                );
+            if let Err(error) = self.ask_leader(reading, node, &names, limits, deadline) {
+                self.leader_failed(reading, node, error);
+                let leader = self.leaders.get(&node);
+                look_again = earlier(look_again, leader.map(|leader| leader.not_before));
             }
         }
         look_again
     }
 
-    /// Whether memory is left for one more answer from each of `leaders` leaders. Drops the data of
-    /// paused partitions if it must, because it would block the others. Data of the others is freed
-    /// by the next polls.
-    fn make_room(&mut self, leaders: usize) -> bool {
-        let limit = leaders * usize::try_from(self.config.fetch_max_bytes).unwrap_or(0);
+    /// The memory left for answers of `leaders` leaders. Drops the data of paused partitions if
+    /// memory is short, because it would block the others. Data of the others is freed by the next
+    /// polls.
+    fn make_room(&mut self, reading: &mut Reading, leaders: usize) -> Room {
+        let bytes = |setting: i32| leaders * usize::try_from(setting).unwrap_or(0);
+        let limit = bytes(reading.config.fetch_max_bytes);
         if self.held_bytes() <= limit {
-            return true;
+            return Room::Answers;
         }
-        for partition in self.partitions.values_mut() {
+        for partition in reading.partitions.values_mut() {
             if partition.is_paused {
                 partition.drop_fetched();
             }
         }
-        self.held_bytes() <= limit
+        match self.held_bytes() {
+            held if held <= limit => Room::Answers,
+            // The last answers may have reached twice the limit.
+            held if held <= 2 * limit + bytes(reading.config.max_partition_fetch_bytes) => {
+                Room::Drained
+            }
+            _ => Room::None,
+        }
     }
 
     /// The memory of all answers that still hold records to hand out.
@@ -261,16 +299,17 @@ impl Consumer {
 
     fn ask_leader(
         &mut self,
+        reading: &mut Reading,
         node: i32,
         names: &[TopicPartition],
-        wait: Duration,
+        limits: FetchLimits,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let step = self.step_deadline(deadline);
+        let step = reading.step_deadline(deadline);
         let resets: BTreeMap<TopicPartition, Asked<ResetTo>> = names
             .iter()
             .filter_map(|name| {
-                let partition = self.partitions.get(name)?;
+                let partition = reading.partitions.get(name)?;
                 let Some(Lookup::Reset(what)) = partition.lookup else {
                     return None;
                 };
@@ -287,17 +326,20 @@ impl Consumer {
         }
         let mut connection = match leader.connection.take() {
             Some(connection) => connection,
-            None => self.cluster.connect(node, step)?,
+            None => reading.cluster.connect(node, step)?,
         };
         let request = match resets.is_empty() {
-            true => self.send_fetch(&mut connection, names, wait, step)?,
+            true => send_fetch(reading, (node, &mut connection), names, limits, step)?,
             // Positions first. Partitions with a position wait one round trip.
             false => {
-                let request = list_offsets_request(&resets);
+                let times = resets
+                    .iter()
+                    .map(|(name, asked)| (name, asked.what.number()));
+                let request = list_offsets_request(times, reading.config.isolation);
                 PendingRequest::Offsets(connection.send(&request, step)?, resets)
             }
         };
-        let due = self.cluster.config().request_timeout + self.config.fetch_max_wait;
+        let due = reading.cluster.config().request_timeout + reading.config.fetch_max_wait;
         if let Some(leader) = self.leaders.get_mut(&node) {
             leader.connection = Some(connection);
             leader.pending = Some(Pending {
@@ -308,102 +350,13 @@ impl Consumer {
         Ok(())
     }
 
-    /// Fetches by id if both leader and cluster support ids, so that no other topic of the same
-    /// name is read (KIP-516).
-    fn send_fetch(
-        &mut self,
-        connection: &mut Connection,
-        names: &[TopicPartition],
-        wait: Duration,
-        step: Deadline,
-    ) -> Result<PendingRequest, Error> {
-        let version = connection.version_of(ApiKey::Fetch)?;
-        let has_id = |name| {
-            let partition: Option<&Partition> = self.partitions.get(name);
-            partition.is_none_or(|partition| partition.topic_id.is_some())
-        };
-        let is_by_id = version >= FETCH_BY_ID && names.iter().all(has_id);
-        let version = match is_by_id {
-            true => version,
-            false => version.min(FETCH_BY_ID - 1),
-        };
-        let (request, asked) = self.fetch_request(names, wait, version);
-        for name in asked.keys() {
-            if let Some(partition) = self.partitions.get_mut(name) {
-                partition.id_verdict.asked(is_by_id);
-            }
-        }
-        let sent = connection.send_at_most(&request, version, step)?;
-        Ok(PendingRequest::Fetch(sent, asked))
-    }
-
-    fn fetch_request(
-        &self,
-        names: &[TopicPartition],
-        wait: Duration,
-        version: i16,
-    ) -> (FetchRequest, BTreeMap<TopicPartition, Asked<i64>>) {
-        let mut asked = BTreeMap::new();
-        let mut topics: Vec<FetchTopic> = Vec::new();
-        for name in names {
-            let Some(partition) = self.partitions.get(name) else {
-                continue;
-            };
-            let Some(what) = partition.fetch_position() else {
-                continue;
-            };
-            let topic_id = partition.topic_id;
-            asked.insert(name.clone(), Asked { what, topic_id });
-            // With the known epoch, a deposed leader answers "fenced" instead of serving records
-            // that may be gone (KIP-320).
-            let epoch = self
-                .cluster
-                .leader(&name.topic, name.partition)
-                .map_or(-1, |(_, epoch)| epoch);
-            // After an unclean election has cut the log short, the leader answers where it diverges
-            // from the records read (KIP-595, version 12).
-            let last_epoch = if version < 12 {
-                -1
-            } else {
-                partition.fetch_epoch()
-            };
-            let wanted = FetchPartition::default()
-                .with_partition(name.partition)
-                .with_current_leader_epoch(epoch)
-                .with_fetch_offset(what)
-                .with_last_fetched_epoch(last_epoch)
-                .with_partition_max_bytes(self.config.max_partition_fetch_bytes);
-            let id = topic_id.filter(|_| version >= FETCH_BY_ID);
-            let id = id.unwrap_or_default();
-            match topics
-                .iter_mut()
-                .find(|topic| *topic.topic.0 == *name.topic && topic.topic_id == id)
-            {
-                Some(topic) => topic.partitions.push(wanted),
-                None => topics.push(
-                    FetchTopic::default()
-                        .with_topic(topic_name(&name.topic))
-                        .with_topic_id(id)
-                        .with_partitions(vec![wanted]),
-                ),
-            }
-        }
-        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
-        let request = FetchRequest::default()
-            .with_replica_id(BrokerId(-1))
-            .with_max_wait_ms(wait_ms)
-            .with_min_bytes(1)
-            .with_max_bytes(self.config.fetch_max_bytes)
-            // No fetch session (KIP-227). A session avoids naming unchanged partitions, but each
-            // fetch names only partitions with room for another answer, and those differ each time.
-            .with_session_id(0)
-            .with_session_epoch(-1)
-            .with_topics(topics);
-        (request, asked)
-    }
-
     /// Receives a leader's answer if it has begun to arrive. Gives up an overdue one.
-    pub(super) fn leader_answer(&mut self, node: i32, is_ready: bool) -> Result<(), Error> {
+    pub(super) fn leader_answer(
+        &mut self,
+        reading: &mut Reading,
+        node: i32,
+        is_ready: bool,
+    ) -> Result<(), Error> {
         let Some(leader) = self.leaders.get_mut(&node) else {
             return Ok(());
         };
@@ -420,17 +373,17 @@ impl Consumer {
         };
         // An answer that has begun to arrive gets time to arrive completely.
         let read_by = if is_ready {
-            Deadline::after(self.cluster.config().request_timeout)
+            Deadline::after(reading.cluster.config().request_timeout)
         } else {
             pending.due
         };
         let taken = match pending.request {
             PendingRequest::Fetch(sent, asked) => connection
                 .receive(sent, read_by)
-                .map(|answer| self.fetched(answer, &asked)),
+                .map(|answer| self.fetched(reading, node, answer, &asked)),
             PendingRequest::Offsets(sent, resets) => connection
                 .receive(sent, read_by)
-                .map(|answer| self.offsets_listed(&answer, &resets)),
+                .map(|answer| reading.offsets_listed(&answer, &resets)),
         };
         match taken {
             Ok(result) => {
@@ -440,22 +393,122 @@ impl Consumer {
                 result
             }
             Err(error) => {
-                self.leader_failed(node, error);
+                self.leader_failed(reading, node, error);
                 Ok(())
             }
         }
     }
 
-    fn leader_failed(&mut self, node: i32, error: Error) {
-        log::debug!(
-            "consumer group {}: leader {node}: {error}",
-            self.config.group_id
-        );
+    fn leader_failed(&mut self, reading: &mut Reading, node: i32, error: Error) {
+        log::debug!("{}: leader {node}: {error}", reading.name);
         if let Some(leader) = self.leaders.get_mut(&node) {
             leader.fail();
         }
+        reading.drop_read_replica(node);
         // An unreachable leader may have been replaced.
-        self.want_metadata();
-        self.last_error = Some(error);
+        reading.want_metadata();
+        reading.last_error = Some(error);
     }
+}
+
+/// Fetches by id if both leader and cluster support ids, so that no other topic of the same name is
+/// read (KIP-516).
+fn send_fetch(
+    reading: &mut Reading,
+    (node, connection): (i32, &mut Connection),
+    names: &[TopicPartition],
+    limits: FetchLimits,
+    step: Deadline,
+) -> Result<PendingRequest, Error> {
+    let version = connection.version_of(ApiKey::Fetch)?;
+    let partitions = &mut reading.partitions;
+    let has_id = |name| {
+        let partition: Option<&Partition> = partitions.get(name);
+        partition.is_none_or(|partition| partition.topic_id.is_some())
+    };
+    let is_by_id = version >= FETCH_BY_ID && names.iter().all(has_id);
+    let version = match is_by_id {
+        true => version,
+        false => version.min(FETCH_BY_ID - 1),
+    };
+    let mut asked = BTreeMap::new();
+    let mut wanted = Vec::new();
+    for name in names {
+        let Some(partition) = partitions.get_mut(name) else {
+            continue;
+        };
+        let Some(what) = partition.fetch_position() else {
+            continue;
+        };
+        partition.id_verdict.asked(is_by_id);
+        let topic_id = partition.topic_id;
+        asked.insert(name.clone(), Asked { what, topic_id });
+        // With the known epoch, a deposed leader answers "fenced" instead of serving records that
+        // may be gone (KIP-320).
+        let leader = reading.cluster.leader(&name.topic, name.partition);
+        // After an unclean election has cut the log short, the leader answers where it diverges
+        // from the records read (KIP-595, version 12).
+        // A replica cannot tell that from records that it does not have yet.
+        let last_epoch = match leader {
+            Some((leader, _)) if version >= 12 && leader == node => partition.fetch_epoch(),
+            _ => -1,
+        };
+        let fetch = FetchPartition::default()
+            .with_partition(name.partition)
+            .with_current_leader_epoch(leader.map_or(-1, |(_, epoch)| epoch))
+            .with_fetch_offset(what)
+            .with_last_fetched_epoch(last_epoch)
+            .with_partition_max_bytes(reading.config.max_partition_fetch_bytes);
+        wanted.push((&*name.topic, topic_id.filter(|_| is_by_id), fetch));
+    }
+    let mut request = fetch_request(wanted, limits);
+    if let Some(rack) = reading.config.client_rack.as_deref()
+        && version >= FETCH_FROM_RACK
+    {
+        request.rack_id = text(rack);
+    }
+    let sent = connection.send_at_most(&request, version, step)?;
+    Ok(PendingRequest::Fetch(sent, asked))
+}
+
+/// The limits of one fetch.
+#[derive(Clone, Copy, Debug)]
+struct FetchLimits {
+    isolation: Isolation,
+    /// How long the broker may wait for records.
+    wait: Duration,
+    /// The most bytes of the answer.
+    bytes: i32,
+}
+
+/// A Fetch request for partitions, each with its topic's name and id.
+fn fetch_request<'a>(
+    wanted: impl IntoIterator<Item = (&'a str, Option<Uuid>, FetchPartition)>,
+    limits: FetchLimits,
+) -> FetchRequest {
+    let mut topics: Vec<FetchTopic> = Vec::new();
+    for (name, id, partition) in wanted {
+        let id = id.unwrap_or_default();
+        let is_same = |topic: &&mut FetchTopic| *topic.topic.0 == *name && topic.topic_id == id;
+        match topics.iter_mut().find(is_same) {
+            Some(topic) => topic.partitions.push(partition),
+            None => topics.push(
+                FetchTopic::default()
+                    .with_topic(topic_name(name))
+                    .with_topic_id(id)
+                    .with_partitions(vec![partition]),
+            ),
+        }
+    }
+    FetchRequest::default()
+        .with_replica_id(BrokerId(-1))
+        .with_max_wait_ms(millis(limits.wait))
+        .with_min_bytes(1)
+        .with_max_bytes(limits.bytes)
+        .with_isolation_level(limits.isolation.level())
+        // No fetch session (KIP-227). A session avoids naming unchanged partitions, but each fetch
+        // names only partitions with room for another answer, and those differ each time.
+        .with_session_id(0)
+        .with_session_epoch(-1)
+        .with_topics(topics)
 }

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::FetchResponse;
 use kafka_protocol::messages::fetch_response::PartitionData;
-use kafka_protocol::messages::{ApiKey, FetchResponse};
 
-use super::fetch::{Asked, DAMAGE_PAUSE};
+use super::fetch::{Asked, DAMAGE_PAUSE, Fetcher};
 use super::partitions::{AnswerBytes, IdVerdict};
 use super::positions::reset_to;
-use super::{Consumer, OffsetReset, RETRY_BACKOFF};
+use super::reading::Reading;
+use super::{Isolation, OffsetReset, RETRY_BACKOFF};
 use crate::group::TopicPartition;
-use crate::{Error, topic_id};
+use crate::{ApiKey, Error, ErrorCode, topic_id};
 
 /// The error code for a position outside the log.
 const OFFSET_OUT_OF_RANGE: i16 = 1;
@@ -22,26 +22,28 @@ const OFFSET_OUT_OF_RANGE: i16 = 1;
 /// The position asked for in each partition.
 type Positions = BTreeMap<TopicPartition, Asked<i64>>;
 
-impl Consumer {
+impl Fetcher {
     pub(super) fn fetched(
         &mut self,
+        reading: &mut Reading,
+        node: i32,
         answer: FetchResponse,
         asked: &Positions,
     ) -> Result<(), Error> {
         if let Err(error) = Error::check(ApiKey::Fetch, answer.error_code) {
             let later = Some(Instant::now() + RETRY_BACKOFF);
             for name in asked.keys() {
-                if let Some(partition) = self.partitions.get_mut(name) {
+                if let Some(partition) = reading.partitions.get_mut(name) {
                     partition.not_before = later;
+                    partition.read_replica = None;
                 }
             }
-            self.last_error = Some(error);
+            reading.last_error = Some(error);
             return Ok(());
         }
         let answers = answer.responses.iter().flat_map(|topic| &topic.partitions);
         let bytes = answers.map(|answer| answer.records.as_ref().map_or(0, Bytes::len));
-        let memory = AnswerBytes::new(bytes.sum());
-        self.answers.push(Arc::downgrade(&memory));
+        let memory = self.track(bytes.sum());
         let mut result = Ok(());
         let mut has_failed = false;
         for topic in answer.responses {
@@ -58,33 +60,42 @@ impl Consumer {
                 let Some(asked) = asked.get(&name) else {
                     continue;
                 };
-                let partition = self.partitions.get(&name);
+                let partition = reading.partitions.get(&name);
                 if partition.is_none_or(|partition| partition.topic_id != asked.topic_id) {
                     continue;
                 }
                 has_failed |= !matches!(answer.error_code, 0 | OFFSET_OUT_OF_RANGE);
-                if let Err(error) = self.partition_answer(&name, asked.what, answer, &memory) {
+                if let Err(error) =
+                    reading.partition_answer(&name, (node, asked.what), answer, &memory)
+                {
                     result = Err(error);
                 }
             }
         }
         if !has_failed && result.is_ok() {
-            self.last_error = None;
+            reading.last_error = None;
         }
         result
     }
+}
 
+impl Reading {
+    /// Takes one partition of an answer to what a node was asked.
     fn partition_answer(
         &mut self,
         name: &TopicPartition,
-        asked: i64,
+        (node, asked): (i32, i64),
         answer: PartitionData,
         memory: &AnswerBytes,
     ) -> Result<(), Error> {
+        let is_leader = self.is_leader(name, node);
         let Some(partition) = self.partitions.get_mut(name) else {
             return Ok(());
         };
-        match ResponseError::try_from_code(answer.error_code) {
+        if answer.error_code != 0 {
+            partition.read_replica = None;
+        }
+        match ErrorCode::from_code(answer.error_code) {
             None if answer.diverging_epoch.end_offset >= 0 => {
                 return self.log_parted(name, asked, answer.diverging_epoch.end_offset);
             }
@@ -93,15 +104,30 @@ impl Consumer {
                     partition.id_verdict = IdVerdict::Confirmed;
                 }
                 partition.not_before = None;
-                if answer.high_watermark >= 0 {
-                    partition.high_watermark = Some(answer.high_watermark);
+                let aborted = answer.aborted_transactions.unwrap_or_default();
+                let aborted = aborted.iter().map(|it| (it.first_offset, it.producer_id.0));
+                // A transaction that is open ends what is readable.
+                let end = match self.config.isolation {
+                    Isolation::ReadUncommitted => answer.high_watermark,
+                    Isolation::ReadCommitted => answer.last_stable_offset,
+                };
+                if end >= 0 {
+                    partition.end = Some(end);
                 }
                 let records = answer.records.unwrap_or_default();
-                partition.fetched(asked, records, memory);
+                partition.fetched(asked, records, aborted.collect(), memory);
+                let replica = answer.preferred_read_replica.0;
+                if replica >= 0 {
+                    self.take_read_replica(name, replica, node);
+                }
             }
-            Some(ResponseError::OffsetOutOfRange) => return self.out_of_range(name, asked),
+            // A replica may lag behind. The leader knows.
+            Some(ErrorCode::OffsetOutOfRange) if !is_leader => {
+                partition.not_before = Some(Instant::now() + RETRY_BACKOFF);
+            }
+            Some(ErrorCode::OffsetOutOfRange) => return self.out_of_range(name, asked),
             Some(code) => {
-                if topic_id::is_refusal(answer.error_code) {
+                if is_leader && topic_id::is_refusal(answer.error_code) {
                     partition.id_verdict = IdVerdict::Refused;
                 }
                 let leader = &answer.current_leader;
@@ -125,12 +151,12 @@ impl Consumer {
             && end < position
         {
             log::warn!(
-                "consumer group {}: the log of {name} was cut short, {position} is beyond {end}",
-                self.config.group_id
+                "{}: the log of {name} was truncated: {position} is beyond {end}",
+                self.name
             );
             if self.config.auto_offset_reset == OffsetReset::Error {
                 partition.not_before = Some(Instant::now() + DAMAGE_PAUSE);
-                return Error::check(ApiKey::Fetch, OFFSET_OUT_OF_RANGE);
+                return Err(out_of_range(name));
             }
         }
         // Everything from the divergence on is new.
@@ -147,12 +173,9 @@ impl Consumer {
         if partition.position() == Some(asked) {
             let Some(to) = reset_to(self.config.auto_offset_reset) else {
                 partition.not_before = Some(Instant::now() + DAMAGE_PAUSE);
-                return Error::check(ApiKey::Fetch, OFFSET_OUT_OF_RANGE);
+                return Err(out_of_range(name));
             };
-            log::warn!(
-                "consumer group {}: {name} has no offset {asked}, resetting",
-                self.config.group_id
-            );
+            log::warn!("{}: {name} has no offset {asked}, resetting", self.name);
             partition.reset(to);
         } else if partition.fetch_position() == Some(asked) {
             // Records fetched earlier may still be handed out.
@@ -169,30 +192,8 @@ impl Consumer {
             self.want_metadata();
         }
     }
+}
 
-    /// A leader refused one partition. Most such errors are transient.
-    pub(super) fn partition_refused(
-        &mut self,
-        name: &TopicPartition,
-        api: ApiKey,
-        code: ResponseError,
-    ) -> Result<(), Error> {
-        let error = Error::Broker { api, code };
-        let is_passing = code.is_retriable() || code == ResponseError::UnknownServerError;
-        let pause = match code {
-            ResponseError::UnknownServerError | ResponseError::CorruptMessage => DAMAGE_PAUSE,
-            _ => RETRY_BACKOFF,
-        };
-        if let Some(partition) = self.partitions.get_mut(name) {
-            partition.not_before =
-                Some(Instant::now() + if is_passing { pause } else { DAMAGE_PAUSE });
-        }
-        log::debug!("consumer group {}: {name}: {error}", self.config.group_id);
-        if !is_passing {
-            return Err(error);
-        }
-        self.want_metadata();
-        self.last_error = Some(error);
-        Ok(())
-    }
+fn out_of_range(name: &TopicPartition) -> Error {
+    Error::refused_partition(ApiKey::Fetch, ErrorCode::OffsetOutOfRange, name)
 }

@@ -1,35 +1,37 @@
 //! Group membership on the polling thread: carries out the state machine's steps and applies
 //! assignments.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
-use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
-    ApiKey, JoinGroupRequest, JoinGroupResponse, OffsetFetchRequest, SyncGroupRequest,
-    SyncGroupResponse,
+    JoinGroupRequest, OffsetCommitRequest, OffsetFetchRequest, SyncGroupRequest,
 };
 use uuid::Uuid;
 
+use super::commit::{PendingCommit, Rebalance};
 use super::partitions::Partition;
-use super::wait;
-use super::{Consumer, RETRY_BACKOFF};
-use crate::connection::Sent;
-use crate::group::TopicPartition;
-use crate::group::assignor::{Assignment, Assignor, Member};
-use crate::group::consumer_machine::Target;
-use crate::group::coordinator;
-use crate::group::machine::{Coordinator, Failure, Identity, Machine, PollStep};
-use crate::group::protocol::{Subscription, decode_assignment};
-use crate::{Connection, Error};
+use super::reading::Reading;
+use super::{GroupProtocol, RETRY_BACKOFF, RETRY_BACKOFF_MAX};
+use crate::connection::{Connection, Sent};
+use crate::group::assignor::Assignor;
+use crate::group::consumer_machine::{ConsumerMachine, Target};
+use crate::group::heartbeat::{self, MembershipShared};
+use crate::group::machine::{Coordinator, Failure, Identity, Machine, PollStep, Settings};
+use crate::group::{MemberConfig, TopicPartition, coordinator, member};
+use crate::wait::{self, Waker};
+use crate::{ApiKey, Error};
 use tbd_deadline::Deadline;
 
 /// Assigned partitions, each with its topic's id if the group provides it.
-type Assigned = BTreeMap<TopicPartition, Option<Uuid>>;
+pub(super) type Assigned = BTreeMap<TopicPartition, Option<Uuid>>;
 
 /// The progress of the membership.
-pub(super) enum Progress {
+enum Progress {
     /// Partitions are assigned.
     Ready,
     /// A request to the coordinator is in flight.
@@ -38,26 +40,43 @@ pub(super) enum Progress {
     Pause(Instant),
 }
 
+/// The membership of a consumer in its group.
+pub(super) struct GroupMember {
+    pub(super) config: Arc<MemberConfig>,
+    pub(super) shared: Arc<MembershipShared>,
+    heartbeat: Option<JoinHandle<()>>,
+    pub(super) coordinator: CoordinatorLink,
+    /// The assignor that the group last agreed on.
+    pub(super) assignor: Option<Assignor>,
+    /// The partition counts seen at the last rebalance, if this member led it.
+    pub(super) led_counts: Option<HashMap<Arc<str>, Option<i32>>>,
+    /// The last metadata that `led_counts` was compared with.
+    pub(super) refreshes: u64,
+    /// When failed commits are retried.
+    pub(super) commits_not_before: Instant,
+}
+
 /// The polling thread's connection to the coordinator, with at most one request in flight.
 #[derive(Debug, Default)]
 pub(super) struct CoordinatorLink {
     node: Option<Coordinator>,
-    connection: Option<Connection>,
-    pending: Option<Pending>,
+    pub(super) connection: Option<Connection>,
+    pub(super) pending: Option<Pending>,
 }
 
 /// A request in flight and the deadline of its answer.
 #[derive(Debug)]
 pub(super) struct Pending {
-    request: PendingRequest,
-    due: Deadline,
+    pub(super) request: PendingRequest,
+    pub(super) due: Deadline,
 }
 
 #[derive(Debug)]
-enum PendingRequest {
+pub(super) enum PendingRequest {
     Join(Sent<JoinGroupRequest>),
     Sync(Sent<SyncGroupRequest>, Identity),
     Offsets(Sent<OffsetFetchRequest>, Identity),
+    Commit(Sent<OffsetCommitRequest>, Identity, PendingCommit),
 }
 
 impl CoordinatorLink {
@@ -71,65 +90,173 @@ impl CoordinatorLink {
         self.pending.is_some()
     }
 
+    /// Closes the connection. A commit in flight then has an unknown outcome.
     pub(super) fn disconnect(&mut self) {
         self.connection = None;
-        self.pending = None;
+        if let Some(PendingRequest::Commit(_, _, commit)) =
+            self.pending.take().map(|pending| pending.request)
+        {
+            commit.interrupted();
+        }
     }
 }
 
-impl Consumer {
-    /// Does what the membership requires, without waiting for slow answers.
-    pub(super) fn advance_group(&mut self, deadline: Deadline) -> Result<Progress, Error> {
+impl GroupMember {
+    /// Starts the heartbeat thread. Does no other I/O.
+    pub(super) fn start(reading: &Reading, waker: &Waker) -> Result<Self, Error> {
+        static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
+        let (now, config) = (Instant::now(), &reading.config);
+        let settings = Settings {
+            session_timeout: config.session_timeout,
+            heartbeat_interval: config.heartbeat_interval,
+            max_poll_interval: config.max_poll_interval,
+            retry_backoff: RETRY_BACKOFF,
+            retry_backoff_max: RETRY_BACKOFF_MAX,
+            is_static: config.group_instance_id.is_some(),
+        };
+        let machine = match config.group_protocol {
+            GroupProtocol::Classic => member::Member::Classic(Machine::new(settings, now)),
+            GroupProtocol::Consumer => {
+                member::Member::Consumer(ConsumerMachine::new(settings, now))
+            }
+        };
+        let config = Arc::new(MemberConfig {
+            group_id: config.group_id.clone(),
+            instance_id: config.group_instance_id.clone(),
+            protocol: config.group_protocol,
+            session_timeout: config.session_timeout,
+            heartbeat_interval: config.heartbeat_interval,
+            max_poll_interval: config.max_poll_interval,
+            assignors: config.assignors.clone(),
+            rack: config.client_rack.clone(),
+        });
+        let topics = Arc::clone(&reading.topics);
+        let shared = Arc::new(MembershipShared::new(machine, topics, waker.clone()));
+        let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string();
+        let cluster = reading.cluster.clone();
+        let heartbeat = heartbeat::spawn(&name, shared.clone(), cluster, config.clone())
+            .map_err(|error| Error::resource(&error))?;
+        Ok(Self {
+            config,
+            shared,
+            heartbeat: Some(heartbeat),
+            coordinator: CoordinatorLink::default(),
+            assignor: None,
+            led_counts: None,
+            refreshes: 0,
+            commits_not_before: now,
+        })
+    }
+
+    /// The connection on which an answer is pending.
+    pub(super) fn awaited(&self) -> Option<&Connection> {
+        self.coordinator.awaited()
+    }
+
+    /// Whether a request to the coordinator is in flight.
+    pub(super) fn is_busy(&self) -> bool {
+        self.coordinator.is_busy()
+    }
+
+    /// Whether a commit is in flight.
+    pub(super) fn is_committing(&self) -> bool {
+        let pending = self.coordinator.pending.as_ref();
+        pending.is_some_and(|it| matches!(it.request, PendingRequest::Commit(..)))
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        self.shared.machine().identity().clone()
+    }
+
+    pub(super) fn is_rebalancing(&self) -> bool {
+        self.shared.machine().is_rebalancing()
+    }
+
+    /// The application is polling, so it is not stuck.
+    pub(super) fn polled(&self) {
+        if self.shared.machine().polled(Instant::now()) {
+            self.shared.notify();
+        }
+    }
+
+    /// Advances the membership and the positions, without waiting for slow answers. Returns when to
+    /// look again.
+    pub(super) fn advance(
+        &mut self,
+        reading: &mut Reading,
+        has_new_topics: bool,
+        deadline: Deadline,
+    ) -> Result<Option<Instant>, Error> {
+        if has_new_topics {
+            self.shared.set_topics(Arc::clone(&reading.topics));
+        }
+        if self.shared.is_dead() {
+            // Other members may own the partitions by now.
+            self.give_up_all(reading, true);
+            let step = reading.step_deadline(deadline);
+            if let Err(error) = self.leave_here(reading, step) {
+                log::warn!("{}: leaving failed: {error}", reading.name);
+            }
+            return Err(heartbeat_panicked());
+        }
+        match self.advance_membership(reading, deadline)? {
+            Progress::Ready => {}
+            Progress::Awaiting => return Ok(None),
+            Progress::Pause(until) => return Ok(Some(until)),
+        }
+        self.make_up_commits(reading);
+        let (unknown, look_again) = reading.advance_positions(deadline)?;
+        self.check_led_counts(reading);
+        if !unknown.is_empty() && !self.is_busy() {
+            self.ask_committed(reading, &unknown, deadline);
+        }
+        Ok(look_again)
+    }
+
+    fn advance_membership(
+        &mut self,
+        reading: &mut Reading,
+        deadline: Deadline,
+    ) -> Result<Progress, Error> {
         loop {
             let (step, is_lost) = {
                 let mut machine = self.shared.machine();
                 (machine.poll_step(Instant::now()), machine.take_lost())
             };
             if is_lost {
-                self.drop_all(|consumer, partitions| consumer.hooks.lost(partitions));
+                self.give_up_all(reading, true);
                 // A fenced member can join again now.
                 self.shared.notify();
             }
             match step {
                 PollStep::Fail(code) => {
-                    return Err(Error::Broker {
-                        api: ApiKey::JoinGroup,
-                        code,
-                    });
+                    return Err(Error::refused(ApiKey::JoinGroup, code));
                 }
                 PollStep::Wait(until) => return Ok(Progress::Pause(until)),
                 PollStep::Ready(_) => return Ok(Progress::Ready),
                 PollStep::Reconcile(target) => {
                     // Kept partitions are read while the names of new topics are looked up.
-                    if !self.reconcile(&target, deadline) {
+                    if !self.reconcile(reading, &target, deadline)? {
                         return Ok(Progress::Ready);
                     }
                 }
                 PollStep::AwaitAnswer => return Ok(Progress::Awaiting),
-                PollStep::FindCoordinator => self.find_coordinator(deadline),
-                PollStep::Join(coordinator) => self.join(coordinator, deadline),
+                PollStep::FindCoordinator => self.find_coordinator(reading, deadline),
+                PollStep::Join(coordinator) => self.join(reading, coordinator, deadline),
             }
         }
     }
 
-    /// Calls the classic protocol's machine. Only its steps lead here.
-    fn classic<T>(&self, change: impl FnOnce(&mut Machine) -> T) -> Option<T> {
-        self.shared.machine().classic().map(change)
-    }
-
-    fn find_coordinator(&mut self, deadline: Deadline) {
-        let found = coordinator::find(
-            &self.cluster,
-            &self.config.group_id,
-            self.step_deadline(deadline),
-        );
+    fn find_coordinator(&mut self, reading: &mut Reading, deadline: Deadline) {
+        let step = reading.step_deadline(deadline);
+        let found = coordinator::find(&reading.cluster, &self.config.group_id, step);
         let mut machine = self.shared.machine();
         match found {
             Ok(coordinator) => machine.coordinator_found(coordinator, Instant::now()),
             Err(error) => {
                 machine.coordinator_not_found(coordinator::failure(&error), Instant::now());
                 drop(machine);
-                self.last_error = Some(error);
+                reading.last_error = Some(error);
             }
         }
         self.shared.notify();
@@ -137,92 +264,33 @@ impl Consumer {
 
     /// Consumer protocol: applies the coordinator's target assignment. Returns false while a
     /// topic's name is unknown.
-    fn reconcile(&mut self, target: &Target, deadline: Deadline) -> bool {
-        let mut assigned = self.named(target);
+    fn reconcile(
+        &mut self,
+        reading: &mut Reading,
+        target: &Target,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        let mut assigned = named(reading, target);
         if assigned.is_none() {
-            self.want_metadata();
-            self.refresh_metadata(deadline);
-            assigned = self.named(target);
+            reading.want_metadata();
+            reading.refresh_metadata(deadline)?;
+            assigned = named(reading, target);
         }
         let Some(assigned) = assigned else {
-            return false;
+            return Ok(false);
         };
-        self.last_error = None;
-        self.make_up_commits();
-        self.take_assignment(assigned);
+        reading.last_error = None;
+        self.make_up_commits(reading);
+        self.take_assignment(reading, assigned);
         self.shared.machine().reconciled(target);
         self.shared.notify();
-        true
-    }
-
-    fn named(&self, target: &Target) -> Option<Assigned> {
-        let mut named = Assigned::new();
-        for (id, partitions) in target {
-            let topic = self.cluster.topic_of(*id)?;
-            named.extend(partitions.iter().map(|number| {
-                let name = TopicPartition::new(topic.clone(), *number);
-                (name, Some(*id))
-            }));
-        }
-        Some(named)
-    }
-
-    fn join(&mut self, coordinator: Coordinator, deadline: Deadline) {
-        // An eager protocol revokes everything before the join, because the leader reassigns it in
-        // the same round.
-        if !self.assignor.is_some_and(Assignor::is_cooperative) {
-            self.drop_all(|consumer, partitions| consumer.hooks.revoked(partitions));
-        }
-        let owned = self.assignment();
-        // A pending answer belongs to a membership that is over.
-        if self.coordinator.is_busy() {
-            self.coordinator.disconnect();
-        }
-        let Some(identity) = self.classic(Machine::start_join) else {
-            return;
-        };
-        let request = coordinator::join_request(&self.config, &identity, &owned);
-        let step = self.step_deadline(deadline);
-        let sent = self
-            .coordinator_connection(&coordinator, step)
-            .and_then(|connection| connection.send(&request, step));
-        match sent {
-            Ok(sent) => {
-                // The coordinator answers when all members have joined, which takes as long as the
-                // slowest one may be busy (Java adds the same 5 s).
-                let due = self.config.max_poll_interval + Duration::from_secs(5);
-                let due = Deadline::after(due.max(self.cluster.config().request_timeout));
-                self.coordinator.pending = Some(Pending {
-                    request: PendingRequest::Join(sent),
-                    due,
-                });
-            }
-            Err(error) => self.join_failed(error, None),
-        }
-    }
-
-    fn join_failed(&mut self, error: Error, member_id: Option<String>) {
-        let failure = coordinator::failure(&error);
-        if failure == Failure::Transport {
-            self.coordinator.disconnect();
-        }
-        // MemberIdRequired is the first half of joining, not an error.
-        let is_named = member_id.as_ref().is_some_and(|id| !id.is_empty())
-            && error.code() == Some(kafka_protocol::error::ResponseError::MemberIdRequired);
-        self.classic(|machine| machine.join_failed(failure, member_id, Instant::now()));
-        self.shared.notify();
-        if !is_named {
-            log::debug!(
-                "consumer group {}: joining failed: {error}",
-                self.config.group_id
-            );
-            self.last_error = Some(error);
-        }
+        Ok(true)
     }
 
     /// Returns the connection to the coordinator, and opens one if none is usable.
     pub(super) fn coordinator_connection(
         &mut self,
+        reading: &Reading,
         coordinator: &Coordinator,
         deadline: Deadline,
     ) -> Result<&mut Connection, Error> {
@@ -235,14 +303,19 @@ impl Consumer {
         }
         let connection = match link.connection.take() {
             Some(connection) => connection,
-            None => Connection::open(&coordinator.address, self.cluster.config(), deadline)?,
+            None => reading.cluster.open(&coordinator.address, deadline)?,
         };
         Ok(link.connection.insert(connection))
     }
 
     /// Asks for the committed offsets of partitions without a position. Sends only; a later poll
     /// receives the answer.
-    pub(super) fn ask_committed(&mut self, partitions: &[TopicPartition], deadline: Deadline) {
+    fn ask_committed(
+        &mut self,
+        reading: &mut Reading,
+        partitions: &[TopicPartition],
+        deadline: Deadline,
+    ) {
         let (step, identity) = {
             let machine = self.shared.machine();
             (
@@ -253,24 +326,24 @@ impl Consumer {
         let PollStep::Ready(coordinator) = step else {
             return;
         };
-        let request = coordinator::offset_fetch_request(&self.config, partitions);
-        let step = self.step_deadline(deadline);
+        let request = coordinator::offset_fetch_request(&self.config.group_id, partitions, true);
+        let step = reading.step_deadline(deadline);
         let sent = self
-            .coordinator_connection(&coordinator, step)
+            .coordinator_connection(reading, &coordinator, step)
             .and_then(|connection| connection.send(&request, step));
         match sent {
             Ok(sent) => {
-                let due = Deadline::after(self.cluster.config().request_timeout);
+                let due = Deadline::after(reading.cluster.config().request_timeout);
                 self.coordinator.pending = Some(Pending {
                     request: PendingRequest::Offsets(sent, identity),
                     due,
                 });
             }
-            Err(error) => self.offsets_failed(error, &identity),
+            Err(error) => self.offsets_failed(reading, error, &identity),
         }
     }
 
-    fn offsets_failed(&mut self, error: Error, identity: &Identity) {
+    fn offsets_failed(&mut self, reading: &mut Reading, error: Error, identity: &Identity) {
         let failure = coordinator::failure(&error);
         if failure == Failure::Transport {
             self.coordinator.disconnect();
@@ -278,11 +351,16 @@ impl Consumer {
         self.shared
             .machine()
             .offset_fetch_failed(identity, failure, Instant::now());
-        self.last_error = Some(error);
+        reading.last_error = Some(error);
     }
 
     /// Receives the coordinator's answer if it has begun to arrive. Gives up an overdue one.
-    pub(super) fn group_answer(&mut self, is_ready: bool, deadline: Deadline) -> Result<(), Error> {
+    pub(super) fn take_answer(
+        &mut self,
+        reading: &mut Reading,
+        is_ready: bool,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         let is_overdue = self
             .coordinator
             .pending
@@ -299,174 +377,42 @@ impl Consumer {
         };
         // An answer that has begun to arrive gets time to arrive completely.
         let read_by = if is_ready {
-            Deadline::after(self.cluster.config().request_timeout)
+            Deadline::after(reading.cluster.config().request_timeout)
         } else {
             pending.due
         };
         match pending.request {
             PendingRequest::Join(sent) => match connection.receive(sent, read_by) {
-                Ok(answer) => self.joined(answer, deadline),
-                Err(error) => self.join_failed(error, None),
+                Ok(answer) => self.joined(reading, answer, deadline),
+                Err(error) => self.join_failed(reading, error, None),
             },
             PendingRequest::Sync(sent, identity) => match connection.receive(sent, read_by) {
-                Ok(answer) => self.synced(answer, &identity),
-                Err(error) => self.sync_failed(error, &identity),
+                Ok(answer) => self.synced(reading, answer, &identity),
+                Err(error) => self.sync_failed(reading, error, &identity),
             },
             PendingRequest::Offsets(sent, identity) => match connection.receive(sent, read_by) {
-                Ok(answer) => return self.committed_answer(&answer, &identity),
-                Err(error) => self.offsets_failed(error, &identity),
+                Ok(answer) => {
+                    return reading.committed_answer(&answer, |code| {
+                        let (failure, now) = (Failure::Code(code), Instant::now());
+                        let mut machine = self.shared.machine();
+                        machine.offset_fetch_failed(&identity, failure, now)
+                    });
+                }
+                Err(error) => self.offsets_failed(reading, error, &identity),
             },
+            PendingRequest::Commit(sent, identity, commit) => {
+                let answer = connection.receive(sent, read_by);
+                self.commit_answered(reading, answer, &identity, commit);
+            }
         }
         Ok(())
     }
 
-    fn joined(&mut self, answer: JoinGroupResponse, deadline: Deadline) {
-        if let Err(error) = Error::check(ApiKey::JoinGroup, answer.error_code) {
-            return self.join_failed(error, Some(answer.member_id.to_string()));
-        }
-        let identity = Identity {
-            member_id: answer.member_id.to_string(),
-            generation: answer.generation_id,
-        };
-        let (member_id, generation) = (identity.member_id.clone(), identity.generation);
-        let is_wanted =
-            self.classic(|machine| machine.joined(member_id, generation, Instant::now()));
-        if is_wanted != Some(true) {
-            return;
-        }
-        // Heartbeats begin now.
-        self.shared.notify();
-        let Some(assignor) = answer
-            .protocol_name
-            .as_deref()
-            .and_then(Assignor::from_name)
-        else {
-            return self.sync_failed(
-                self.bad_answer("JoinGroup names an assignor we did not offer"),
-                &identity,
-            );
-        };
-        let was_cooperative = self.assignor.is_some_and(Assignor::is_cooperative);
-        if was_cooperative && !assignor.is_cooperative() {
-            // A member without the cooperative protocol joined, so the group fell back. The leader
-            // reassigns partitions without waiting for their owners to revoke them.
-            self.drop_all(|consumer, partitions| consumer.hooks.lost(partitions));
-        }
-        self.assignor = Some(assignor);
-        let is_leader = answer.leader == answer.member_id;
-        self.led_counts = None;
-        let assignment = if is_leader {
-            self.assign(assignor, &answer, deadline)
-        } else {
-            Assignment::new()
-        };
-        let request = coordinator::sync_request(&self.config, &identity, assignor, &assignment);
-        let step = self.step_deadline(deadline);
-        let sent = match self.coordinator.connection.as_mut() {
-            Some(connection) => connection.send(&request, step),
-            None => Err(self.bad_answer("no connection")),
-        };
-        match sent {
-            Ok(sent) => {
-                // Other members may take long to sync, the leader above all.
-                let due = self.config.max_poll_interval + Duration::from_secs(5);
-                let due = Deadline::after(due.max(self.cluster.config().request_timeout));
-                self.coordinator.pending = Some(Pending {
-                    request: PendingRequest::Sync(sent, identity),
-                    due,
-                });
-            }
-            Err(error) => self.sync_failed(error, &identity),
-        }
-    }
-
-    /// Distributes the partitions among the members, as the group's leader.
-    fn assign(
-        &mut self,
-        assignor: Assignor,
-        answer: &JoinGroupResponse,
-        deadline: Deadline,
-    ) -> Assignment {
-        let members: Vec<Member> = answer
-            .members
-            .iter()
-            .map(|member| Member {
-                member_id: member.member_id.to_string(),
-                instance_id: member.group_instance_id.as_ref().map(ToString::to_string),
-                subscription: Subscription::decode(member.metadata.clone()).unwrap_or_else(
-                    |error| {
-                        // This member gets nothing; the others must not suffer for it.
-                        log::warn!(
-                            "consumer group {}: member {}: {error}",
-                            self.config.group_id,
-                            member.member_id
-                        );
-                        Subscription::default()
-                    },
-                ),
-            })
-            .collect();
-        let topics: BTreeSet<Arc<str>> = members
-            .iter()
-            .flat_map(|member| member.subscription.topics.iter().cloned())
-            .collect();
-        let topics: Vec<Arc<str>> = topics.into_iter().collect();
-        // All members wait for this call. After a failure the cached counts serve, and the check
-        // after the next refresh corrects them.
-        if let Err(error) = self.cluster.refresh(&topics, self.step_deadline(deadline)) {
-            self.last_error = Some(error);
-        }
-        let counts: HashMap<Arc<str>, Option<i32>> = topics
-            .into_iter()
-            .map(|topic| (topic.clone(), self.cluster.partitions(&topic)))
-            .collect();
-        let known = counts
-            .iter()
-            .filter_map(|(topic, count)| count.map(|count| (topic.clone(), count)))
-            .collect();
-        self.led_counts = Some(counts);
-        assignor.assign(&members, &known)
-    }
-
-    /// As the leader, rejoins when topics appear or grow.
-    pub(super) fn check_led_counts(&mut self) {
-        let has_changed = self.led_counts.as_ref().is_some_and(|counts| {
-            counts
-                .iter()
-                .any(|(topic, count)| self.cluster.partitions(topic) != *count)
-        });
-        if has_changed {
-            log::info!(
-                "consumer group {}: partitions changed, rebalancing",
-                self.config.group_id
-            );
-            self.classic(Machine::want_rejoin);
-        }
-    }
-
-    fn synced(&mut self, answer: SyncGroupResponse, identity: &Identity) {
-        if let Err(error) = Error::check(ApiKey::SyncGroup, answer.error_code) {
-            return self.sync_failed(error, identity);
-        }
-        let assigned = match decode_assignment(answer.assignment) {
-            Ok(assigned) => assigned,
-            Err(error) => return self.sync_failed(self.bad_answer(&error.to_string()), identity),
-        };
-        if self.classic(|machine| machine.synced(identity, Instant::now())) != Some(true) {
-            return;
-        }
-        self.last_error = None;
-        // Before partitions move, so that their next owner does not repeat the work.
-        self.make_up_commits();
-        self.take_assignment(assigned.into_iter().map(|name| (name, None)).collect());
-        self.shared.notify();
-    }
-
     /// Revokes removed partitions, adds new ones, and leaves the others running.
-    fn take_assignment(&mut self, mut assigned: Assigned) {
-        let topics = &self.config.topics;
-        assigned.retain(|partition, _| topics.iter().any(|topic| **topic == *partition.topic));
-        let revoked: Vec<TopicPartition> = self
+    pub(super) fn take_assignment(&mut self, reading: &mut Reading, mut assigned: Assigned) {
+        let topics = &reading.topics;
+        assigned.retain(|partition, _| topics.contains(&partition.topic));
+        let revoked: Vec<TopicPartition> = reading
             .partitions
             .keys()
             .filter(|partition| !assigned.contains_key(*partition))
@@ -474,53 +420,53 @@ impl Consumer {
             .collect();
         let added: Vec<TopicPartition> = assigned
             .keys()
-            .filter(|partition| !self.partitions.contains_key(*partition))
+            .filter(|partition| !reading.partitions.contains_key(*partition))
             .cloned()
             .collect();
         log::info!(
-            "consumer group {}: {} partitions assigned, {} of them new, {} revoked",
-            self.config.group_id,
+            "{}: {} partitions assigned, {} of them new, {} revoked",
+            reading.name,
             assigned.len(),
             added.len(),
             revoked.len()
         );
         if !revoked.is_empty() {
-            self.partitions
-                .retain(|partition, _| assigned.contains_key(partition));
-            self.hooks.revoked(&revoked);
+            self.give_up(reading, &revoked, false);
             // The revoked partitions are free; the next round assigns them.
             self.classic(Machine::want_rejoin);
         }
         for (partition, id) in assigned {
             // If only the id is new, the leader refuses the old one, and the partition restarts
             // then.
-            let known = self.partitions.entry(partition);
+            let known = reading.partitions.entry(partition);
             known.or_insert_with(|| Partition::new(id)).assigned_id = id;
         }
-        self.hooks.assigned(&added);
+        reading.hooks.assigned(&added);
     }
 
-    fn sync_failed(&mut self, error: Error, identity: &Identity) {
-        let failure = coordinator::failure(&error);
-        if failure == Failure::Transport {
-            self.coordinator.disconnect();
-        }
-        self.classic(|machine| machine.sync_failed(identity, failure, Instant::now()));
-        log::debug!(
-            "consumer group {}: rebalance interrupted: {error}",
-            self.config.group_id
-        );
-        if error.code() != Some(ResponseError::RebalanceInProgress) {
-            self.last_error = Some(error);
-        }
+    /// Gives all partitions up.
+    pub(super) fn give_up_all(&mut self, reading: &mut Reading, is_lost: bool) {
+        self.give_up(reading, &reading.assignment(), is_lost);
     }
 
-    /// Drops all partitions, then calls `tell` with them.
-    pub(super) fn drop_all(&mut self, tell: impl FnOnce(&Self, &[TopicPartition])) {
-        let dropped = self.assignment();
-        self.partitions.clear();
-        if !dropped.is_empty() {
-            tell(self, &dropped);
+    /// Gives partitions up, and calls the hooks. The application may commit before, unless the
+    /// partitions are lost.
+    fn give_up(&mut self, reading: &mut Reading, partitions: &[TopicPartition], is_lost: bool) {
+        if partitions.is_empty() {
+            return;
+        }
+        if !is_lost {
+            // The hook may use the consumer, which owns the hook.
+            let hooks = std::mem::replace(&mut reading.hooks, Box::new(()));
+            hooks.revoking(&mut Rebalance::new(self, reading), partitions);
+            reading.hooks = hooks;
+        }
+        for partition in partitions {
+            reading.partitions.remove(partition);
+        }
+        match is_lost {
+            true => reading.hooks.lost(partitions),
+            false => reading.hooks.revoked(partitions),
         }
     }
 
@@ -536,87 +482,73 @@ impl Consumer {
         }
     }
 
+    /// Gives all partitions up, leaves the group and stops the heartbeat thread.
+    pub(super) fn close(&mut self, reading: &mut Reading, deadline: Deadline) -> Result<(), Error> {
+        self.give_up_all(reading, false);
+        let left = self.leave(reading, deadline);
+        self.stop_heartbeat();
+        left
+    }
+
+    fn stop_heartbeat(&mut self) {
+        self.shared.stop();
+        // The thread catches its panics.
+        self.heartbeat.take().map(JoinHandle::join);
+    }
+
     /// Leaves the group in any state of the membership.
-    pub(super) fn leave(&mut self, deadline: Deadline) -> Result<(), Error> {
+    fn leave(&mut self, reading: &mut Reading, deadline: Deadline) -> Result<(), Error> {
         // The thread that joined is the one that leaves, so that the two requests cannot overtake
         // each other.
-        self.shared.machine().begin_leaving();
+        self.shared.machine().close();
         self.shared.notify();
         if !self.shared.wait_left(deadline) {
-            return Err(Error::Timeout {
-                what: format!("leaving group {}", self.config.group_id),
-            });
+            let what = format!("leaving group {}", self.config.group_id);
+            return Err(Error::timeout(what));
         }
-        self.leave_classic(deadline)
-    }
-
-    fn leave_classic(&mut self, deadline: Deadline) -> Result<(), Error> {
-        // The coordinator answers a first join at once with the member id. Without it the member
-        // cannot leave, and the group would wait for it until the session time-out.
-        let is_nameless = self.shared.machine().identity().member_id.is_empty();
-        if is_nameless && let Some(connection) = self.coordinator.awaited() {
-            let patience = deadline.earlier_of(Deadline::after(Duration::from_secs(1)));
-            let is_ready =
-                wait::readable(&[std::os::fd::AsFd::as_fd(connection)], patience) == [true];
-            self.group_answer(is_ready, deadline)?;
-        }
-        let Some((mut known, identity)) = self.classic(Machine::close).flatten() else {
-            return Ok(());
-        };
-        // The coordinator does not read further requests before it has answered the join.
-        if self.coordinator.is_busy() {
-            self.coordinator.disconnect();
-        }
-        loop {
-            let coordinator = match known.take() {
-                Some(known) => Ok(known),
-                None => coordinator::find(&self.cluster, &self.config.group_id, deadline),
-            };
-            let is_nobody_there = matches!(&coordinator,
-                Err(error) if coordinator::failure(error) == Failure::Transport);
-            let answer = coordinator.and_then(|to| self.send_leave(&to, &identity, deadline));
-            let may_wait = !is_nobody_there && deadline.remaining() > RETRY_BACKOFF;
-            match answer {
-                // The coordinator is moving. A broker may know its new place at the next attempt.
-                Err(error) if may_wait && error.is_transient() => {
-                    log::debug!("consumer group {}: {error}", self.config.group_id);
-                    self.coordinator.disconnect();
-                    std::thread::sleep(RETRY_BACKOFF);
-                }
-                answer => return answer,
-            }
-        }
-    }
-
-    fn send_leave(
-        &mut self,
-        to: &Coordinator,
-        identity: &Identity,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
-        let request = coordinator::leave_request(&self.config, identity);
-        let answer = self
-            .coordinator_connection(to, deadline)?
-            .call(&request, deadline)?;
-        let codes = answer.members.iter().map(|member| member.error_code);
-        std::iter::once(answer.error_code)
-            .chain(codes)
-            // An earlier LeaveGroup may have succeeded although its answer was lost.
-            .filter(|&code| code != ResponseError::UnknownMemberId.code())
-            .try_for_each(|code| Error::check(ApiKey::LeaveGroup, code))
+        self.leave_here(reading, deadline)
     }
 
     /// Waits for a pending answer about offsets, so that the connection is free.
-    pub(super) fn settle_coordinator(&mut self, deadline: Deadline) -> Result<(), Error> {
+    pub(super) fn settle_coordinator(
+        &mut self,
+        reading: &mut Reading,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         if let Some(connection) = self.coordinator.awaited() {
-            let is_ready =
-                wait::readable(&[std::os::fd::AsFd::as_fd(connection)], deadline) == [true];
+            let is_ready = wait::readable(&[connection.as_fd()], deadline) == [true];
             if !is_ready {
                 self.coordinator.disconnect();
                 return Ok(());
             }
-            self.group_answer(true, deadline)?;
+            self.take_answer(reading, true, deadline)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for GroupMember {
+    fn drop(&mut self) {
+        self.stop_heartbeat();
+    }
+}
+
+/// The target's partitions by name; `None` while the name of a topic is unknown.
+fn named(reading: &Reading, target: &Target) -> Option<Assigned> {
+    let mut named = Assigned::new();
+    for (id, partitions) in target {
+        let topic = reading.cluster.topic_of(*id)?;
+        named.extend(partitions.iter().map(|number| {
+            let name = TopicPartition::new(topic.clone(), *number);
+            (name, Some(*id))
+        }));
+    }
+    Some(named)
+}
+
+/// The error of a member that nobody keeps alive.
+pub(super) fn heartbeat_panicked() -> Error {
+    Error::Panicked {
+        thread: "kafka-heartbeat".to_owned(),
     }
 }

@@ -1,4 +1,5 @@
-//! A consumer-group member: it polls records and commits offsets on request.
+//! Consumers: members of a group ([`Consumer::start`]), or readers of partitions that the
+//! application assigns ([`Consumer::start_assigned`]).
 //!
 //! # Threads
 //!
@@ -6,7 +7,7 @@
 //! committing and the hooks all run there. A second thread, `kafka-heartbeat-<n>`, keeps the
 //! membership alive while the application works. It makes the member leave when the application has
 //! not polled for `max_poll_interval`. Each of the two threads has its own connection to the
-//! coordinator. The polling thread has one more connection per leader.
+//! coordinator. The polling thread has one more connection per broker it reads from.
 //!
 //! # How records flow
 //!
@@ -46,6 +47,7 @@
 //! # }
 //! ```
 
+mod classic;
 mod commit;
 mod config;
 mod fetch;
@@ -53,33 +55,34 @@ mod fetch_answer;
 mod membership;
 mod partitions;
 mod positions;
-pub(crate) mod wait;
+mod reading;
+mod transaction;
 
-use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use self::commit::{PendingCommit, Rebalance};
+pub use self::transaction::GroupOffsets;
+pub use crate::group::GroupProtocol;
+pub use crate::group::assignor::Assignor;
+pub use crate::group::machine::Identity as GroupMetadata;
+pub use crate::wait::Waker;
 pub use config::{
-    CommitError, ConsumerConfig, ConsumerHooks, ConsumerRecord, GroupProtocol, OffsetReset,
+    CommitError, ConsumerConfig, ConsumerHooks, ConsumerRecord, Isolation, MissingTopics,
+    OffsetReset, StartAt, TopicFilter,
 };
-pub use wait::Waker;
 
-pub(super) use self::fetch::FETCH_BY_ID;
-use self::fetch::Leader;
-use self::membership::{CoordinatorLink, Progress};
-use self::partitions::{Partition, Partitions, ResetTo};
-use self::wait::WakeReceiver;
+use self::fetch::Fetcher;
+use self::membership::GroupMember;
+use self::partitions::{Partition, ResetTo};
+use self::positions::earlier;
+pub(crate) use self::positions::list_offsets_request;
+use self::reading::Reading;
 use super::group::TopicPartition;
-use super::group::assignor::Assignor;
-use super::group::consumer_machine::ConsumerMachine;
-use super::group::heartbeat::{self, MembershipShared};
-use super::group::machine::{Identity, Machine, Settings};
-use super::group::member::Member;
+use super::wait::{self, WakeReceiver};
 use super::{Cluster, Error};
 use tbd_deadline::Deadline;
+use uuid::Uuid;
 
 /// Pause before the coordinator or a leader is asked again (Java: `retry.backoff.ms`).
 const RETRY_BACKOFF: Duration = Duration::from_millis(100);
@@ -91,44 +94,27 @@ const STEP_MIN: Duration = Duration::from_secs(1);
 /// How long a closing consumer remains a member to retry a commit that a rebalance refused.
 const OWED_PATIENCE: Duration = Duration::from_secs(3);
 
-/// One member of a consumer group; see the module documentation.
+/// A consumer; see the module documentation.
 ///
-/// Dropping it without [`close`](Self::close) is like a crash: the group notices after the session
-/// time-out.
+/// Dropping a member of a group without [`close`](Self::close) is like a crash: the group notices
+/// after the session time-out.
 pub struct Consumer {
-    cluster: Cluster,
-    config: Arc<ConsumerConfig>,
-    hooks: Box<dyn ConsumerHooks>,
-    shared: Arc<MembershipShared>,
-    heartbeat: Option<JoinHandle<()>>,
+    /// What is read: configuration, metadata, partitions and their positions.
+    reading: Reading,
+    /// The requests to leaders, and the memory of their answers.
+    fetcher: Fetcher,
+    /// The membership; `None` when the application assigns the partitions.
+    member: Option<GroupMember>,
     waker: Waker,
     wake_receiver: WakeReceiver,
-    coordinator: CoordinatorLink,
-    leaders: BTreeMap<i32, Leader>,
-    partitions: Partitions,
-    /// The answers that still hold records to hand out.
-    answers: Vec<Weak<usize>>,
-    /// The assignor that the group last agreed on.
-    assignor: Option<Assignor>,
-    /// The partition counts seen at the last rebalance, if this member led it.
-    led_counts: Option<HashMap<Arc<str>, Option<i32>>>,
-    /// The partition that is first in the next round, so that none starves.
-    turn: usize,
-    metadata_wanted: bool,
-    metadata_not_before: Instant,
-    /// The last error, until something succeeds.
-    last_error: Option<Error>,
-    /// When failed commits are retried.
-    commits_not_before: Instant,
-    is_closed: bool,
 }
 
 impl std::fmt::Debug for Consumer {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("Consumer")
-            .field("group_id", &self.config.group_id)
-            .field("partitions", &self.partitions.keys())
+            .field("group_id", &self.reading.config.group_id)
+            .field("partitions", &self.reading.partitions.keys())
             .finish_non_exhaustive()
     }
 }
@@ -138,55 +124,69 @@ impl Consumer {
     /// other I/O: [`poll`](Self::poll) joins the group, so Kafka may be unavailable now.
     ///
     /// # Errors
-    /// [`Error::Resource`] when the operating system cannot create a thread or a socket pair.
+    /// [`Error::Config`] when a setting is out of its range; [`Error::Resource`] when the operating
+    /// system cannot create a thread or a socket pair.
     pub fn start(
         cluster: Cluster,
         config: ConsumerConfig,
         hooks: Box<dyn ConsumerHooks>,
     ) -> Result<Self, Error> {
-        static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
-        let resource = |error: std::io::Error| Error::Resource {
-            reason: error.to_string(),
-        };
-        let now = Instant::now();
-        let config = Arc::new(config);
-        let (waker, wake_receiver) = wait::waker().map_err(resource)?;
-        let settings = Settings {
-            session_timeout: config.session_timeout,
-            heartbeat_interval: config.heartbeat_interval,
-            max_poll_interval: config.max_poll_interval,
-            retry_backoff: RETRY_BACKOFF,
-            retry_backoff_max: RETRY_BACKOFF_MAX,
-            is_static: config.group_instance_id.is_some(),
-        };
-        let member = match config.group_protocol {
-            GroupProtocol::Classic => Member::Classic(Machine::new(settings, now)),
-            GroupProtocol::Consumer => Member::Consumer(ConsumerMachine::new(settings, now)),
-        };
-        let shared = Arc::new(MembershipShared::new(member, waker.clone()));
-        let name = NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string();
-        let heartbeat = heartbeat::spawn(&name, shared.clone(), cluster.clone(), config.clone())
-            .map_err(resource)?;
+        config.check_group()?;
+        let mut consumer = Self::new(cluster, config, hooks)?;
+        let member = GroupMember::start(&consumer.reading, &consumer.waker)?;
+        consumer.member = Some(member);
+        Ok(consumer)
+    }
+
+    /// Creates a consumer of these partitions, outside any group (Java: `assign`). Does no I/O and
+    /// starts no thread.
+    ///
+    /// With a [`group_id`](ConsumerConfig::group_id), offsets can be committed to that group, which
+    /// must have no members. [`ConsumerConfig::without_group`] has the defaults.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_assigned(
+        cluster: Cluster,
+        config: ConsumerConfig,
+        partitions: impl IntoIterator<Item = (TopicPartition, StartAt)>,
+        hooks: Box<dyn ConsumerHooks>,
+    ) -> Result<Self, Error> {
+        let mut consumer = Self::new(cluster, config, hooks)?;
+        consumer.reading.assign(partitions.into_iter().collect());
+        Ok(consumer)
+    }
+
+    /// A consumer of one partition of the topic with this id, for a [`Reader`](crate::Reader).
+    pub(crate) fn at(
+        cluster: Cluster,
+        config: ConsumerConfig,
+        partition: &TopicPartition,
+        offset: i64,
+        topic_id: Option<Uuid>,
+    ) -> Result<Self, Error> {
+        let start = [(partition.clone(), StartAt::Offset(offset))];
+        let mut consumer = Self::start_assigned(cluster, config, start, Box::new(()))?;
+        if let Some(partition) = consumer.reading.partitions.get_mut(partition) {
+            partition.topic_id = topic_id;
+        }
+        Ok(consumer)
+    }
+
+    fn new(
+        cluster: Cluster,
+        config: ConsumerConfig,
+        hooks: Box<dyn ConsumerHooks>,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        cluster.config().check()?;
+        let (waker, wake_receiver) = wait::waker().map_err(|error| Error::resource(&error))?;
         Ok(Self {
-            cluster,
-            config,
-            hooks,
-            shared,
-            heartbeat: Some(heartbeat),
+            reading: Reading::new(cluster, config, hooks),
+            fetcher: Fetcher::default(),
+            member: None,
             waker,
             wake_receiver,
-            coordinator: CoordinatorLink::default(),
-            leaders: BTreeMap::new(),
-            partitions: Partitions::new(),
-            answers: Vec::new(),
-            assignor: None,
-            led_counts: None,
-            turn: 0,
-            metadata_wanted: false,
-            metadata_not_before: now,
-            last_error: None,
-            commits_not_before: now,
-            is_closed: false,
         })
     }
 
@@ -204,7 +204,9 @@ impl Consumer {
     ///
     /// # Errors
     /// A transient error ([`Error::is_transient`]) when a temporary problem persists at the
-    /// deadline: poll again. After any other error, polling again does not help.
+    /// deadline: poll again. [`Error::Tls`] and [`Error::Authentication`] at once. After any other
+    /// error, polling again does not help. If that error ended the membership, the consumer has
+    /// tried to leave the group before.
     pub fn poll(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
         self.poll_until(deadline, true)
     }
@@ -224,121 +226,148 @@ impl Consumer {
         deadline: Deadline,
         wants_records: bool,
     ) -> Result<Vec<ConsumerRecord>, Error> {
-        if self.is_closed {
-            return Err(Error::Closed);
-        }
+        self.reading.learn_outcomes();
         loop {
-            if self.shared.machine().polled(Instant::now()) {
-                self.shared.notify();
+            if let Some(member) = &self.member {
+                member.polled();
             }
             if self.wake_receiver.take() {
                 return Ok(Vec::new());
             }
-            let mut look_again = deadline;
-            if self.coordinator.is_busy() {
-                // While records flow, no other wait would notice the coordinator's answer.
+            if self.member.as_ref().is_some_and(GroupMember::is_busy)
+                || self.reading.has_starving_partition()
+            {
+                // While records of other partitions flow, no other wait would notice the answer of
+                // the coordinator, or of a leader.
                 self.wait(Deadline::after(Duration::ZERO))?;
             }
-            // Assigned partitions are read even during a rebalance.
-            match self.advance_group(deadline)? {
-                Progress::Ready => {
-                    self.make_up_commits();
-                    if let Some(until) = self.advance_positions(deadline)? {
-                        look_again = look_again.earlier_of(Deadline::at(until));
-                    }
-                }
-                Progress::Awaiting => {}
-                Progress::Pause(until) => look_again = look_again.earlier_of(Deadline::at(until)),
-            }
+            let mut look_again = self.advance(deadline)?;
             if wants_records {
-                let records = self.take_records()?;
-                if let Some(until) = self.send_fetches(deadline) {
-                    look_again = look_again.earlier_of(Deadline::at(until));
-                }
+                let records = self.fetcher.take_records(&mut self.reading)?;
+                look_again = earlier(
+                    look_again,
+                    self.fetcher.send_fetches(&mut self.reading, deadline),
+                );
                 if !records.is_empty() {
-                    self.last_error = None;
+                    self.reading.last_error = None;
                     return Ok(records);
                 }
             }
-            if deadline.is_past() {
-                return match self.last_error.take() {
-                    Some(error) => Err(error),
-                    None => Ok(Vec::new()),
-                };
+            if let Some(error) = self.reading.take_error(deadline) {
+                return Err(error);
             }
-            self.wait(look_again)?;
+            if deadline.is_past() {
+                return Ok(Vec::new());
+            }
+            let until =
+                look_again.map_or(deadline, |moment| deadline.earlier_of(Deadline::at(moment)));
+            self.wait(until)?;
+        }
+    }
+
+    /// Advances the membership and the positions. Returns when to look again.
+    fn advance(&mut self, deadline: Deadline) -> Result<Option<Instant>, Error> {
+        let has_new_topics = self.reading.discover_topics(deadline);
+        match &mut self.member {
+            // Assigned partitions are read even during a rebalance.
+            Some(member) => member.advance(&mut self.reading, has_new_topics, deadline),
+            None => self.reading.advance_alone(deadline),
         }
     }
 
     /// Waits for an answer, a wake-up or the deadline, and processes what arrived.
     fn wait(&mut self, deadline: Deadline) -> Result<(), Error> {
         let mut sources = vec![self.wake_receiver.as_fd()];
-        let group = self.coordinator.awaited();
+        let group = self.member.as_ref().and_then(GroupMember::awaited);
         sources.extend(group.map(AsFd::as_fd));
-        let mut nodes = Vec::new();
-        for (&node, leader) in &self.leaders {
-            if let Some(connection) = leader.awaited() {
-                nodes.push(node);
-                sources.push(connection.as_fd());
-            }
-        }
         let has_group = group.is_some();
+        let mut nodes = Vec::new();
+        for (node, connection) in self.fetcher.awaited() {
+            nodes.push(node);
+            sources.push(connection.as_fd());
+        }
         let mut ready = wait::readable(&sources, deadline).into_iter();
         drop(sources);
         if ready.next() == Some(true) {
             self.wake_receiver.drain();
         }
-        if has_group {
+        if has_group && let Some(member) = &mut self.member {
             let is_ready = ready.next() == Some(true);
-            self.group_answer(is_ready, deadline)?;
+            member.take_answer(&mut self.reading, is_ready, deadline)?;
         }
         for node in nodes {
             let is_ready = ready.next() == Some(true);
-            self.leader_answer(node, is_ready)?;
+            self.fetcher
+                .leader_answer(&mut self.reading, node, is_ready)?;
         }
         Ok(())
     }
 
-    /// The partitions currently assigned to this member.
+    /// The partitions currently assigned to this consumer.
     pub fn assignment(&self) -> Vec<TopicPartition> {
-        self.partitions.keys().cloned().collect()
+        self.reading.assignment()
     }
 
-    /// This member's current identity in its group.
-    pub fn group_metadata(&self) -> Identity {
-        self.shared.machine().identity().clone()
+    /// Reads exactly these partitions from now on, for a consumer without a membership. Partitions
+    /// that were assigned before keep their position. Returns false, and changes nothing, for a
+    /// member of a group.
+    pub fn assign(
+        &mut self,
+        partitions: impl IntoIterator<Item = (TopicPartition, StartAt)>,
+    ) -> bool {
+        let is_free = self.member.is_none();
+        if is_free {
+            self.reading.assign(partitions.into_iter().collect());
+        }
+        is_free
+    }
+
+    /// This member's current identity in its group; `None` without a membership.
+    pub fn group_metadata(&self) -> Option<GroupMetadata> {
+        self.member.as_ref().map(GroupMember::identity)
     }
 
     /// The next offset that [`poll`](Self::poll) will return for a partition. `None` when the
     /// partition is not assigned or its position is not known yet.
     pub fn position(&self, partition: &TopicPartition) -> Option<i64> {
-        self.partitions.get(partition)?.position()
+        self.reading.partitions.get(partition)?.position()
+    }
+
+    /// The offset of a partition that this consumer committed last, or that it began at.
+    /// `None` when there is none yet. [`Admin::committed_offsets`](crate::Admin::committed_offsets)
+    /// asks the group.
+    pub fn committed(&self, partition: &TopicPartition) -> Option<i64> {
+        self.reading.partitions.get(partition)?.committed_offset()
     }
 
     /// Continues reading at `offset`; commits are unaffected. Returns false when the partition is
-    /// not assigned.
+    /// not assigned. [`Admin::offsets_for_times`](crate::Admin::offsets_for_times) finds the offset
+    /// of a moment.
     pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> bool {
-        self.prepare_seek(partition);
-        let found = self.partitions.get_mut(partition);
-        if let Some(found) = found {
-            found.seek(offset.max(0));
-            return true;
-        }
-        false
+        let reading = &mut self.reading;
+        reading.prepare_seek(partition);
+        let found = reading.partitions.get_mut(partition);
+        found.map(|found| found.seek(offset.max(0))).is_some()
     }
 
     /// Continues reading at the oldest record available, like [`seek`](Self::seek). The next polls
     /// look the offset up. Partitions that are not assigned are ignored.
     pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
-        partitions.iter().for_each(|name| self.prepare_seek(name));
-        self.for_each_assigned(partitions, |partition| partition.reset(ResetTo::Earliest));
+        self.reset(partitions, ResetTo::Earliest);
     }
 
     /// Continues reading at the end of the log. The next polls look the offset up. Partitions that
     /// are not assigned are ignored.
     pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
-        partitions.iter().for_each(|name| self.prepare_seek(name));
-        self.for_each_assigned(partitions, |partition| partition.reset(ResetTo::Latest));
+        self.reset(partitions, ResetTo::Latest);
+    }
+
+    fn reset(&mut self, partitions: &[TopicPartition], to: ResetTo) {
+        let reading = &mut self.reading;
+        partitions
+            .iter()
+            .for_each(|name| reading.prepare_seek(name));
+        self.for_each_assigned(partitions, |partition| partition.reset(to));
     }
 
     /// Neither hands out nor fetches records of these partitions until [`resume`](Self::resume).
@@ -356,7 +385,8 @@ impl Consumer {
 
     /// The paused partitions.
     pub fn paused(&self) -> Vec<TopicPartition> {
-        let paused = self.partitions.iter().filter(|(_, state)| state.is_paused);
+        let partitions = self.reading.partitions.iter();
+        let paused = partitions.filter(|(_, state)| state.is_paused);
         paused.map(|(name, _)| name.clone()).collect()
     }
 
@@ -366,24 +396,23 @@ impl Consumer {
         change: impl Fn(&mut Partition),
     ) {
         for name in partitions {
-            if let Some(partition) = self.partitions.get_mut(name) {
+            if let Some(partition) = self.reading.partitions.get_mut(name) {
                 change(partition);
             }
         }
     }
 
-    /// Returns to the last commit: the next polls hand out again all records since then.
+    /// Returns to the last commit, of this consumer or of a transaction: the next polls hand out
+    /// again all records since then.
     pub fn rewind(&mut self) {
-        for partition in self.partitions.values_mut() {
-            partition.rewind();
-        }
+        self.reading.rewind();
     }
 
     /// The number of records beyond the committed offset, for each partition whose end is known. As
     /// fresh as the last answer about the partition.
     pub fn lag(&self) -> Vec<(TopicPartition, i64)> {
-        self.partitions
-            .iter()
+        let partitions = self.reading.partitions.iter();
+        partitions
             .filter_map(|(name, partition)| partition.lag().map(|lag| (name.clone(), lag)))
             .collect()
     }
@@ -391,36 +420,36 @@ impl Consumer {
     /// Whether the group is rebalancing, or needs this member to poll before it can. The
     /// application may cut long work short.
     pub fn rebalance_pending(&self) -> bool {
-        self.shared.machine().is_rebalancing()
+        let member = self.member.as_ref();
+        member.is_some_and(GroupMember::is_rebalancing)
     }
 
     /// Leaves the group, so that other members take over at once, and stops the heartbeat thread.
-    /// Calls [`ConsumerHooks::revoked`] for the partitions it gives up.
+    /// Calls [`ConsumerHooks::revoking`] and [`ConsumerHooks::revoked`] for the partitions it gives
+    /// up.
     ///
     /// Commits nothing new: the application commits before. A commit that a rebalance refused is
-    /// retried, because no later poll can. If the coordinator has moved, the classic protocol finds
-    /// it again, as long as any broker answers. The consumer protocol asks only the coordinator it
-    /// knew.
+    /// retried, because no later poll can. If the coordinator has moved, the member finds it again:
+    /// under the consumer protocol once, under the classic protocol as long as any broker answers.
     ///
     /// Waits at most until `deadline`, plus a heartbeat interval if that thread is connecting to a
     /// broker that hangs.
     ///
     /// # Errors
-    /// When the coordinator could not be told; it notices after the session time-out. The consumer
+    /// When the coordinator cannot be reached; it notices after the session time-out. The consumer
     /// is closed nevertheless.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
         self.await_owed_commits(deadline);
-        self.is_closed = true;
-        self.drop_all(|consumer, partitions| consumer.hooks.revoked(partitions));
-        let left = self.leave(deadline);
-        self.stop_heartbeat();
-        left
+        match &mut self.member {
+            Some(member) => member.close(&mut self.reading, deadline),
+            None => Ok(()),
+        }
     }
 
     /// Remains a member while a commit is owed, for [`OWED_PATIENCE`] and until `deadline` at most.
     fn await_owed_commits(&mut self, deadline: Deadline) {
         let patience = deadline.earlier_of(Deadline::after(OWED_PATIENCE));
-        while self.partitions.values().any(|state| state.owed.is_some()) && !patience.is_past() {
+        while self.has_owed_commits() && !patience.is_past() {
             let moment = Deadline::after(RETRY_BACKOFF).earlier_of(patience);
             if self.idle(moment).is_err_and(|error| !error.is_transient()) {
                 return;
@@ -428,28 +457,10 @@ impl Consumer {
         }
     }
 
-    fn stop_heartbeat(&mut self) {
-        self.shared.stop();
-        if let Some(thread) = self.heartbeat.take()
-            && thread.join().is_err()
-        {
-            log::error!(
-                "consumer group {}: the heartbeat thread panicked",
-                self.config.group_id
-            );
-        }
-    }
-
-    /// The deadline of one blocking exchange within a poll.
-    fn step_deadline(&self, deadline: Deadline) -> Deadline {
-        let step = Deadline::at(deadline.instant().max(Deadline::after(STEP_MIN).instant()));
-        step.earlier_of(Deadline::after(self.cluster.config().request_timeout))
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.stop_heartbeat();
+    fn has_owed_commits(&self) -> bool {
+        let is_sent = self.member.as_ref().is_some_and(GroupMember::is_committing);
+        let mut partitions = self.reading.partitions.values();
+        is_sent || partitions.any(|state| state.owed.is_some())
     }
 }
 

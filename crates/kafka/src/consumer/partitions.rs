@@ -1,16 +1,16 @@
 //! State of the assigned partitions: positions, commits, and records fetched but not handed out. No
 //! I/O.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::config::ConsumerRecord;
+use super::config::{ConsumerRecord, StartAt};
 use super::fetch::Asked;
-use crate::batch::{self, BatchError, Record, whole_batches};
+use crate::batch::{self, BatchError, FetchedBatch, Record, whole_batches};
 use crate::group::TopicPartition;
 use crate::group::coordinator::OffsetToCommit;
 
@@ -28,6 +28,19 @@ pub(super) enum Lookup {
 pub(super) enum ResetTo {
     Earliest,
     Latest,
+    /// The first record of this time, in milliseconds since 1970.
+    Timestamp(i64),
+}
+
+impl ResetTo {
+    /// Its number in ListOffsets.
+    pub(super) fn number(self) -> i64 {
+        match self {
+            Self::Earliest => -2,
+            Self::Latest => -1,
+            Self::Timestamp(time) => time.max(0),
+        }
+    }
 }
 
 /// The leader's last word on the topic id that a partition's offsets belong to.
@@ -52,6 +65,17 @@ impl IdVerdict {
     }
 }
 
+/// A replica that the leader has named, to fetch records from (KIP-392).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ReadReplica {
+    pub node: i32,
+    /// The leader's epoch. Another leader is asked first, so that it can say whether its log still
+    /// has the records read.
+    pub leader_epoch: i32,
+    /// When the leader is asked again.
+    pub until: Instant,
+}
+
 /// The size of an answer's records in bytes. They share one allocation, which is free once the last
 /// reference to this is dropped.
 pub(super) type AnswerBytes = Arc<usize>;
@@ -61,6 +85,26 @@ pub(super) type AnswerBytes = Arc<usize>;
 struct Packed {
     bytes: Bytes,
     answer: AnswerBytes,
+    /// Aborted transactions that overlap the answer: first offset and producer. Ascending.
+    aborted: VecDeque<(i64, i64)>,
+    /// The producers whose transaction at the current offset was aborted.
+    aborting: BTreeSet<i64>,
+}
+
+impl Packed {
+    /// Whether a batch belongs to an aborted transaction. Call it for each batch in turn.
+    fn is_aborted(&mut self, batch: &FetchedBatch) -> Result<bool, BatchError> {
+        while let Some((first, producer)) = self.aborted.front().copied()
+            && first <= batch.last_offset
+        {
+            self.aborted.pop_front();
+            self.aborting.insert(producer);
+        }
+        if !self.aborting.is_empty() && batch.is_abort_marker()? {
+            self.aborting.remove(&batch.producer_id);
+        }
+        Ok(batch.is_transactional && self.aborting.contains(&batch.producer_id))
+    }
 }
 
 /// One assigned partition.
@@ -88,8 +132,10 @@ pub(super) struct Partition {
     is_anchor_committed: bool,
     /// An offset that the application committed and the coordinator has not accepted yet.
     pub owed: Option<i64>,
-    /// End of the log in the last answer.
-    pub high_watermark: Option<i64>,
+    /// End of what can be read, in the last answer.
+    pub end: Option<i64>,
+    /// The replica to fetch from instead of the leader.
+    pub read_replica: Option<ReadReplica>,
     /// Whether the application paused it.
     pub is_paused: bool,
     /// Back off until this moment.
@@ -109,6 +155,19 @@ pub(super) struct Partition {
 }
 
 impl Partition {
+    /// Creates a partition that the application assigned.
+    pub(super) fn starting(at: StartAt) -> Self {
+        let mut partition = Self::new(None);
+        match at {
+            StartAt::Committed => {}
+            StartAt::Beginning => partition.reset(ResetTo::Earliest),
+            StartAt::End => partition.reset(ResetTo::Latest),
+            StartAt::Offset(offset) => partition.start_at(offset.max(0)),
+            StartAt::Timestamp(time) => partition.reset(ResetTo::Timestamp(time)),
+        }
+        partition
+    }
+
     /// Creates a partition of the topic with this id, if the group provides one.
     pub(super) fn new(assigned_id: Option<Uuid>) -> Self {
         Self {
@@ -122,7 +181,8 @@ impl Partition {
             anchor: 0,
             is_anchor_committed: false,
             owed: None,
-            high_watermark: None,
+            end: None,
+            read_replica: None,
             is_paused: false,
             not_before: None,
             fetch_position: 0,
@@ -167,7 +227,7 @@ impl Partition {
         self.id_verdict = IdVerdict::Confirmed;
         self.has_restarted = true;
         self.owed = None;
-        self.high_watermark = None;
+        self.end = None;
         // A new log begins at 0. Asking for the start goes by name, so a leader that lags behind
         // could answer for the old log.
         self.start_at(0);
@@ -202,7 +262,12 @@ impl Partition {
 
     /// The position must be looked up again, and fetched records are void.
     pub(super) fn reset(&mut self, to: ResetTo) {
-        self.lookup = Some(Lookup::Reset(to));
+        self.look_up(Lookup::Reset(to));
+    }
+
+    /// As [`Partition::reset`], for the committed offset too.
+    pub(super) fn look_up(&mut self, lookup: Lookup) {
+        self.lookup = Some(lookup);
         self.drop_fetched();
     }
 
@@ -227,6 +292,15 @@ impl Partition {
     /// Whether this look-up of the position is still wanted.
     pub(super) fn waits_for(&self, asked: &Asked<ResetTo>) -> bool {
         self.lookup == Some(Lookup::Reset(asked.what)) && self.topic_id == asked.topic_id
+    }
+
+    /// The node to ask next; `leader` is the leader and its epoch. Only the leader knows offsets.
+    pub(super) fn node_to_ask(&self, leader: (i32, i32), now: Instant) -> i32 {
+        let (leader, epoch) = leader;
+        self.read_replica
+            .filter(|replica| replica.leader_epoch == epoch && now < replica.until)
+            .filter(|_| self.lookup.is_none())
+            .map_or(leader, |replica| replica.node)
     }
 
     /// Whether no fetched record is left to hand out.
@@ -286,10 +360,15 @@ impl Partition {
         self.owed = self.owed.filter(|owed| *owed > offset);
     }
 
+    /// The offset last committed, as far as this member knows.
+    pub(super) fn committed_offset(&self) -> Option<i64> {
+        (self.is_anchor_committed && self.lookup != Some(Lookup::Committed)).then_some(self.anchor)
+    }
+
     /// The number of records in the log that this group has not committed.
     pub(super) fn lag(&self) -> Option<i64> {
         let known = self.lookup.is_none();
-        self.high_watermark
+        self.end
             .filter(|_| known)
             .map(|end| (end - self.anchor).max(0))
     }
@@ -300,6 +379,7 @@ impl Partition {
         &mut self,
         offset: i64,
         mut records: Bytes,
+        mut aborted: Vec<(i64, i64)>,
         answer: &AnswerBytes,
     ) -> bool {
         let is_wanted = self.fetch_position() == Some(offset) && self.has_room();
@@ -310,9 +390,12 @@ impl Partition {
                 self.fetch_position = self.fetch_position.max(whole.next_offset);
                 self.fetch_epoch = whole.leader_epoch;
             }
+            aborted.sort_unstable();
             let packed = Some(Packed {
                 bytes: records,
                 answer: answer.clone(),
+                aborted: aborted.into(),
+                aborting: BTreeSet::new(),
             });
             match self.raw {
                 None => self.raw = packed,
@@ -381,6 +464,7 @@ impl Partition {
             self.raw = self.ahead.take();
             return Ok(self.raw.is_some());
         };
+        let is_aborted = raw.is_aborted(&batch)?;
         self.batch_answer = Some(raw.answer.clone());
         if raw.bytes.is_empty() {
             self.raw = self.ahead.take();
@@ -389,7 +473,7 @@ impl Partition {
         self.batch_next = batch.next_offset();
         // A batch may begin before the position.
         let position = self.position;
-        if batch.last_offset >= position {
+        if batch.last_offset >= position && !is_aborted {
             self.records = batch
                 .records()?
                 .into_iter()

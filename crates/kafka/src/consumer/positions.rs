@@ -5,21 +5,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::{
-    ApiKey, BrokerId, ListOffsetsRequest, ListOffsetsResponse, OffsetFetchResponse,
+    BrokerId, ListOffsetsRequest, ListOffsetsResponse, OffsetFetchResponse,
 };
 use uuid::Uuid;
 
 use super::fetch::Asked;
 use super::partitions::{IdVerdict, Lookup, Partition, ResetTo};
-use super::{Consumer, GroupProtocol, OffsetReset, RETRY_BACKOFF};
-use crate::group::TopicPartition;
-use crate::group::coordinator::topic_name;
+use super::reading::Reading;
+use super::{GroupProtocol, Isolation, OffsetReset, RETRY_BACKOFF};
+use crate::error::ConfigError;
+use crate::group::coordinator;
 use crate::group::ladder::Reaction;
-use crate::group::machine::{Failure, Identity};
-use crate::{Error, topic_id};
+use crate::group::{TopicPartition, by_topic};
+use crate::{ApiKey, Error, ErrorCode, topic_id};
 use tbd_deadline::Deadline;
 
 /// The earlier of two moments; `None` means never.
@@ -27,14 +27,14 @@ pub(super) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant>
     a.into_iter().chain(b).min()
 }
 
-impl Consumer {
-    /// Looks up unknown positions: committed offsets from the coordinator, resets from the leaders.
-    /// Returns when to look again.
+impl Reading {
+    /// Refreshes metadata and restarts partitions of replaced topics. Returns the partitions whose
+    /// committed offset must be asked for, and when to look again.
     pub(super) fn advance_positions(
         &mut self,
         deadline: Deadline,
-    ) -> Result<Option<Instant>, Error> {
-        self.refresh_metadata(deadline);
+    ) -> Result<(Vec<TopicPartition>, Option<Instant>), Error> {
+        self.refresh_metadata(deadline)?;
         self.restart_replaced()?;
         let now = Instant::now();
         let mut look_again = None;
@@ -50,10 +50,41 @@ impl Consumer {
                 }
             }
         }
-        if !unknown.is_empty() && !self.coordinator.is_busy() {
-            self.ask_committed(&unknown, deadline);
+        Ok((unknown, look_again))
+    }
+
+    /// As [`Reading::advance_positions`], for a consumer without a membership. Asks for committed
+    /// offsets, too, and waits for them as for any blocking exchange of a poll.
+    pub(super) fn advance_alone(&mut self, deadline: Deadline) -> Result<Option<Instant>, Error> {
+        let (unknown, look_again) = self.advance_positions(deadline)?;
+        if unknown.is_empty() {
+            return Ok(look_again);
         }
-        Ok(look_again)
+        let group_id = self.config.group_id.clone();
+        ConfigError::check(
+            !group_id.is_empty(),
+            "ConsumerConfig::group_id",
+            "it is empty, so that there are no committed offsets",
+        )?;
+        let request = coordinator::offset_fetch_request(&group_id, &unknown, true);
+        let step = self.step_deadline(deadline);
+        match coordinator::ask(&self.cluster, &group_id, &request, step) {
+            Ok(answer) => self.committed_answer(&answer, |_| Reaction::Retry)?,
+            Err(error) => {
+                let later = Some(Instant::now() + RETRY_BACKOFF);
+                for name in &unknown {
+                    if let Some(partition) = self.partitions.get_mut(name) {
+                        partition.not_before = later;
+                    }
+                }
+                self.last_error = Some(error);
+            }
+        }
+        Ok(self
+            .partitions
+            .values()
+            .filter_map(|it| it.not_before)
+            .min())
     }
 
     /// Restarts partitions whose topic was deleted while another one has its name. They begin in
@@ -61,7 +92,7 @@ impl Consumer {
     /// first.
     fn restart_replaced(&mut self) -> Result<(), Error> {
         // The cached metadata may be older than the leader's refusal.
-        if self.metadata_wanted {
+        if self.metadata_due().is_some() {
             return Ok(());
         }
         let mut replaced: BTreeMap<(Arc<str>, Uuid, Uuid), Vec<TopicPartition>> = BTreeMap::new();
@@ -77,8 +108,8 @@ impl Consumer {
             let policy = self.config.auto_offset_reset;
             let to = reset_to(policy).ok_or_else(|| error.clone())?;
             log::warn!(
-                "consumer group {}: {error}; {} partitions begin again with {policy:?}",
-                self.config.group_id,
+                "{}: {error}; {} partitions begin again with {policy:?}",
+                self.name,
                 partitions.len()
             );
             for name in &partitions {
@@ -119,26 +150,31 @@ impl Consumer {
         }
     }
 
-    /// Takes the committed offsets from an answer.
+    /// Takes the committed offsets from an answer. `judge` gives the membership's reaction to an
+    /// error code.
     pub(super) fn committed_answer(
         &mut self,
         answer: &OffsetFetchResponse,
-        identity: &Identity,
+        judge: impl Fn(ErrorCode) -> Reaction,
     ) -> Result<(), Error> {
-        let refused = |code| Error::Broker {
-            api: ApiKey::OffsetFetch,
-            code,
+        let api = ApiKey::OffsetFetch;
+        let mut refused = |error: Error, code| match judge(code) {
+            Reaction::Report => Err(error),
+            _ => {
+                self.last_error = Some(error);
+                Ok(())
+            }
         };
-        if let Some(code) = ResponseError::try_from_code(answer.error_code) {
-            return self.committed_refused(code, identity);
+        if let Some(code) = ErrorCode::from_code(answer.error_code) {
+            return refused(Error::refused(api, code), code);
         }
         for topic in &answer.topics {
             for entry in &topic.partitions {
-                if let Some(code) = ResponseError::try_from_code(entry.error_code) {
-                    self.committed_refused(code, identity)?;
+                let name = TopicPartition::new(&*topic.name.0, entry.partition_index);
+                if let Some(code) = ErrorCode::from_code(entry.error_code) {
+                    refused(Error::refused_partition(api, code, &name), code)?;
                     continue;
                 }
-                let name = TopicPartition::new(&*topic.name.0, entry.partition_index);
                 let Some(partition) = self.partitions.get_mut(&name) else {
                     continue;
                 };
@@ -153,8 +189,9 @@ impl Consumer {
                     partition.start_committed(entry.committed_offset, entry.committed_leader_epoch);
                 } else {
                     // Nothing is committed yet.
-                    let to = reset_to(self.config.auto_offset_reset)
-                        .ok_or_else(|| refused(ResponseError::OffsetOutOfRange))?;
+                    let to = reset_to(self.config.auto_offset_reset).ok_or_else(|| {
+                        Error::refused_partition(api, ErrorCode::OffsetOutOfRange, &name)
+                    })?;
                     partition.reset(to);
                 }
             }
@@ -166,23 +203,6 @@ impl Consumer {
                 partition.not_before = Some(later);
             }
         }
-        Ok(())
-    }
-
-    fn committed_refused(&mut self, code: ResponseError, identity: &Identity) -> Result<(), Error> {
-        let verdict = self.shared.machine().offset_fetch_failed(
-            identity,
-            Failure::Code(code),
-            Instant::now(),
-        );
-        let error = Error::Broker {
-            api: ApiKey::OffsetFetch,
-            code,
-        };
-        if verdict == Reaction::Report {
-            return Err(error);
-        }
-        self.last_error = Some(error);
         Ok(())
     }
 
@@ -198,7 +218,7 @@ impl Consumer {
                 let Some(asked) = resets.get(&name) else {
                     continue;
                 };
-                if let Some(code) = ResponseError::try_from_code(entry.error_code) {
+                if let Some(code) = ErrorCode::from_code(entry.error_code) {
                     if let Err(error) = self.partition_refused(&name, ApiKey::ListOffsets, code) {
                         result = Err(error);
                     }
@@ -207,7 +227,11 @@ impl Consumer {
                 if let Some(partition) = self.partitions.get_mut(&name)
                     && partition.waits_for(asked)
                 {
-                    partition.start_at(entry.offset.max(0));
+                    match (asked.what, entry.offset) {
+                        // There is no record of that time or later.
+                        (ResetTo::Timestamp(_), ..0) => partition.reset(ResetTo::Latest),
+                        (_, offset) => partition.start_at(offset.max(0)),
+                    }
                 }
             }
         }
@@ -232,27 +256,24 @@ pub(super) fn reset_to(policy: OffsetReset) -> Option<ResetTo> {
     }
 }
 
-pub(super) fn list_offsets_request(
-    resets: &BTreeMap<TopicPartition, Asked<ResetTo>>,
+/// ListOffsets: for each partition a moment, or one of ListOffsets' two negative numbers.
+pub(crate) fn list_offsets_request<'a>(
+    times: impl IntoIterator<Item = (&'a TopicPartition, i64)>,
+    isolation: Isolation,
 ) -> ListOffsetsRequest {
-    let mut topics: BTreeMap<&str, Vec<ListOffsetsPartition>> = BTreeMap::new();
-    for (name, asked) in resets {
-        let timestamp = match asked.what {
-            ResetTo::Earliest => -2,
-            ResetTo::Latest => -1,
-        };
-        topics.entry(&name.topic).or_default().push(
-            ListOffsetsPartition::default()
-                .with_partition_index(name.partition)
-                .with_timestamp(timestamp),
-        );
-    }
-    let topics = topics.into_iter().map(|(topic, partitions)| {
+    let topics = by_topic(times.into_iter().map(|(name, timestamp)| {
+        let partition = ListOffsetsPartition::default()
+            .with_partition_index(name.partition)
+            .with_timestamp(timestamp);
+        (name, partition)
+    }));
+    let topics = topics.map(|(name, partitions)| {
         ListOffsetsTopic::default()
-            .with_name(topic_name(topic))
+            .with_name(name)
             .with_partitions(partitions)
     });
     ListOffsetsRequest::default()
         .with_replica_id(BrokerId(-1))
+        .with_isolation_level(isolation.level())
         .with_topics(topics.collect())
 }

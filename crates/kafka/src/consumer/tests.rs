@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::ErrorCode;
 use bytes::{Bytes, BytesMut};
-use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_response::{
     EpochEndOffset, FetchableTopicResponse, PartitionData,
 };
@@ -28,26 +28,35 @@ use kafka_protocol::records::{
 };
 
 use super::*;
-use crate::ClientConfig;
 use crate::fake_broker::{FakeBroker, Incoming, Reply, framed};
 use crate::lock;
+use crate::{ApiKey, ClientConfig};
 
+mod leaving;
+mod library;
+mod read_replica;
 mod replaced_topic;
 
 /// A batch of one record at `offset`.
 fn batch(offset: i64) -> Bytes {
+    batch_of(offset, -1, None)
+}
+
+/// A batch of one record, in a transaction if it has a producer. With `marker`, the record is the
+/// transaction's end.
+fn batch_of(offset: i64, producer_id: i64, marker: Option<i16>) -> Bytes {
     let record = Record {
-        transactional: false,
-        control: false,
+        transactional: producer_id >= 0,
+        control: marker.is_some(),
         delete_horizon: false,
         partition_leader_epoch: 0,
-        producer_id: -1,
-        producer_epoch: -1,
+        producer_id,
+        producer_epoch: producer_id.min(0) as i16,
         timestamp_type: TimestampType::Creation,
         offset,
         sequence: 0,
         timestamp: 0,
-        key: None,
+        key: marker.map(|kind| [[0, 0], kind.to_be_bytes()].concat().into()),
         value: Some(Bytes::from_static(b"v")),
         headers: Default::default(),
     };
@@ -304,7 +313,7 @@ fn the_connection_to_a_node_that_leads_nothing_any_more_is_closed() {
             _ => return None,
         };
         let is_new = request.topics[0].partitions[0].fetch_offset > 50;
-        let not_leader = ResponseError::NotLeaderOrFollower.code();
+        let not_leader = ErrorCode::NotLeaderOrFollower.code();
         is_new.then(|| fetch_answer(incoming, |_, _| (not_leader, None)))
     });
     let second_address: SocketAddr = second.address().parse().unwrap();
@@ -447,7 +456,7 @@ fn what_paused_partitions_hold_counts_and_gives_way_to_the_others() {
         assert_eq!(offset, 50);
         paused.push(TopicPartition::new("t", partition));
         consumer.pause(&paused);
-        let held = consumer.held_bytes();
+        let held = consumer.fetcher.held_bytes();
         assert!((bytes..=2 * bytes).contains(&held), "{held}");
     }
     let (last, _) = read(&mut consumer, 1)[0];
@@ -660,7 +669,7 @@ fn a_commit_refused_by_a_rebalance_is_made_up_for_before_the_member_leaves() {
         let mut log = lock(&log);
         log.push(incoming.api);
         let is_first = log.len() == 1;
-        is_first.then(|| commit_answer(incoming, |_| ResponseError::RebalanceInProgress.code()))
+        is_first.then(|| commit_answer(incoming, |_| ErrorCode::RebalanceInProgress.code()))
     });
     let mut consumer = consumer(&broker, Box::new(()));
     read(&mut consumer, 2);
@@ -684,7 +693,7 @@ fn a_commit_refused_by_a_rebalance_is_made_up_for_before_the_member_leaves() {
 #[test]
 fn a_member_that_leaves_looks_for_a_coordinator_that_has_moved() {
     let elsewhere = |incoming: &Incoming| {
-        let code = ResponseError::NotCoordinator.code();
+        let code = ErrorCode::NotCoordinator.code();
         incoming.answer(&LeaveGroupResponse::default().with_error_code(code))
     };
     let leave_requests = Arc::new(AtomicUsize::new(0));

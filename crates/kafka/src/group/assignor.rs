@@ -35,7 +35,7 @@ pub struct Member {
 }
 
 /// Partitions by member id; every member has an entry.
-pub type Assignment = BTreeMap<String, Vec<TopicPartition>>;
+pub(crate) type Assignment = BTreeMap<String, Vec<TopicPartition>>;
 
 impl Assignor {
     /// The protocol name in JoinGroup.

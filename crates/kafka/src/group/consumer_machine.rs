@@ -16,7 +16,7 @@
 
 use std::time::{Duration, Instant};
 
-use kafka_protocol::error::ResponseError;
+use crate::ErrorCode;
 use uuid::Uuid;
 
 use super::ladder::{GroupApi, Reaction, reaction};
@@ -32,11 +32,11 @@ const LEAVE: i32 = -1;
 const LEAVE_STATIC: i32 = -2;
 
 /// Partitions by topic id, in the coordinator's form.
-pub type Target = Vec<(Uuid, Vec<i32>)>;
+pub(crate) type Target = Vec<(Uuid, Vec<i32>)>;
 
 /// The content of one heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeartbeatRequest {
+pub(crate) struct HeartbeatRequest {
     /// The member; the generation is the member epoch.
     pub identity: Identity,
     /// Whether to send subscription and time-outs (again).
@@ -47,7 +47,7 @@ pub struct HeartbeatRequest {
 
 /// The coordinator's answer to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The new member epoch.
     pub epoch: i32,
     /// The heartbeat interval that the coordinator wants.
@@ -73,7 +73,7 @@ enum Phase {
 
 /// A member's state; see the module documentation.
 #[derive(Debug)]
-pub struct ConsumerMachine {
+pub(crate) struct ConsumerMachine {
     settings: Settings,
     phase: Phase,
     coordinator: Option<Coordinator>,
@@ -85,7 +85,9 @@ pub struct ConsumerMachine {
     interval: Duration,
     next_heartbeat: Instant,
     lost: bool,
-    fatal: Option<ResponseError>,
+    fatal: Option<ErrorCode>,
+    /// Whether the coordinator may count it among the members.
+    is_known: bool,
     closed: bool,
     left: bool,
     last_poll: Instant,
@@ -95,7 +97,7 @@ pub struct ConsumerMachine {
 
 impl ConsumerMachine {
     /// A member that has not joined yet. It chooses its id itself and keeps it.
-    pub fn new(settings: Settings, now: Instant) -> Self {
+    pub(crate) fn new(settings: Settings, now: Instant) -> Self {
         Self {
             settings,
             phase: Phase::Outside,
@@ -111,6 +113,7 @@ impl ConsumerMachine {
             next_heartbeat: now,
             lost: false,
             fatal: None,
+            is_known: false,
             closed: false,
             left: false,
             last_poll: now,
@@ -127,7 +130,7 @@ impl ConsumerMachine {
     // --- the polling thread ---
 
     /// The owner is polling. Returns true when the heartbeat thread must join for it.
-    pub fn polled(&mut self, now: Instant) -> bool {
+    pub(crate) fn polled(&mut self, now: Instant) -> bool {
         self.last_poll = now;
         let joins = self.phase == Phase::Outside;
         if joins {
@@ -137,9 +140,12 @@ impl ConsumerMachine {
     }
 
     /// What the polling thread does next.
-    pub fn poll_step(&self, now: Instant) -> PollStep {
-        if let Some(code) = self.fatal {
-            return PollStep::Fail(code);
+    pub(crate) fn poll_step(&self, now: Instant) -> PollStep {
+        match self.fatal {
+            // An owner that learns of the failure may drop the member, and its thread with it.
+            Some(_) if self.is_known => return PollStep::AwaitAnswer,
+            Some(code) => return PollStep::Fail(code),
+            None => {}
         }
         if let Some(until) = self.poll_backoff.pending(now) {
             return PollStep::Wait(until);
@@ -156,7 +162,7 @@ impl ConsumerMachine {
 
     /// Whether partitions were lost since the last call: drop them without a commit. The member may
     /// join again afterwards.
-    pub fn take_lost(&mut self) -> bool {
+    pub(crate) fn take_lost(&mut self) -> bool {
         if self.phase == Phase::Fenced {
             self.phase = Phase::Joining;
         }
@@ -164,7 +170,7 @@ impl ConsumerMachine {
     }
 
     /// The polling thread now owns exactly `target`.
-    pub fn reconciled(&mut self, target: &Target) {
+    pub(crate) fn reconciled(&mut self, target: &Target) {
         if self.phase == Phase::Reconciling && self.target == *target {
             self.owned.clone_from(target);
             self.phase = Phase::Acknowledging;
@@ -172,25 +178,25 @@ impl ConsumerMachine {
     }
 
     /// Whether partitions are about to move, or the member is not in the group.
-    pub fn is_rebalancing(&self) -> bool {
+    pub(crate) fn is_rebalancing(&self) -> bool {
         self.phase != Phase::Stable
     }
 
     /// The coordinator was found.
-    pub fn coordinator_found(&mut self, coordinator: Coordinator) {
+    pub(crate) fn coordinator_found(&mut self, coordinator: Coordinator) {
         self.coordinator = Some(coordinator);
         self.poll_backoff.reset();
         self.heartbeat_backoff.reset();
     }
 
     /// The polling thread did not find the coordinator.
-    pub fn coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+    pub(crate) fn coordinator_not_found(&mut self, failure: Failure, now: Instant) {
         self.lookup_failed(failure);
         self.poll_backoff.fail(now, &self.settings);
     }
 
     /// An OffsetFetch failed.
-    pub fn offset_fetch_failed(&mut self, failure: Failure, now: Instant) -> Reaction {
+    pub(crate) fn offset_fetch_failed(&mut self, failure: Failure, now: Instant) -> Reaction {
         let verdict = judge(GroupApi::OffsetFetch, failure);
         self.apply(verdict, failure);
         self.poll_backoff.fail(now, &self.settings);
@@ -203,7 +209,7 @@ impl ConsumerMachine {
     ///
     /// # Errors
     /// The verdict for the caller when there is no membership.
-    pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
+    pub(crate) fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
         match self.fatal {
             Some(code) => Err(CommitVerdict::Fatal(code)),
             None if self.is_member() => Ok(self.identity.clone()),
@@ -212,7 +218,7 @@ impl ConsumerMachine {
     }
 
     /// A commit sent for `sent` failed.
-    pub fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
+    pub(crate) fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
         let verdict = judge(GroupApi::OffsetCommit, failure);
         let is_out = matches!(verdict, Reaction::ResetGeneration | Reaction::ResetMember);
         if is_out && self.identity != *sent {
@@ -231,22 +237,21 @@ impl ConsumerMachine {
     // --- the heartbeat thread ---
 
     /// What the heartbeat thread does next.
-    pub fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
+    pub(crate) fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
         if self.closed {
             return self.leaving_step();
         }
-        if self.fatal.is_some() || matches!(self.phase, Phase::Outside | Phase::Fenced) {
+        if self.fatal.is_some() {
+            return self.leave_step().unwrap_or(HeartbeatStep::Wait(None));
+        }
+        if matches!(self.phase, Phase::Outside | Phase::Fenced) {
             return HeartbeatStep::Wait(None);
         }
         let stuck_at = self.last_poll + self.settings.max_poll_interval;
         if now >= stuck_at {
-            let leaver = self.leaver();
             self.lost |= self.is_member();
             self.reset(Phase::Outside);
-            return match self.coordinator.clone() {
-                Some(coordinator) => HeartbeatStep::Leave(coordinator, leaver),
-                None => HeartbeatStep::Wait(None),
-            };
+            return self.leave_step().unwrap_or(HeartbeatStep::Wait(None));
         }
         if let Some(until) = self.heartbeat_backoff.pending(now) {
             return HeartbeatStep::Wait(Some(until.min(stuck_at)));
@@ -271,18 +276,36 @@ impl ConsumerMachine {
 
     /// A closed member leaves if it may have joined, and then stops.
     fn leaving_step(&mut self) -> HeartbeatStep {
-        let is_in = self.is_member() || self.phase == Phase::Joining;
-        match self.coordinator.clone() {
-            Some(coordinator) if is_in && !self.left => {
-                let leaver = self.leaver();
-                self.phase = Phase::Outside;
-                HeartbeatStep::Leave(coordinator, leaver)
-            }
+        match self.leave_step() {
+            Some(step) if !self.left => step,
             _ => {
                 self.left = true;
                 HeartbeatStep::Stop
             }
         }
+    }
+
+    /// The leave of a member that the coordinator may know.
+    fn leave_step(&self) -> Option<HeartbeatStep> {
+        let leave = HeartbeatStep::Leave(self.coordinator.clone(), self.leaver());
+        self.is_known.then_some(leave)
+    }
+
+    /// The heartbeat thread did what it could to leave.
+    pub(crate) fn leave_ended(&mut self) {
+        self.is_known = false;
+    }
+
+    /// The identity that the polling thread leaves with when the heartbeat thread cannot, and the
+    /// coordinator, if known; once.
+    pub(crate) fn take_leaver(&mut self) -> Option<(Option<Coordinator>, Identity)> {
+        let is_known = std::mem::take(&mut self.is_known);
+        is_known.then(|| (self.coordinator.clone(), self.leaver()))
+    }
+
+    /// The error that ended the membership permanently.
+    pub(crate) fn fatal(&self) -> Option<ErrorCode> {
+        self.fatal
     }
 
     fn leaver(&self) -> Identity {
@@ -297,12 +320,14 @@ impl ConsumerMachine {
     }
 
     /// A heartbeat was answered. Returns true when the polling thread must be woken.
-    pub fn heartbeat_answered(
+    pub(crate) fn heartbeat_answered(
         &mut self,
         sent: &HeartbeatRequest,
         result: Result<Answer, Failure>,
         now: Instant,
     ) -> bool {
+        // The coordinator may have processed a request whose answer is lost.
+        self.is_known |= matches!(result, Ok(_) | Err(Failure::Transport));
         if self.identity != sent.identity || matches!(self.phase, Phase::Outside | Phase::Fenced) {
             return false;
         }
@@ -341,36 +366,42 @@ impl ConsumerMachine {
     }
 
     /// The heartbeat thread did not find the coordinator.
-    pub fn heartbeat_coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+    pub(crate) fn heartbeat_coordinator_not_found(&mut self, failure: Failure, now: Instant) {
         self.lookup_failed(failure);
         self.heartbeat_backoff.fail(now, &self.settings);
     }
 
     // --- both ---
 
+    /// The next heartbeat, which is due at once, sends the coordinator the full state of the member.
+    pub(crate) fn subscription_changed(&mut self) {
+        self.send_all = true;
+        self.next_heartbeat = self.last_poll;
+    }
+
     /// The consumer closes: the heartbeat thread leaves and ends.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.closed = true;
     }
 
     /// The heartbeat thread ends, even if the member has not left.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.closed = true;
         self.left = true;
     }
 
     /// Whether [`close`](Self::close) was called.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
 
     /// Whether a closed member has done all it can to leave.
-    pub fn has_left(&self) -> bool {
+    pub(crate) fn has_left(&self) -> bool {
         self.left
     }
 
     /// The current identity.
-    pub fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
 
@@ -382,6 +413,7 @@ impl ConsumerMachine {
                 self.send_all = true;
             }
             Reaction::ResetGeneration | Reaction::ResetMember => {
+                self.is_known = false;
                 if self.is_member() {
                     self.lost = true;
                     self.reset(Phase::Fenced);
@@ -389,8 +421,10 @@ impl ConsumerMachine {
             }
             Reaction::Fatal => {
                 if let Failure::Code(code) = failure {
-                    self.fatal = Some(code);
+                    self.fatal.get_or_insert(code);
                 }
+                // Another process has taken a fenced member's place.
+                self.is_known &= failure != Failure::Code(ErrorCode::FencedInstanceId);
                 self.lost |= self.is_member();
                 self.reset(Phase::Outside);
             }

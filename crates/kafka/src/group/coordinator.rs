@@ -1,9 +1,11 @@
 //! Requests to the group coordinator, and the look-up of its address.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use kafka_protocol::error::ResponseError;
+use crate::ApiKey;
+use crate::ErrorCode;
 use kafka_protocol::messages::consumer_group_heartbeat_request::TopicPartitions;
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
@@ -13,19 +15,20 @@ use kafka_protocol::messages::offset_commit_request::{
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
-    ApiKey, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, FindCoordinatorRequest,
-    GroupId, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest,
-    OffsetFetchRequest, SyncGroupRequest, TopicName,
+    ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, FindCoordinatorRequest, GroupId,
+    HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, OffsetCommitRequest, OffsetFetchRequest,
+    SyncGroupRequest,
 };
 use kafka_protocol::protocol::StrBytes;
 use uuid::Uuid;
 
-use super::TopicPartition;
 use super::assignor::{Assignment, Assignor};
 use super::consumer_machine::{self, Answer, Target};
 use super::machine::{Coordinator, Failure, Identity};
 use super::protocol::{Subscription, encode_assignment};
-use crate::consumer::ConsumerConfig;
+use super::{GroupProtocol, MemberConfig, TopicPartition, by_topic};
+use crate::connection::Connection;
+use crate::wire::{Request, host_port, millis, text, topic_name};
 use crate::{Cluster, Error, topic_id};
 use tbd_deadline::Deadline;
 
@@ -36,50 +39,91 @@ const PROTOCOL_TYPE: &str = "consumer";
 /// # Errors
 /// When no broker answered, or the one that did knows no coordinator yet.
 pub fn find(cluster: &Cluster, group_id: &str, deadline: Deadline) -> Result<Coordinator, Error> {
-    let request = FindCoordinatorRequest::default().with_key(text(group_id));
+    find_for(cluster, Kind::Group, group_id, deadline)
+}
+
+/// What a coordinator coordinates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A consumer group.
+    Group = 0,
+    /// A transactional id.
+    Transaction = 1,
+}
+
+/// As [`find`], for a group or a transactional id.
+pub(crate) fn find_for(
+    cluster: &Cluster,
+    kind: Kind,
+    key: &str,
+    deadline: Deadline,
+) -> Result<Coordinator, Error> {
+    let request = FindCoordinatorRequest::default()
+        .with_key(text(key))
+        .with_key_type(kind as i8);
     let answer = cluster.connect_any(deadline)?.call(&request, deadline)?;
     Error::check(ApiKey::FindCoordinator, answer.error_code)?;
-    let (host, port) = (&answer.host, answer.port);
-    let address = if host.contains(':') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    };
     Ok(Coordinator {
         node_id: answer.node_id.0,
-        address,
+        address: host_port(&answer.host, answer.port),
     })
 }
 
+/// Opens a new connection to the coordinator of a group or of a transactional id. Waits until
+/// `deadline` at most.
+///
+/// # Errors
+/// As [`find`], and when the coordinator is unreachable.
+pub(crate) fn connect(
+    cluster: &Cluster,
+    kind: Kind,
+    key: &str,
+    deadline: Deadline,
+) -> Result<Connection, Error> {
+    let coordinator = find_for(cluster, kind, key, deadline)?;
+    cluster.open(&coordinator.address, deadline)
+}
+
+/// Sends a request to the group's coordinator over a new connection. Waits until `deadline` at
+/// most.
+///
+/// # Errors
+/// As [`find`] and [`Connection::call`](crate::connection::Connection::call).
+pub(crate) fn ask<R: Request>(
+    cluster: &Cluster,
+    group_id: &str,
+    request: &R,
+    deadline: Deadline,
+) -> Result<R::Response, Error> {
+    connect(cluster, Kind::Group, group_id, deadline)?.call(request, deadline)
+}
+
 /// What an error means for the membership.
-pub fn failure(error: &Error) -> Failure {
+pub(crate) fn failure(error: &Error) -> Failure {
     match error {
-        Error::Broker { code, .. } => Failure::Code(*code),
+        Error::Refused { code, .. } => Failure::Code(*code),
         // A retry would fail the same way, for ever.
-        Error::UnsupportedVersion { .. } => Failure::Code(ResponseError::UnsupportedVersion),
-        Error::Encode { .. } => Failure::Code(ResponseError::InvalidRequest),
+        Error::UnsupportedVersion { .. } => Failure::Code(ErrorCode::UnsupportedVersion),
+        Error::Encode { .. } => Failure::Code(ErrorCode::InvalidRequest),
         _ => Failure::Transport,
     }
 }
 
 /// JoinGroup, with the partitions still owned.
-pub fn join_request(
-    config: &ConsumerConfig,
+pub(crate) fn join_request(
+    config: &MemberConfig,
+    topics: &[Arc<str>],
     identity: &Identity,
     owned: &[TopicPartition],
 ) -> JoinGroupRequest {
     let generation = Some(identity.generation).filter(|&generation| generation >= 0);
     let protocols = config.assignors.iter().map(|assignor| {
         let subscription = Subscription {
-            topics: config
-                .topics
-                .iter()
-                .map(|topic| topic.as_str().into())
-                .collect(),
+            topics: topics.to_vec(),
             user_data: assignor.user_data(generation),
             owned: owned.to_vec(),
             generation,
-            rack: None,
+            rack: config.rack.clone(),
         };
         JoinGroupRequestProtocol::default()
             .with_name(StrBytes::from_static_str(assignor.name()))
@@ -97,8 +141,8 @@ pub fn join_request(
 }
 
 /// SyncGroup. The leader sends every member's assignment, the others send none.
-pub fn sync_request(
-    config: &ConsumerConfig,
+pub(crate) fn sync_request(
+    config: &MemberConfig,
     identity: &Identity,
     assignor: Assignor,
     assignment: &Assignment,
@@ -119,7 +163,7 @@ pub fn sync_request(
 }
 
 /// Heartbeat.
-pub fn heartbeat_request(config: &ConsumerConfig, identity: &Identity) -> HeartbeatRequest {
+pub(crate) fn heartbeat_request(config: &MemberConfig, identity: &Identity) -> HeartbeatRequest {
     HeartbeatRequest::default()
         .with_group_id(group(config))
         .with_generation_id(identity.generation)
@@ -128,8 +172,9 @@ pub fn heartbeat_request(config: &ConsumerConfig, identity: &Identity) -> Heartb
 }
 
 /// ConsumerGroupHeartbeat, the consumer protocol's heartbeat.
-pub fn consumer_heartbeat_request(
-    config: &ConsumerConfig,
+pub(crate) fn consumer_heartbeat_request(
+    config: &MemberConfig,
+    topics: &[Arc<str>],
     heartbeat: &consumer_machine::HeartbeatRequest,
 ) -> ConsumerGroupHeartbeatRequest {
     let mut request = ConsumerGroupHeartbeatRequest::default()
@@ -147,8 +192,9 @@ pub fn consumer_heartbeat_request(
         request.topic_partitions = Some(owned.collect());
     }
     if heartbeat.is_full {
-        let topics = config.topics.iter().map(|topic| topic_name(topic));
+        let topics = topics.iter().map(|topic| topic_name(topic));
         request.subscribed_topic_names = Some(topics.collect());
+        request.rack_id = config.rack.as_deref().map(text);
         // The group waits this long for a busy member to revoke partitions.
         request.rebalance_timeout_ms = millis(config.max_poll_interval);
     }
@@ -156,7 +202,7 @@ pub fn consumer_heartbeat_request(
 }
 
 /// Converts a heartbeat's answer, whose error code is already checked.
-pub fn consumer_heartbeat_answer(answer: ConsumerGroupHeartbeatResponse) -> Answer {
+pub(crate) fn consumer_heartbeat_answer(answer: ConsumerGroupHeartbeatResponse) -> Answer {
     let interval = u64::try_from(answer.heartbeat_interval_ms).unwrap_or(0);
     Answer {
         epoch: answer.member_epoch,
@@ -177,8 +223,44 @@ pub fn consumer_heartbeat_answer(answer: ConsumerGroupHeartbeatResponse) -> Answ
     }
 }
 
-/// LeaveGroup.
-pub fn leave_request(config: &ConsumerConfig, identity: &Identity) -> LeaveGroupRequest {
+/// Leaves the group, under either protocol.
+///
+/// # Errors
+/// As [`Connection::call`], and when the coordinator refuses. A member that the group does not have
+/// has left.
+pub(crate) fn leave(
+    connection: &mut Connection,
+    config: &MemberConfig,
+    identity: &Identity,
+    deadline: Deadline,
+) -> Result<(), Error> {
+    let (api, codes): (_, Vec<i16>) = match config.protocol {
+        GroupProtocol::Classic => {
+            let request = leave_request(config, identity);
+            let answer = connection.call(&request, deadline)?;
+            let members = answer.members.iter().map(|member| member.error_code);
+            let codes = std::iter::once(answer.error_code).chain(members).collect();
+            (ApiKey::LeaveGroup, codes)
+        }
+        GroupProtocol::Consumer => {
+            let heartbeat = consumer_machine::HeartbeatRequest {
+                identity: identity.clone(),
+                is_full: false,
+                owned: None,
+            };
+            let request = consumer_heartbeat_request(config, &[], &heartbeat);
+            let answer = connection.call(&request, deadline)?;
+            (ApiKey::ConsumerGroupHeartbeat, vec![answer.error_code])
+        }
+    };
+    codes
+        .into_iter()
+        // An earlier request may have succeeded although its answer was lost.
+        .filter(|&code| code != ErrorCode::UnknownMemberId.code())
+        .try_for_each(|code| Error::check(api, code))
+}
+
+fn leave_request(config: &MemberConfig, identity: &Identity) -> LeaveGroupRequest {
     let member = MemberIdentity::default()
         .with_member_id(text(&identity.member_id))
         .with_group_instance_id(instance(config));
@@ -189,7 +271,7 @@ pub fn leave_request(config: &ConsumerConfig, identity: &Identity) -> LeaveGroup
 
 /// The offset to commit for a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OffsetToCommit {
+pub(crate) struct OffsetToCommit {
     /// The next offset to read.
     pub offset: i64,
     /// Epoch of the leader that wrote the records before it; -1 when unknown.
@@ -199,74 +281,58 @@ pub struct OffsetToCommit {
 }
 
 /// OffsetCommit. Offsets are stored under the topic's name; the metadata contains the topic's id.
-pub fn commit_request(
-    config: &ConsumerConfig,
+pub(crate) fn commit_request(
+    group_id: &str,
+    instance_id: Option<&str>,
     identity: &Identity,
     offsets: &BTreeMap<TopicPartition, OffsetToCommit>,
 ) -> OffsetCommitRequest {
-    let mut topics: BTreeMap<&str, Vec<OffsetCommitRequestPartition>> = BTreeMap::new();
-    for (partition, wanted) in offsets {
+    let topics = by_topic(offsets.iter().map(|(name, wanted)| {
         let metadata = topic_id::commit_metadata(wanted.topic_id);
-        topics.entry(&partition.topic).or_default().push(
-            OffsetCommitRequestPartition::default()
-                .with_partition_index(partition.partition)
-                .with_committed_offset(wanted.offset)
-                .with_committed_leader_epoch(wanted.leader_epoch)
-                .with_committed_metadata(Some(StrBytes::from_string(metadata))),
-        );
-    }
-    let topics = topics.into_iter().map(|(topic, partitions)| {
+        let partition = OffsetCommitRequestPartition::default()
+            .with_partition_index(name.partition)
+            .with_committed_offset(wanted.offset)
+            .with_committed_leader_epoch(wanted.leader_epoch)
+            .with_committed_metadata(Some(StrBytes::from_string(metadata)));
+        (name, partition)
+    }));
+    let topics = topics.map(|(name, partitions)| {
         OffsetCommitRequestTopic::default()
-            .with_name(topic_name(topic))
+            .with_name(name)
             .with_partitions(partitions)
     });
     OffsetCommitRequest::default()
-        .with_group_id(group(config))
+        .with_group_id(GroupId(text(group_id)))
         .with_generation_id_or_member_epoch(identity.generation)
         .with_member_id(text(&identity.member_id))
-        .with_group_instance_id(instance(config))
+        .with_group_instance_id(instance_id.map(text))
         .with_topics(topics.collect())
 }
 
-/// OffsetFetch for `partitions`.
-pub fn offset_fetch_request(
-    config: &ConsumerConfig,
-    partitions: &[TopicPartition],
+/// OffsetFetch for `partitions`. With `is_stable`, the coordinator refuses a partition while a
+/// transaction with an offset for it is undecided.
+pub(crate) fn offset_fetch_request<'a>(
+    group_id: &str,
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    is_stable: bool,
 ) -> OffsetFetchRequest {
-    let mut topics: BTreeMap<&str, Vec<i32>> = BTreeMap::new();
-    for partition in partitions {
-        topics
-            .entry(&partition.topic)
-            .or_default()
-            .push(partition.partition);
-    }
-    let topics = topics.into_iter().map(|(topic, numbers)| {
+    let partitions = partitions.into_iter();
+    let topics = by_topic(partitions.map(|name| (name, name.partition)));
+    let topics = topics.map(|(name, numbers)| {
         OffsetFetchRequestTopic::default()
-            .with_name(topic_name(topic))
+            .with_name(name)
             .with_partition_indexes(numbers)
     });
     OffsetFetchRequest::default()
-        .with_group_id(group(config))
+        .with_group_id(GroupId(text(group_id)))
         .with_topics(Some(topics.collect()))
+        .with_require_stable(is_stable)
 }
 
-/// A topic's name in the codec's type.
-pub fn topic_name(topic: &str) -> TopicName {
-    TopicName(text(topic))
-}
-
-fn group(config: &ConsumerConfig) -> GroupId {
+fn group(config: &MemberConfig) -> GroupId {
     GroupId(text(&config.group_id))
 }
 
-fn instance(config: &ConsumerConfig) -> Option<StrBytes> {
-    config.group_instance_id.as_deref().map(text)
-}
-
-fn text(text: &str) -> StrBytes {
-    StrBytes::from_string(text.to_owned())
-}
-
-fn millis(duration: Duration) -> i32 {
-    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+fn instance(config: &MemberConfig) -> Option<StrBytes> {
+    config.instance_id.as_deref().map(text)
 }

@@ -5,58 +5,91 @@
 //! is due or something changes.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kafka_protocol::error::ResponseError;
-use kafka_protocol::messages::ApiKey;
+use crate::ApiKey;
+use crate::ErrorCode;
 
+use super::MemberConfig;
 use super::consumer_machine::{Answer, HeartbeatRequest};
 use super::coordinator;
 use super::machine::{Coordinator, HeartbeatStep, Identity};
 use super::member::Member;
-use crate::connection::Interrupter;
-use crate::consumer::wait::Waker;
-use crate::consumer::{ConsumerConfig, GroupProtocol};
-use crate::{Cluster, Connection, Error, lock};
+use crate::connection::{Connection, Interrupts};
+use crate::wait::Waker;
+use crate::{Cluster, Error, lock};
 use tbd_deadline::Deadline;
 
 /// The state that the two threads of a consumer share.
 #[derive(Debug)]
-pub struct MembershipShared {
+pub(crate) struct MembershipShared {
     machine: Mutex<Member>,
     changed: Condvar,
     waker: Waker,
-    /// Closes the heartbeat thread's connection, if there is one.
-    interrupter: Mutex<Option<Interrupter>>,
+    /// The topics subscribed to.
+    topics: Mutex<Arc<[Arc<str>]>>,
+    /// Closes the heartbeat thread's connection.
+    interrupts: Arc<Interrupts>,
+    /// Whether the heartbeat thread has panicked.
+    is_dead: AtomicBool,
 }
 
 impl MembershipShared {
     /// Wraps a new machine; `waker` interrupts the polling thread's waits.
-    pub fn new(machine: Member, waker: Waker) -> Self {
+    pub(crate) fn new(machine: Member, topics: Arc<[Arc<str>]>, waker: Waker) -> Self {
         Self {
             machine: Mutex::new(machine),
             changed: Condvar::new(),
             waker,
-            interrupter: Mutex::new(None),
+            topics: Mutex::new(topics),
+            interrupts: Arc::default(),
+            is_dead: AtomicBool::new(false),
         }
     }
 
+    /// The topics subscribed to.
+    pub(crate) fn topics(&self) -> Arc<[Arc<str>]> {
+        Arc::clone(&lock(&self.topics))
+    }
+
+    /// Changes the subscription.
+    pub(crate) fn set_topics(&self, topics: Arc<[Arc<str>]>) {
+        *lock(&self.topics) = topics;
+        self.machine().subscription_changed();
+        self.notify();
+    }
+
+    /// Whether the heartbeat thread has panicked: nobody keeps the member alive.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.is_dead.load(Ordering::SeqCst)
+    }
+
     /// Locks the machine. Never keep the guard across I/O.
-    pub fn machine(&self) -> MutexGuard<'_, Member> {
+    pub(crate) fn machine(&self) -> MutexGuard<'_, Member> {
         // Each transition is complete or not begun, so a panic leaves the machine consistent.
         lock(&self.machine)
     }
 
     /// Wakes the heartbeat thread to look at the machine again.
-    pub fn notify(&self) {
+    pub(crate) fn notify(&self) {
         self.changed.notify_all();
+    }
+
+    /// The heartbeat thread has panicked. The polling thread gives its partitions up.
+    pub(crate) fn die(&self) {
+        self.is_dead.store(true, Ordering::SeqCst);
+        self.machine().stop();
+        self.notify();
+        self.waker.nudge();
     }
 
     /// Consumer protocol: waits until the heartbeat thread has done all it can to leave the group.
     /// Returns false when `deadline` passed first.
-    pub fn wait_left(&self, deadline: Deadline) -> bool {
+    pub(crate) fn wait_left(&self, deadline: Deadline) -> bool {
         let mut machine = self.machine();
         while matches!(&*machine, Member::Consumer(machine) if !machine.has_left()) {
             let left = deadline.remaining();
@@ -70,12 +103,10 @@ impl MembershipShared {
     }
 
     /// Closes the machine and interrupts the heartbeat thread's waits, so that it can be joined.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.machine().stop();
         self.notify();
-        if let Some(interrupter) = lock(&self.interrupter).take() {
-            interrupter.interrupt();
-        }
+        self.interrupts.interrupt();
     }
 }
 
@@ -84,28 +115,33 @@ impl MembershipShared {
 ///
 /// # Errors
 /// When the operating system cannot create a thread.
-pub fn spawn(
+pub(crate) fn spawn(
     name: &str,
     shared: Arc<MembershipShared>,
     cluster: Cluster,
-    config: Arc<ConsumerConfig>,
+    config: Arc<MemberConfig>,
 ) -> io::Result<JoinHandle<()>> {
     let mut thread = HeartbeatThread {
-        shared,
-        cluster,
+        cluster: cluster.interruptible(&shared.interrupts),
+        shared: Arc::clone(&shared),
         config,
         connection: None,
         is_failing: false,
     };
     std::thread::Builder::new()
         .name(format!("kafka-heartbeat-{name}"))
-        .spawn(move || while thread.run_once() {})
+        .spawn(move || {
+            let works = AssertUnwindSafe(|| while thread.run_once() {});
+            if std::panic::catch_unwind(works).is_err() {
+                shared.die();
+            }
+        })
 }
 
 struct HeartbeatThread {
     shared: Arc<MembershipShared>,
     cluster: Cluster,
-    config: Arc<ConsumerConfig>,
+    config: Arc<MemberConfig>,
     connection: Option<(Coordinator, Connection)>,
     /// Whether the last heartbeat failed: a series of failures is logged once.
     is_failing: bool,
@@ -176,21 +212,21 @@ impl HeartbeatThread {
                 }
             }
             HeartbeatStep::Leave(coordinator, identity) => {
-                let is_stuck = !machine.is_closed();
+                let (is_closed, fatal) = (machine.is_closed(), machine.fatal());
                 drop(machine);
-                if is_stuck {
-                    log::warn!(
-                        "consumer group {}: leaving, because nobody polled for {:?}",
-                        self.config.group_id,
-                        self.config.max_poll_interval
-                    );
+                let (group_id, limit) = (&self.config.group_id, self.config.max_poll_interval);
+                match fatal {
+                    _ if is_closed => {}
+                    Some(code) => log::warn!("consumer group {group_id}: leaving: {code}"),
+                    None => log::warn!(
+                        "consumer group {group_id}: leaving, because nobody polled for {limit:?}"
+                    ),
                 }
-                if let Err(error) = self.leave(&coordinator, &identity) {
-                    log::warn!(
-                        "consumer group {}: leaving failed: {error}",
-                        self.config.group_id
-                    );
+                if let Err(error) = self.leave(coordinator, &identity) {
+                    let group_id = &self.config.group_id;
+                    log::warn!("consumer group {group_id}: leaving failed: {error}");
                 }
+                self.shared.machine().leave_ended(&identity);
                 self.shared.waker.nudge();
             }
         }
@@ -201,7 +237,7 @@ impl HeartbeatThread {
         let group_id = &self.config.group_id;
         match result {
             // A rebalance is not a failure.
-            Err(error) if error.code() == Some(ResponseError::RebalanceInProgress) => {}
+            Err(error) if error.code() == Some(ErrorCode::RebalanceInProgress) => {}
             Err(error) if !self.is_failing => {
                 log::warn!("consumer group {group_id}: heartbeat failed: {error}");
                 self.is_failing = true;
@@ -221,7 +257,8 @@ impl HeartbeatThread {
         heartbeat: &HeartbeatRequest,
     ) -> Result<Answer, Error> {
         let deadline = self.call_deadline();
-        let request = coordinator::consumer_heartbeat_request(&self.config, heartbeat);
+        let request =
+            coordinator::consumer_heartbeat_request(&self.config, &self.shared.topics(), heartbeat);
         let answer = self
             .connection_to(coordinator, deadline)?
             .call(&request, deadline)?;
@@ -242,23 +279,26 @@ impl HeartbeatThread {
         Error::check(ApiKey::Heartbeat, answer.error_code)
     }
 
-    fn leave(&mut self, coordinator: &Coordinator, identity: &Identity) -> Result<(), Error> {
-        if self.config.group_protocol == GroupProtocol::Consumer {
-            let heartbeat = HeartbeatRequest {
-                identity: identity.clone(),
-                is_full: false,
-                owned: None,
-            };
-            return self
-                .send_consumer_heartbeat(coordinator, &heartbeat)
-                .map(drop);
+    /// Tries once, and once more if the coordinator has moved.
+    fn leave(&mut self, known: Option<Coordinator>, identity: &Identity) -> Result<(), Error> {
+        if let Some(coordinator) = known {
+            match self.send_leave(&coordinator, identity) {
+                Err(error) if error.is_transient() => {
+                    let group_id = &self.config.group_id;
+                    log::debug!("consumer group {group_id}: leaving again: {error}");
+                }
+                answer => return answer,
+            }
         }
         let deadline = self.call_deadline();
-        let request = coordinator::leave_request(&self.config, identity);
-        let answer = self
-            .connection_to(coordinator, deadline)?
-            .call(&request, deadline)?;
-        Error::check(ApiKey::LeaveGroup, answer.error_code)
+        let coordinator = coordinator::find(&self.cluster, &self.config.group_id, deadline)?;
+        self.send_leave(&coordinator, identity)
+    }
+
+    fn send_leave(&mut self, to: &Coordinator, identity: &Identity) -> Result<(), Error> {
+        let (config, deadline) = (Arc::clone(&self.config), self.call_deadline());
+        let connection = self.connection_to(to, deadline)?;
+        coordinator::leave(connection, &config, identity, deadline)
     }
 
     fn connection_to(
@@ -272,11 +312,13 @@ impl HeartbeatThread {
             self.connection = None;
         }
         let (_, connection) = match self.connection.take() {
-            Some(open) => self.connection.insert(open),
+            Some(open) => {
+                // The search for the coordinator may have used another connection since.
+                open.1.watched_by(&self.shared.interrupts)?;
+                self.connection.insert(open)
+            }
             None => {
-                let connection =
-                    Connection::open(&coordinator.address, self.cluster.config(), deadline)?;
-                *lock(&self.shared.interrupter) = connection.interrupter();
+                let connection = self.cluster.open(&coordinator.address, deadline)?;
                 self.connection.insert((coordinator.clone(), connection))
             }
         };

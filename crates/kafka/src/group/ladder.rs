@@ -1,15 +1,16 @@
 //! Group error codes: a member's reaction to each, as one table.
 //!
-//! The rules are those of Java's `AbstractCoordinator` and `ConsumerCoordinator`. Two cells are
+//! The rules are those of Java's `AbstractCoordinator` and `ConsumerCoordinator`. A code that says
+//! that a membership is over is never fatal, not even where no broker sends it. Two cells are
 //! milder: "coordinator is loading" in answer to SyncGroup and to Heartbeat. Java calls it
 //! unexpected there and gives up. Apache Kafka never sends it there. A broker that does is
 //! starting, so a member that waits soon recovers.
 
-use kafka_protocol::error::ResponseError;
+use crate::ErrorCode;
 
 /// The request that the error code answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GroupApi {
+pub(crate) enum GroupApi {
     /// FindCoordinator.
     FindCoordinator,
     /// JoinGroup.
@@ -28,7 +29,7 @@ pub enum GroupApi {
 
 /// A member's reaction to an error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reaction {
+pub(crate) enum Reaction {
     /// Back off and retry.
     Retry,
     /// The coordinator has moved or is down: find it, then continue.
@@ -48,11 +49,11 @@ pub enum Reaction {
 }
 
 /// Looks up the reaction in the table.
-pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
+pub(crate) fn reaction(api: GroupApi, code: ErrorCode) -> Reaction {
+    use ErrorCode as E;
     use GroupApi::{
         ConsumerHeartbeat, FindCoordinator, Heartbeat, Join, OffsetCommit, OffsetFetch, Sync,
     };
-    use ResponseError as E;
     match (api, code) {
         (_, E::FencedInstanceId) => Reaction::Fatal,
         (
@@ -90,6 +91,19 @@ pub fn reaction(api: GroupApi, code: ResponseError) -> Reaction {
             Reaction::ResetMember
         }
 
+        // Such codes say that a membership is over, whatever was asked: joining again helps.
+        (
+            _,
+            E::IllegalGeneration
+            | E::UnknownMemberId
+            | E::RebalanceInProgress
+            | E::FencedMemberEpoch
+            | E::StaleMemberEpoch,
+        ) => match api {
+            FindCoordinator => Reaction::Retry,
+            _ => Reaction::ResetGeneration,
+        },
+
         // This includes an unknown topic (3), which the next metadata resolves.
         (_, code) if code.is_retriable() => Reaction::Retry,
         (OffsetCommit | OffsetFetch, _) => Reaction::Report,
@@ -114,7 +128,8 @@ mod tests {
             (15, [Find, Find, Find, Find]),
             (16, [Find, Find, Find, Find]),
             (27, [Retry, Rejoin, Rejoin, Rejoin]),
-            (22, [Fatal, Gen, Gen, Gen]),
+            (22, [Gen, Gen, Gen, Gen]),
+            (110, [Gen, Gen, Gen, Gen]),
             (25, [Member, Member, Member, Member]),
             (82, [Fatal; 4]),
             (23, [Fatal; 4]),
@@ -137,7 +152,7 @@ mod tests {
             GroupApi::OffsetCommit,
         ];
         for (code, expected) in table {
-            let error = ResponseError::try_from_code(code).unwrap();
+            let error = ErrorCode::from_code(code).unwrap();
             assert_eq!(
                 apis.map(|api| reaction(api, error)),
                 expected,
@@ -158,7 +173,7 @@ mod tests {
             (GroupApi::OffsetFetch, 25, Reaction::ResetMember),
             (GroupApi::OffsetFetch, 29, Reaction::Report),
         ] {
-            let error = ResponseError::try_from_code(code).unwrap();
+            let error = ErrorCode::from_code(code).unwrap();
             assert_eq!(reaction(api, error), expected, "{api:?} {code}");
         }
     }

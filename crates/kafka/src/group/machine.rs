@@ -15,7 +15,9 @@
 
 use std::time::{Duration, Instant};
 
-use kafka_protocol::error::ResponseError;
+use crate::ErrorCode;
+
+use crate::config::doubled;
 
 use super::consumer_machine::{HeartbeatRequest, Target};
 use super::ladder::{GroupApi, Reaction, reaction};
@@ -29,7 +31,7 @@ const BRISK_INTERVAL: Duration = Duration::from_millis(300);
 
 /// A member's time limits.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The coordinator drops a member without heartbeats for this long.
     pub session_timeout: Duration,
     /// Time between heartbeats.
@@ -62,18 +64,28 @@ pub struct Identity {
     pub generation: i32,
 }
 
+impl Identity {
+    /// The identity of a client that is no member.
+    pub(crate) fn nobody() -> Self {
+        Self {
+            member_id: String::new(),
+            generation: NO_GENERATION,
+        }
+    }
+}
+
 /// Why a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The coordinator refused it.
-    Code(ResponseError),
+    Code(ErrorCode),
     /// No answer: connection lost, refused or too slow.
     Transport,
 }
 
 /// What the polling thread does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PollStep {
+pub(crate) enum PollStep {
     /// Wait until this moment.
     Wait(Instant),
     /// Ask any broker for the coordinator.
@@ -88,12 +100,12 @@ pub enum PollStep {
     /// The member has its partitions.
     Ready(Coordinator),
     /// The membership has failed permanently.
-    Fail(ResponseError),
+    Fail(ErrorCode),
 }
 
 /// What the heartbeat thread does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HeartbeatStep {
+pub(crate) enum HeartbeatStep {
     /// Wait until this moment, or until the machine changes.
     Wait(Option<Instant>),
     /// Ask any broker for the coordinator.
@@ -102,16 +114,18 @@ pub enum HeartbeatStep {
     Send(Coordinator, Identity),
     /// Consumer protocol: send this heartbeat and report its answer.
     SendConsumer(Coordinator, HeartbeatRequest),
-    /// The owner is stuck, or closes (consumer protocol): tell the coordinator that the member
-    /// leaves. The machine has already given up all partitions.
-    Leave(Coordinator, Identity),
+    /// The owner is stuck, an error ended the membership, or the consumer closes (consumer
+    /// protocol): tell the coordinator that the member leaves, then call
+    /// [`Member::leave_ended`](super::member::Member::leave_ended). The machine has already given
+    /// up all partitions. Find the coordinator first if there is none.
+    Leave(Option<Coordinator>, Identity),
     /// The consumer is closed.
     Stop,
 }
 
 /// What a failed commit means to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CommitVerdict {
+pub(crate) enum CommitVerdict {
     /// Retry after a pause; find the coordinator again if it is unknown.
     Retry,
     /// The group is rebalancing. Partitions that the member keeps can be committed afterwards.
@@ -119,9 +133,9 @@ pub enum CommitVerdict {
     /// The member is out of the group; others may own the partitions by now.
     Lost,
     /// The member can never commit again.
-    Fatal(ResponseError),
+    Fatal(ErrorCode),
     /// This commit is refused; the membership continues.
-    Report(ResponseError),
+    Report(ErrorCode),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,11 +155,9 @@ pub(super) struct Backoff {
 
 impl Backoff {
     pub(super) fn fail(&mut self, now: Instant, settings: &Settings) {
-        let pause = settings
-            .retry_backoff
-            .saturating_mul(1 << self.failures.min(10));
+        let (first, max) = (settings.retry_backoff, settings.retry_backoff_max);
+        self.until = Some(now + doubled(first, max, self.failures));
         self.failures = self.failures.saturating_add(1);
-        self.until = Some(now + pause.min(settings.retry_backoff_max));
     }
 
     pub(super) fn pending(&self, now: Instant) -> Option<Instant> {
@@ -159,14 +171,16 @@ impl Backoff {
 
 /// A member's state; see the module documentation.
 #[derive(Debug)]
-pub struct Machine {
+pub(crate) struct Machine {
     settings: Settings,
     phase: Phase,
     coordinator: Option<Coordinator>,
     identity: Identity,
     rejoin_wanted: bool,
     lost: bool,
-    fatal: Option<ResponseError>,
+    fatal: Option<ErrorCode>,
+    /// Whether a member that failed permanently has yet to leave.
+    must_leave: bool,
     closed: bool,
     last_poll: Instant,
     last_heartbeat: Instant,
@@ -179,18 +193,16 @@ pub struct Machine {
 
 impl Machine {
     /// A member that has not joined yet.
-    pub fn new(settings: Settings, now: Instant) -> Self {
+    pub(crate) fn new(settings: Settings, now: Instant) -> Self {
         Self {
             settings,
             phase: Phase::Unjoined,
             coordinator: None,
-            identity: Identity {
-                member_id: String::new(),
-                generation: NO_GENERATION,
-            },
+            identity: Identity::nobody(),
             rejoin_wanted: false,
             lost: false,
             fatal: None,
+            must_leave: false,
             closed: false,
             last_poll: now,
             last_heartbeat: now,
@@ -204,14 +216,17 @@ impl Machine {
     // --- the polling thread ---
 
     /// The owner is polling, so it is not stuck.
-    pub fn polled(&mut self, now: Instant) {
+    pub(crate) fn polled(&mut self, now: Instant) {
         self.last_poll = now;
     }
 
     /// What the polling thread does next.
-    pub fn poll_step(&self, now: Instant) -> PollStep {
-        if let Some(code) = self.fatal {
-            return PollStep::Fail(code);
+    pub(crate) fn poll_step(&self, now: Instant) -> PollStep {
+        match self.fatal {
+            // An owner that learns of the failure may drop the member, and its thread with it.
+            Some(_) if self.must_leave => return PollStep::AwaitAnswer,
+            Some(code) => return PollStep::Fail(code),
+            None => {}
         }
         match (self.phase, &self.coordinator) {
             (Phase::Joining | Phase::Syncing, _) => PollStep::AwaitAnswer,
@@ -228,12 +243,12 @@ impl Machine {
 
     /// Whether partitions were lost since the last call. Others may own them already, so drop them
     /// without a commit.
-    pub fn take_lost(&mut self) -> bool {
+    pub(crate) fn take_lost(&mut self) -> bool {
         std::mem::take(&mut self.lost)
     }
 
     /// JoinGroup is about to be sent for the identity returned.
-    pub fn start_join(&mut self) -> Identity {
+    pub(crate) fn start_join(&mut self) -> Identity {
         self.phase = Phase::Joining;
         self.rejoin_wanted = false;
         self.identity.clone()
@@ -241,7 +256,7 @@ impl Machine {
 
     /// JoinGroup succeeded, and heartbeats begin. Returns false when the machine was reset
     /// meanwhile and the answer is stale.
-    pub fn joined(&mut self, member_id: String, generation: i32, now: Instant) -> bool {
+    pub(crate) fn joined(&mut self, member_id: String, generation: i32, now: Instant) -> bool {
         if self.phase != Phase::Joining {
             return false;
         }
@@ -257,7 +272,12 @@ impl Machine {
     }
 
     /// JoinGroup failed; `member_id` is the one in the answer.
-    pub fn join_failed(&mut self, failure: Failure, member_id: Option<String>, now: Instant) {
+    pub(crate) fn join_failed(
+        &mut self,
+        failure: Failure,
+        member_id: Option<String>,
+        now: Instant,
+    ) {
         if self.phase != Phase::Joining {
             return;
         }
@@ -277,7 +297,7 @@ impl Machine {
 
     /// SyncGroup succeeded for `sent`. Returns false when that generation is over and the
     /// assignment is stale.
-    pub fn synced(&mut self, sent: &Identity, now: Instant) -> bool {
+    pub(crate) fn synced(&mut self, sent: &Identity, now: Instant) -> bool {
         if self.phase != Phase::Syncing || self.identity != *sent {
             return false;
         }
@@ -288,7 +308,7 @@ impl Machine {
     }
 
     /// SyncGroup failed for `sent`.
-    pub fn sync_failed(&mut self, sent: &Identity, failure: Failure, now: Instant) {
+    pub(crate) fn sync_failed(&mut self, sent: &Identity, failure: Failure, now: Instant) {
         if self.phase != Phase::Syncing || self.identity != *sent {
             return;
         }
@@ -302,19 +322,19 @@ impl Machine {
     }
 
     /// Requests a new assignment: the member gave partitions up, or the leader saw topics change.
-    pub fn want_rejoin(&mut self) {
+    pub(crate) fn want_rejoin(&mut self) {
         if self.phase == Phase::Stable {
             self.rejoin_wanted = true;
         }
     }
 
     /// Whether a rebalance is under way or wanted.
-    pub fn is_rebalancing(&self) -> bool {
+    pub(crate) fn is_rebalancing(&self) -> bool {
         self.phase != Phase::Stable || self.rejoin_wanted
     }
 
     /// The coordinator was found.
-    pub fn coordinator_found(&mut self, coordinator: Coordinator, now: Instant) {
+    pub(crate) fn coordinator_found(&mut self, coordinator: Coordinator, now: Instant) {
         self.coordinator = Some(coordinator);
         // Java's `resetSessionTimeout`: give the new one a full session.
         self.last_sign = now;
@@ -325,13 +345,13 @@ impl Machine {
     }
 
     /// The polling thread did not find the coordinator.
-    pub fn coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+    pub(crate) fn coordinator_not_found(&mut self, failure: Failure, now: Instant) {
         self.lookup_failed(failure);
         self.poll_backoff.fail(now, &self.settings);
     }
 
     /// An OffsetFetch failed. The ladder gives the membership's reaction.
-    pub fn offset_fetch_failed(
+    pub(crate) fn offset_fetch_failed(
         &mut self,
         sent: &Identity,
         failure: Failure,
@@ -352,7 +372,7 @@ impl Machine {
     ///
     /// # Errors
     /// The verdict for the caller.
-    pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
+    pub(crate) fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
         match (self.fatal, self.phase) {
             (Some(code), _) => Err(CommitVerdict::Fatal(code)),
             (None, Phase::Stable) => Ok(self.identity.clone()),
@@ -366,7 +386,7 @@ impl Machine {
     }
 
     /// A commit sent for `sent` failed.
-    pub fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
+    pub(crate) fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
         let verdict = self.judge(GroupApi::OffsetCommit, failure);
         // Applied only if the commit's generation is current and no rebalance runs: rejoining would
         // abort the running rebalance.
@@ -390,9 +410,12 @@ impl Machine {
 
     /// What the heartbeat thread does next. Asking counts as taking the step: the next heartbeat is
     /// due one interval after this one was returned.
-    pub fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
+    pub(crate) fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
         if self.closed {
             return HeartbeatStep::Stop;
+        }
+        if self.must_leave {
+            return HeartbeatStep::Leave(self.coordinator.clone(), self.identity.clone());
         }
         // A pending JoinGroup is itself a sign of life (Java: hasNotJoinedGroup).
         if self.fatal.is_some() || !matches!(self.phase, Phase::Syncing | Phase::Stable) {
@@ -402,11 +425,9 @@ impl Machine {
         if now >= stuck_at {
             let identity = self.identity.clone();
             self.reset(!self.settings.is_static);
-            return match self.coordinator.clone() {
-                Some(coordinator) if !self.settings.is_static => {
-                    HeartbeatStep::Leave(coordinator, identity)
-                }
-                _ => HeartbeatStep::Wait(None),
+            return match self.settings.is_static {
+                true => HeartbeatStep::Wait(None),
+                false => HeartbeatStep::Leave(self.coordinator.clone(), identity),
             };
         }
         if let Some(until) = self.heartbeat_backoff.pending(now) {
@@ -431,7 +452,7 @@ impl Machine {
     }
 
     /// A heartbeat was answered. Returns true when the polling thread must be woken.
-    pub fn heartbeat_answered(
+    pub(crate) fn heartbeat_answered(
         &mut self,
         sent: &Identity,
         result: Result<(), Failure>,
@@ -474,28 +495,50 @@ impl Machine {
     }
 
     /// The heartbeat thread did not find the coordinator.
-    pub fn heartbeat_coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+    pub(crate) fn heartbeat_coordinator_not_found(&mut self, failure: Failure, now: Instant) {
         self.lookup_failed(failure);
         self.heartbeat_backoff.fail(now, &self.settings);
     }
 
+    /// The heartbeat thread did what it could to leave as `leaver`.
+    pub(crate) fn leave_ended(&mut self, leaver: &Identity) {
+        if self.identity == *leaver {
+            self.must_leave = false;
+            self.identity.member_id.clear();
+        }
+    }
+
     // --- both ---
 
-    /// The consumer closes. Returns the identity for LeaveGroup and the coordinator, if known.
-    /// `None` for a static member, which never sends LeaveGroup, and for a member without an id.
-    pub fn close(&mut self) -> Option<(Option<Coordinator>, Identity)> {
+    /// The consumer closes, and the heartbeat thread ends.
+    pub(crate) fn close(&mut self) {
         self.closed = true;
-        let leaves = !self.settings.is_static && !self.identity.member_id.is_empty();
-        leaves.then(|| (self.coordinator.clone(), self.identity.clone()))
+    }
+
+    /// The identity that a closed member leaves with, and the coordinator, if known; once. `None`
+    /// for a static member, which never sends LeaveGroup, and for a member without an id.
+    pub(crate) fn take_leaver(&mut self) -> Option<(Option<Coordinator>, Identity)> {
+        let leaver = self.can_leave().then(|| self.identity.clone())?;
+        self.identity.member_id.clear();
+        Some((self.coordinator.clone(), leaver))
+    }
+
+    fn can_leave(&self) -> bool {
+        !self.settings.is_static && !self.identity.member_id.is_empty()
+    }
+
+    /// The error that ended the membership permanently.
+    pub(crate) fn fatal(&self) -> Option<ErrorCode> {
+        self.fatal
     }
 
     /// Whether [`close`](Self::close) was called.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
 
     /// The current identity.
-    pub fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
 
@@ -515,8 +558,12 @@ impl Machine {
             Reaction::ResetGeneration => self.reset(false),
             Reaction::ResetMember => self.reset(true),
             Reaction::Fatal => {
-                if let Failure::Code(code) = failure {
+                if let Failure::Code(code) = failure
+                    && self.fatal.is_none()
+                {
                     self.fatal = Some(code);
+                    // Another process has taken a fenced member's place.
+                    self.must_leave = code != ErrorCode::FencedInstanceId && self.can_leave();
                 }
                 self.reset(false);
             }

@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use super::consumer_machine::{Answer, ConsumerMachine, HeartbeatRequest, Target};
+use crate::ErrorCode;
+
 use super::ladder::Reaction;
 use super::machine::{
     CommitVerdict, Coordinator, Failure, HeartbeatStep, Identity, Machine, PollStep,
@@ -10,8 +12,7 @@ use super::machine::{
 
 /// One of the two machines. Their methods are documented there.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "the machines document it")]
-pub enum Member {
+pub(crate) enum Member {
     Classic(Machine),
     Consumer(ConsumerMachine),
 }
@@ -26,10 +27,9 @@ macro_rules! either {
     };
 }
 
-#[expect(missing_docs, reason = "the machines document it")]
 impl Member {
     /// Returns true when the heartbeat thread must be woken.
-    pub fn polled(&mut self, now: Instant) -> bool {
+    pub(crate) fn polled(&mut self, now: Instant) -> bool {
         match self {
             Self::Classic(machine) => {
                 machine.polled(now);
@@ -39,30 +39,30 @@ impl Member {
         }
     }
 
-    pub fn poll_step(&self, now: Instant) -> PollStep {
+    pub(crate) fn poll_step(&self, now: Instant) -> PollStep {
         either!(self, machine => machine.poll_step(now))
     }
 
-    pub fn take_lost(&mut self) -> bool {
+    pub(crate) fn take_lost(&mut self) -> bool {
         either!(self, machine => machine.take_lost())
     }
 
-    pub fn is_rebalancing(&self) -> bool {
+    pub(crate) fn is_rebalancing(&self) -> bool {
         either!(self, machine => machine.is_rebalancing())
     }
 
-    pub fn coordinator_found(&mut self, coordinator: Coordinator, now: Instant) {
+    pub(crate) fn coordinator_found(&mut self, coordinator: Coordinator, now: Instant) {
         match self {
             Self::Classic(machine) => machine.coordinator_found(coordinator, now),
             Self::Consumer(machine) => machine.coordinator_found(coordinator),
         }
     }
 
-    pub fn coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+    pub(crate) fn coordinator_not_found(&mut self, failure: Failure, now: Instant) {
         either!(self, machine => machine.coordinator_not_found(failure, now))
     }
 
-    pub fn offset_fetch_failed(
+    pub(crate) fn offset_fetch_failed(
         &mut self,
         sent: &Identity,
         failure: Failure,
@@ -76,63 +76,85 @@ impl Member {
 
     /// # Errors
     /// The verdict for the caller when there is no membership.
-    pub fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
+    pub(crate) fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
         either!(self, machine => machine.commit_identity())
     }
 
-    pub fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
+    pub(crate) fn commit_failed(&mut self, sent: &Identity, failure: Failure) -> CommitVerdict {
         either!(self, machine => machine.commit_failed(sent, failure))
     }
 
-    pub fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
+    pub(crate) fn heartbeat_step(&mut self, now: Instant) -> HeartbeatStep {
         either!(self, machine => machine.heartbeat_step(now))
     }
 
-    pub fn heartbeat_coordinator_not_found(&mut self, failure: Failure, now: Instant) {
+    pub(crate) fn heartbeat_coordinator_not_found(&mut self, failure: Failure, now: Instant) {
         either!(self, machine => machine.heartbeat_coordinator_not_found(failure, now))
     }
 
-    pub fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &Identity {
         either!(self, machine => machine.identity())
     }
 
+    /// The consumer closes: the heartbeat thread ends. Under the consumer protocol it leaves before.
+    pub(crate) fn close(&mut self) {
+        either!(self, machine => machine.close());
+    }
+
     /// The heartbeat thread ends, even if the member has not left.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         match self {
-            Self::Classic(machine) => drop(machine.close()),
+            Self::Classic(machine) => machine.close(),
             Self::Consumer(machine) => machine.stop(),
         }
     }
 
+    /// The member reads other topics from now on.
+    pub(crate) fn subscription_changed(&mut self) {
+        match self {
+            Self::Classic(machine) => machine.want_rejoin(),
+            Self::Consumer(machine) => machine.subscription_changed(),
+        }
+    }
+
+    /// The heartbeat thread has carried a [`HeartbeatStep::Leave`] out.
+    pub(crate) fn leave_ended(&mut self, leaver: &Identity) {
+        match self {
+            Self::Classic(machine) => machine.leave_ended(leaver),
+            Self::Consumer(machine) => machine.leave_ended(),
+        }
+    }
+
+    pub(crate) fn take_leaver(&mut self) -> Option<(Option<Coordinator>, Identity)> {
+        either!(self, machine => machine.take_leaver())
+    }
+
+    pub(crate) fn fatal(&self) -> Option<ErrorCode> {
+        either!(self, machine => machine.fatal())
+    }
+
     /// Whether the consumer is being closed.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         either!(self, machine => machine.is_closed())
     }
 
     // --- for one of the machines only; no effect on the other ---
 
     /// The classic protocol's machine, for the polling thread's joins and syncs.
-    pub fn classic(&mut self) -> Option<&mut Machine> {
+    pub(crate) fn classic(&mut self) -> Option<&mut Machine> {
         match self {
             Self::Classic(machine) => Some(machine),
             Self::Consumer(_) => None,
         }
     }
 
-    /// Consumer protocol: the heartbeat thread leaves and ends.
-    pub fn begin_leaving(&mut self) {
-        if let Self::Consumer(machine) = self {
-            machine.close();
-        }
-    }
-
-    pub fn reconciled(&mut self, target: &Target) {
+    pub(crate) fn reconciled(&mut self, target: &Target) {
         if let Self::Consumer(machine) = self {
             machine.reconciled(target);
         }
     }
 
-    pub fn consumer_heartbeat_answered(
+    pub(crate) fn consumer_heartbeat_answered(
         &mut self,
         sent: &HeartbeatRequest,
         result: Result<Answer, Failure>,

@@ -13,17 +13,49 @@
 //!
 //! Lock order: there is one lock, the machine's. No thread holds it across I/O or a callback.
 
-pub mod assignor;
-pub mod consumer_machine;
-pub mod coordinator;
-pub mod heartbeat;
-pub mod ladder;
-pub mod machine;
-pub mod member;
-pub mod protocol;
+pub(crate) mod assignor;
+pub(crate) mod consumer_machine;
+pub(crate) mod coordinator;
+pub(crate) mod heartbeat;
+pub(crate) mod ladder;
+pub(crate) mod machine;
+pub(crate) mod member;
+pub(crate) mod protocol;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+use assignor::Assignor;
+use kafka_protocol::messages::TopicName;
+
+use crate::wire::topic_name;
+
+/// How a group distributes its partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GroupProtocol {
+    /// One of the members decides, with an assignor that all members support.
+    #[default]
+    Classic,
+    /// The coordinator decides and moves partitions one by one (KIP-848, Kafka 4.0). The broker
+    /// then sets session time-out, heartbeat interval and assignor.
+    Consumer,
+}
+
+/// What a member says about itself to its coordinator.
+#[derive(Debug)]
+pub(crate) struct MemberConfig {
+    pub(crate) group_id: String,
+    pub(crate) instance_id: Option<String>,
+    pub(crate) protocol: GroupProtocol,
+    pub(crate) session_timeout: Duration,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) max_poll_interval: Duration,
+    pub(crate) assignors: Vec<Assignor>,
+    pub(crate) rack: Option<String>,
+}
 
 /// One partition of one topic.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +74,18 @@ impl TopicPartition {
             partition,
         }
     }
+}
+
+/// Groups the partitions of a request by their topics, as Kafka's messages do.
+pub(crate) fn by_topic<'a, T>(
+    items: impl IntoIterator<Item = (&'a TopicPartition, T)>,
+) -> impl Iterator<Item = (TopicName, Vec<T>)> {
+    let mut topics: BTreeMap<&str, Vec<T>> = BTreeMap::new();
+    for (name, item) in items {
+        topics.entry(&name.topic).or_default().push(item);
+    }
+    let topics = topics.into_iter();
+    topics.map(|(topic, items)| (topic_name(topic), items))
 }
 
 impl fmt::Display for TopicPartition {

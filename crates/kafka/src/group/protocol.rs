@@ -18,7 +18,7 @@ const SUBSCRIPTION_VERSION: i16 = 3;
 /// The assignment's layout has not changed since version 0, which every peer reads.
 const ASSIGNMENT_VERSION: i16 = 0;
 /// "No generation" in the wire format.
-pub const NO_GENERATION: i32 = -1;
+pub(crate) const NO_GENERATION: i32 = -1;
 
 /// Bytes from another member that contradict the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -100,7 +100,7 @@ impl Subscription {
 }
 
 /// The bytes of an assignment, for SyncGroup.
-pub fn encode_assignment(partitions: &[TopicPartition]) -> Bytes {
+pub(crate) fn encode_assignment(partitions: &[TopicPartition]) -> Bytes {
     let mut buffer = BytesMut::new();
     buffer.put_i16(ASSIGNMENT_VERSION);
     put_partitions(&mut buffer, partitions);

@@ -37,15 +37,19 @@
 mod settle;
 mod topics;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::batch::{Compression, Identity};
-use super::record::{Certainty, Outcome, ProduceError, Record, Slot};
+use super::batch::{Identity, Transactions};
+use super::partitioner::Partitioner;
+use super::record::{Certainty, Outcome, ProduceError, Record};
+use super::slot::Slot;
+use crate::TopicPartition;
+use crate::compression::Compression;
 use crate::error::Error;
 pub(super) use settle::Answer;
 use tbd_deadline::Deadline;
@@ -54,6 +58,7 @@ use topics::{Partition, Topic};
 /// Limits and pauses, see [`super::ProducerConfig`].
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
+    pub(super) partitioner: Partitioner,
     pub(super) buffer_bytes: usize,
     pub(super) batch_bytes: usize,
     pub(super) compression: Compression,
@@ -61,6 +66,8 @@ pub(super) struct Limits {
     pub(super) linger: Duration,
     pub(super) delivery_timeout: Duration,
     pub(super) refusal_pauses: [Duration; 3],
+    /// Only the coordinator of its transactions gives the producer an identity.
+    pub(super) is_transactional: bool,
 }
 
 /// A record in a queue or in a batch.
@@ -133,6 +140,11 @@ pub(super) struct OutgoingBatch {
 }
 
 impl OutgoingBatch {
+    /// Its partition.
+    pub(super) fn topic_partition(&self) -> TopicPartition {
+        TopicPartition::new(Arc::clone(&self.topic), self.partition)
+    }
+
     /// How many of its records were sent before.
     pub(super) fn repeated(&self) -> usize {
         match &self.encoded {
@@ -177,8 +189,13 @@ pub(super) struct Accumulator {
     leaders_doubtful: bool,
     /// How many callers flush; meanwhile nothing lingers.
     pub(super) flushing: usize,
-    /// The producer has stopped: nothing is retried any more.
-    aborted: bool,
+    /// Why nothing is retried any more: the producer has stopped, or its transaction is aborted.
+    aborted: Option<Error>,
+    /// The first failure since the transaction began.
+    failure: Option<Error>,
+    /// Partitions that the transaction's coordinator does not know yet. Nothing new is sent before
+    /// it does.
+    unregistered: BTreeSet<TopicPartition>,
 }
 
 impl Accumulator {
@@ -197,7 +214,9 @@ impl Accumulator {
             rotation: 0,
             leaders_doubtful: false,
             flushing: 0,
-            aborted: false,
+            aborted: None,
+            failure: None,
+            unregistered: BTreeSet::new(),
         }
     }
 
@@ -216,14 +235,32 @@ impl Accumulator {
         self.buffered_bytes += queued.weight;
         self.outstanding += 1;
         let partition = &mut self.partitions[index];
+        if queued.record.key.is_none()
+            && let Some(topic) = self.topics.get_mut(&queued.record.topic)
+        {
+            topic.filled(partition.number, queued.size);
+        }
+        let leader = partition.leader;
+        self.enqueue(index, queued);
+        leader
+    }
+
+    fn enqueue(&mut self, index: usize, queued: Queued) {
+        let partition = &mut self.partitions[index];
         partition.queue.push_back(queued);
-        partition.leader
+        let needs_registration =
+            |it: Identity| it.transactions == Transactions::Explicit && !partition.is_registered;
+        if self.identity.is_some_and(needs_registration) {
+            partition.is_registered = true;
+            let name = TopicPartition::new(Arc::clone(&partition.topic), partition.number);
+            self.unregistered.insert(name);
+        }
     }
 
     /// Whether a producer identity must be requested before a batch can be cut. True even before a
     /// record waits, so that the first record need not wait for the identity.
     pub(super) fn needs_identity(&self) -> bool {
-        self.identity.is_none() && !self.partitions.is_empty()
+        !self.limits.is_transactional && self.identity.is_none() && !self.partitions.is_empty()
     }
 
     pub(super) fn set_identity(&mut self, identity: Identity) {
@@ -257,7 +294,7 @@ impl Accumulator {
             }
             batch.cut_at
         } else {
-            let identity = self.identity?;
+            let identity = self.identity.filter(|_| self.unregistered.is_empty())?;
             let is_elsewhere = partition.in_flight_at != node;
             if partition.in_flight > 0
                 && (partition.is_repeating || is_elsewhere || partition.identity != Some(identity))
@@ -337,6 +374,7 @@ impl Accumulator {
         let identity = self.identity?;
         let partition = &mut self.partitions[index];
         let mut records = Vec::new();
+        let mut overdue_records = Vec::new();
         let mut bytes = 0;
         while let Some(next) = partition.queue.front() {
             let fits = records.last().is_none_or(|last: &Queued| {
@@ -350,17 +388,17 @@ impl Accumulator {
                 break;
             };
             if next.deadline.instant() <= now || !next.slot.take_for_sending() {
-                self.buffered_bytes -= next.weight;
-                self.outstanding -= 1;
-                expired.push(overdue(next));
+                overdue_records.push(next);
                 continue;
             }
             bytes += next.size;
             records.push(next);
         }
+        expired.extend(self.expire(overdue_records));
         if records.is_empty() {
             return None;
         }
+        let partition = &mut self.partitions[index];
         if partition.identity != Some(identity) {
             partition.identity = Some(identity);
             partition.next_sequence = 0;
@@ -370,7 +408,7 @@ impl Accumulator {
         partition.batch_number += 1;
         let is_too_large = bytes > self.limits.batch_bytes || records[0].is_too_large;
         let compression = match self.limits.compression {
-            Compression::None if is_too_large => Compression::Zstd,
+            Compression::None if is_too_large => Compression::for_large_record(),
             compression => compression,
         };
         let batch = OutgoingBatch {
@@ -388,10 +426,9 @@ impl Accumulator {
             unknown: false,
             refused: None,
         };
-        if let Some(topic) = self.topics.get_mut(&batch.topic)
-            && usize::try_from(batch.partition) == Ok(topic.sticky)
-        {
-            topic.sticky = (topic.sticky + 1) % topic.partitions.len();
+        // Records without a key continue in another partition.
+        if let Some(topic) = self.topics.get_mut(&batch.topic) {
+            topic.filled(batch.partition, usize::MAX);
         }
         Some(batch)
     }
@@ -408,20 +445,15 @@ impl Accumulator {
                 let (gone, rest): (VecDeque<_>, VecDeque<_>) =
                     std::mem::take(queue).into_iter().partition(stale);
                 *queue = rest;
-                for queued in gone {
-                    self.buffered_bytes -= queued.weight;
-                    self.outstanding -= 1;
-                    completions.push(overdue(queued));
-                }
+                completions.extend(self.expire(gone.into()));
             }
             let timeout = self.limits.delivery_timeout;
             let is_over = |batch: &OutgoingBatch| now >= batch.cut_at + timeout;
             while self.partitions[index].returned.front().is_some_and(is_over)
                 && let Some(batch) = self.partitions[index].returned.pop_front()
             {
-                let error = Error::Timeout {
-                    what: format!("kafka to say what became of a batch for {}", batch.topic),
-                };
+                let what = format!("kafka to say what became of a batch for {}", batch.topic);
+                let error = Error::timeout(what);
                 completions.extend(self.fail(batch, error));
             }
         }
@@ -443,28 +475,63 @@ impl Accumulator {
         completions
     }
 
-    /// Gives up all records that are not in flight. From now on an answer that would cause a retry
-    /// fails its records instead.
-    pub(super) fn abort(&mut self) -> Vec<Completion> {
-        self.aborted = true;
+    fn expire(&mut self, records: Vec<Queued>) -> Vec<Completion> {
+        let Some(first) = records.first() else {
+            return Vec::new();
+        };
+        let topic = &first.record.topic;
+        let error = Error::timeout(format!("kafka to take a record for {topic}"));
+        self.release(records, |_| Err(ProduceError::not_sent(error.clone())))
+    }
+
+    /// A transaction begins under this identity: its records are retried, and its failures count.
+    pub(super) fn begin_transaction(&mut self, identity: Identity) {
+        self.identity = Some(identity);
+        self.aborted = None;
+        self.failure = None;
+        self.unregistered.clear();
+        for partition in &mut self.partitions {
+            partition.is_registered = false;
+        }
+    }
+
+    /// The partitions that the transaction's coordinator must know before more is sent.
+    pub(super) fn unregistered(&self) -> Vec<TopicPartition> {
+        self.unregistered.iter().cloned().collect()
+    }
+
+    /// The transaction's coordinator knows these partitions now.
+    pub(super) fn registered(&mut self, partitions: &[TopicPartition]) {
+        for name in partitions {
+            self.unregistered.remove(name);
+        }
+    }
+
+    /// Why the transaction cannot be committed, if a record has failed since it began.
+    pub(super) fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+
+    /// Whether the identity can be used for another transaction.
+    pub(super) fn has_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
+    /// Gives up all records that are not in flight, because of `error`. From now on an answer that
+    /// would cause a retry fails its records instead.
+    pub(super) fn abort(&mut self, error: &Error) -> Vec<Completion> {
+        self.aborted = Some(error.clone());
         let mut completions = Vec::new();
         for index in 0..self.partitions.len() {
             let partition = &mut self.partitions[index];
             let queue: Vec<_> = partition.queue.drain(..).collect();
             for batch in std::mem::take(&mut partition.returned) {
-                completions.extend(self.fail(batch, Error::Closed));
+                completions.extend(self.fail(batch, error.clone()));
             }
-            completions.extend(self.release(queue, |_| Err(ProduceError::not_sent(Error::Closed))));
+            completions.extend(self.release(queue, |_| Err(ProduceError::not_sent(error.clone()))));
         }
         completions
     }
-}
-
-fn overdue(queued: Queued) -> Completion {
-    let error = Error::Timeout {
-        what: format!("kafka to take a record for {}", queued.record.topic),
-    };
-    completion(queued, Err(ProduceError::not_sent(error)))
 }
 
 fn completion(queued: Queued, mut outcome: Outcome) -> Completion {

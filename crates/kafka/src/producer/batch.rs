@@ -5,37 +5,9 @@
 //! is small: kafka.apache.org/documentation/#recordbatch
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kafka_protocol::compression::{Compressor, Gzip, Lz4, Snappy, Zstd};
 
 use super::record::Record;
-
-/// How the records of a batch are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compression {
-    /// No compression: right for small events that come one by one.
-    #[default]
-    None,
-    /// With the Java client's framing.
-    Snappy,
-    /// Slow and small.
-    Gzip,
-    /// Fast.
-    Lz4,
-    /// Fast and small.
-    Zstd,
-}
-
-impl Compression {
-    fn attribute(self) -> i16 {
-        match self {
-            Self::None => 0,
-            Self::Gzip => 1,
-            Self::Snappy => 2,
-            Self::Lz4 => 3,
-            Self::Zstd => 4,
-        }
-    }
-}
+use crate::compression::{Compression, pack};
 
 /// A producer's identity at the brokers, by which they recognise repetitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +16,40 @@ pub struct Identity {
     pub producer_id: i64,
     /// Increases when the producer restarts its sequence numbers.
     pub epoch: i16,
+    /// How its batches join a transaction.
+    pub transactions: Transactions,
 }
+
+/// How the batches of a producer join its transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transactions {
+    /// They belong to none.
+    #[default]
+    None,
+    /// The coordinator must know a partition before its first batch (AddPartitionsToTxn).
+    Explicit,
+    /// A batch adds its partition (KIP-890, `transaction.version` 2).
+    Implicit,
+}
+
+impl Identity {
+    /// The identity of a producer without transactions.
+    pub fn idempotent(producer_id: i64, epoch: i16) -> Self {
+        Self {
+            producer_id,
+            epoch,
+            transactions: Transactions::None,
+        }
+    }
+
+    /// Whether its batches belong to a transaction.
+    pub(crate) fn is_transactional(&self) -> bool {
+        self.transactions != Transactions::None
+    }
+}
+
+/// The bit of a batch's attributes that says that it belongs to a transaction.
+const TRANSACTIONAL: i16 = 0x10;
 
 /// The batch length counts the bytes after itself.
 const LENGTH_AT: usize = 8;
@@ -80,7 +85,12 @@ pub fn encode<'a>(
     out.put_i32(-1); // leader epoch: the broker fills it in
     out.put_i8(2); // magic
     out.put_u32(0); // checksum, below
-    out.put_i16(compression.attribute());
+    let transactional = if identity.is_transactional() {
+        TRANSACTIONAL
+    } else {
+        0
+    };
+    out.put_i16(compression.attribute() | transactional);
     out.put_i32(count - 1); // last offset delta
     out.put_i64(base_timestamp);
     out.put_i64(max_timestamp);
@@ -101,12 +111,9 @@ pub fn encode<'a>(
         put_length(&mut out, scratch.len());
         out.put_slice(&scratch);
     }
-    match compression {
-        Compression::None => {}
-        Compression::Snappy => compress::<Snappy>(&mut out)?,
-        Compression::Gzip => compress::<Gzip>(&mut out)?,
-        Compression::Lz4 => compress::<Lz4>(&mut out)?,
-        Compression::Zstd => compress::<Zstd>(&mut out)?,
+    if compression != Compression::None {
+        let records = out.split_off(RECORDS_AT);
+        pack(compression, &records, &mut (&mut out).writer())?;
     }
 
     let length = i32::try_from(out.len() - LENGTH_AT - 4).map_err(too_large)?;
@@ -114,16 +121,6 @@ pub fn encode<'a>(
     let crc = crc32c::crc32c(&out[ATTRIBUTES_AT..]);
     out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
     Ok(out.freeze())
-}
-
-/// Compresses the records behind the batch's header.
-fn compress<C: Compressor<BytesMut>>(batch: &mut BytesMut) -> Result<(), String> {
-    let records = batch.split_off(RECORDS_AT);
-    C::compress(batch, |buf| {
-        buf.put_slice(&records);
-        Ok(())
-    })
-    .map_err(|error| error.to_string())
 }
 
 fn put_record(out: &mut BytesMut, record: &Record, timestamp_delta: i64, offset_delta: i64) {
@@ -174,6 +171,7 @@ mod tests {
     const IDENTITY: Identity = Identity {
         producer_id: 4711,
         epoch: 3,
+        transactions: Transactions::Implicit,
     };
 
     fn decoded(bytes: Bytes) -> Vec<kafka_protocol::records::Record> {
@@ -208,6 +206,7 @@ mod tests {
             assert_eq!(read[499].sequence, 506);
             assert_eq!(read[499].producer_id, 4711);
             assert_eq!(read[499].producer_epoch, 3);
+            assert!(read[499].transactional);
             let header = read[499].headers.get(&b"traceparent"[..]).unwrap();
             assert_eq!(header.as_deref(), Some(&b"00-499"[..]));
         }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kafka_protocol::messages::{ApiKey, InitProducerIdRequest, ProducerId};
+use crate::ApiKey;
+use kafka_protocol::messages::{InitProducerIdRequest, ProducerId};
 
 use super::batch::Identity;
 use super::{Node, ProducerShared, ProducerState, sender, wait};
+use crate::cluster::Cluster;
 use crate::config::Backoff;
 use crate::error::Error;
 use tbd_deadline::Deadline;
@@ -25,8 +27,7 @@ const MISSING_PERIOD: Duration = Duration::from_millis(250);
 /// How often overdue records are looked for while records are pending.
 const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
-/// The time-out of one request to the cluster. Nothing interrupts the request, so closing the
-/// producer may be late by as much.
+/// The time-out of one request to the cluster.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Works until the producer stops, then joins the senders.
@@ -34,23 +35,26 @@ pub(super) fn run(shared: &Arc<ProducerShared>) {
     let config = shared.cluster.config();
     let mut metadata_thread = MetadataThread {
         shared,
+        cluster: shared.cluster.interruptible(&shared.interrupts),
         senders: Vec::new(),
         backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
         asked: Instant::now(),
         not_before: Instant::now(),
     };
-    while metadata_thread.wait_for_work() {
-        metadata_thread.run_once();
-    }
-    for sender in metadata_thread.senders {
-        if sender.join().is_err() {
-            log::error!("a kafka producer's sender panicked");
+    shared.run_thread("kafka-producer", || {
+        while metadata_thread.wait_for_work() {
+            metadata_thread.run_once();
         }
+    });
+    for sender in metadata_thread.senders {
+        // The thread catches its panics.
+        let _ = sender.join();
     }
 }
 
 struct MetadataThread<'a> {
     shared: &'a Arc<ProducerShared>,
+    cluster: Cluster,
     senders: Vec<JoinHandle<()>>,
     backoff: Backoff,
     /// When the last metadata request was made.
@@ -116,7 +120,7 @@ impl MetadataThread<'_> {
             Err(error) => {
                 log::debug!("kafka producer: {error}");
                 // No broker admits the client.
-                if matches!(error, Error::Tls { .. } | Error::Authentication { .. }) {
+                if error.is_no_admission() {
                     failed = state.records.fail_queued(None, &error);
                 }
                 state.last_error = Some(error);
@@ -133,20 +137,21 @@ impl MetadataThread<'_> {
     fn find_leaders(&mut self) -> Result<(), Error> {
         let topics = {
             let mut state = self.shared.state();
-            let records = &mut state.records;
+            let records = &state.records;
             let is_old = self.asked.elapsed() >= self.shared.cluster.config().metadata_max_age;
-            if !is_old && !records.needs_leaders() && !records.has_unknown_topic() {
+            let needs_none = !records.needs_leaders() && !records.has_unknown_topic();
+            if !is_old && needs_none && state.is_reached {
                 return Ok(());
             }
-            records.topics_to_ask(Instant::now())
+            state.records.topics_to_ask(Instant::now())
         };
         self.asked = Instant::now();
         let refreshed = self
-            .shared
             .cluster
             .refresh(&topics, Deadline::after(QUESTION_TIMEOUT));
         let (leaders, failed) = {
             let mut state = self.shared.state();
+            state.is_reached = refreshed.is_ok();
             if refreshed.is_err() {
                 state.records.doubt_leaders();
             }
@@ -190,9 +195,7 @@ impl MetadataThread<'_> {
                 let mut state = self.shared.state();
                 state.nodes.remove(&id);
                 state.records.doubt_leaders();
-                Err(Error::Resource {
-                    reason: error.to_string(),
-                })
+                Err(Error::resource(&error))
             }
         }
     }
@@ -208,16 +211,13 @@ impl MetadataThread<'_> {
             .with_producer_id(ProducerId(-1))
             .with_producer_epoch(-1);
         let response = self
-            .shared
             .cluster
             .connect_any(deadline)?
             .call(&request, deadline)?;
         Error::check(ApiKey::InitProducerId, response.error_code)?;
         let mut state = self.shared.state();
-        state.records.set_identity(Identity {
-            producer_id: response.producer_id.0,
-            epoch: response.producer_epoch,
-        });
+        let identity = Identity::idempotent(response.producer_id.0, response.producer_epoch);
+        state.records.set_identity(identity);
         state.wake_all();
         drop(state);
         self.shared.progress.notify_all();

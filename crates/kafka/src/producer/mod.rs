@@ -30,28 +30,38 @@
 //! during I/O or while hooks run.
 
 mod accumulator;
-mod batch;
+pub(crate) mod batch;
 mod metadata_thread;
+mod partitioner;
 mod record;
 mod sender;
+mod slot;
+mod transaction;
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kafka_protocol::messages::ApiKey;
+pub use crate::compression::Compression;
+pub use partitioner::{Partitioner, partition_for_key};
+pub use record::{
+    Certainty, Outcome, ProduceError, Record, RecordMetadata, TrySendError, TrySendReason,
+};
 
-pub use batch::{Compression, Identity, encode as encode_batch};
-pub use record::{Certainty, Outcome, ProduceError, Record, RecordMetadata};
+pub use transaction::{Ended, Transaction, TransactionError, TransactionalProducer};
 
+use super::ApiKey;
 use super::cluster::Cluster;
-use super::connection::Interrupter;
-use super::error::Error;
+use super::config::{DURATION_MAX, check_timeout};
+use super::connection::Interrupts;
+use super::error::{ConfigError, Error};
+use super::in_flight::guarded;
 use super::lock;
 use accumulator::{Accumulator, Completion, Limits, Queued};
-use record::{GaveUp, Slot};
+use slot::{GaveUp, Slot};
 use tbd_deadline::Deadline;
 
 /// Settings of a producer. The defaults suit request threads that publish events of a few
@@ -61,6 +71,9 @@ pub struct ProducerConfig {
     /// Topics whose leaders the producer finds and connects to at the start, not at the first
     /// record; [`Producer::warm_up`] waits for it.
     pub topics: Vec<String>,
+    /// The rule for the partition of a record that names none.
+    #[doc(alias = "partitioner.class")]
+    pub partitioner: Partitioner,
     /// How batches are compressed; Kafka's `compression.type`.
     #[doc(alias = "compression.type")]
     pub compression: Compression,
@@ -72,7 +85,8 @@ pub struct ProducerConfig {
     /// refuse more than 1 MiB. Kafka's `batch.size`.
     ///
     /// A larger record is a batch of its own. If [`compression`](Self::compression) is none, that
-    /// batch is compressed with zstd, and so is a single record that a broker found too large.
+    /// batch is compressed with the best codec there is, and so is a single record that a broker
+    /// found too large.
     #[doc(alias = "batch.size")]
     pub batch_bytes: usize,
     /// The largest record, in bytes before compression; Kafka's `max.request.size`. Far below the
@@ -99,6 +113,11 @@ pub struct ProducerConfig {
     /// the order. Kafka's `delivery.timeout.ms`; here each record also has its own deadline.
     #[doc(alias = "delivery.timeout.ms")]
     pub delivery_timeout: Duration,
+    /// How long a transaction of a [`TransactionalProducer`] may last. The cluster then aborts it
+    /// and fences the producer. Readers of committed records wait for an open transaction. Kafka's
+    /// `transaction.timeout.ms`; brokers limit it by `transaction.max.timeout.ms`.
+    #[doc(alias = "transaction.timeout.ms")]
+    pub transaction_timeout: Duration,
     /// The pauses before each retry of a record that a broker refused for a transient reason; it
     /// fails after the last. Waiting for a new leader or for a connection does not count.
     pub refusal_pauses: [Duration; 3],
@@ -108,6 +127,7 @@ impl Default for ProducerConfig {
     fn default() -> Self {
         Self {
             topics: Vec::new(),
+            partitioner: Partitioner::default(),
             compression: Compression::None,
             linger: Duration::ZERO,
             batch_bytes: 900_000,
@@ -117,6 +137,7 @@ impl Default for ProducerConfig {
             max_in_flight: 5,
             request_timeout: Duration::from_secs(10),
             delivery_timeout: Duration::from_secs(120),
+            transaction_timeout: Duration::from_secs(60),
             refusal_pauses: [
                 Duration::from_millis(100),
                 Duration::from_millis(500),
@@ -126,8 +147,44 @@ impl Default for ProducerConfig {
     }
 }
 
+impl ProducerConfig {
+    /// Checks every setting, as [`Producer::start`] does.
+    ///
+    /// # Errors
+    /// The first setting that is out of its range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let (at_least_1, too_long) = ("it must be at least 1", "it is longer than 24 days");
+        for (field, value) in [
+            ("ProducerConfig::batch_bytes", self.batch_bytes),
+            ("ProducerConfig::record_bytes", self.record_bytes),
+            ("ProducerConfig::request_bytes", self.request_bytes),
+            ("ProducerConfig::buffer_bytes", self.buffer_bytes),
+        ] {
+            ConfigError::check(value >= 1, field, at_least_1)?;
+        }
+        ConfigError::check(
+            (1..=5).contains(&self.max_in_flight),
+            "ProducerConfig::max_in_flight",
+            format!("{} is not between 1 and 5", self.max_in_flight),
+        )?;
+        ConfigError::check(
+            self.compression.is_built_in(),
+            "ProducerConfig::compression",
+            format!("this build of tbd-kafka has no {:?}", self.compression),
+        )?;
+        check_timeout("ProducerConfig::request_timeout", self.request_timeout)?;
+        check_timeout("ProducerConfig::delivery_timeout", self.delivery_timeout)?;
+        let field = "ProducerConfig::transaction_timeout";
+        check_timeout(field, self.transaction_timeout)?;
+        let field = "ProducerConfig::linger";
+        ConfigError::check(self.linger <= DURATION_MAX, field, too_long)?;
+        let are_short = self.refusal_pauses.iter().all(|it| *it <= DURATION_MAX);
+        ConfigError::check(are_short, "ProducerConfig::refusal_pauses", too_long)
+    }
+}
+
 /// Hooks that observe a producer. It calls them on its threads, without locks; they must return
-/// quickly.
+/// quickly. A panic in a hook is logged.
 pub trait ProducerHooks: Send + Sync {
     /// A record's outcome is certain, `latency` after its `send` call.
     fn record_settled(&self, topic: &str, latency: Duration, outcome: &Outcome) {
@@ -168,7 +225,10 @@ pub struct Pending {
 struct ProducerShared {
     cluster: Cluster,
     config: ProducerConfig,
+    transactional_id: Option<String>,
     hooks: Arc<dyn ProducerHooks>,
+    /// Interrupts the metadata thread's I/O.
+    interrupts: Arc<Interrupts>,
     state: Mutex<ProducerState>,
     /// Wakes the metadata thread.
     metadata_wakeup: Condvar,
@@ -183,6 +243,10 @@ struct ProducerState {
     closing: bool,
     /// Threads must end.
     stopping: bool,
+    /// Whether a broker answered the last request for metadata.
+    is_reached: bool,
+    /// A thread has panicked.
+    failed: Option<Error>,
     /// How many callers of [`Producer::warm_up`] wait.
     warming: usize,
     /// A caller has just started to wait: the metadata thread cuts its pause short.
@@ -203,7 +267,7 @@ struct Node {
     /// `ProducerShared::state`.
     connected: AtomicBool,
     /// Interrupts the thread's I/O.
-    interrupter: Mutex<Option<Interrupter>>,
+    interrupts: Arc<Interrupts>,
 }
 
 impl Node {
@@ -213,7 +277,7 @@ impl Node {
             wakeup: Condvar::new(),
             sleeps: AtomicBool::new(false),
             connected: AtomicBool::new(false),
-            interrupter: Mutex::new(None),
+            interrupts: Arc::default(),
         }
     }
 
@@ -241,13 +305,26 @@ impl Producer {
     /// Starts a producer. Does no I/O, and succeeds while the cluster is unreachable.
     ///
     /// # Errors
-    /// [`Error::Resource`] when the thread cannot be started.
+    /// [`Error::Config`] when a setting is out of its range; [`Error::Resource`] when the thread
+    /// cannot be started.
     pub fn start(
         cluster: Cluster,
         config: ProducerConfig,
         hooks: Arc<dyn ProducerHooks>,
     ) -> Result<Self, Error> {
+        Self::start_for(cluster, config, None, hooks)
+    }
+
+    fn start_for(
+        cluster: Cluster,
+        config: ProducerConfig,
+        transactional_id: Option<String>,
+        hooks: Arc<dyn ProducerHooks>,
+    ) -> Result<Self, Error> {
+        config.check()?;
+        cluster.config().check()?;
         let limits = Limits {
+            partitioner: config.partitioner.clone(),
             buffer_bytes: config.buffer_bytes,
             batch_bytes: config.batch_bytes,
             compression: config.compression,
@@ -255,6 +332,7 @@ impl Producer {
             linger: config.linger,
             delivery_timeout: config.delivery_timeout,
             refusal_pauses: config.refusal_pauses,
+            is_transactional: transactional_id.is_some(),
         };
         let topics = config.topics.iter().map(|topic| Arc::from(topic.as_str()));
         let state = ProducerState {
@@ -262,6 +340,8 @@ impl Producer {
             nodes: HashMap::new(),
             closing: false,
             stopping: false,
+            is_reached: false,
+            failed: None,
             warming: 0,
             is_hurried: false,
             last_error: None,
@@ -269,7 +349,9 @@ impl Producer {
         let shared = Arc::new(ProducerShared {
             cluster,
             config,
+            transactional_id,
             hooks,
+            interrupts: Arc::default(),
             state: Mutex::new(state),
             metadata_wakeup: Condvar::new(),
             progress: Condvar::new(),
@@ -278,9 +360,7 @@ impl Producer {
         let metadata_thread = std::thread::Builder::new()
             .name("kafka-producer".to_owned())
             .spawn(move || metadata_thread::run(&for_thread))
-            .map_err(|error| Error::Resource {
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| Error::resource(&error))?;
         Ok(Self {
             shared,
             metadata_thread: Mutex::new(Some(metadata_thread)),
@@ -304,10 +384,10 @@ impl Producer {
         state.warming += 1;
         let mut has_hurried = false;
         let outcome = loop {
-            if state.closing {
-                break Err(Error::Closed);
+            if let Err(error) = state.check_open() {
+                break Err(error);
             }
-            let are_led = state.records.are_led(&shared.config.topics);
+            let are_led = state.is_reached && state.records.are_led(&shared.config.topics);
             if are_led && !state.records.needs_identity() && state.is_connected() {
                 break Ok(());
             }
@@ -352,9 +432,7 @@ impl Producer {
         let started = Instant::now();
         let mut state = shared.state();
         let index = loop {
-            if state.closing {
-                return Err(ProduceError::not_sent(Error::Closed));
-            }
+            state.check_open().map_err(ProduceError::not_sent)?;
             let what = match state
                 .records
                 .place(&record, Instant::now())
@@ -378,10 +456,7 @@ impl Producer {
                 drop(state);
                 let failed = ProduceError::not_sent(error);
                 let latency = started.elapsed();
-                let outcome = Err(failed.clone());
-                shared
-                    .hooks
-                    .record_settled(&record.topic, latency, &outcome);
+                shared.settled(&record.topic, latency, &Err(failed.clone()));
                 return Err(failed);
             }
             state = wait(&shared.progress, state, left);
@@ -389,16 +464,32 @@ impl Producer {
         Ok(self.queue(&mut state, index, record, deadline, started))
     }
 
-    /// As [`send`](Self::send), but never waits: returns `None` and drops the record if `send`
-    /// would wait or fail.
-    pub fn try_send(&self, record: Record, deadline: Deadline) -> Option<Pending> {
-        let mut state = self.shared.state();
-        let fits = !state.closing
-            && record.size() <= self.shared.config.record_bytes
-            && state.records.has_room(record.weight());
+    /// As [`send`](Self::send), but never waits.
+    ///
+    /// # Errors
+    /// The record, and why `send` would wait or fail.
+    pub fn try_send(&self, record: Record, deadline: Deadline) -> Result<Pending, TrySendError> {
+        let shared = &self.shared;
         let now = Instant::now();
-        let index = state.records.place(&record, now).ok().flatten()?;
-        fits.then(|| self.queue(&mut state, index, record, deadline, now))
+        let mut state = shared.state();
+        let (bytes, limit) = (record.size(), shared.config.record_bytes);
+        let placed = match state.check_open() {
+            Ok(()) if bytes > limit => Err(Error::RecordTooLarge { bytes, limit }),
+            Ok(()) => state.records.place(&record, now),
+            Err(error) => Err(error),
+        };
+        let reason = match placed {
+            Ok(Some(index)) if state.records.has_room(record.weight()) => {
+                return Ok(self.queue(&mut state, index, record, deadline, now));
+            }
+            Ok(Some(_)) => TrySendReason::BufferFull,
+            Ok(None) => TrySendReason::UnknownTopic,
+            Err(error) => TrySendReason::Failed(error),
+        };
+        Err(TrySendError {
+            record: Box::new(record),
+            reason,
+        })
     }
 
     fn queue(
@@ -451,10 +542,20 @@ impl Producer {
     /// # Errors
     /// [`Error::Timeout`].
     pub fn flush(&self, deadline: Deadline) -> Result<(), Error> {
+        self.flush_unless(deadline, |_| false)
+    }
+
+    /// As [`Producer::flush`], until `is_over` at most.
+    fn flush_unless(
+        &self,
+        deadline: Deadline,
+        is_over: impl Fn(&Accumulator) -> bool,
+    ) -> Result<(), Error> {
         let mut state = self.shared.state();
         state.records.flushing += 1;
         state.wake_all();
-        while state.records.outstanding() > 0 {
+        while state.records.outstanding() > 0 && state.failed.is_none() && !is_over(&state.records)
+        {
             let left = deadline.remaining();
             if left.is_zero() {
                 state.records.flushing -= 1;
@@ -465,7 +566,7 @@ impl Producer {
             state = wait(&self.shared.progress, state, left);
         }
         state.records.flushing -= 1;
-        Ok(())
+        state.failed.clone().map_or(Ok(()), Err)
     }
 
     /// Takes no more records, delivers pending ones until `deadline`, gives up the rest, and joins
@@ -489,22 +590,19 @@ impl Producer {
             let mut state = self.shared.state();
             state.closing = true;
             state.stopping = true;
-            let given_up = state.records.abort();
+            let given_up = state.records.abort(&Error::Closed);
             state.wake_all();
             for node in state.nodes.values() {
-                if let Some(interrupter) = lock(&node.interrupter).take() {
-                    interrupter.interrupt();
-                }
+                node.interrupts.interrupt();
             }
             given_up
         };
+        self.shared.interrupts.interrupt();
         self.shared.metadata_wakeup.notify_all();
         self.shared.tell(given_up);
-        if let Some(metadata_thread) = lock(&self.metadata_thread).take()
-            && metadata_thread.join().is_err()
-        {
-            log::error!("the kafka producer's thread panicked");
-        }
+        // The thread catches its panics.
+        let thread = lock(&self.metadata_thread).take();
+        thread.map(JoinHandle::join);
     }
 }
 
@@ -532,9 +630,7 @@ impl Pending {
             GaveUp::Withdrawn => {
                 let outcome = Err(ProduceError::not_sent(error));
                 let latency = self.queued_at.elapsed();
-                self.shared
-                    .hooks
-                    .record_settled(&self.topic, latency, &outcome);
+                self.shared.settled(&self.topic, latency, &outcome);
                 outcome
             }
             GaveUp::Sent => Err(ProduceError::maybe_sent(error)),
@@ -548,34 +644,50 @@ impl ProducerShared {
     }
 
     /// A time-out that concerns these `topics` (none: all), with its reason if that is known.
-    fn timed_out(
-        &self,
-        state: &ProducerState,
-        mut what: String,
-        topics: &[impl AsRef<str>],
-    ) -> Error {
+    fn timed_out(&self, state: &ProducerState, what: String, topics: &[impl AsRef<str>]) -> Error {
         let concerns = |error: &&Error| match error {
-            Error::Topic { topic, .. } => {
-                topics.is_empty() || topics.iter().any(|one| one.as_ref() == &**topic)
-            }
+            Error::Refused {
+                topic: Some(topic), ..
+            } => topics.is_empty() || topics.iter().any(|one| one.as_ref() == &**topic),
             _ => true,
         };
         let mut names = topics.iter().map(AsRef::as_ref);
         let refusal = names.find_map(|topic| self.topic_refusal(topic));
-        if let Some(reason) = refusal.or(state.last_error.as_ref().filter(concerns).cloned()) {
-            what = format!("{what} ({reason})");
+        let last_error = state.last_error.as_ref().filter(concerns);
+        Error::Timeout {
+            what,
+            cause: refusal.or(last_error.cloned()).map(Box::new),
         }
-        Error::Timeout { what }
     }
 
     /// The error of the last metadata response for a topic, if it had one.
     fn topic_refusal(&self, topic: &str) -> Option<Error> {
         let code = self.cluster.topic_error(topic)?;
-        Some(Error::Topic {
-            topic: topic.into(),
-            api: ApiKey::Metadata,
-            code,
-        })
+        Some(Error::refused_topic(ApiKey::Metadata, code, topic))
+    }
+
+    fn settled(&self, topic: &str, latency: Duration, outcome: &Outcome) {
+        guarded("ProducerHooks::record_settled", || {
+            self.hooks.record_settled(topic, latency, outcome);
+        });
+    }
+
+    /// Runs a thread's work. If it panics, everything that waits for the producer fails.
+    fn run_thread(&self, name: &str, work: impl FnOnce()) {
+        if std::panic::catch_unwind(AssertUnwindSafe(work)).is_ok() {
+            return;
+        }
+        let thread = name.to_owned();
+        log::error!("the kafka producer's thread {thread} has panicked");
+        let given_up = {
+            let mut state = self.state();
+            state.failed = Some(Error::Panicked { thread });
+            state.wake_all();
+            state.records.abort(&Error::Closed)
+        };
+        self.metadata_wakeup.notify_all();
+        self.tell(given_up);
+        self.progress.notify_all();
     }
 
     /// Reports outcomes to owners and hooks. Never call it with a lock held.
@@ -587,8 +699,7 @@ impl ProducerShared {
         for done in completions {
             let latency = now.saturating_duration_since(done.queued_at);
             if done.slot.complete(done.outcome.clone()) {
-                self.hooks
-                    .record_settled(&done.topic, latency, &done.outcome);
+                self.settled(&done.topic, latency, &done.outcome);
             }
         }
         self.progress.notify_all();
@@ -596,6 +707,15 @@ impl ProducerShared {
 }
 
 impl ProducerState {
+    /// Fails when the producer takes no records any more.
+    fn check_open(&self) -> Result<(), Error> {
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None if self.closing => Err(Error::Closed),
+            None => Ok(()),
+        }
+    }
+
     /// Whether there is a connection to every leader.
     fn is_connected(&self) -> bool {
         let is_connected = |node: &Arc<Node>| node.connected.load(Ordering::Relaxed);
@@ -605,9 +725,8 @@ impl ProducerState {
 
     /// Why brokers do not admit the client, if the last error was that.
     fn refusal(&self) -> Option<Error> {
-        let is_refusal =
-            |error: &&Error| matches!(error, Error::Tls { .. } | Error::Authentication { .. });
-        self.last_error.as_ref().filter(is_refusal).cloned()
+        let last_error = self.last_error.as_ref();
+        last_error.filter(|it| it.is_no_admission()).cloned()
     }
 
     fn wake_all(&self) {

@@ -1,13 +1,11 @@
-//! Records, their outcomes, and the slots in which callers wait for outcomes.
+//! Records and their outcomes.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use crate::ErrorCode;
 use bytes::Bytes;
-use kafka_protocol::error::ResponseError;
 
 use crate::error::Error;
-use crate::lock;
-use tbd_deadline::Deadline;
 
 /// Approximate memory of a record in addition to its bytes in a batch: queue entry and slot.
 const MEMORY_OVERHEAD_BYTES: usize = 220;
@@ -20,8 +18,8 @@ const BATCH_OVERHEAD_BYTES: usize = 36;
 pub struct Record {
     /// The topic, which must exist.
     pub topic: Arc<str>,
-    /// Records with the same key keep their order. A record without a key goes to the partition
-    /// whose batch is gathering.
+    /// Records with the same key keep their order. Records without a key fill the partitions in
+    /// turn, some 16 KB or a batch at a time (KIP-480, KIP-794).
     pub key: Option<Bytes>,
     /// The payload; `None` is a tombstone on compacted topics.
     pub value: Option<Bytes>,
@@ -124,25 +122,9 @@ impl ProduceError {
         self.cause.is_transient()
     }
 
-    /// A hint on how to fix the cause, where Kafka's code alone does not say it.
-    pub fn way_out(&self) -> Option<&'static str> {
-        use ResponseError::{
-            InvalidRecord, InvalidTimestamp, MessageTooLarge, TopicAuthorizationFailed,
-        };
-        match self.cause.code()? {
-            MessageTooLarge => Some("raise the topic's max.message.bytes"),
-            InvalidTimestamp => {
-                Some("set the clock of this machine, or the topic's message.timestamp limits")
-            }
-            InvalidRecord => Some("a compacted topic takes no record without a key"),
-            TopicAuthorizationFailed => Some("allow this program to write to the topic"),
-            _ => None,
-        }
-    }
-
     /// Whether the record exceeds a configured limit of the client or of the broker.
     pub fn is_too_large(&self) -> bool {
-        use ResponseError::{MessageTooLarge, RecordListTooLarge};
+        use ErrorCode::{MessageTooLarge, RecordListTooLarge};
         let is_over_limit = matches!(self.cause, Error::RecordTooLarge { .. });
         let code = self.cause.code();
         is_over_limit || matches!(code, Some(MessageTooLarge | RecordListTooLarge))
@@ -151,7 +133,7 @@ impl ProduceError {
     /// Whether Kafka refuses this record because of its content, and may take others. Another
     /// password, permission or broker would not help.
     pub fn is_fault_of_record(&self) -> bool {
-        use ResponseError::{InvalidRecord, InvalidTimestamp};
+        use ErrorCode::{InvalidRecord, InvalidTimestamp};
         let is_invalid = matches!(
             self.cause,
             Error::InvalidRecord { .. } | Error::Encode { .. }
@@ -161,138 +143,30 @@ impl ProduceError {
     }
 }
 
+/// A record that [`Producer::try_send`](super::Producer::try_send) did not take.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cannot take a record for {} without waiting: {reason}", .record.topic)]
+pub struct TrySendError {
+    /// The record, unchanged.
+    pub record: Box<Record>,
+    /// Why it was not taken.
+    pub reason: TrySendReason,
+}
+
+/// Why a record was not taken.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrySendReason {
+    /// The buffer is full.
+    #[error("the buffer is full")]
+    BufferFull,
+    /// The topic's partitions are not known yet. The producer asks for them from now on.
+    #[error("the topic's partitions are not known yet")]
+    UnknownTopic,
+    /// Waiting would not help.
+    #[error(transparent)]
+    Failed(Error),
+}
+
 /// The outcome of one record.
 pub type Outcome = Result<RecordMetadata, ProduceError>;
-
-/// A slot for one record's outcome: a producer thread stores it, and the waiting owner takes it.
-/// Its lock is always the innermost.
-#[derive(Debug, Default)]
-pub(super) struct Slot {
-    state: Mutex<SlotState>,
-    done: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct SlotState {
-    stage: Stage,
-    /// Whether an owner waits. It saves a system call: waking nobody costs one too.
-    is_awaited: bool,
-}
-
-#[derive(Debug, Default)]
-enum Stage {
-    /// In the queue; no byte of it was sent.
-    #[default]
-    Queued,
-    /// Withdrawn by its owner before it was sent.
-    Withdrawn,
-    /// In a batch that was sent or is about to be.
-    Sent,
-    Done(Outcome),
-}
-
-impl Slot {
-    /// Moves from the queue into a batch; false if the record was withdrawn. A record of unknown
-    /// outcome that waits for a retry can no longer be withdrawn.
-    pub(super) fn take_for_sending(&self) -> bool {
-        let stage = &mut self.state().stage;
-        match stage {
-            Stage::Queued | Stage::Sent => {
-                *stage = Stage::Sent;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Moves back into the queue, after a broker refused all of the batch.
-    pub(super) fn return_to_queue(&self) {
-        let stage = &mut self.state().stage;
-        if matches!(stage, Stage::Sent) {
-            *stage = Stage::Queued;
-        }
-    }
-
-    pub(super) fn is_withdrawn(&self) -> bool {
-        matches!(self.state().stage, Stage::Withdrawn)
-    }
-
-    /// Stores the outcome; false if the slot already has one or was withdrawn.
-    pub(super) fn complete(&self, outcome: Outcome) -> bool {
-        let mut state = self.state();
-        if matches!(state.stage, Stage::Withdrawn | Stage::Done(_)) {
-            return false;
-        }
-        state.stage = Stage::Done(outcome);
-        let is_awaited = state.is_awaited;
-        // The woken thread finds the lock free.
-        drop(state);
-        if is_awaited {
-            self.done.notify_all();
-        }
-        true
-    }
-
-    /// Waits for the outcome at most until `deadline`.
-    pub(super) fn wait(&self, deadline: Deadline) -> Result<Outcome, GaveUp> {
-        let mut state = self.state();
-        state.is_awaited = true;
-        loop {
-            if let Stage::Done(outcome) = &state.stage {
-                return Ok(outcome.clone());
-            }
-            let left = deadline.remaining();
-            if left.is_zero() {
-                return Err(match state.stage {
-                    Stage::Queued => {
-                        state.stage = Stage::Withdrawn;
-                        GaveUp::Withdrawn
-                    }
-                    Stage::Withdrawn => GaveUp::Withdrawn,
-                    Stage::Sent | Stage::Done(_) => GaveUp::Sent,
-                });
-            }
-            state = match self.done.wait_timeout(state, left) {
-                Ok((state, _)) => state,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, SlotState> {
-        lock(&self.state)
-    }
-}
-
-/// The state of a record whose owner stopped waiting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum GaveUp {
-    Withdrawn,
-    Sent,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn a_record_given_up_while_queued_can_no_longer_be_sent() {
-        let slot = Slot::default();
-        let gave_up = slot.wait(Deadline::after(Duration::ZERO)).unwrap_err();
-        assert_eq!(gave_up, GaveUp::Withdrawn);
-        assert!(!slot.take_for_sending());
-        assert!(!slot.complete(Err(ProduceError::not_sent(Error::Closed))));
-    }
-
-    #[test]
-    fn a_record_given_up_after_sending_still_gets_its_outcome() {
-        let slot = Slot::default();
-        assert!(slot.take_for_sending());
-        let gave_up = slot.wait(Deadline::after(Duration::ZERO)).unwrap_err();
-        assert_eq!(gave_up, GaveUp::Sent);
-        assert!(slot.complete(Err(ProduceError::maybe_sent(Error::Closed))));
-        let outcome = slot.wait(Deadline::after(Duration::ZERO)).unwrap();
-        assert_eq!(outcome.unwrap_err().certainty, Certainty::MaybeSent);
-    }
-}

@@ -5,20 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kafka_protocol::error::ResponseError;
+use crate::ApiKey;
+use crate::ErrorCode;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::produce_response::PartitionProduceResponse;
-use kafka_protocol::messages::{ApiKey, ProduceRequest, ProduceResponse, TopicName};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::{ProduceRequest, ProduceResponse, TransactionalId};
 use uuid::Uuid;
 
 use super::accumulator::{Answer, OutgoingBatch, Ready};
-use super::batch::encode;
+use super::batch::{Transactions, encode};
 use super::{Node, ProducerShared};
+use crate::cluster::Cluster;
 use crate::config::Backoff;
 use crate::connection::{Connection, Sent};
 use crate::error::Error;
-use crate::lock;
+use crate::in_flight::guarded;
+use crate::wire::{millis, text, topic_name};
 use tbd_deadline::Deadline;
 
 /// The longest sleep without a look at the queues.
@@ -32,6 +34,9 @@ const IDLE_SUSPECT: Duration = Duration::from_secs(5);
 /// written to another topic of the same name.
 const BY_ID_FROM: i16 = 13;
 
+/// The first version of Produce that adds its partitions to the producer's transaction.
+const IMPLICIT_FROM: i16 = 12;
+
 /// All in-sync replicas acknowledge.
 const ACKS_ALL: i16 = -1;
 
@@ -41,20 +46,26 @@ pub(super) fn run(shared: &ProducerShared, node: &Node) {
     let mut sender = Sender {
         shared,
         node,
+        cluster: shared.cluster.interruptible(&node.interrupts),
         connection: None,
         in_flight: VecDeque::new(),
         backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
     };
-    // Before the first record, which then need not wait for the connection.
-    sender.connect();
-    while sender.wait_for_work() {
-        sender.run_once();
-    }
+    shared.run_thread(&format!("kafka-producer-{}", node.id), || {
+        // Before the first record, which then need not wait for the connection.
+        sender.connect();
+        while sender.wait_for_work() {
+            sender.run_once();
+        }
+    });
+    // After a panic, answers may be outstanding.
+    sender.give_up_in_flight(&Error::Closed);
 }
 
 struct Sender<'a> {
     shared: &'a ProducerShared,
     node: &'a Node,
+    cluster: Cluster,
     connection: Option<Connection>,
     /// Requests in flight on the connection, the oldest first.
     in_flight: VecDeque<InFlight>,
@@ -108,7 +119,6 @@ impl Sender<'_> {
                 Ready::At(moment) => moment.saturating_duration_since(now),
                 Ready::Idle => match idle {
                     Some(idle) if idle >= max_idle => {
-                        lock(&self.node.interrupter).take();
                         self.node.connected.store(false, Ordering::Relaxed);
                         self.connection = None;
                         continue;
@@ -145,7 +155,7 @@ impl Sender<'_> {
     /// Cuts the batches for the next request. While requests are in flight, only full batches.
     fn cut(&self, connection: &Connection) -> Vec<OutgoingBatch> {
         let ahead = !self.in_flight.is_empty();
-        let limit = self.shared.config.max_in_flight.clamp(1, 5);
+        let limit = self.shared.config.max_in_flight;
         if ahead && (self.in_flight.len() >= limit || connection.must_log_in()) {
             return Vec::new();
         }
@@ -160,9 +170,8 @@ impl Sender<'_> {
     fn connect(&mut self) {
         let config = self.shared.cluster.config();
         let deadline = Deadline::after(config.connect_timeout);
-        match self.shared.cluster.connect(self.node.id, deadline) {
+        match self.cluster.connect(self.node.id, deadline) {
             Ok(connection) => {
-                *lock(&self.node.interrupter) = connection.interrupter();
                 self.connection = Some(connection);
                 self.backoff.reset();
                 let state = self.shared.state();
@@ -201,7 +210,9 @@ impl Sender<'_> {
         for batch in &batches {
             let repeated = batch.repeated();
             if repeated > 0 {
-                self.shared.hooks.records_repeated(&batch.topic, repeated);
+                guarded("ProducerHooks::records_repeated", || {
+                    self.shared.hooks.records_repeated(&batch.topic, repeated);
+                });
             }
         }
         let (batches, impossible) = self.encode(batches);
@@ -212,12 +223,9 @@ impl Sender<'_> {
         let timeout = self.shared.config.request_timeout;
         let deadline = Deadline::after(timeout);
         let size = Size::of(&batches);
-        // One request names all topics by id or none.
-        let version_max = match batches.iter().any(|batch| batch.topic_id.is_nil()) {
-            true => BY_ID_FROM - 1,
-            false => i16::MAX,
-        };
-        let request = request(&batches, timeout);
+        let version_max = newest_version(&batches);
+        let transactional_id = self.shared.transactional_id.as_deref();
+        let request = request(&batches, timeout, transactional_id);
         match connection.send_at_most(&request, version_max, deadline) {
             Ok(sent) => {
                 self.in_flight.push_back(InFlight {
@@ -279,12 +287,13 @@ impl Sender<'_> {
 
     fn ended(&self, size: Size, result: Result<(), &Error>) {
         let hooks = &self.shared.hooks;
-        hooks.request_ended(self.node.id, size.records, size.bytes, result);
+        guarded("ProducerHooks::request_ended", || {
+            hooks.request_ended(self.node.id, size.records, size.bytes, result);
+        });
     }
 
     fn lost(&self, error: Error) {
         log::debug!("kafka node {}: {error}", self.node.id);
-        lock(&self.node.interrupter).take();
         let mut state = self.shared.state();
         self.node.connected.store(false, Ordering::Relaxed);
         state.last_error = Some(error);
@@ -355,7 +364,7 @@ impl Sender<'_> {
     }
 
     fn answer(&self, batch: &OutgoingBatch, partition: &PartitionProduceResponse) -> Answer {
-        let Some(code) = ResponseError::try_from_code(partition.error_code) else {
+        let Some(code) = ErrorCode::from_code(partition.error_code) else {
             return Answer::Written(Some(partition.base_offset).filter(|offset| *offset >= 0));
         };
         log::debug!(
@@ -388,11 +397,9 @@ impl Sender<'_> {
                 match &answer {
                     Answer::Written(_) => written = true,
                     Answer::Refused(code) => {
-                        last_error = Some(Error::Topic {
-                            topic: Arc::clone(&batch.topic),
-                            api: ApiKey::Produce,
-                            code: *code,
-                        });
+                        let partition = batch.topic_partition();
+                        last_error =
+                            Some(Error::refused_partition(ApiKey::Produce, *code, &partition));
                     }
                     _ => {}
                 }
@@ -417,7 +424,21 @@ fn answer_key(by_id: bool, id: Uuid, name: &str, partition: i32) -> (Uuid, &str,
     }
 }
 
-fn request(batches: &[OutgoingBatch], timeout: Duration) -> ProduceRequest {
+/// The newest version of a request with these batches. One request names all topics by id or none.
+fn newest_version(batches: &[OutgoingBatch]) -> i16 {
+    let is_explicit = |batch: &OutgoingBatch| batch.identity.transactions == Transactions::Explicit;
+    match batches.iter().any(|batch| batch.topic_id.is_nil()) {
+        _ if batches.iter().any(is_explicit) => IMPLICIT_FROM - 1,
+        true => BY_ID_FROM - 1,
+        false => i16::MAX,
+    }
+}
+
+fn request(
+    batches: &[OutgoingBatch],
+    timeout: Duration,
+    transactional_id: Option<&str>,
+) -> ProduceRequest {
     let mut by_topic: HashMap<(&Arc<str>, Uuid), Vec<PartitionProduceData>> = HashMap::new();
     for batch in batches {
         let topic = (&batch.topic, batch.topic_id);
@@ -429,15 +450,15 @@ fn request(batches: &[OutgoingBatch], timeout: Duration) -> ProduceRequest {
     }
     let topics = by_topic.into_iter().map(|((topic, id), partitions)| {
         TopicProduceData::default()
-            .with_name(TopicName(StrBytes::from_string(topic.to_string())))
+            .with_name(topic_name(topic))
             .with_topic_id(id)
             .with_partition_data(partitions)
     });
     // The broker stops waiting for its replicas before the client stops waiting for the broker: any
     // response is better than none.
-    let timeout_ms = i32::try_from((timeout * 3 / 4).as_millis()).unwrap_or(i32::MAX);
     ProduceRequest::default()
+        .with_transactional_id(transactional_id.map(|id| TransactionalId(text(id))))
         .with_acks(ACKS_ALL)
-        .with_timeout_ms(timeout_ms)
+        .with_timeout_ms(millis(timeout * 3 / 4))
         .with_topic_data(topics.collect())
 }

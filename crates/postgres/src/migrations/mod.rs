@@ -180,7 +180,7 @@ fn version(connection: &mut Connection) -> Result<(Option<i64>, bool), DatabaseE
         Ok(Some(row)) => Ok((recorded(row.try_get(0)?), row.try_get(1)?)),
         Ok(None) => Ok((None, false)),
         // No such table: no migration has run yet.
-        Err(error) if error.sqlstate() == Some("42P01") => Ok((None, false)),
+        Err(error) if error.is_undefined_table() => Ok((None, false)),
         Err(error) => Err(error),
     }
 }

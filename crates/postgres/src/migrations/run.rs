@@ -9,7 +9,6 @@ use super::source::Migration;
 use super::{Outcome, lock, recorded};
 use crate::config::DatabaseConfig;
 use crate::connector::{self, Link};
-use crate::watchdog::Watchdog;
 use tbd_deadline::Deadline;
 
 /// How long reading or writing the version may take before the server counts as lost. A write waits
@@ -28,7 +27,7 @@ pub(super) fn up(
         application_name: format!("{}-migrations", config.application_name),
         ..config.clone()
     };
-    let mut link = connector::connect(&config, &Watchdog::default())?;
+    let mut link = connector::connect(&config)?;
     up_on(&mut link, migrations, deadline).map_err(|error| match error {
         MigrationError::Database(error) => link.limit.explain(error).into(),
         error => error,

@@ -33,19 +33,22 @@ use opentelemetry::trace::{
     TracerProvider as _,
 };
 use opentelemetry::{ContextGuard, InstrumentationScope};
-use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 pub use opentelemetry::trace::{SpanContext, SpanKind, TraceContextExt};
 pub use opentelemetry::{Context, Key, KeyValue, Value};
-pub use propagation::{deserialize, extract, inject, inject_state, serialize};
+pub use opentelemetry_sdk::Resource;
+pub use propagation::{
+    TRACEPARENT, TRACESTATE, deserialize, extract, headers, inject, inject_state, serialize,
+};
 
 use super::metrics::TracingMetrics;
+use super::otlp::Client;
 use super::semconv;
 use tbd_deadline::Deadline;
 
 /// The instrumentation scope of tbd's spans.
-const SCOPE: &str = "tbd";
+pub(crate) const SCOPE: &str = "tbd";
 /// The longest text of an attribute, in bytes; the rest is cut off. Together with the SDK's limit
 /// of 128 attributes it bounds the size of a span.
 const VALUE_BYTES_MAX: usize = 1024;
@@ -99,17 +102,14 @@ impl Sampler {
 /// The configuration for [`init`].
 #[derive(Clone, Debug)]
 pub struct TracingConfig {
-    /// `service.name`.
-    pub service_name: String,
-    /// `service.version`.
-    pub service_version: String,
-    /// The collector's base URL, `http://host:4318`; `/v1/traces` is appended.
-    /// `None`: nothing is recorded or exported.
-    pub endpoint: Option<String>,
+    /// The process, from [`resource`].
+    pub resource: Resource,
+    /// The version of the instrumentation scope.
+    pub version: String,
+    /// The collector. `None`: nothing is recorded or exported.
+    pub collector: Option<Client>,
     /// Which traces are recorded.
     pub sampler: Sampler,
-    /// More attributes of the process. They override the defaults, except `service.name`.
-    pub resource_attributes: Vec<(String, String)>,
 }
 
 /// Owner of the export: spans are recorded while it lives. Dropped without
@@ -126,33 +126,26 @@ static TRACER: RwLock<Option<SdkTracer>> = RwLock::new(None);
 
 /// Sets up the process's tracing; `main` calls it once. Starts the export's thread; does no I/O
 /// itself.
-///
-/// # Errors
-/// When a standard variable of the exporter (such as `OTEL_EXPORTER_OTLP_HEADERS`) has an unusable
-/// value.
-pub fn init(config: TracingConfig, metrics: &TracingMetrics) -> std::io::Result<Tracing> {
-    let tracing = Tracing::start(config, metrics)?;
+pub fn init(config: TracingConfig, metrics: &TracingMetrics) -> Tracing {
+    let tracing = Tracing::start(config, metrics);
     *TRACER.write().unwrap_or_else(PoisonError::into_inner) = Some(tracing.tracer());
-    Ok(tracing)
+    tracing
 }
 
 impl Tracing {
-    fn start(config: TracingConfig, metrics: &TracingMetrics) -> std::io::Result<Self> {
-        let builder = SdkTracerProvider::builder().with_resource(resource(&config));
-        let provider = match &config.endpoint {
+    fn start(config: TracingConfig, metrics: &TracingMetrics) -> Self {
+        let builder = SdkTracerProvider::builder().with_resource(config.resource);
+        let provider = match config.collector {
             None => builder.with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff),
-            Some(endpoint) => {
-                let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
-                builder
-                    .with_sampler(config.sampler.to_sdk())
-                    .with_span_processor(export::processor(url, metrics.clone())?)
-            }
+            Some(client) => builder
+                .with_sampler(config.sampler.to_sdk())
+                .with_span_processor(export::processor(client, metrics.clone())),
         }
         .build();
         let scope = InstrumentationScope::builder(SCOPE)
-            .with_version(config.service_version)
+            .with_version(config.version)
             .build();
-        Ok(Self { provider, scope })
+        Self { provider, scope }
     }
 
     fn tracer(&self) -> SdkTracer {
@@ -169,12 +162,14 @@ impl Tracing {
     }
 }
 
-fn resource(config: &TracingConfig) -> Resource {
-    let given = config.resource_attributes.iter().cloned();
+/// The attributes of this process, for its spans and metrics: name and version of the service, a new
+/// `service.instance.id`, and `attributes`, which override all but the name.
+pub fn resource(name: &str, version: &str, attributes: &[(String, String)]) -> Resource {
+    let given = attributes.iter().cloned();
     // The SDK's default builder would read the environment again.
     Resource::builder_empty()
         .with_attributes([
-            KeyValue::new(semconv::SERVICE_VERSION, config.service_version.clone()),
+            KeyValue::new(semconv::SERVICE_VERSION, version.to_owned()),
             KeyValue::new(
                 semconv::SERVICE_INSTANCE_ID,
                 uuid::Uuid::now_v7().to_string(),
@@ -184,7 +179,7 @@ fn resource(config: &TracingConfig) -> Resource {
             KeyValue::new(semconv::TELEMETRY_SDK_LANGUAGE, "rust"),
         ])
         .with_attributes(given.map(|(key, value)| KeyValue::new(key, value)))
-        .with_service_name(config.service_name.clone())
+        .with_service_name(name.to_owned())
         .build()
 }
 

@@ -45,6 +45,18 @@ pub fn inject_state(context: &Context) -> Option<String> {
     Some(state).filter(|state| !state.is_empty())
 }
 
+/// The header of a trace's ids (W3C Trace Context).
+pub const TRACEPARENT: &str = "traceparent";
+/// The header of what vendors add to a trace.
+pub const TRACESTATE: &str = "tracestate";
+
+/// The names and values of the headers that carry `context` to another process.
+pub fn headers(context: &Context) -> impl Iterator<Item = (&'static str, String)> + use<> {
+    let parent = inject(context).map(|value| (TRACEPARENT, value));
+    let state = inject_state(context).map(|value| (TRACESTATE, value));
+    parent.into_iter().chain(state)
+}
+
 /// `context` as one text, to be stored and read by [`deserialize`]: `traceparent`, then a space and
 /// `tracestate` if it has one. `None` if it holds no span.
 pub fn serialize(context: &Context) -> Option<String> {

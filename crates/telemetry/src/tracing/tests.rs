@@ -9,6 +9,7 @@ use prost::Message;
 
 use super::*;
 use crate::metrics::{Registry, TracingMetrics};
+use crate::otlp::OtlpConfig;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest as ExportRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue as ProtoKeyValue, any_value::Value as Any};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -19,14 +20,23 @@ fn metrics() -> TracingMetrics {
     TracingMetrics::new(&Registry::new())
 }
 
-fn config(endpoint: Option<String>) -> TracingConfig {
-    TracingConfig {
-        service_version: "1.2.3".to_owned(),
-        service_name: "tbd-test".to_owned(),
-        endpoint,
+fn tracing(url: Option<String>, metrics: &TracingMetrics) -> Tracing {
+    let client = |url| {
+        Client::new(&OtlpConfig {
+            is_grpc: false,
+            url,
+            headers: Vec::new(),
+            ca_file: None,
+        })
+    };
+    let attributes = [("host.name".to_owned(), "h".to_owned())];
+    let config = TracingConfig {
+        resource: resource("tbd-test", "1.2.3", &attributes),
+        version: "1.2.3".to_owned(),
+        collector: url.map(|url| client(url).unwrap()),
         sampler: Sampler::ParentBasedAlwaysOn,
-        resource_attributes: vec![("host.name".to_owned(), "h".to_owned())],
-    }
+    };
+    Tracing::start(config, metrics)
 }
 
 /// A tracer of the test's own: all tests share the process's tracer.
@@ -146,7 +156,7 @@ fn soon() -> Deadline {
 fn a_collector_gets_spans_with_parents_links_attributes_and_failures() {
     let collector = Collector::start("200 OK");
     let metrics = metrics();
-    let tracing = Tracing::start(config(Some(collector.url())), &metrics).unwrap();
+    let tracing = tracing(Some(collector.url()), &metrics);
     let remote = extract(Some(TRACEPARENT), Some("vendor=1"));
     let link = span_of(&tracing, &Context::new(), SpanKind::Producer, [], vec![]).span_context();
 
@@ -225,7 +235,7 @@ fn a_collector_gets_spans_with_parents_links_attributes_and_failures() {
 fn many_spans_go_in_batches_over_one_connection() {
     let collector = Collector::start("200 OK");
     let metrics = metrics();
-    let tracing = Tracing::start(config(Some(collector.url())), &metrics).unwrap();
+    let tracing = tracing(Some(collector.url()), &metrics);
     for _ in 0..1200 {
         span_of(&tracing, &Context::new(), SpanKind::Internal, [], vec![]);
     }
@@ -244,7 +254,7 @@ fn many_spans_go_in_batches_over_one_connection() {
 fn a_collector_that_says_no_costs_the_batch_alone() {
     let collector = Collector::start("503 Service Unavailable");
     let metrics = metrics();
-    let tracing = Tracing::start(config(Some(collector.url())), &metrics).unwrap();
+    let tracing = tracing(Some(collector.url()), &metrics);
     drop(span_of(
         &tracing,
         &Context::new(),
@@ -280,7 +290,7 @@ fn a_collector_that_refuses_blocks_nobody_and_fills_no_memory() {
     };
     let metrics = metrics();
     let url = format!("http://127.0.0.1:{port}");
-    let tracing = Tracing::start(config(Some(url)), &metrics).unwrap();
+    let tracing = tracing(Some(url), &metrics);
     let longest = flood(&tracing);
     assert!(
         longest < Duration::from_secs(1),
@@ -297,7 +307,7 @@ fn a_collector_that_hangs_blocks_nobody_and_shutdown_keeps_its_deadline() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = metrics();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let tracing = Tracing::start(config(Some(url)), &metrics).unwrap();
+    let tracing = tracing(Some(url), &metrics);
     let longest = flood(&tracing);
     assert!(
         longest < Duration::from_secs(1),
@@ -306,14 +316,14 @@ fn a_collector_that_hangs_blocks_nobody_and_shutdown_keeps_its_deadline() {
     let start = Instant::now();
     tracing.shutdown(Deadline::after(Duration::from_millis(300)));
     let time = start.elapsed();
-    assert!(time < export::EXPORT_TIMEOUT, "shutdown took {time:?}");
+    assert!(time < crate::otlp::EXPORT_TIMEOUT, "shutdown took {time:?}");
 }
 
 #[test]
 fn a_span_that_a_panic_ends_has_failed() {
     let collector = Collector::start("200 OK");
     let metrics = metrics();
-    let tracing = Tracing::start(config(Some(collector.url())), &metrics).unwrap();
+    let tracing = tracing(Some(collector.url()), &metrics);
     let tracer = tracing.tracer();
     let panicked = std::thread::spawn(move || {
         let parent = Context::new();
@@ -335,7 +345,7 @@ fn a_span_that_a_panic_ends_has_failed() {
 
 #[test]
 fn without_export_ids_exist_and_attributes_are_not_built() {
-    let tracing = Tracing::start(config(None), &metrics()).unwrap();
+    let tracing = tracing(None, &metrics());
     let unbuilt = || -> Vec<KeyValue> { panic!("nobody records this span") };
     let span = span_of(&tracing, &Context::new(), SpanKind::Server, unbuilt, vec![]);
     assert!(!span.is_recording());
@@ -355,8 +365,7 @@ fn without_export_ids_exist_and_attributes_are_not_built() {
 #[test]
 fn the_callers_decision_not_to_sample_is_kept() {
     let metrics = metrics();
-    let tracing = Tracing::start(config(Some("http://127.0.0.1:9".to_owned())), &metrics);
-    let tracing = tracing.unwrap();
+    let tracing = tracing(Some("http://127.0.0.1:9".to_owned()), &metrics);
     let unsampled = TRACEPARENT.replace("-01", "-00");
     let span = span_of(
         &tracing,
@@ -405,7 +414,7 @@ fn work_on_another_thread_joins_the_trace_it_was_given() {
 fn work_that_nobody_asked_for_has_a_trace_of_its_own_that_is_not_recorded() {
     let metrics = metrics();
     let url = Some("http://127.0.0.1:9".to_owned());
-    let tracing = Tracing::start(config(url), &metrics).unwrap();
+    let tracing = tracing(url, &metrics);
     let span = |parent: Context| span_of(&tracing, &parent, SpanKind::Server, [], vec![]);
     let (one, other) = (span(unsampled()), span(unsampled()));
     assert!(!one.is_recording());

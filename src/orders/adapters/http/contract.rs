@@ -137,6 +137,16 @@ pub fn not_found() -> Problem {
     )
 }
 
+/// 404 for an order without a saga, known or not.
+pub fn no_saga() -> Problem {
+    Problem::new(
+        404,
+        "saga-not-found",
+        "Saga Not Found",
+        "No order with this id has a saga: workers begin one for each order with WORKER_WORKFLOW=saga.",
+    )
+}
+
 /// 503 or 500 for a store error. Logs the details, which the client does not get.
 pub fn store_problem(error: StoreError) -> Problem {
     store_problem_with_hint(error, RETRY)
@@ -195,7 +205,7 @@ pub fn cancel_problem(error: CancelError) -> Problem {
             412,
             "precondition-failed",
             "Precondition Failed",
-            "The order is no longer as If-Match describes it; get it again.",
+            "The order is no longer as the ETag describes it; get it again.",
         ),
         CancelError::NotPending(reason) => Problem::new(
             409,

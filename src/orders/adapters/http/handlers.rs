@@ -1,23 +1,24 @@
-//! Handlers of the four endpoints: parse the request, call the use case, build the response.
+//! Handlers of the endpoints: parse the request, call the use case, build the response.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use crate::orders::app::commands::{CancelOrder, CreateOrder, NewOrder};
-use crate::orders::app::queries::{GetOrder, ListOrders};
+use crate::orders::app::queries::{GetOrder, GetSaga, ListOrders};
 use crate::orders::domain::Order;
 use crate::orders::ports::{Caller, StoredAnswer};
-use tbd_http::{Problem, Request, Response, Router};
+use tbd_http::{Identity, Problem, Request, Response, Router};
 use tbd_telemetry::{semconv, tracing};
 
 use super::conditional::{client_has, etag, if_match};
 use super::contract::{
-    body_problem, cancel_problem, create_problem, idempotency_key, invalid, not_found, order_id,
-    require_json, require_unencoded, store_problem,
+    body_problem, cancel_problem, create_problem, idempotency_key, invalid, no_saga, not_found,
+    order_id, require_json, require_unencoded, store_problem,
 };
 use super::dto;
 use super::query;
+use super::saga::saga_body;
 
 /// The use cases that the API offers.
 pub struct Api {
@@ -27,13 +28,15 @@ pub struct Api {
     pub cancel: CancelOrder,
     /// `GET /v1/orders/{id}`
     pub get: GetOrder,
+    /// `GET /v1/orders/{id}/saga`
+    pub saga: GetSaga,
     /// `GET /v1/orders`
     pub list: ListOrders,
 }
 
 /// Adds the API's routes to `router`.
-pub fn routes(router: Router, api: Api) -> Router {
-    let api = Arc::new(api);
+pub fn routes(router: Router, api: impl Into<Arc<Api>>) -> Router {
+    let api = api.into();
     let on = |handler: fn(&Api, &mut Request) -> Result<Response, Problem>| {
         let api = Arc::clone(&api);
         move |request: &mut Request| handler(&api, request)
@@ -42,6 +45,7 @@ pub fn routes(router: Router, api: Api) -> Router {
         .post("/v1/orders", on(Api::create_order))
         .get("/v1/orders", on(Api::list_orders))
         .get("/v1/orders/{id}", on(Api::get_order))
+        .get("/v1/orders/{id}/saga", on(Api::get_saga))
         .post("/v1/orders/{id}/cancel", on(Api::cancel_order))
 }
 
@@ -54,7 +58,7 @@ impl Api {
             dto::parse_new_order(request.body()?).map_err(body_problem)?;
         let order = Order::create(customer_email, amount, Timestamp::now());
         let new_order = NewOrder {
-            caller: caller(request),
+            caller: caller(request.identity()),
             key,
             body: dto::order_body(&order),
             order,
@@ -88,6 +92,16 @@ impl Api {
         Ok(response.header("ETag", tag))
     }
 
+    fn get_saga(&self, request: &mut Request) -> Result<Response, Problem> {
+        let id = order_id(request.param("id").unwrap_or_default())?;
+        let saga = self
+            .saga
+            .handle(id, request.deadline())
+            .map_err(store_problem)?
+            .ok_or_else(no_saga)?;
+        Ok(Response::json(200, saga_body(&saga)))
+    }
+
     fn list_orders(&self, request: &mut Request) -> Result<Response, Problem> {
         let query = query::parse(request.query().unwrap_or_default()).map_err(invalid)?;
         let listed = self
@@ -110,9 +124,9 @@ impl Api {
     }
 }
 
-/// The owner of the request's Idempotency-Key.
-fn caller(request: &Request) -> Caller {
-    request.identity().map_or(Caller::ANONYMOUS, |identity| {
+/// The owner of the Idempotency-Keys of requests by `identity`.
+pub fn caller(identity: Option<&Identity>) -> Caller {
+    identity.map_or(Caller::ANONYMOUS, |identity| {
         Caller::new(identity.issuer.as_deref(), identity.subject.as_deref())
     })
 }

@@ -6,8 +6,9 @@ pub mod dto;
 mod handlers;
 mod page;
 pub mod query;
+mod saga;
 
 pub use dto::{BodyError, parse_new_order};
-pub use handlers::{Api, routes};
+pub use handlers::{Api, caller, routes};
 pub use page::page;
 pub use query::{ListQuery, cursor, parse as parse_list_query};

@@ -8,8 +8,10 @@ use tbd_http::FieldError;
 
 /// The largest page number. Nobody reads further, and the arithmetic cannot overflow.
 const PAGE_MAX: u32 = i32::MAX as u32;
-const PAGE_SIZE_MAX: u32 = 100;
-const PAGE_SIZE_DEFAULT: u32 = 20;
+/// The largest page.
+pub const PAGE_SIZE_MAX: u32 = 100;
+/// The size of a page that names none.
+pub const PAGE_SIZE_DEFAULT: u32 = 20;
 
 /// The parameters of a list request.
 #[derive(Debug, PartialEq)]
@@ -25,7 +27,8 @@ pub fn cursor(id: OrderId) -> String {
     id.0.simple().to_string()
 }
 
-fn parse_cursor(text: &str) -> Option<OrderId> {
+/// The id in a cursor; `None` if it is not one.
+pub fn parse_cursor(text: &str) -> Option<OrderId> {
     // Only the form that `cursor` writes; other forms of a UUID are not accepted.
     let id = Uuid::parse_str(text).ok()?;
     let exact = id.get_version_num() == 7 && text == id.simple().to_string();

@@ -16,7 +16,7 @@ impl AnnouncementHealth {
         drop(threads);
         match (before, now) {
             (None, Some(trouble)) => log::warn!("{trouble}; trying again until it works"),
-            (Some(_), None) => log::info!("no announcement has to wait any more"),
+            (Some(_), None) => log::info!("no announcement waits any more"),
             _ => {}
         }
     }

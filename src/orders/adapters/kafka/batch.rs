@@ -9,20 +9,19 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::metrics::{OrdersMetrics, WorkerMetrics};
+use crate::metrics::WorkerMetrics;
 use crate::orders::app::commands::process_orders::pause_after;
 use crate::orders::app::commands::{Processed, Task};
 use crate::orders::domain::{OrderEvent, OrderId};
 use crate::orders::ports::{Replay, StoreError};
+use tbd_kafka::TopicPartition;
 use tbd_kafka::consumer::ConsumerRecord;
-use tbd_kafka::group::TopicPartition;
 use tbd_kafka::producer::Record;
-use tbd_telemetry::semconv;
-use tbd_telemetry::tracing::{self, DetachedSpan, KeyValue, SpanKind, TraceContextExt};
+use tbd_telemetry::tracing::{self, DetachedSpan};
 
-use super::bus::{key_attribute, trace_context};
 use super::dead_letter::{FAILED, Reason, UNDECODABLE, UNKNOWN_ORDER, dead_letter, replayed_at};
 use super::events::{Topics, created_order};
+use super::spans::process_span;
 
 mod announcements;
 
@@ -32,17 +31,17 @@ use announcements::Outgoing;
 
 /// With this many records in hand, the thread polls no more.
 const IN_HAND_MAX: usize = 500;
-/// The pause after the store or Kafka was unavailable.
+/// The pause after the store, Kafka or a participant was unavailable.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The records in hand, in the order of their delivery.
 pub struct Batch {
     topics: Topics,
     group: String,
-    orders: OrdersMetrics,
     worker: WorkerMetrics,
     entries: Vec<Entry>,
-    is_store_away: bool,
+    /// Whether the store or a participant was unavailable.
+    is_held_up: bool,
     /// Topics that do not accept our announcements at present, and why.
     troubled: BTreeMap<Arc<str>, String>,
     /// When the next announcement probes these topics.
@@ -81,14 +80,13 @@ pub struct Due<'a> {
 
 impl Batch {
     /// An empty batch, for a member of `group`.
-    pub fn new(topics: Topics, group: &str, orders: OrdersMetrics, worker: WorkerMetrics) -> Self {
+    pub fn new(topics: Topics, group: &str, worker: WorkerMetrics) -> Self {
         Self {
             topics,
             group: group.to_owned(),
-            orders,
             worker,
             entries: Vec::new(),
-            is_store_away: false,
+            is_held_up: false,
             troubled: BTreeMap::new(),
             probe_at: Instant::now(),
             probes: 0,
@@ -100,10 +98,10 @@ impl Batch {
         self.entries.is_empty()
     }
 
-    /// Whether the last calls to the store and to Kafka succeeded. If not, the thread polls no
-    /// more records.
+    /// Whether the last calls to the store, the participants and Kafka succeeded. If not, the thread
+    /// polls no more records.
     pub fn is_flowing(&self) -> bool {
-        !self.is_store_away && self.troubled.is_empty()
+        !self.is_held_up && self.troubled.is_empty()
     }
 
     /// Whether there is room for more records: those in hand only wait for their next attempt.
@@ -235,7 +233,7 @@ impl Batch {
 
     /// After a store error: postpones everything that was due at `now`.
     pub fn postpone(&mut self, error: &StoreError, now: Instant) {
-        self.is_store_away = true;
+        self.is_held_up = true;
         let mut count = 0;
         for entry in &mut self.entries {
             if let Some(failed_attempts) = entry.attempts_due(now) {
@@ -252,7 +250,8 @@ impl Batch {
 
     /// Applies the outcomes of attempts. An order without one stays due.
     pub fn conclude(&mut self, results: &HashMap<OrderId, Processed>, now: Instant) {
-        self.is_store_away = false;
+        let is_waiting = |it: &Processed| matches!(it, Processed::Waiting { .. });
+        self.is_held_up = results.values().any(is_waiting);
         for index in 0..self.entries.len() {
             let entry = &self.entries[index];
             if let (Ok(id), State::ToProcess { .. }) = (&entry.order, &entry.state)
@@ -274,6 +273,13 @@ impl Batch {
                 return State::ToProcess {
                     failed_attempts: *failed_attempts,
                     due: now + pause_after(*failed_attempts),
+                };
+            }
+            Processed::Waiting { reason } => {
+                entry.span.fail("participant", reason);
+                return State::ToProcess {
+                    failed_attempts: 0,
+                    due: now + PAUSE,
                 };
             }
             Processed::Completed(order) => {
@@ -391,36 +397,6 @@ impl Entry {
             waiting: None,
         }
     }
-}
-
-/// The span of processing one record. It is a child of the span that sent the record and also
-/// links to it, as the semantic conventions recommend.
-fn process_span(record: &ConsumerRecord, order: Option<&OrderId>, group: &str) -> DetachedSpan {
-    let parent = trace_context(record);
-    let sent = parent.span().span_context().clone();
-    let links = sent.is_valid().then_some(sent).into_iter().collect();
-    let name = format!("process {}", record.topic);
-    let attributes = || {
-        let mut attributes = vec![
-            KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
-            KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "process"),
-            KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "process"),
-            KeyValue::new(
-                semconv::MESSAGING_DESTINATION_NAME,
-                record.topic.to_string(),
-            ),
-            KeyValue::new(
-                semconv::MESSAGING_DESTINATION_PARTITION_ID,
-                record.partition.to_string(),
-            ),
-            KeyValue::new(semconv::MESSAGING_CONSUMER_GROUP_NAME, group.to_owned()),
-            KeyValue::new(semconv::MESSAGING_KAFKA_OFFSET, record.offset),
-        ];
-        attributes.extend(key_attribute(record.key.as_deref()));
-        attributes.extend(order.map(|id| KeyValue::new(semconv::ORDER_ID, id.to_string())));
-        attributes
-    };
-    tracing::detached_span_in(&parent, name, SpanKind::Consumer, attributes, links)
 }
 
 #[cfg(test)]

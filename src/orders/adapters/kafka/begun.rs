@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::time::Instant;
 
 use crate::orders::domain::OrderId;
 use tbd_deadline::{Deadline, lock};
@@ -15,6 +16,7 @@ const KEPT_MAX: usize = 1024;
 pub(super) struct Sending {
     pub(super) pending: Pending,
     pub(super) span: DetachedSpan,
+    pub(super) began: Instant,
 }
 
 /// Records by order, until the order's request takes its own. A request that gave up leaves its

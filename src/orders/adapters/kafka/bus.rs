@@ -1,19 +1,19 @@
 //! The Kafka [`EventBus`], on the producer of `crates/kafka`.
 
-use bytes::Bytes;
+use std::time::Instant;
 
+use crate::orders::adapters::breaker::Breaker;
 use crate::orders::app::PUBLISH_BUDGET;
 use crate::orders::domain::OrderEvent;
 use crate::orders::ports::{EventBus, Message, PublishError};
 use tbd_deadline::Deadline;
-use tbd_kafka::consumer::ConsumerRecord;
 use tbd_kafka::producer::{Outcome, ProduceError, Producer, Record};
 use tbd_telemetry::semconv;
-use tbd_telemetry::tracing::{self, Context, DetachedSpan, KeyValue, SpanKind};
+use tbd_telemetry::tracing::{self, DetachedSpan, SpanKind};
 
 use super::begun::{Begun, Sending};
-use super::breaker::Breaker;
 use super::events::Topics;
+use super::spans::traced;
 
 /// Publishes events to their topics.
 pub struct KafkaEventBus {
@@ -52,15 +52,20 @@ impl KafkaEventBus {
             return;
         }
         let deadline = Deadline::after(PUBLISH_BUDGET);
+        let began = Instant::now();
         for message in messages {
             let cause = message.trace_context.as_deref();
             let (record, span) = traced(self.topics.record(message), cause);
             match self.producer.try_send(record, deadline) {
-                Some(pending) => {
-                    let sending = Sending { pending, span };
+                Ok(pending) => {
+                    let sending = Sending {
+                        pending,
+                        span,
+                        began,
+                    };
                     self.begun.put(message.order_id, sending, deadline);
                 }
-                None => span.fail("not_begun", "it could not leave at once"),
+                Err(error) => span.fail("not_begun", &error.to_string()),
             }
         }
     }
@@ -104,17 +109,6 @@ impl KafkaEventBus {
     }
 }
 
-/// The span of sending `record`, and the record with the span's context in its headers.
-fn traced(mut record: Record, cause: Option<&str>) -> (Record, DetachedSpan) {
-    let span = send_span(&record, cause);
-    let headers = trace_headers(&span.context());
-    record.headers.extend(headers.map(|(name, value)| {
-        let value = Some(Bytes::from(value));
-        (name.to_owned(), value)
-    }));
-    (record, span)
-}
-
 /// Converts the producer's outcome, and records it in the span.
 fn settled(outcome: Outcome, span: &DetachedSpan) -> Result<(), PublishError> {
     match outcome {
@@ -134,74 +128,20 @@ fn settled(outcome: Outcome, span: &DetachedSpan) -> Result<(), PublishError> {
     }
 }
 
-const TRACEPARENT: &str = "traceparent";
-const TRACESTATE: &str = "tracestate";
-
-/// Whether a record's header of this name carries trace context.
-pub(super) fn is_trace_header(name: &str) -> bool {
-    [TRACEPARENT, TRACESTATE].contains(&name)
-}
-
-/// The names and values of the headers that carry `context` (W3C Trace Context).
-pub fn trace_headers(context: &Context) -> impl Iterator<Item = (&'static str, String)> + use<> {
-    let parent = tracing::inject(context).map(|value| (TRACEPARENT, value));
-    let state = tracing::inject_state(context).map(|value| (TRACESTATE, value));
-    parent.into_iter().chain(state)
-}
-
-/// The trace context in a record's headers.
-pub(super) fn trace_context(record: &ConsumerRecord) -> Context {
-    let values = |wanted| {
-        let all = record
-            .headers
-            .iter()
-            .filter(move |(name, _)| name == wanted);
-        all.filter_map(|(_, value)| std::str::from_utf8(value.as_deref()?).ok())
-    };
-    tracing::extract(values(TRACEPARENT), values(TRACESTATE))
-}
-
-/// The span of sending `record`, in the trace of its `cause`.
-pub fn send_span(record: &Record, cause: Option<&str>) -> DetachedSpan {
-    let parent = tracing::deserialize(cause);
-    let name = format!("send {}", record.topic);
-    let attributes = || {
-        let mut attributes = vec![
-            KeyValue::new(semconv::MESSAGING_SYSTEM, semconv::KAFKA),
-            KeyValue::new(semconv::MESSAGING_OPERATION_NAME, "send"),
-            KeyValue::new(semconv::MESSAGING_OPERATION_TYPE, "send"),
-            KeyValue::new(
-                semconv::MESSAGING_DESTINATION_NAME,
-                record.topic.to_string(),
-            ),
-        ];
-        attributes.extend(key_attribute(record.key.as_deref()));
-        attributes
-    };
-    tracing::detached_span_in(&parent, name, SpanKind::Producer, attributes, Vec::new())
-}
-
-/// A record's key as an attribute, if it is valid UTF-8.
-pub(super) fn key_attribute(key: Option<&[u8]>) -> Option<KeyValue> {
-    let key = std::str::from_utf8(key?).ok()?;
-    Some(KeyValue::new(
-        semconv::MESSAGING_KAFKA_MESSAGE_KEY,
-        key.to_owned(),
-    ))
-}
-
 /// Unavailable concerns Kafka's health, Refused this one event. Both can be corrected later, and
 /// the event must not be lost until then.
 fn publish_error(error: ProduceError) -> PublishError {
-    let reason = match error.way_out() {
-        Some(way_out) => format!("{error}; {way_out}"),
-        None => error.to_string(),
-    };
+    let reason = error.to_string();
     match error.is_fault_of_record() {
         _ if error.is_too_large() => PublishError::TooLarge(reason),
         true => PublishError::Refused(reason),
         false => PublishError::Unavailable(reason),
     }
+}
+
+/// Whether Kafka was unavailable. A refused message says nothing about Kafka's health.
+fn is_away(error: &PublishError) -> bool {
+    matches!(error, PublishError::Unavailable(_))
 }
 
 impl EventBus for KafkaEventBus {
@@ -212,7 +152,10 @@ impl EventBus for KafkaEventBus {
     fn publish(&self, message: &Message, deadline: Deadline) -> Result<(), PublishError> {
         if let Some(sending) = self.begun.take(message.order_id) {
             let result = settled(sending.pending.wait(deadline), &sending.span);
-            self.breaker.iter().for_each(|it| it.count(&result));
+            let succeeded = !result.as_ref().err().is_some_and(is_away);
+            self.breaker
+                .iter()
+                .for_each(|it| it.count(succeeded, sending.began));
             return result;
         }
         let send = || {
@@ -224,7 +167,13 @@ impl EventBus for KafkaEventBus {
                 .unwrap_or_else(no_answer)
         };
         match &self.breaker {
-            Some(breaker) => breaker.guard(send),
+            Some(breaker) => breaker.guard(is_away, send).unwrap_or_else(|| {
+                let reason = "the circuit breaker is open";
+                // The span shows readers of the trace that no message was sent.
+                let step = tracing::span("publish", SpanKind::Internal, []);
+                step.fail("circuit_open", reason);
+                Err(PublishError::Unavailable(reason.into()))
+            }),
             None => send(),
         }
     }

@@ -6,8 +6,8 @@
 //! hand takes.
 //!
 //! An offset moves only past records whose order has a final status in the database and whose
-//! announcement is acknowledged. While the database or Kafka is unavailable, the records in hand
-//! wait, the thread polls no more of them, and the membership continues.
+//! announcement is acknowledged. While the database, Kafka or a participant is unavailable, the records
+//! in hand wait, the thread polls no more of them, and the membership continues.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,11 +15,10 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::metrics::{KafkaMetrics, OrdersMetrics, WorkerMetrics};
+use crate::metrics::{KafkaMetrics, WorkerMetrics};
 use crate::orders::app::PUBLISH_BUDGET;
-use crate::orders::app::commands::ProcessOrders;
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
+use crate::orders::app::commands::Workflow;
+use tbd_deadline::{Deadline, StopSignal};
 use tbd_kafka::Cluster;
 use tbd_kafka::consumer::{Consumer, ConsumerConfig, ConsumerRecord};
 use tbd_telemetry::tracing::DetachedSpan;
@@ -55,12 +54,10 @@ pub struct Settings {
 /// The consumers of new orders' events.
 pub struct OrderConsumers {
     /// The use case.
-    pub process: ProcessOrders,
+    pub workflow: Box<dyn Workflow>,
     /// Publishes announcements and dead letters.
     pub bus: Arc<KafkaEventBus>,
-    /// Counts dead letters.
-    pub orders: OrdersMetrics,
-    /// Counts busy threads and waiting announcements.
+    /// Counts busy threads, waiting announcements and dead letters.
     pub worker: WorkerMetrics,
     /// Receives the threads' reports of waiting announcements.
     pub announcement_health: AnnouncementHealth,
@@ -78,7 +75,7 @@ impl OrderConsumers {
     pub fn start(self, settings: Settings) -> io::Result<Vec<JoinHandle<()>>> {
         let (this, settings) = (Arc::new(self), Arc::new(settings));
         for reason in dead_letter::REASONS {
-            this.orders.dead_lettered.with_label_values(&[reason]);
+            this.worker.dead_lettered.with_label_values(&[reason]);
         }
         for topic in this.bus.topics().all() {
             let waiting = &this.worker.announcements_waiting;
@@ -121,7 +118,7 @@ impl OrderConsumers {
             Consumer::start(settings.cluster.clone(), settings.consumer.clone(), hooks)?;
         let ended = self.consume(number, &mut consumer, &meter);
         if let Err(error) = consumer.close(Deadline::after(CLOSE_BUDGET)) {
-            log::warn!("left the group without telling it: {error}");
+            log::warn!("cannot leave the group; it notices after the session time-out: {error}");
         }
         ended
     }
@@ -132,8 +129,8 @@ impl OrderConsumers {
         consumer: &mut Consumer,
         meter: &ConsumerMeter,
     ) -> Result<(), tbd_kafka::Error> {
-        let (orders, worker) = (self.orders.clone(), self.worker.clone());
-        let mut batch = Batch::new(self.bus.topics().clone(), meter.group(), orders, worker);
+        let topics = self.bus.topics().clone();
+        let mut batch = Batch::new(topics, meter.group(), self.worker.clone());
         let mut away = false;
         while !self.stop.is_stopped() {
             let polled = poll(consumer, &batch);
@@ -194,7 +191,7 @@ impl OrderConsumers {
         let handled = {
             let _entered = due.span.map(DetachedSpan::enter);
             let until = Deadline::after_instant(now, ROUND);
-            self.process.handle(&due.tasks, &due.replays, until)
+            self.workflow.handle(&due.tasks, &due.replays, until)
         };
         match handled {
             Ok(results) => batch.conclude(&results, Instant::now()),

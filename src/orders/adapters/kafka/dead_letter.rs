@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tbd_kafka::consumer::ConsumerRecord;
 use tbd_kafka::producer::Record;
 
-use super::bus::is_trace_header;
+use super::spans::is_trace_header;
 
 /// The prefix of all headers that dead letters and replays add.
 const PREFIX: &str = "dlq-";

@@ -17,10 +17,10 @@ use tbd_kafka::{Cluster, Error, Reader};
 use tbd_telemetry::tracing;
 
 use super::KafkaEventBus;
-use super::bus::trace_context;
 use super::dead_letter::{
     ATTEMPTS, OFFSET, OMITTED, Original, PARTITION, REASON, TOPIC, replay, with_original,
 };
+use super::spans::trace_context;
 
 /// Time limit of one read of the topic: an operator waits for it.
 const READ_BUDGET: Duration = Duration::from_secs(10);
@@ -119,7 +119,7 @@ impl Letters {
 #[derive(Debug, thiserror::Error)]
 pub enum IncompleteError {
     /// The headers that name the original are missing: another program wrote the letter.
-    #[error("its value was omitted, and it does not say where the original lies")]
+    #[error("its value was omitted, and its headers do not name the original")]
     NoPlace,
     /// The original cannot be read at present.
     #[error("its value was omitted, and the original at {place} cannot be read: {error}")]
@@ -136,7 +136,7 @@ pub enum IncompleteError {
         place: String,
     },
     /// The topic was deleted and created again.
-    #[error("its value was omitted, and {place} holds another record than the original")]
+    #[error("its value was omitted, and the record at {place} is not the original")]
     Replaced {
         /// Topic, partition and offset.
         place: String,
@@ -147,7 +147,7 @@ pub enum IncompleteError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// Another program wrote the letter.
-    #[error("it has no dlq-topic header, so nobody knows where it belongs")]
+    #[error("it has no dlq-topic header, so its topic is unknown")]
     NoOrigin,
     /// The letter is incomplete, and its original is not available.
     #[error(transparent)]

@@ -5,8 +5,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::metrics::KafkaMetrics;
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
+use tbd_deadline::{Deadline, StopSignal};
 use tbd_kafka::Cluster;
 use tbd_kafka::admin::Admin;
 

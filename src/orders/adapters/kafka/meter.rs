@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use crate::metrics::KafkaMetrics;
+use tbd_kafka::TopicPartition;
 use tbd_kafka::consumer::ConsumerHooks;
-use tbd_kafka::group::TopicPartition;
 use tbd_kafka::producer::{Outcome, ProducerHooks};
-use tbd_kafka::wire::APIS;
 use tbd_kafka::{ApiKey, ClientHooks, Error};
 
 use super::events::Topics;
@@ -18,7 +17,7 @@ pub struct ClientMeter(KafkaMetrics);
 impl ClientMeter {
     /// A meter that updates `metrics`. Lost requests start at 0 for each kind.
     pub fn new(metrics: KafkaMetrics) -> Self {
-        for api in APIS {
+        for api in ApiKey::ALL {
             let labels = [&*format!("{api:?}")];
             metrics.requests_lost.with_label_values(&labels);
         }

@@ -3,7 +3,6 @@
 mod announcement_health;
 mod batch;
 mod begun;
-mod breaker;
 mod bus;
 mod consumer;
 pub mod dead_letter;
@@ -11,11 +10,11 @@ mod dead_letters;
 pub mod events;
 mod lag;
 mod meter;
+mod spans;
 
 pub use announcement_health::AnnouncementHealth;
 pub use batch::{Announcement, Batch, Due, Place};
-pub use breaker::{Breaker, BreakerState, Permit};
-pub use bus::{KafkaEventBus, send_span, trace_headers};
+pub use bus::KafkaEventBus;
 pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
 pub use dead_letters::{
     DeadLetters, IncompleteError, Letter, Letters, ReplayError, replay_letters,
@@ -23,3 +22,4 @@ pub use dead_letters::{
 pub use events::{Topics, created_order};
 pub use lag::watch_lag;
 pub use meter::{ClientMeter, ProducerMeter};
+pub use spans::send_span;

@@ -145,17 +145,15 @@ pub(super) fn submissions(after_commit: Option<Box<AfterCommit>>) -> Submissions
         return submissions;
     };
     submissions.on_answered(Box::new(move |rows| {
-        let firsts = rows.iter().filter(|(_, answer)| is_first(answer));
-        let messages: Vec<&Message> = firsts.map(|(row, _)| &row.message).collect();
+        let firsts = rows
+            .iter()
+            .filter_map(|(row, answer)| match answer.outcome {
+                Ok(RowOutcome::Decided(SubmitOutcome::First)) => Some(&row.message),
+                _ => None,
+            });
+        let messages: Vec<&Message> = firsts.collect();
         after_commit(&messages);
     }))
-}
-
-fn is_first(answer: &SharedOutcome<RowOutcome>) -> bool {
-    matches!(
-        answer.outcome,
-        Ok(RowOutcome::Decided(SubmitOutcome::First))
-    )
 }
 
 impl IdempotencyStore for PostgresStore {
@@ -177,10 +175,8 @@ impl IdempotencyStore for PostgresStore {
     }
 
     fn sweep(&self, limit: u32, deadline: Deadline) -> Result<u64, StoreError> {
-        let swept = self.run(SWEEP, deadline, |connection| {
-            connection.execute(SWEEP, &[&i64::from(limit)])
-        })?;
-        Ok(swept)
+        let limit = i64::from(limit);
+        Ok(self.run(SWEEP, deadline, |it| it.execute(SWEEP, &[&limit]))?)
     }
 }
 

@@ -19,6 +19,8 @@ pub const EMBEDDED: Source = Source::Embedded(&[
     file!("000002_create_idempotency_keys.down.sql"),
     file!("000003_create_outbox.up.sql"),
     file!("000003_create_outbox.down.sql"),
+    file!("000004_create_sagas.up.sql"),
+    file!("000004_create_sagas.down.sql"),
 ]);
 
 #[cfg(test)]

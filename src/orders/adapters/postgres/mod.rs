@@ -4,8 +4,11 @@
 mod idempotency;
 pub mod migrations;
 mod outbox;
+mod read_replica;
 mod repository;
 pub mod rows;
+mod saga_calls;
+mod sagas;
 mod shared_statement;
 pub mod submission;
 
@@ -22,12 +25,15 @@ use tbd_telemetry::tracing::{self, Context, KeyValue, SpanKind};
 use idempotency::{Submissions, submissions};
 use repository::{Lookups, lookups};
 
+pub use read_replica::ReadReplica;
+
 /// Every statement of this adapter, for the test that checks their plans.
 pub fn statements() -> Vec<Statement> {
     [
         repository::STATEMENTS,
         idempotency::STATEMENTS,
         outbox::STATEMENTS,
+        sagas::STATEMENTS,
     ]
     .concat()
 }
@@ -61,6 +67,20 @@ pub const TABLES: Tables = &[
     (
         "outbox",
         &["order_id", "payload", "traceparent", "created_at"],
+    ),
+    (
+        "sagas",
+        &[
+            "order_id",
+            "id",
+            "version",
+            "state",
+            "command",
+            "calls",
+            "started_at",
+            "updated_at",
+            "swept_at",
+        ],
     ),
 ];
 
@@ -151,32 +171,26 @@ impl PostgresStore {
     }
 }
 
-/// The attributes of a statement's span. The namespace is `database|schema`, as the semantic
-/// conventions demand.
+/// The attributes of a statement's span.
 pub fn attributes(statement: Statement, server: &DatabaseConfig) -> [KeyValue; 7] {
     let name = statement.name();
     let operation = name.split(' ').next().unwrap_or(name);
+    let [system, namespace, address, port] =
+        semconv::postgresql(&server.name, &server.host, server.port);
     [
-        KeyValue::new(semconv::DB_SYSTEM_NAME, semconv::POSTGRESQL),
-        KeyValue::new(semconv::DB_NAMESPACE, format!("{}|public", server.name)),
+        system,
+        namespace,
         KeyValue::new(semconv::DB_OPERATION_NAME, operation),
         KeyValue::new(semconv::DB_QUERY_SUMMARY, name),
         KeyValue::new(semconv::DB_QUERY_TEXT, statement.sql()),
-        KeyValue::new(semconv::SERVER_ADDRESS, server.host.clone()),
-        KeyValue::new(semconv::SERVER_PORT, i64::from(server.port)),
+        address,
+        port,
     ]
 }
 
 impl From<DatabaseError> for StoreError {
     fn from(error: DatabaseError) -> Self {
-        /// PostgreSQL's undefined_table: the migrations have not run yet, so a retry may succeed.
-        const UNDEFINED_TABLE: &str = "42P01";
-        let later = match &error {
-            DatabaseError::Driver(_) => false,
-            DatabaseError::Other { sqlstate, .. } => sqlstate == UNDEFINED_TABLE,
-            _ => true,
-        };
-        match later {
+        match error.may_pass() {
             true => StoreError::Unavailable(error.to_string()),
             false => StoreError::Internal(error.to_string()),
         }

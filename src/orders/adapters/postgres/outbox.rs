@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::orders::domain::OrderId;
 use crate::orders::ports::{Backlog, Message, Outbox, StoreError};
 use tbd_deadline::Deadline;
-use tbd_postgres::{DatabaseError, Statement};
+use tbd_postgres::{DatabaseError, Statement, column};
 
 use super::PostgresStore;
-use super::rows::{column, message, uuids};
+use super::rows::{message, uuids};
 
 pub(super) const STATEMENTS: &[Statement] = &[TAKE, REMOVE, BACKLOG];
 

@@ -2,16 +2,19 @@
 //! starts from, so a retry after a lost connection changes nothing twice.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::orders::domain::{Order, OrderId};
-use crate::orders::ports::{Claimed, Failure, OrderRepository, Page, Replay, StoreError};
+use crate::orders::ports::{
+    Claimed, Failure, OrderReader, OrderRepository, Page, Replay, StoreError,
+};
 use tbd_deadline::Deadline;
-use tbd_postgres::{Coalescer, DatabaseError, Job, Statement};
+use tbd_postgres::{Coalescer, DatabaseError, Job, Statement, column};
 
-use super::rows::{claimed_order, column, order, uuids};
+use super::rows::{claimed_order, order, uuids};
 use super::shared_statement::{self, SharedOutcome, shared_by, with_statement_span};
 use super::{PostgresStore, Shared};
 
@@ -97,13 +100,18 @@ const FAIL: Statement = Statement::new(
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
-/// Shared look-ups that run at the same time, each on one caller's thread.
+/// Shared look-ups that run at the same time, each on one caller's thread. On a slow database one
+/// more begins after each [`PATIENCE`].
 const READERS: usize = 2;
+const READERS_IF_SLOW: usize = 8;
+
+/// Longer than look-ups take on a database that is merely busy.
+const PATIENCE: Duration = Duration::from_millis(8);
 
 /// Maximum number of orders in one look-up.
 const IDS_MAX: usize = 64;
 
-impl OrderRepository for PostgresStore {
+impl OrderReader for PostgresStore {
     fn get(&self, id: OrderId, deadline: Deadline) -> Result<Option<Order>, StoreError> {
         let Some(Shared { lookups, .. }) = self.shared.as_deref() else {
             return Ok(self.look_up(id, deadline)?);
@@ -133,7 +141,9 @@ impl OrderRepository for PostgresStore {
         })?;
         Ok(orders)
     }
+}
 
+impl OrderRepository for PostgresStore {
     fn replace(&self, old: &Order, new: &Order, deadline: Deadline) -> Result<bool, StoreError> {
         let replaced = self.run(REPLACE, deadline, |connection| {
             connection.execute(
@@ -242,7 +252,7 @@ pub(super) type Lookups = Coalescer<Wanted>;
 
 /// A new coalescer of look-ups.
 pub(super) fn lookups() -> Lookups {
-    Coalescer::new(READERS, IDS_MAX)
+    Coalescer::new(READERS, IDS_MAX).more_when_slow(READERS_IF_SLOW, PATIENCE)
 }
 
 impl PostgresStore {

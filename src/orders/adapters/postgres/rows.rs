@@ -1,11 +1,8 @@
 //! Conversion between PostgreSQL rows and domain values.
 
-use postgres::Row;
-use postgres::types::FromSql;
-
 use crate::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId};
 use crate::orders::ports::{Claimed, Message};
-use tbd_postgres::DatabaseError;
+use tbd_postgres::{DatabaseError, Row, column};
 
 /// The order in columns `id, customer_email, amount_cents, status, created_at, updated_at`.
 pub fn order(row: &Row) -> Result<Order, DatabaseError> {
@@ -35,11 +32,6 @@ pub fn message(row: &Row) -> Result<Message, DatabaseError> {
         payload: column::<Vec<u8>>(row, "payload")?.into(),
         trace_context: column(row, "traceparent")?,
     })
-}
-
-/// The value of one column. A mismatch of types is a bug of ours, but an error and not a panic.
-pub fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T, DatabaseError> {
-    row.try_get(name).map_err(DatabaseError::from)
 }
 
 /// Fails for a stored value that breaks a rule of the domain: another program wrote it.

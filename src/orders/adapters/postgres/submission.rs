@@ -5,9 +5,7 @@ use uuid::Uuid;
 
 use crate::orders::domain::{EventKind, OrderId};
 use crate::orders::ports::{Message, StoredAnswer, Submission, SubmitOutcome};
-use tbd_postgres::DatabaseError;
-
-use super::rows::column;
+use tbd_postgres::{DatabaseError, column};
 
 /// Attempts at a key that was taken at the INSERT and gone at the SELECT: its twin rolled back, or
 /// the sweeper deleted it. More often than this is not a coincidence.

@@ -14,8 +14,7 @@ use crate::orders::ports::{
     Claimed, Failure, Meter, OrderRepository, Outcome, ProcessingStep, Replay, StepError,
     StoreError,
 };
-use tbd_deadline::Deadline;
-use tbd_deadline::StopSignal;
+use tbd_deadline::{Deadline, StopSignal};
 
 /// Time limit of one attempt at processing an order.
 pub const PROCESSING_LIMIT: Duration = Duration::from_secs(60);
@@ -58,13 +57,35 @@ pub enum Processed {
         /// Attempts that have failed so far.
         failed_attempts: u32,
     },
+    /// A service that takes part is away. No attempt counts; retry after a pause, and take no more
+    /// orders until then.
+    Waiting {
+        /// What the order waits for, in a text without secrets.
+        reason: String,
+    },
     /// Canceled by the customer; nothing to announce.
     Canceled,
     /// There is no such order.
     Unknown,
 }
 
-/// Processes orders.
+/// How a worker processes the orders of a batch.
+pub trait Workflow: Send + Sync {
+    /// Works on `tasks`, in the order given. Resumes orders that an interrupted run left unfinished.
+    /// A failed order stays failed unless `replays` names it. Nothing new begins after `until` or
+    /// after the stop signal. An order without an outcome in the result is not done: pass it again.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some orders may have changed. Passing the same tasks again resumes.
+    fn handle(
+        &self,
+        tasks: &[Task],
+        replays: &[Replay],
+        until: Deadline,
+    ) -> Result<HashMap<OrderId, Processed>, StoreError>;
+}
+
+/// Processes orders in a single step.
 pub struct ProcessOrders {
     /// The store of orders.
     pub repository: Arc<dyn OrderRepository>,
@@ -78,18 +99,10 @@ pub struct ProcessOrders {
     pub stop: StopSignal,
 }
 
-impl ProcessOrders {
-    /// Makes one attempt at each of `tasks`, in the order given. Resumes orders that an
-    /// interrupted run left unfinished. A failed order stays failed unless `replays` names it.
-    /// One store call claims all orders, one completes some and one fails the others.
-    ///
-    /// The first task is always attempted, for 60 seconds at most. No further attempt begins
-    /// after `until` or after the stop signal. An order without an outcome in the result is not
-    /// done: pass it again.
-    ///
-    /// # Errors
-    /// [`StoreError`]: some orders may have changed. Passing the same tasks again resumes.
-    pub fn handle(
+impl Workflow for ProcessOrders {
+    /// Makes one attempt at each of `tasks`. One store call claims all orders, one completes some and
+    /// one fails the others. The first task is always attempted, for 60 seconds at most.
+    fn handle(
         &self,
         tasks: &[Task],
         replays: &[Replay],
@@ -134,7 +147,9 @@ impl ProcessOrders {
         self.fail(failures, &mut results)?;
         Ok(results)
     }
+}
 
+impl ProcessOrders {
     fn claim(
         &self,
         tasks: &[Task],

@@ -1,10 +1,10 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::orders::adapters::memory::{Fault, Memory};
 use crate::orders::app::fakes::{Bus, RecordingMeter, lock, order, soon};
-use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::domain::{Order, OrderEvent};
-use crate::orders::ports::{IdempotencyKey, OrderRepository, Submission, SubmitOutcome};
+use crate::orders::ports::{IdempotencyKey, OrderReader, Submission, SubmitOutcome};
 
 /// Long enough for another thread to run on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use crate::orders::domain::{Order, OrderId};
-use crate::orders::ports::{OrderRepository, StoreError};
+use crate::orders::ports::{OrderReader, StoreError};
 use tbd_deadline::Deadline;
 
 /// Finds one order.
 pub struct GetOrder {
-    repository: Arc<dyn OrderRepository>,
+    reader: Arc<dyn OrderReader>,
 }
 
 impl GetOrder {
-    /// The query on `repository`.
-    pub fn new(repository: Arc<dyn OrderRepository>) -> Self {
-        Self { repository }
+    /// The query on `reader`.
+    pub fn new(reader: Arc<dyn OrderReader>) -> Self {
+        Self { reader }
     }
 
     /// The order, if there is one. Waits for the store until `deadline` at most.
@@ -22,6 +22,6 @@ impl GetOrder {
     /// # Errors
     /// [`StoreError`].
     pub fn handle(&self, id: OrderId, deadline: Deadline) -> Result<Option<Order>, StoreError> {
-        self.repository.get(id, deadline)
+        self.reader.get(id, deadline)
     }
 }

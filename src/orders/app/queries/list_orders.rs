@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::orders::domain::Order;
-use crate::orders::ports::{OrderRepository, Page, StoreError};
+use crate::orders::ports::{OrderReader, Page, StoreError};
 use tbd_deadline::Deadline;
 
 /// Lists orders.
 pub struct ListOrders {
-    repository: Arc<dyn OrderRepository>,
+    reader: Arc<dyn OrderReader>,
 }
 
 /// A page of orders.
@@ -21,9 +21,9 @@ pub struct Listed {
 }
 
 impl ListOrders {
-    /// The query on `repository`.
-    pub fn new(repository: Arc<dyn OrderRepository>) -> Self {
-        Self { repository }
+    /// The query on `reader`.
+    pub fn new(reader: Arc<dyn OrderReader>) -> Self {
+        Self { reader }
     }
 
     /// The orders of `page`. Waits for the store until `deadline` at most.
@@ -36,7 +36,7 @@ impl ListOrders {
             limit: page.limit + 1,
             ..*page
         };
-        let mut orders = self.repository.list(&probe, deadline)?;
+        let mut orders = self.reader.list(&probe, deadline)?;
         let has_more = orders.len() > page.limit as usize;
         orders.truncate(page.limit as usize);
         Ok(Listed { orders, has_more })

@@ -155,10 +155,8 @@ impl Peer {
 /// The frames of an output: type, stream, payload.
 fn frames(mut octets: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
     let mut all = Vec::new();
-    while let Some((header, rest)) = octets.split_first_chunk() {
-        let header = frame::FrameHeader::decode(header);
-        let (payload, rest) = rest.split_at(header.length);
-        all.push((header.kind, header.stream, payload.to_vec()));
+    while let Some((frame, rest)) = frame::Frame::decode(octets).unwrap() {
+        all.push((frame.kind, frame.stream, frame.payload.to_vec()));
         octets = rest;
     }
     all

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use bytes::BytesMut;
 use kafka_protocol::records::{
     self, Compression, RecordBatchEncoder, RecordEncodeOptions, TimestampType,
@@ -18,6 +20,25 @@ fn a_truncated_log_is_read_and_committed_again_from_its_divergence() {
     // The logs diverge before the position, but the new one is no shorter: nothing is skipped.
     partition.diverged(40, 90);
     assert_eq!(partition.position(), Some(40));
+}
+
+#[test]
+fn records_are_fetched_from_the_replica_that_the_leader_named_until_the_leader_is_due_or_changes() {
+    let now = Instant::now();
+    let until = now + Duration::from_secs(1);
+    let mut partition = Partition::starting(StartAt::Offset(7));
+    assert_eq!(partition.node_to_ask((1, 3), now), 1);
+    partition.read_replica = Some(ReadReplica {
+        node: 2,
+        leader_epoch: 3,
+        until,
+    });
+    assert_eq!(partition.node_to_ask((1, 3), now), 2);
+    assert_eq!(partition.node_to_ask((1, 3), until), 1);
+    assert_eq!(partition.node_to_ask((5, 4), now), 5);
+    // Only the leader knows where the log begins and ends.
+    partition.reset(ResetTo::Latest);
+    assert_eq!(partition.node_to_ask((1, 3), now), 1);
 }
 
 /// A batch with these offsets. `last` may be higher than any of them.
@@ -65,7 +86,7 @@ fn hand_out(partition: &mut Partition, max: usize) -> Vec<i64> {
 
 fn fetched(partition: &mut Partition, offset: i64, records: Bytes) -> bool {
     let answer = AnswerBytes::new(records.len());
-    partition.fetched(offset, records, &answer)
+    partition.fetched(offset, records, Vec::new(), &answer)
 }
 
 fn at(offset: i64) -> Partition {
@@ -168,7 +189,7 @@ fn where_a_new_group_began_is_worth_a_commit() {
 fn lag_counts_what_is_not_committed() {
     let mut partition = at(5);
     assert_eq!(partition.lag(), None);
-    partition.high_watermark = Some(9);
+    partition.end = Some(9);
     partition.seek(8);
     assert_eq!(partition.lag(), Some(4));
     partition.committed(9);

@@ -44,7 +44,7 @@ impl Site {
         let leader_topic_id = *lock(&self.leader_topic_id);
         let request: FetchRequest = incoming.decode();
         if incoming.version > FETCH_BY_NAME && request.topics[0].topic_id != leader_topic_id {
-            let code = ResponseError::UnknownTopicId.code();
+            let code = ErrorCode::UnknownTopicId.code();
             return fetch_answer(incoming, |_, _| (code, None));
         }
         let offsets: &[i64] = if leader_topic_id == OLD {

@@ -34,7 +34,7 @@ fn answer(epoch: i32, target: Option<Target>) -> Result<Answer, Failure> {
 }
 
 fn refused(code: i16) -> Result<Answer, Failure> {
-    Err(Failure::Code(ResponseError::try_from_code(code).unwrap()))
+    Err(Failure::Code(ErrorCode::from_code(code).unwrap()))
 }
 
 /// The heartbeat that is due now.
@@ -68,7 +68,7 @@ fn a_member_joins_when_polled_takes_its_target_over_and_says_so_at_once() {
     let mut machine = ConsumerMachine::new(settings(false), now);
     assert_eq!(machine.heartbeat_step(now), HeartbeatStep::Wait(None));
     assert!(machine.polled(now));
-    assert!(!machine.polled(now), "told once");
+    assert!(!machine.polled(now), "reported once");
     assert_eq!(machine.heartbeat_step(now), HeartbeatStep::FindCoordinator);
     machine.coordinator_found(here());
 
@@ -157,6 +157,7 @@ fn an_owner_that_does_not_poll_leaves_and_joins_when_it_polls_again() {
         panic!("stays");
     };
     assert_eq!(leaver.generation, -1);
+    machine.leave_ended();
     assert_eq!(machine.heartbeat_step(late), HeartbeatStep::Wait(None));
     assert_eq!(machine.commit_identity(), Err(CommitVerdict::Lost));
     assert!(machine.polled(late));
@@ -168,7 +169,7 @@ fn an_owner_that_does_not_poll_leaves_and_joins_when_it_polls_again() {
 fn a_commit_with_an_old_epoch_is_made_again_and_one_of_a_fenced_member_is_lost() {
     let now = Instant::now();
     let mut machine = stable(now);
-    let code = |code| Failure::Code(ResponseError::try_from_code(code).unwrap());
+    let code = |code| Failure::Code(ErrorCode::from_code(code).unwrap());
     let sent = machine.commit_identity().unwrap();
     // Stale member epoch.
     assert_eq!(
@@ -194,8 +195,100 @@ fn a_permanent_error_is_reported_and_ends_the_membership() {
         let mut machine = stable(now);
         let sent = heartbeat(&mut machine, now + SECOND);
         assert!(machine.heartbeat_answered(&sent, refused(code), now));
-        assert!(matches!(machine.poll_step(now), PollStep::Fail(_)));
         assert!(machine.take_lost());
+        machine.leave_ended();
+        assert!(matches!(machine.poll_step(now), PollStep::Fail(_)));
+    }
+}
+
+/// Ends the membership with an error.
+type End = fn(&mut ConsumerMachine, Failure);
+
+const ENDS: [End; 4] = [
+    |machine, failure| {
+        let sent = machine.commit_identity().unwrap();
+        machine.commit_failed(&sent, failure);
+    },
+    |machine, failure| {
+        machine.offset_fetch_failed(failure, machine.last_poll);
+    },
+    |machine, failure| machine.coordinator_not_found(failure, machine.last_poll),
+    |machine, failure| {
+        let now = machine.last_poll + MINUTE;
+        let sent = heartbeat(machine, now);
+        machine.heartbeat_answered(&sent, Err(failure), now);
+    },
+];
+
+#[test]
+fn a_member_that_can_never_continue_leaves_before_its_owner_hears_of_it() {
+    for end in ENDS {
+        for (is_static, epoch) in [(false, -1), (true, -2)] {
+            let now = Instant::now();
+            let mut machine = stable(now);
+            machine.settings.is_static = is_static;
+            end(
+                &mut machine,
+                Failure::Code(ErrorCode::GroupAuthorizationFailed),
+            );
+            let HeartbeatStep::Leave(coordinator, leaver) = machine.heartbeat_step(now) else {
+                panic!("stays");
+            };
+            assert_eq!((coordinator, leaver.generation), (Some(here()), epoch));
+            assert_eq!(machine.poll_step(now), PollStep::AwaitAnswer);
+            machine.leave_ended();
+            assert!(matches!(machine.poll_step(now), PollStep::Fail(_)));
+            assert_eq!(machine.heartbeat_step(now), HeartbeatStep::Wait(None));
+            machine.polled(now);
+            machine.close();
+            assert_eq!(machine.heartbeat_step(now), HeartbeatStep::Stop);
+        }
+    }
+}
+
+#[test]
+fn a_failed_member_that_the_group_does_not_have_has_nothing_to_leave() {
+    let now = Instant::now();
+    let mut stranger = ConsumerMachine::new(settings(false), now);
+    stranger.polled(now);
+    stranger.coordinator_found(here());
+    let join = heartbeat(&mut stranger, now);
+    stranger.heartbeat_answered(&join, refused(30), now);
+    let mut fenced = stable(now);
+    fenced.settings.is_static = true;
+    let sent = fenced.commit_identity().unwrap();
+    fenced.commit_failed(&sent, Failure::Code(ErrorCode::FencedInstanceId));
+    for mut machine in [stranger, fenced] {
+        assert_eq!(machine.heartbeat_step(now), HeartbeatStep::Wait(None));
+        assert!(matches!(machine.poll_step(now), PollStep::Fail(_)));
+        machine.close();
+        assert_eq!(machine.heartbeat_step(now), HeartbeatStep::Stop);
+    }
+    let mut forgotten = stable(now);
+    let sent = forgotten.commit_identity().unwrap();
+    forgotten.commit_failed(&sent, Failure::Code(ErrorCode::UnknownMemberId));
+    forgotten.close();
+    assert_eq!(forgotten.heartbeat_step(now), HeartbeatStep::Stop);
+}
+
+#[test]
+fn a_member_whose_coordinator_is_unknown_leaves_nevertheless() {
+    let now = Instant::now();
+    let lose = |machine: &mut ConsumerMachine| {
+        let sent = machine.commit_identity().unwrap();
+        machine.commit_failed(&sent, Failure::Transport);
+    };
+    let mut failed = stable(now);
+    lose(&mut failed);
+    failed.coordinator_not_found(Failure::Code(ErrorCode::GroupAuthorizationFailed), now);
+    let mut closed = stable(now);
+    lose(&mut closed);
+    closed.close();
+    let mut stuck = stable(now);
+    lose(&mut stuck);
+    for (mut machine, at) in [(failed, now), (closed, now), (stuck, now + 5 * MINUTE)] {
+        let step = machine.heartbeat_step(at);
+        assert!(matches!(step, HeartbeatStep::Leave(None, _)), "{step:?}");
     }
 }
 
@@ -207,13 +300,15 @@ fn closing_leaves_once_in_every_state() {
         machine.polled(now);
         machine.coordinator_found(here());
         // Its join may have arrived.
-        let _ = heartbeat(&mut machine, now);
+        let join = heartbeat(&mut machine, now);
+        machine.heartbeat_answered(&join, Err(Failure::Transport), now);
         machine.close();
         let HeartbeatStep::Leave(_, leaver) = machine.heartbeat_step(now) else {
             panic!("stays");
         };
         assert_eq!(leaver.generation, epoch);
         assert!(!machine.has_left());
+        machine.leave_ended();
         assert_eq!(machine.heartbeat_step(now), HeartbeatStep::Stop);
         assert!(machine.has_left());
     }

@@ -21,7 +21,7 @@ fn here() -> Coordinator {
 }
 
 fn code(code: i16) -> Failure {
-    Failure::Code(ResponseError::try_from_code(code).unwrap())
+    Failure::Code(ErrorCode::from_code(code).unwrap())
 }
 
 fn me(generation: i32) -> Identity {
@@ -196,10 +196,6 @@ fn each_join_error_has_its_consequence() {
         machine.start_join();
         machine.join_failed(code(fatal), None, start);
         assert_eq!(after(&machine), DEAD, "{fatal}");
-        assert!(matches!(
-            machine.poll_step(start + 99 * SECOND),
-            PollStep::Fail(_)
-        ));
     }
 }
 
@@ -259,7 +255,88 @@ fn each_heartbeat_error_has_its_consequence() {
         let mut machine = at(Phase::Stable, start);
         assert!(machine.heartbeat_answered(&me(5), Err(code(fatal)), start));
         assert_eq!(after(&machine), DEAD, "{fatal}");
+    }
+}
+
+/// Ways to meet an error in a stable member, or on the way there.
+fn met(by: GroupApi, error: Failure) -> Machine {
+    let start = Instant::now();
+    let mut machine = match by {
+        GroupApi::Sync => at(Phase::Syncing, start),
+        _ => at(Phase::Stable, start),
+    };
+    match by {
+        GroupApi::Join => {
+            machine.start_join();
+            machine.join_failed(error, None, start);
+        }
+        GroupApi::Sync => machine.sync_failed(&me(5), error, start),
+        GroupApi::Heartbeat => {
+            machine.heartbeat_answered(&me(5), Err(error), start);
+        }
+        GroupApi::OffsetCommit => {
+            machine.commit_failed(&me(5), error);
+        }
+        GroupApi::OffsetFetch => {
+            machine.offset_fetch_failed(&me(5), error, start);
+        }
+        _ => machine.coordinator_not_found(error, start),
+    }
+    machine
+}
+
+#[test]
+fn a_member_that_can_never_continue_leaves_before_its_owner_hears_of_it() {
+    let apis = [
+        GroupApi::FindCoordinator,
+        GroupApi::Join,
+        GroupApi::Sync,
+        GroupApi::Heartbeat,
+        GroupApi::OffsetCommit,
+        GroupApi::OffsetFetch,
+    ];
+    for api in apis {
+        for fatal in FATAL_CODES.into_iter().filter(|fatal| *fatal != 82) {
+            let later = Instant::now() + 99 * SECOND;
+            let mut machine = met(api, code(fatal));
+            assert_eq!(after(&machine), DEAD, "{api:?} {fatal}");
+            let leave = HeartbeatStep::Leave(Some(here()), me(-1));
+            assert_eq!(machine.heartbeat_step(later), leave, "{api:?} {fatal}");
+            assert_eq!(machine.poll_step(later), PollStep::AwaitAnswer);
+            // Another leave, which began earlier, ends.
+            machine.leave_ended(&me(5));
+            assert_eq!(machine.heartbeat_step(later), leave);
+            machine.leave_ended(&me(-1));
+            assert_eq!(machine.heartbeat_step(later), HeartbeatStep::Wait(None));
+            assert!(matches!(machine.poll_step(later), PollStep::Fail(_)));
+            assert_eq!(machine.take_leaver(), None, "it has left");
+        }
+    }
+}
+
+#[test]
+fn a_member_that_failed_leaves_although_its_coordinator_is_unknown() {
+    let start = Instant::now();
+    let mut machine = at(Phase::Stable, start);
+    machine.commit_failed(&me(5), Failure::Transport);
+    machine.coordinator_not_found(code(30), start);
+    let leave = HeartbeatStep::Leave(None, me(-1));
+    assert_eq!(machine.heartbeat_step(start), leave);
+}
+
+#[test]
+fn a_failed_member_that_the_group_does_not_have_has_nothing_to_leave() {
+    let start = Instant::now();
+    // Its first join is refused: it has no id. Another process has taken its place. It is static.
+    let mut stranger = at(Phase::Joining, start);
+    stranger.join_failed(code(30), None, start);
+    let fenced = met(GroupApi::Heartbeat, code(82));
+    let mut named = at(Phase::Stable, start);
+    named.settings.is_static = true;
+    named.heartbeat_answered(&me(5), Err(code(30)), start);
+    for mut machine in [stranger, fenced, named] {
         assert_eq!(machine.heartbeat_step(start), HeartbeatStep::Wait(None));
+        assert!(matches!(machine.poll_step(start), PollStep::Fail(_)));
     }
 }
 
@@ -284,12 +361,12 @@ fn each_commit_error_has_its_consequence() {
         (code(25), CommitVerdict::Lost, FORGOTTEN),
         (
             code(12),
-            CommitVerdict::Report(ResponseError::OffsetMetadataTooLarge),
+            CommitVerdict::Report(ErrorCode::OffsetMetadataTooLarge),
             FINE,
         ),
         (
             code(29),
-            CommitVerdict::Report(ResponseError::TopicAuthorizationFailed),
+            CommitVerdict::Report(ErrorCode::TopicAuthorizationFailed),
             FINE,
         ),
     ] {
@@ -383,7 +460,7 @@ fn an_owner_that_does_not_poll_makes_the_member_leave() {
     machine.coordinator_found(here(), stuck);
     assert_eq!(
         machine.heartbeat_step(stuck),
-        HeartbeatStep::Leave(here(), me(5))
+        HeartbeatStep::Leave(Some(here()), me(5))
     );
     assert_eq!(after(&machine), FORGOTTEN);
     assert_eq!(machine.heartbeat_step(stuck), HeartbeatStep::Wait(None));
@@ -402,7 +479,7 @@ fn a_static_member_never_says_it_leaves() {
         HeartbeatStep::Wait(None)
     );
     assert_eq!(after(&machine), OUTDATED);
-    assert_eq!(machine.close(), None);
+    assert_eq!(machine.take_leaver(), None);
 }
 
 #[test]
@@ -459,11 +536,13 @@ fn pauses_grow_to_their_limit_and_end_with_success() {
 #[test]
 fn closing_works_in_every_phase() {
     let start = Instant::now();
-    assert_eq!(Machine::new(settings(), start).close(), None);
-    assert_eq!(at(Phase::Joining, start).close(), None);
+    assert_eq!(Machine::new(settings(), start).take_leaver(), None);
+    assert_eq!(at(Phase::Joining, start).take_leaver(), None);
     for phase in [Phase::Syncing, Phase::Stable] {
         let mut machine = at(phase, start);
-        assert_eq!(machine.close(), Some((Some(here()), me(5))));
+        machine.close();
+        assert_eq!(machine.take_leaver(), Some((Some(here()), me(5))));
+        assert_eq!(machine.take_leaver(), None);
         assert_eq!(machine.heartbeat_step(start), HeartbeatStep::Stop);
     }
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kafka_protocol::error::ResponseError;
-use kafka_protocol::messages::ApiKey;
+use crate::ApiKey;
+use crate::ErrorCode;
 
 use super::{Accumulator, Completion, OutgoingBatch, Queued, completion};
+use crate::compression::Compression;
+use crate::config::doubled;
 use crate::error::Error;
-use crate::producer::batch::{Compression, Identity};
+use crate::producer::batch::Identity;
 use crate::producer::record::{Outcome, ProduceError, RecordMetadata};
 
 /// The first pause before the retry of a batch of unknown outcome; it doubles.
@@ -23,7 +25,7 @@ pub(in crate::producer) enum Answer {
     /// It is in the log. Its first offset, if the broker knows it.
     Written(Option<i64>),
     /// The broker answered with an error code.
-    Refused(ResponseError),
+    Refused(ErrorCode),
     /// Some of its bytes may have left the process, and no answer came.
     Unknown(Error),
     /// It can never be sent.
@@ -55,15 +57,11 @@ impl Accumulator {
     fn refused(
         &mut self,
         mut batch: OutgoingBatch,
-        code: ResponseError,
+        code: ErrorCode,
         now: Instant,
     ) -> Vec<Completion> {
-        use ResponseError::*;
-        let error = Error::Topic {
-            topic: Arc::clone(&batch.topic),
-            api: ApiKey::Produce,
-            code,
-        };
+        use ErrorCode::*;
+        let error = Error::refused_partition(ApiKey::Produce, code, &batch.topic_partition());
         let partition = &mut self.partitions[batch.index];
         let follows = |other: &OutgoingBatch| other.number < batch.number;
         match code {
@@ -71,6 +69,21 @@ impl Accumulator {
             // The broker did not take its predecessor, which will be sent again before it.
             OutOfOrderSequenceNumber if partition.returned.iter().any(follows) => {
                 self.give_back(batch)
+            }
+            // The coordinator has not ended the producer's last transaction.
+            ConcurrentTransactions => self.keep(batch, error, now),
+            // The transaction can only be aborted. Its coordinator gives another identity.
+            OutOfOrderSequenceNumber
+            | UnknownProducerId
+            | InvalidProducerEpoch
+            | ProducerFenced
+            | InvalidProducerIdMapping
+            | InvalidTxnState
+            | TransactionAbortable
+                if batch.identity.is_transactional() =>
+            {
+                self.renew_identity(batch.identity);
+                self.fail(batch, error)
             }
             // The broker's count differs from the client's. This batch is not in the log, or the
             // broker would have recognised it. Count again from 0 under a new identity.
@@ -142,7 +155,7 @@ impl Accumulator {
 
     /// Keeps a batch of unknown outcome, to retry it unchanged.
     fn keep(&mut self, mut batch: OutgoingBatch, error: Error, now: Instant) -> Vec<Completion> {
-        if self.aborted || now >= batch.cut_at + self.limits.delivery_timeout {
+        if self.aborted.is_some() || now >= batch.cut_at + self.limits.delivery_timeout {
             return self.fail_unknown(batch, error);
         }
         batch.unknown = true;
@@ -187,8 +200,8 @@ impl Accumulator {
     }
 
     fn undo(&mut self, mut batch: OutgoingBatch, now: Instant) -> Vec<Completion> {
-        if self.aborted {
-            return self.fail(batch, Error::Closed);
+        if let Some(error) = self.aborted.clone() {
+            return self.fail(batch, error);
         }
         let pauses = self.limits.refusal_pauses;
         let partition = &mut self.partitions[batch.index];
@@ -255,9 +268,9 @@ impl Accumulator {
 
     fn pause(&mut self, index: usize, now: Instant) {
         let partition = &mut self.partitions[index];
-        let pause = PAUSE_FIRST.saturating_mul(2u32.saturating_pow(partition.pauses.min(10)));
+        let pause = doubled(PAUSE_FIRST, PAUSE_MAX, partition.pauses);
         partition.pauses = partition.pauses.saturating_add(1);
-        partition.not_before = Some(now + pause.min(PAUSE_MAX));
+        partition.not_before = Some(now + pause);
     }
 
     pub(super) fn release(
@@ -267,10 +280,15 @@ impl Accumulator {
     ) -> Vec<Completion> {
         self.outstanding -= records.len();
         self.buffered_bytes -= records.iter().map(|queued| queued.weight).sum::<usize>();
-        records
-            .into_iter()
-            .zip(0i64..)
-            .map(|(queued, position)| completion(queued, outcome(position)))
+        let settled = records.into_iter().zip(0i64..);
+        settled
+            .map(|(queued, position)| {
+                let outcome = outcome(position);
+                if let (None, Err(error)) = (&self.failure, &outcome) {
+                    self.failure = Some(error.cause.clone());
+                }
+                completion(queued, outcome)
+            })
             .collect()
     }
 }

@@ -2,11 +2,13 @@
 
 mod any_fault;
 mod replaced_topic;
+mod transactions;
 
 use super::topics::Leaders;
 use super::*;
-use crate::producer::record::{GaveUp, RecordMetadata};
-use kafka_protocol::error::ResponseError;
+use crate::ErrorCode;
+use crate::producer::record::RecordMetadata;
+use crate::producer::slot::GaveUp;
 
 const NODE: i32 = 1;
 
@@ -33,6 +35,7 @@ impl Leaders for OneLeader {
 
 fn limits() -> Limits {
     Limits {
+        partitioner: Partitioner::default(),
         buffer_bytes: 1_000_000,
         batch_bytes: 100_000,
         compression: Compression::None,
@@ -40,6 +43,7 @@ fn limits() -> Limits {
         linger: Duration::ZERO,
         delivery_timeout: Duration::from_secs(120),
         refusal_pauses: [100, 500, 2000].map(Duration::from_millis),
+        is_transactional: false,
     }
 }
 
@@ -47,10 +51,7 @@ fn limits() -> Limits {
 fn accumulator(partitions: i32) -> Accumulator {
     let mut records = Accumulator::new(limits(), [Arc::from("t")]);
     records.learn(&OneLeader { partitions });
-    records.set_identity(Identity {
-        producer_id: 1,
-        epoch: 0,
-    });
+    records.set_identity(Identity::idempotent(1, 0));
     records
 }
 
@@ -163,7 +164,7 @@ fn a_leader_that_resigned_may_have_written() {
     let now = Instant::now();
     let slot = push(&mut records, "a", now);
     let batch = cut_one(&mut records, now);
-    let answer = Answer::Refused(ResponseError::NotLeaderOrFollower);
+    let answer = Answer::Refused(ErrorCode::NotLeaderOrFollower);
     assert!(records.settle(batch, answer, now).is_empty());
     let gave_up = slot.wait(no_time()).unwrap_err();
     assert_eq!(gave_up, GaveUp::Sent);
@@ -177,13 +178,13 @@ fn a_passing_refusal_is_tried_three_times_more_with_growing_pauses() {
     for pause in limits().refusal_pauses {
         let batch = cut_one(&mut records, now);
         assert_eq!(batch.base_sequence, 0);
-        let refused = Answer::Refused(ResponseError::NotEnoughReplicas);
+        let refused = Answer::Refused(ErrorCode::NotEnoughReplicas);
         assert!(records.settle(batch, refused, now).is_empty());
         assert_eq!(records.ready(NODE, now, false), Ready::At(now + pause));
         now += pause;
     }
     let batch = cut_one(&mut records, now);
-    let refused = Answer::Refused(ResponseError::NotEnoughReplicas);
+    let refused = Answer::Refused(ErrorCode::NotEnoughReplicas);
     let outcomes = tell(records.settle(batch, refused, now));
     let error = outcomes[0].as_ref().unwrap_err();
     assert_eq!(error.certainty, Certainty::NotSent);
@@ -202,7 +203,7 @@ fn a_refusal_for_good_fails_at_once_and_costs_no_sequence_number() {
     let now = Instant::now();
     push(&mut records, "a", now);
     let batch = cut_one(&mut records, now);
-    let refused = Answer::Refused(ResponseError::TopicAuthorizationFailed);
+    let refused = Answer::Refused(ErrorCode::TopicAuthorizationFailed);
     let outcomes = tell(records.settle(batch, refused, now));
     let error = outcomes[0].as_ref().unwrap_err();
     assert_eq!(error.certainty, Certainty::NotSent);
@@ -217,7 +218,7 @@ fn an_answer_that_says_nothing_certain_is_possibly_sent_and_spoils_the_identity(
     let now = Instant::now();
     push(&mut records, "a", now);
     let batch = cut_one(&mut records, now);
-    let refused = Answer::Refused(ResponseError::UnknownServerError);
+    let refused = Answer::Refused(ErrorCode::UnknownServerError);
     let outcomes = tell(records.settle(batch, refused, now));
     let error = outcomes[0].as_ref().unwrap_err();
     assert_eq!(error.certainty, Certainty::MaybeSent);
@@ -236,13 +237,10 @@ fn a_lost_count_starts_again_under_a_new_identity() {
     push(&mut records, "b", now);
     let batch = cut_one(&mut records, now);
     assert_eq!(batch.base_sequence, 1);
-    let refused = Answer::Refused(ResponseError::OutOfOrderSequenceNumber);
+    let refused = Answer::Refused(ErrorCode::OutOfOrderSequenceNumber);
     assert!(records.settle(batch, refused, now).is_empty());
     assert!(records.needs_identity());
-    let fresh = Identity {
-        producer_id: 2,
-        epoch: 0,
-    };
+    let fresh = Identity::idempotent(2, 0);
     records.set_identity(fresh);
     let batch = cut_one(&mut records, now + Duration::from_secs(1));
     assert_eq!((batch.identity, batch.base_sequence), (fresh, 0));
@@ -262,7 +260,7 @@ fn a_batch_too_large_is_halved_until_the_culprit_is_alone() {
         let batch = cut_one(&mut records, now);
         let sent = values(&batch);
         let answer = if sent.iter().any(|value| value == "huge") {
-            Answer::Refused(ResponseError::MessageTooLarge)
+            Answer::Refused(ErrorCode::MessageTooLarge)
         } else {
             assert_eq!(usize::try_from(batch.base_sequence), Ok(written.len()));
             written.extend(sent);
@@ -310,7 +308,7 @@ fn a_record_that_a_broker_finds_too_large_is_sent_once_more_compressed() {
             let is_small = !values.contains(&"large".to_owned());
             let answer = match is_small || (fits && batch.compression == Compression::Zstd) {
                 true => Answer::Written(None),
-                false => Answer::Refused(ResponseError::MessageTooLarge),
+                false => Answer::Refused(ErrorCode::MessageTooLarge),
             };
             sent.push((values.join(" "), batch.compression == Compression::Zstd));
             outcomes.extend(tell(records.settle(batch, answer, now)));
@@ -345,7 +343,7 @@ fn after_a_culprit_was_found_the_rest_is_not_halved_again() {
     while records.outstanding() > 0 {
         let batch = cut_one(&mut records, now);
         requests += 1;
-        let answer = Answer::Refused(ResponseError::InvalidRecord);
+        let answer = Answer::Refused(ErrorCode::InvalidRecord);
         records.settle(batch, answer, now);
     }
     assert_eq!(requests, 64 + 6, "one each, after six halvings");
@@ -467,9 +465,9 @@ fn batches_behind_a_refused_batch_are_refused_with_it_and_cut_again() {
     let mut records = accumulator(1);
     let now = Instant::now();
     let refusals = [
-        ResponseError::NotEnoughReplicas,
-        ResponseError::OutOfOrderSequenceNumber,
-        ResponseError::OutOfOrderSequenceNumber,
+        ErrorCode::NotEnoughReplicas,
+        ErrorCode::OutOfOrderSequenceNumber,
+        ErrorCode::OutOfOrderSequenceNumber,
     ];
     for (batch, code) in three_in_flight(&mut records, now).into_iter().zip(refusals) {
         assert!(records.settle(batch, Answer::Refused(code), now).is_empty());
@@ -487,16 +485,13 @@ fn a_batch_that_fails_for_good_leaves_no_gap_before_those_behind_it() {
     let now = Instant::now();
     let mut batches = three_in_flight(&mut records, now).into_iter();
     let mut settle = |batch, code| records.settle(batch, Answer::Refused(code), now);
-    let failed = settle(batches.next().unwrap(), ResponseError::InvalidRecord);
+    let failed = settle(batches.next().unwrap(), ErrorCode::InvalidRecord);
     assert_eq!(failed.len(), 1);
     for batch in batches {
-        assert!(settle(batch, ResponseError::OutOfOrderSequenceNumber).is_empty());
+        assert!(settle(batch, ErrorCode::OutOfOrderSequenceNumber).is_empty());
     }
     assert!(records.needs_identity());
-    let fresh = Identity {
-        producer_id: 2,
-        epoch: 0,
-    };
+    let fresh = Identity::idempotent(2, 0);
     records.set_identity(fresh);
     let again = cut_one(&mut records, now + limits().refusal_pauses[0]);
     assert_eq!((again.identity, again.base_sequence), (fresh, 0));
@@ -508,4 +503,19 @@ fn sequence_numbers_start_over_after_the_largest() {
     assert_eq!(sequence_after(0, 5), 5);
     assert_eq!(sequence_after(i32::MAX, 1), 0);
     assert_eq!(sequence_after(i32::MAX - 1, 5), 3);
+}
+
+#[test]
+fn records_without_a_key_fill_the_partitions_in_turn_although_no_batch_leaves() {
+    let mut records = accumulator(16);
+    let now = Instant::now();
+    for _ in 0..1000 {
+        let record = Record::new("t", None, Some("x".repeat(100).into()));
+        let index = records.place(&record, now).unwrap().unwrap();
+        let queued = Queued::new(record, 0, Arc::default(), no_time(), now);
+        records.push(index, queued);
+    }
+    let counts = records.partitions.iter().map(|it| it.queue.len());
+    let used = counts.clone().filter(|count| *count > 0).count();
+    assert!(used >= 8 && counts.max() < Some(200), "{used}");
 }

@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::{Accumulator, Completion, OutgoingBatch, Queued};
 use crate::cluster::Cluster;
 use crate::error::Error;
-use crate::partitioner::partition_for_key;
 use crate::producer::batch::Identity;
 use crate::producer::record::{ProduceError, Record};
 
@@ -32,6 +31,10 @@ impl Leaders for Cluster {
     }
 }
 
+/// The share of records without a key that a partition gets before it is the next one's turn: the
+/// Java client's (KIP-794).
+const STICKY_BYTES: usize = 16 * 1024;
+
 /// How long metadata of an unknown topic is requested after a record last named it.
 const UNKNOWN_LIFETIME: Duration = Duration::from_secs(60);
 
@@ -45,7 +48,9 @@ pub(super) struct Topic {
     /// unknown.
     pub(super) partitions: Vec<usize>,
     /// The partition of records without a key, until its next batch is cut.
-    pub(super) sticky: usize,
+    sticky: usize,
+    /// The bytes that it got since it is that partition.
+    sticky_bytes: usize,
     /// Whether its metadata was requested.
     is_asked: bool,
     /// When a record last named the topic while it was unknown. `None`: the configuration names the
@@ -54,6 +59,19 @@ pub(super) struct Topic {
 }
 
 impl Topic {
+    /// A partition got `bytes` more. If it is the sticky one and has had its share, the next one
+    /// is.
+    pub(super) fn filled(&mut self, partition: i32, bytes: usize) {
+        if usize::try_from(partition) != Ok(self.sticky) {
+            return;
+        }
+        self.sticky_bytes = self.sticky_bytes.saturating_add(bytes);
+        if self.sticky_bytes >= STICKY_BYTES {
+            self.sticky = (self.sticky + 1) % self.partitions.len().max(1);
+            self.sticky_bytes = 0;
+        }
+    }
+
     /// Whether `leaders` know another topic of the same name.
     fn is_replaced(&self, name: &str, leaders: &dyn Leaders) -> bool {
         let Some(count) = leaders.partitions(name) else {
@@ -87,6 +105,8 @@ pub(super) struct Partition {
     pub(super) returned: VecDeque<OutgoingBatch>,
     /// The number of the last batch.
     pub(super) batch_number: u64,
+    /// Whether the coordinator of the transaction knows the partition, or is being told.
+    pub(super) is_registered: bool,
     /// No attempt before this moment.
     pub(super) not_before: Option<Instant>,
     /// Consecutive attempts of unknown outcome.
@@ -111,6 +131,7 @@ impl Partition {
             is_repeating: false,
             returned: VecDeque::new(),
             batch_number: 0,
+            is_registered: false,
             not_before: None,
             pauses: 0,
             records_max: usize::MAX,
@@ -151,15 +172,22 @@ impl Accumulator {
     fn partition_for(&self, record: &Record) -> Result<usize, Error> {
         let topic = &self.topics[&record.topic];
         let count = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
-        let number = match (record.partition, &record.key) {
-            (Some(partition), _) => usize::try_from(partition).unwrap_or(usize::MAX),
-            (None, Some(key)) => usize::try_from(partition_for_key(key, count)).unwrap_or(0),
-            (None, None) => self.gathering(topic),
+        let chosen = record.partition.or_else(|| {
+            let partitioner = &self.limits.partitioner;
+            partitioner.partition(&record.topic, record.key.as_deref(), count)
+        });
+        let Some(number) = chosen else {
+            return Ok(topic.partitions[self.gathering(topic)]);
         };
-        match topic.partitions.get(number) {
+        let index = usize::try_from(number).ok();
+        match index.and_then(|index| topic.partitions.get(index)) {
             Some(index) => Ok(*index),
             None => Err(Error::InvalidRecord {
-                reason: format!("{} has {count} partitions, not {number}", record.topic),
+                reason: format!(
+                    "topic {} has the partitions 0 to {}, not {number}",
+                    record.topic,
+                    count - 1
+                ),
             }),
         }
     }
@@ -244,7 +272,7 @@ impl Accumulator {
         let mut completions = Vec::new();
         for queued in waiting {
             match self.partition_for(&queued.record) {
-                Ok(index) => self.partitions[index].queue.push_back(queued),
+                Ok(index) => self.enqueue(index, queued),
                 Err(error) => {
                     let outcome = |_| Err(ProduceError::not_sent(error.clone()));
                     completions.extend(self.release(vec![queued], outcome));

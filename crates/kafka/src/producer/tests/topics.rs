@@ -5,14 +5,14 @@ use uuid::Uuid;
 
 use super::*;
 use crate::fake_broker::newest;
-use crate::partitioner::partition_for_key;
+use crate::producer::partition_for_key;
 
 /// Only the topic "t" exists.
 fn without_others(incoming: &Incoming, address: SocketAddr) -> MetadataResponse {
     let mut metadata = incoming.metadata(address, 1);
     for topic in &mut metadata.topics {
         if topic.name.as_ref().is_some_and(|name| name.as_str() != "t") {
-            topic.error_code = ResponseError::UnknownTopicOrPartition.code();
+            topic.error_code = ErrorCode::UnknownTopicOrPartition.code();
             topic.partitions.clear();
         }
     }
@@ -83,7 +83,7 @@ fn a_topic_created_again_is_recognized_by_the_refusal_of_its_old_id() {
                 let request: ProduceRequest = incoming.decode();
                 let code = match request.topic_data[0].topic_id == id {
                     true => 0,
-                    false => ResponseError::UnknownTopicId.code(),
+                    false => ErrorCode::UnknownTopicId.code(),
                 };
                 incoming.answer(&written(incoming, code, 0))
             }

@@ -56,6 +56,7 @@ async function inWords(response) {
   return `${problem.title ?? 'Error'} (${response.status}). ${problem.detail ?? ''}`.trim();
 }
 
+const seconds = (ms) => `${(ms / 1_000).toFixed(1)} s`;
 const noAnswer = () => `No answer from ${location.host}.`;
 
 // ------------------------------------------------------------------------------------------------------- posting
@@ -63,12 +64,15 @@ const noAnswer = () => `No answer from ${location.host}.`;
 const mine = []; // orders posted here, newest first
 let posting = 0;
 
-function newPost(isAlone) {
+// `base`: the path of a twin; none for tbd, whose newest posts the table shows.
+function newPost(isAlone, base = '') {
   const amount = byId('amount_cents').valueAsNumber;
   const body = { customer_email: byId('customer_email').value, amount_cents: Number.isNaN(amount) ? null : amount };
-  const post = { key: randomHex(16), body, isAlone, status: 'sending' };
-  mine.unshift(post);
-  mine.length = Math.min(mine.length, ROWS);
+  const post = { key: randomHex(16), body, isAlone, base, status: 'sending' };
+  if (!base) {
+    mine.unshift(post);
+    mine.length = Math.min(mine.length, ROWS);
+  }
   return post;
 }
 
@@ -76,8 +80,9 @@ async function send(post) {
   Object.assign(post, { status: 'sending', why: '', trace: randomHex(16) });
   posting++;
   showMine();
+  const begun = performance.now();
   try {
-    const response = await ask('/v1/orders', {
+    const response = await ask(`${post.base}/v1/orders`, {
       method: 'POST',
       headers: {
         'Content-Type': 'application/json',
@@ -98,6 +103,7 @@ async function send(post) {
     post.status = 'refused';
     post.why = noAnswer();
   }
+  post.ms = performance.now() - begun;
   posting--;
   showMine();
 }
@@ -114,15 +120,60 @@ async function sendBurst(count) {
   const buttons = document.querySelectorAll('[data-burst]');
   buttons.forEach((button) => { button.disabled = true; });
   showFaults([]);
-  const begun = performance.now();
-  const posts = Array.from({ length: count }, () => newPost(false));
-  say(`Sending ${count} orders…`);
-  await Promise.all(posts.map(send));
-  const refused = posts.filter((post) => post.status === 'refused');
-  const seconds = ((performance.now() - begun) / 1000).toFixed(1);
+  const { refused, ms } = await burst(count, '');
+  for (const name of twins) await burst(count, `/twins/${name}`);
   if (refused.length) alarm(`${refused.length} of ${count} orders were not accepted: ${refused[0].why}`);
-  else say(`${count} orders were accepted in ${seconds} s.`);
+  else say(`${count} orders were accepted in ${seconds(ms)}.`);
   buttons.forEach((button) => { button.disabled = false; });
+}
+
+// One program after the other: they share the machine, and the browser's connections.
+async function burst(count, base) {
+  const begun = performance.now();
+  const posts = Array.from({ length: count }, () => newPost(false, base));
+  say(`Sending ${count} orders${base && ` to ${base}`}…`);
+  await Promise.all(posts.map(send));
+  const result = { refused: posts.filter((post) => post.status === 'refused'), ms: performance.now() - begun };
+  if (twins.length) showBurst(base, posts, result, await untilDone(base, posts));
+  return result;
+}
+
+// --------------------------------------------------------------------------------------------------- next to the twins
+
+// The twins that nginx has behind it, by its header. Without any, nothing is asked of them or shown.
+let twins = [];
+
+function showTwins() {
+  byId('twins').hidden = !twins.length;
+  const names = ['', ...twins.map((name) => `/twins/${name}`)];
+  const rows = byId('bursts');
+  if (rows.children.length === names.length) return;
+  rows.replaceChildren(...names.map((base) => {
+    const row = element('tr', {}, element('th', { scope: 'row' }, base || 'tbd'), ...Array.from({ length: 6 }, () => element('td', {}, '–')));
+    row.dataset.base = base;
+    return row;
+  }));
+}
+
+function showBurst(base, posts, { refused, ms }, done) {
+  const delays = posts.map((post) => post.ms).sort((a, b) => a - b);
+  const cells = [posts.length - refused.length, refused.length, seconds(ms),
+    `${Math.round(delays[delays.length >> 1])} ms`, `${Math.round(delays.at(-1))} ms`, done];
+  const row = [...byId('bursts').children].find((one) => one.dataset.base === base);
+  if (row) cells.forEach((text, index) => setText(row.children[index + 1], String(text)));
+}
+
+// Waits until no order of a burst is unfinished, 15 s at most: how many are, and how long after the first order.
+async function untilDone(base, posts) {
+  const ids = new Set(posts.filter((post) => post.order).map((post) => post.order.id));
+  let orders = [];
+  for (const end = performance.now() + 15_000; ids.size && performance.now() < end; await sleep(200)) {
+    orders = (await newest(base).catch(() => [])).filter((order) => ids.has(order.id));
+    if (orders.length && !orders.some((order) => UNFINISHED.includes(order.status))) break;
+  }
+  const done = orders.filter((order) => order.status === 'completed');
+  const times = (field) => done.map((order) => new Date(order[field]));
+  return done.length ? `${done.length} in ${seconds(Math.max(...times('updated_at')) - Math.min(...times('created_at')))}` : '0';
 }
 
 async function cancel(post) {
@@ -154,6 +205,15 @@ function learn(order) {
   showMine();
 }
 
+// The steps of an order that several services process. Other orders have no saga, and are asked for it once.
+async function lookAtSaga(post) {
+  const isFinal = !UNFINISHED.includes(post.status);
+  const response = await look(`/v1/orders/${post.order.id}/saga`);
+  if (response.ok) post.saga = await response.json();
+  post.isSagaKnown = isFinal || response.status === 404;
+  showMine();
+}
+
 // ------------------------------------------------------------------------------------------------ the table's rows
 
 function showMine() {
@@ -166,9 +226,18 @@ function showMine() {
 function row(post) {
   const status = element('td', { className: 'status' }, element('i', { className: post.status }), post.status);
   if (post.why) status.append(element('span', { className: 'why' }, post.why));
+  if (post.saga) status.append(element('span', { className: 'why' }, sagaInWords(post.saga)));
   return element('tr', {},
     element('td', {}, post.order ? orderLink(post.order.id) : '–'),
     status, element('td', {}, took(post.order)), element('td', {}, trace(post.trace)), element('td', {}, ...actions(post)));
+}
+
+// reserve_stock ✓, authorize_payment ✗ (insufficient_funds), release_reservation ✓
+function sagaInWords({ steps, reason }) {
+  const marks = { running: '…', done: '✓', refused: `✗ (${reason})` };
+  const undone = steps.map((step) => step.compensation).filter(Boolean).reverse();
+  const calls = [...steps, ...undone].filter((step) => step.state !== 'pending');
+  return calls.map((step) => `${step.name} ${marks[step.state]}`).join(', ');
 }
 
 function orderLink(id) {
@@ -181,7 +250,7 @@ function orderLink(id) {
 function took(order) {
   if (!order || UNFINISHED.includes(order.status)) return '–';
   const ms = new Date(order.updated_at) - new Date(order.created_at);
-  return ms < 1_000 ? `${ms} ms` : `${(ms / 1_000).toFixed(1)} s`;
+  return ms < 1_000 ? `${ms} ms` : seconds(ms);
 }
 
 function trace(id = '') {
@@ -199,7 +268,7 @@ function actions(post) {
     made.dataset.action = `${name} ${post.key}`;
     return [made];
   };
-  if (post.status === 'pending') return button('Cancel', 'Possible until a worker takes it up', () => cancel(post));
+  if (post.status === 'pending') return button('Cancel', 'Possible until a worker begins it', () => cancel(post));
   if (post.status === 'refused') {
     return button('Try again', 'With the same Idempotency-Key, so that it is never ordered twice', () => sendOne(post));
   }
@@ -259,12 +328,14 @@ async function lookAtMetrics() {
       continue;
     }
     const name = response.headers.get('Tbd-Instance') ?? location.host;
+    twins = (response.headers.get('Tbd-Twins') ?? '').split(', ').filter(Boolean);
     instances.set(name, { seen: now, now: parseMetrics(await response.text()), before: instances.get(name)?.now });
   }
   for (const [name, { seen }] of instances) if (now - seen > GONE) instances.delete(name);
   if (instances.size) showMetrics([...instances.values()]);
   showLanes();
-  setText(byId('blind'), instances.size ? '' : `No numbers, as /metrics does not tell: ${why}`);
+  showTwins();
+  setText(byId('blind'), instances.size ? '' : `No numbers from /metrics: ${why}`);
 }
 
 function showMetrics(all) {
@@ -312,15 +383,20 @@ function showLanes() {
 
 let unfinished = 0;
 
-async function lookAtOrders() {
+async function newest(base) {
   const orders = [];
   let next = '';
+  do {
+    const page = await lookAtJson(`${base}/v1/orders?page_size=100${next}`);
+    orders.push(...page.orders);
+    next = page.next_cursor && `&cursor=${page.next_cursor}`;
+  } while (next && orders.length < NEWEST);
+  return orders;
+}
+
+async function lookAtOrders() {
   try {
-    do {
-      const page = await lookAtJson(`/v1/orders?page_size=100${next}`);
-      orders.push(...page.orders);
-      next = page.next_cursor && `&cursor=${page.next_cursor}`;
-    } while (next && orders.length < NEWEST);
+    const orders = await newest('');
     showBoard(orders);
     orders.forEach(learn);
     // Other clients may post so many orders that this page's are no longer among the newest.
@@ -328,6 +404,8 @@ async function lookAtOrders() {
     for (const { order } of mine.filter((post) => UNFINISHED.includes(post.status) && !known.has(post.order.id))) {
       learn(await lookAtJson(`/v1/orders/${order.id}`));
     }
+    const begun = mine.filter((post) => post.order && !post.isSagaKnown && !['pending', 'canceled'].includes(post.status));
+    await Promise.all(begun.map(lookAtSaga));
     byId('board').classList.remove('stale');
   } catch {
     byId('board').classList.add('stale'); // the header shows the reason

@@ -83,6 +83,7 @@ impl Batch {
             }
         }
         let mut wanted = Vec::new();
+        let mut is_new_probe = false;
         for (topic, places) in by_topic {
             match self.troubled.contains_key(topic) {
                 false => wanted.extend(places),
@@ -91,12 +92,17 @@ impl Batch {
                     // A short letter is the second half of a probe, so it comes first.
                     let is_short =
                         |place: &&Place| self.outgoing(**place).is_some_and(|it| it.is_short);
-                    let next = places.iter().find(is_short);
-                    wanted.push(*next.unwrap_or(&places[self.probes % places.len()]));
+                    let short = places.iter().find(is_short);
+                    wanted.push(*short.unwrap_or(&places[self.probes % places.len()]));
+                    is_new_probe |= short.is_none();
                 }
             }
         }
-        self.probes = self.probes.wrapping_add(1);
+        // Only a probe counts. Otherwise the calls between two probes could make the same announcement
+        // the next one for ever.
+        if is_new_probe {
+            self.probes = self.probes.wrapping_add(1);
+        }
         let announcement = |place: Place| {
             let outgoing = self.outgoing(place)?;
             Some(Announcement {
@@ -183,7 +189,7 @@ impl Batch {
                 let is_acknowledged = acknowledged.contains(&Place(index, number));
                 number += 1;
                 if let (true, Some(reason)) = (is_acknowledged, it.dead) {
-                    let dead_lettered = &self.orders.dead_lettered;
+                    let dead_lettered = &self.worker.dead_lettered;
                     dead_lettered.with_label_values(&[reason]).inc();
                 }
                 !is_acknowledged
@@ -196,7 +202,7 @@ impl Batch {
 
     /// Clears every trouble that no entry waits for any more.
     pub(super) fn settle(&mut self) {
-        self.is_store_away &= !self.entries.is_empty();
+        self.is_held_up &= !self.entries.is_empty();
         let mut awaited = HashSet::new();
         for entry in &self.entries {
             if let State::ToAnnounce(outgoing) = &entry.state {

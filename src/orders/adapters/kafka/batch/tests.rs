@@ -15,7 +15,7 @@ fn batch() -> Batch {
         dlq: DLQ.into(),
     };
     let metrics = Metrics::new();
-    Batch::new(topics, "group", metrics.orders, metrics.worker)
+    Batch::new(topics, "group", metrics.worker)
 }
 
 fn order() -> Order {
@@ -132,6 +132,28 @@ fn an_order_whose_attempt_failed_waits_for_the_next_one_and_holds_up_no_other() 
 }
 
 #[test]
+fn while_a_participant_is_away_its_orders_wait_and_no_more_records_are_taken() {
+    let (mut batch, orders) = with_orders(2);
+    let now = Instant::now();
+    let reason = "payments unavailable".to_owned();
+    let results = HashMap::from([
+        (orders[0].id, Processed::Waiting { reason }),
+        (orders[1].id, Processed::Completed(orders[1].clone())),
+    ]);
+    batch.conclude(&results, now);
+    assert_eq!(publish(&mut batch, now, taken), [PROCESSED]);
+    assert!(!batch.is_flowing() && batch.due(now).tasks.is_empty());
+    let due = batch.next_due(now).expect("a retry");
+    let task = Task {
+        id: orders[0].id,
+        failed_attempts: 0,
+    };
+    assert_eq!(batch.due(due).tasks, [task], "it is not an attempt");
+    complete(&mut batch, &[&orders[0]]);
+    assert!(batch.is_flowing());
+}
+
+#[test]
 fn what_kafka_does_not_take_waits_and_is_probed_and_all_goes_once_it_is_taken() {
     let (mut batch, orders) = with_orders(3);
     let waiting = batch.worker.announcements_waiting.clone();
@@ -153,6 +175,9 @@ fn what_kafka_does_not_take_waits_and_is_probed_and_all_goes_once_it_is_taken() 
         let probe = batch.announcements(later);
         assert_eq!(probe.len(), 1);
         probed.insert(probe[0].place);
+        // Looking between two probes passes over nobody.
+        assert!(batch.announcements(now).is_empty());
+        assert!(batch.announcements(now).is_empty());
     }
     assert_eq!(probed.len(), 3);
     assert_eq!(publish(&mut batch, later, taken).len(), 1);
@@ -190,7 +215,7 @@ fn without_the_store_everything_waits_and_counts_as_no_attempt() {
 fn a_dead_letter_is_counted_when_it_is_acknowledged() {
     let mut batch = batch();
     batch.add(vec![record(0, 0, None)]);
-    let counter = batch.orders.dead_lettered.clone();
+    let counter = batch.worker.dead_lettered.clone();
     let count = || counter.with_label_values(&[UNDECODABLE]).get();
     let now = Instant::now();
     assert_eq!(publish(&mut batch, now, refused), [DLQ]);

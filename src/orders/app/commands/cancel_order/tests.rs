@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::orders::adapters::memory::{Fault, Memory};
 use crate::orders::app::fakes::{order, soon};
-use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::domain::Status;
 
 fn pending() -> (Arc<Memory>, CancelOrder, Order) {

@@ -1,9 +1,9 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::orders::adapters::memory::{Fault, Memory};
 use crate::orders::app::delivery::DeliveryInbox;
 use crate::orders::app::fakes::{Bus, RecordingMeter, lock, soon};
-use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::app::{DeliveryMode, PUBLISH_BUDGET};
 use crate::orders::domain::{AmountCents, CustomerEmail};
 use crate::orders::ports::Outbox;

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::orders::adapters::memory::{Fault, Memory};
 use crate::orders::app::fakes::{RecordingMeter, Step, lock, order, soon};
-use crate::orders::app::memory::{Fault, Memory};
 use crate::orders::ports::OrderRepository;
 
 struct Bench<F> {

@@ -39,7 +39,7 @@ impl Log {
             None => batch.base_sequence,
         };
         if batch.base_sequence != expected {
-            return Answer::Refused(ResponseError::OutOfOrderSequenceNumber);
+            return Answer::Refused(ErrorCode::OutOfOrderSequenceNumber);
         }
         let offset = self.values.len() as i64;
         self.values.extend(values(batch));
@@ -58,20 +58,20 @@ impl Log {
                 self.append(batch, ids);
                 lost()
             }
-            2 => Answer::Refused(ResponseError::NotLeaderOrFollower),
+            2 => Answer::Refused(ErrorCode::NotLeaderOrFollower),
             3 => {
                 self.append(batch, ids);
-                Answer::Refused(ResponseError::NotLeaderOrFollower)
+                Answer::Refused(ErrorCode::NotLeaderOrFollower)
             }
             4 => {
                 self.append(batch, ids);
-                Answer::Refused(ResponseError::RequestTimedOut)
+                Answer::Refused(ErrorCode::RequestTimedOut)
             }
-            5 => Answer::Refused(ResponseError::NotEnoughReplicas),
-            6 => Answer::Refused(ResponseError::InvalidRecord),
+            5 => Answer::Refused(ErrorCode::NotEnoughReplicas),
+            6 => Answer::Refused(ErrorCode::InvalidRecord),
             7 => {
                 self.append(batch, ids);
-                Answer::Refused(ResponseError::UnknownServerError)
+                Answer::Refused(ErrorCode::UnknownServerError)
             }
             _ => self.append(batch, ids),
         }
@@ -119,9 +119,9 @@ impl Broker {
         match fault % 12 {
             0 => lost(),
             _ if !self.is_there || batch.partition >= self.partitions => {
-                Answer::Refused(ResponseError::UnknownTopicOrPartition)
+                Answer::Refused(ErrorCode::UnknownTopicOrPartition)
             }
-            _ if !is_meant => Answer::Refused(ResponseError::UnknownTopicId),
+            _ if !is_meant => Answer::Refused(ErrorCode::UnknownTopicId),
             _ => {
                 let log = self.logs.entry((self.id, batch.partition));
                 log.or_default().answer(batch, self.ids, fault)
@@ -228,10 +228,8 @@ impl Run {
         }
         if self.records.needs_identity() {
             self.producer_id += 1;
-            self.records.set_identity(Identity {
-                producer_id: self.producer_id,
-                epoch: 0,
-            });
+            self.records
+                .set_identity(Identity::idempotent(self.producer_id, 0));
         }
         tell(self.records.sweep(self.now));
         // Without ids, the second of two requests in flight may reach another topic than the

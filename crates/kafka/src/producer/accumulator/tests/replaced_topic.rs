@@ -1,7 +1,7 @@
 //! A topic that is deleted and created again while records are pending.
 
 use super::*;
-use crate::partitioner::partition_for_key;
+use crate::producer::partition_for_key;
 
 /// A cluster that knows one topic, under this id.
 struct Known {
@@ -31,10 +31,7 @@ const NEW: Known = Known {
 };
 
 fn identity(producer_id: i64) -> Identity {
-    Identity {
-        producer_id,
-        epoch: 0,
-    }
+    Identity::idempotent(producer_id, 0)
 }
 
 fn accumulator_of(topic: &Known) -> Accumulator {
@@ -119,7 +116,7 @@ fn a_batch_in_flight_comes_before_what_waits_behind_it() {
         "one is in flight"
     );
     assert!(records.needs_leaders());
-    let refused = Answer::Refused(ResponseError::UnknownTopicId);
+    let refused = Answer::Refused(ErrorCode::UnknownTopicId);
     assert!(records.settle(batch, refused, now).is_empty());
     push_keyed(&mut records, "k", "c", now);
     records.learn(&NEW);
@@ -159,7 +156,7 @@ fn a_record_for_a_partition_that_is_gone_fails_and_says_so() {
     );
     let outcomes = tell(records.learn(&NEW));
     let error = outcomes[0].as_ref().unwrap_err();
-    assert!(error.to_string().contains("4 partitions, not 9"), "{error}");
+    assert!(error.to_string().contains("0 to 3, not 9"), "{error}");
     assert_eq!(records.outstanding(), 0);
 }
 

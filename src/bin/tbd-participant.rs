@@ -1,0 +1,101 @@
+//! The program of the saga's participants: wires the modules together, starts them, and stops them
+//! in order.
+
+use std::process;
+use std::sync::Arc;
+
+use tbd::config::{CommandLine, ParticipantConfig, Program};
+use tbd::metrics::Metrics;
+use tbd::participants::adapters::grpc::{Faults, Service};
+use tbd::participants::adapters::http::audits;
+use tbd::participants::adapters::identity::Admission;
+use tbd::participants::adapters::migrations::embedded;
+use tbd::participants::adapters::postgres::{PostgresLedger, tables};
+use tbd::wiring::{self, Background, Checks, GrpcServer, ShutdownSignal, Telemetry};
+use tbd_deadline::StopSignal;
+use tbd_http::{Router, Server};
+
+type AnyError = Box<dyn std::error::Error>;
+
+fn main() {
+    let (command, config) = wiring::load(Program::Participant, ParticipantConfig::from_env);
+    if command == CommandLine::Healthcheck {
+        process::exit(wiring::healthcheck_command(config.http.address()));
+    }
+    if let Err(error) = run(&config) {
+        log::error!("{error}");
+        process::exit(1);
+    }
+}
+
+fn run(config: &ParticipantConfig) -> Result<(), AnyError> {
+    let metrics = Metrics::new();
+    let telemetry = Telemetry::start(&config.log, &config.telemetry, &metrics)?;
+    let signal = ShutdownSignal::new()?;
+    let abort = StopSignal::new();
+    let mut background = Background::default();
+    let (http, grpc) = start(config, &metrics, &abort, &mut background)?;
+
+    let mut shutdown = signal.wait(abort)?;
+
+    // Order: readiness fails; no new calls; the last answers; the spans.
+    background.stop.stop();
+    grpc.fail_health();
+    shutdown.drain(config.http.shutdown_drain);
+    shutdown.part("calls", shutdown.work(), move |end| {
+        wiring::stop_servers(http, Some(grpc), end);
+    });
+    shutdown.threads(background.threads);
+    shutdown.finish(telemetry, background.migrations);
+    Ok(())
+}
+
+fn start(
+    config: &ParticipantConfig,
+    metrics: &Metrics,
+    abort: &StopSignal,
+    background: &mut Background,
+) -> Result<(Server, GrpcServer), AnyError> {
+    let participant = config.participant;
+    let token = wiring::token_check(config.auth.as_ref())?;
+    let migrator = wiring::migrator(embedded(participant), config.migrations_dir.as_deref())?;
+    let application = format!("tbd-{}", participant.name());
+    let database = wiring::database_config(&config.database, &application)?;
+    let pool = wiring::pool(database.clone(), metrics)?;
+    let ledger = PostgresLedger::new(pool.clone(), participant, config.initial_stock);
+    let ledger = Arc::new(ledger);
+    let checks = Checks {
+        database: background.monitor_database(&pool, &migrator, tables(participant))?,
+        kafka: None,
+        services: Vec::new(),
+        stop: background.stop.clone(),
+    };
+    if config.auto_migrate {
+        background.migrate(migrator, database)?;
+    }
+
+    let router = audits(Router::new(), participant, ledger.clone());
+    let router = wiring::probes(router, checks.clone(), metrics.clone(), config.http.port);
+    let http = wiring::http_server(&config.http, router, metrics)?;
+    let service = Service {
+        participant,
+        ledger,
+        faults: Faults {
+            latency: config.latency,
+            failure_rate: config.failure_rate,
+            abort: abort.clone(),
+        },
+        metrics: metrics.participant.clone(),
+    };
+    let tls = config.grpc.tls.as_ref();
+    let has_certificates = tls.is_some_and(|files| files.client_ca.is_some());
+    let admission = Admission {
+        allowed_clients: has_certificates.then(|| config.allowed_clients.clone()),
+        token,
+    };
+    let pool = http.pool();
+    let grpc = wiring::commands_server(
+        config, service, admission, pool, checks, metrics, background,
+    )?;
+    Ok((http, grpc))
+}

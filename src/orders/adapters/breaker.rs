@@ -1,0 +1,322 @@
+//! Circuit breakers: while a service is unavailable, requests to it fail at once instead of after
+//! their time limit.
+//!
+//! A breaker spares a service that is away as a whole. While a part of it fails, such as one broker
+//! of three, other requests succeed, and refusing all of them would turn the partial fault into an
+//! outage. So a failure counts only if no request has succeeded since the failed one began.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tbd_deadline::lock;
+
+/// Failures without a success in between that open the breaker. A single lost request is no outage.
+const FAILURES_MAX: u32 = 5;
+/// How long the breaker stays open before one request may probe the service.
+const COOL_DOWN: Duration = Duration::from_secs(30);
+
+/// The state of a breaker; the number is the value of `circuit_breaker_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Everything passes.
+    Closed = 0,
+    /// One request is probing the service.
+    HalfOpen = 1,
+    /// Nothing passes.
+    Open = 2,
+}
+
+enum Circuit {
+    Closed {
+        failures: u32,
+        succeeded_at: Option<Instant>,
+    },
+    Open {
+        until: Instant,
+    },
+    HalfOpen,
+}
+
+/// Counts failures, and refuses requests after too many.
+pub struct Breaker {
+    /// What it guards, for the log.
+    subject: &'static str,
+    circuit: Mutex<Circuit>,
+    changed: Box<dyn Fn(BreakerState) + Send + Sync>,
+}
+
+/// The permission for one request. Dropping it without [`Permit::ended`] counts as a failure.
+pub struct Permit<'a> {
+    breaker: &'a Breaker,
+    began: Instant,
+    succeeded: bool,
+}
+
+impl Breaker {
+    /// A closed breaker around `subject`, a word for the log such as "publishing". It calls `changed`
+    /// with every new state, and with the first one now.
+    pub fn new(
+        subject: &'static str,
+        changed: impl Fn(BreakerState) + Send + Sync + 'static,
+    ) -> Self {
+        changed(BreakerState::Closed);
+        Self {
+            subject,
+            circuit: Mutex::new(Circuit::Closed {
+                failures: 0,
+                succeeded_at: None,
+            }),
+            changed: Box::new(changed),
+        }
+    }
+
+    /// Admits a request at `now`. `None` while open, and while another request is probing.
+    pub fn admit(&self, now: Instant) -> Option<Permit<'_>> {
+        let is_probe = {
+            let mut circuit = lock(&self.circuit);
+            match *circuit {
+                Circuit::Closed { .. } => false,
+                Circuit::Open { until } if now >= until => {
+                    *circuit = Circuit::HalfOpen;
+                    true
+                }
+                Circuit::Open { .. } | Circuit::HalfOpen => return None,
+            }
+        };
+        if is_probe {
+            (self.changed)(BreakerState::HalfOpen);
+        }
+        Some(Permit {
+            breaker: self,
+            began: now,
+            succeeded: false,
+        })
+    }
+
+    /// Counts the outcome of a request without a permit, which began at `began`.
+    pub fn count(&self, succeeded: bool, began: Instant) {
+        self.record(succeeded, began, Instant::now());
+    }
+
+    /// Calls `request`, unless the breaker is open, and counts its outcome. `is_away` says which errors
+    /// mean that the service is unavailable. `None` while the breaker is open.
+    pub fn guard<T, E>(
+        &self,
+        is_away: impl FnOnce(&E) -> bool,
+        request: impl FnOnce() -> Result<T, E>,
+    ) -> Option<Result<T, E>> {
+        let permit = self.admit(Instant::now())?;
+        let result = request();
+        permit.ended(!result.as_ref().err().is_some_and(is_away));
+        Some(result)
+    }
+
+    /// Whether a request would be admitted at `now`.
+    pub fn would_admit(&self, now: Instant) -> bool {
+        match *lock(&self.circuit) {
+            Circuit::Closed { .. } => true,
+            Circuit::Open { until } => now >= until,
+            Circuit::HalfOpen => false,
+        }
+    }
+
+    /// Ends the wait of an open breaker: a health check has found the service, so that the next request
+    /// may probe it.
+    pub fn found(&self) {
+        if let Circuit::Open { until } = &mut *lock(&self.circuit) {
+            *until = Instant::now();
+        }
+    }
+
+    /// Whether everything passes.
+    pub fn is_closed(&self) -> bool {
+        matches!(*lock(&self.circuit), Circuit::Closed { .. })
+    }
+
+    fn record(&self, succeeded: bool, began: Instant, now: Instant) {
+        let state = lock(&self.circuit).record(succeeded, began, now);
+        match state {
+            None => return,
+            Some(BreakerState::Open) => {
+                log::warn!(
+                    "{} keeps failing, the circuit breaker opens for {COOL_DOWN:?}",
+                    self.subject
+                );
+            }
+            Some(_) => log::info!("{} works again, the circuit breaker closes", self.subject),
+        }
+        state.into_iter().for_each(|state| (self.changed)(state));
+    }
+}
+
+impl Circuit {
+    /// Applies the outcome of a request that began at `began`. Returns the new state if it changed.
+    fn record(&mut self, succeeded: bool, began: Instant, now: Instant) -> Option<BreakerState> {
+        match self {
+            // A request from before the breaker opened. Its outcome is stale.
+            Circuit::Open { .. } => None,
+            Circuit::Closed { .. } | Circuit::HalfOpen if succeeded => {
+                let was_closed = matches!(self, Circuit::Closed { .. });
+                *self = Circuit::Closed {
+                    failures: 0,
+                    succeeded_at: Some(now),
+                };
+                (!was_closed).then_some(BreakerState::Closed)
+            }
+            // Other requests succeed meanwhile: a part of the service fails.
+            Circuit::Closed { succeeded_at, .. } if *succeeded_at > Some(began) => None,
+            Circuit::Closed { failures, .. } if *failures + 1 < FAILURES_MAX => {
+                *failures += 1;
+                None
+            }
+            Circuit::Closed { .. } | Circuit::HalfOpen => {
+                let until = now + COOL_DOWN;
+                *self = Circuit::Open { until };
+                Some(BreakerState::Open)
+            }
+        }
+    }
+}
+
+impl Permit<'_> {
+    /// Ends the request with its outcome.
+    pub fn ended(mut self, succeeded: bool) {
+        self.succeeded = succeeded;
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.breaker
+            .record(self.succeeded, self.began, Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    fn breaker() -> (Breaker, Arc<AtomicU8>) {
+        let state = Arc::new(AtomicU8::new(9));
+        let seen = Arc::clone(&state);
+        (
+            Breaker::new("testing", move |new| {
+                seen.store(new as u8, Ordering::SeqCst)
+            }),
+            state,
+        )
+    }
+
+    fn fail(breaker: &Breaker, times: u32, now: Instant) {
+        for _ in 0..times {
+            let permit = breaker.admit(now).expect("closed");
+            std::mem::forget(permit);
+            breaker.record(false, now, now);
+        }
+    }
+
+    #[test]
+    fn five_failures_in_a_row_open_it_and_fewer_do_not() {
+        let (breaker, state) = breaker();
+        let now = Instant::now();
+        fail(&breaker, 4, now);
+        breaker.record(true, now, now);
+        fail(&breaker, 4, now);
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+        fail(&breaker, 1, now);
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
+        assert!(
+            breaker
+                .admit(now + COOL_DOWN - Duration::from_millis(1))
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn failures_while_other_requests_succeed_do_not_open_it() {
+        let (breaker, state) = breaker();
+        let second = Duration::from_secs(1);
+        let began = Instant::now();
+        breaker.record(true, began, began + second);
+        for _ in 0..10 {
+            breaker.record(false, began, began + 10 * second);
+        }
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+        // Since the last success nothing has come back: the service is away as a whole.
+        fail(&breaker, 5, began + 2 * second);
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
+    }
+
+    #[test]
+    fn a_failure_from_before_an_outage_does_not_count_after_it() {
+        let (breaker, state) = breaker();
+        let now = Instant::now();
+        fail(&breaker, 5, now);
+        let later = now + COOL_DOWN;
+        breaker.admit(later).expect("half-open").ended(true);
+        // The probe has just ended; these began long before.
+        for _ in 0..5 {
+            breaker.record(false, now, later);
+        }
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+    }
+
+    #[test]
+    fn after_the_cool_down_one_request_tries_and_decides() {
+        let (breaker, state) = breaker();
+        let now = Instant::now();
+        fail(&breaker, 5, now);
+        let later = now + COOL_DOWN;
+        let probe = breaker.admit(later).expect("half-open");
+        assert!(breaker.admit(later).is_none(), "a second one has to wait");
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::HalfOpen as u8);
+        probe.ended(true);
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+    }
+
+    #[test]
+    fn what_it_guards_is_counted_and_not_called_once_it_is_open() {
+        let (breaker, state) = breaker();
+        for _ in 0..6 {
+            let refused = breaker.guard(|_| false, || Err::<(), _>("no"));
+            assert_eq!(
+                refused,
+                Some(Err("no")),
+                "a refusal says nothing of the service"
+            );
+        }
+        for _ in 0..5 {
+            assert!(breaker.is_closed());
+            breaker.guard(|_| true, || Err::<(), _>("away"));
+        }
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
+        let guarded = breaker.guard(|(): &()| true, || -> Result<(), ()> { panic!("open") });
+        assert_eq!(guarded, None);
+    }
+
+    #[test]
+    fn a_service_that_is_found_is_probed_before_the_cool_down_ends() {
+        let (breaker, _) = breaker();
+        let now = Instant::now();
+        fail(&breaker, 5, now);
+        assert!(!breaker.would_admit(now));
+        breaker.found();
+        let later = Instant::now();
+        assert!(breaker.would_admit(later));
+        let probe = breaker.admit(later).expect("half-open");
+        assert!(!breaker.would_admit(later), "one probe at a time");
+        probe.ended(true);
+        assert!(breaker.would_admit(later));
+    }
+
+    #[test]
+    fn a_probe_that_fails_or_vanishes_opens_it_again() {
+        let (breaker, state) = breaker();
+        let now = Instant::now();
+        fail(&breaker, 5, now);
+        drop(breaker.admit(now + COOL_DOWN).expect("half-open"));
+        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
+    }
+}

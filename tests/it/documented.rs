@@ -1,0 +1,95 @@
+//! Commands and figures in README.md and docs/, compared with the files that they name.
+
+use std::fs;
+
+use crate::support::{read, repository};
+
+/// The commands in the code blocks: their words, without options and assignments.
+fn commands() -> Vec<Vec<String>> {
+    let files = fs::read_dir(repository().join("docs")).expect("docs");
+    let files = files.map(|file| file.expect("a file").path());
+    let pages = files.filter(|path| path.extension().is_some_and(|end| end == "md"));
+    let others = ["README.md".into(), "loadtest/README.md".into()];
+    let text: String = pages.chain(others).map(read).collect();
+    let blocks = text.split("\n```sh\n").skip(1);
+    let lines = blocks.flat_map(|block| block.split("\n```").next().unwrap_or_default().lines());
+    let code = lines.map(|line| line.split(" #").next().unwrap_or_default());
+    let is_word = |word: &&str| !word.starts_with('-') && !word.contains('=');
+    code.flat_map(|code| code.split([';', '|', '(', ')', '&', '"']))
+        .map(|command| {
+            let words = command.split_whitespace().filter(is_word);
+            words.map(str::to_owned).collect()
+        })
+        .collect()
+}
+
+#[test]
+fn commands_name_services_targets_and_scripts_that_exist() {
+    const OF_SERVICES: [&str; 9] = [
+        "build", "logs", "pause", "ps", "restart", "start", "stop", "unpause", "up",
+    ];
+    let (compose, makefile) = (read("docker-compose.yml"), read("Makefile"));
+    let (mut services, mut targets, mut scripts) = (0, 0, 0);
+    for command in commands() {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let named = match &words[..] {
+            ["docker", "compose", "exec", service, ..] => std::slice::from_ref(service),
+            ["docker", "compose", verb, named @ ..] if OF_SERVICES.contains(verb) => named,
+            _ => &[],
+        };
+        for service in named {
+            assert!(compose.contains(&format!("\n  {service}:\n")), "{words:?}");
+            services += 1;
+        }
+        if let ["make", target, ..] = &words[..] {
+            assert!(makefile.contains(&format!("\n{target}:")), "{words:?}");
+            targets += 1;
+        }
+        for script in words.iter().filter(|word| word.ends_with(".js")) {
+            assert!(repository().join(script).exists(), "{words:?}");
+            scripts += 1;
+        }
+    }
+    let enough = services > 15 && targets > 15 && scripts > 1;
+    assert!(enough, "{services} {targets} {scripts}");
+}
+
+#[test]
+fn the_tour_is_an_afternoon_and_states_the_lengths_of_its_files() {
+    let tour = read("docs/tour.md");
+    let files = tour.lines().filter_map(|row| {
+        let cells: Vec<&str> = row.split(['|', '`']).map(str::trim).collect();
+        let [_, _, _, path, _, stated, ..] = cells[..] else {
+            return None;
+        };
+        Some((path, stated.parse::<usize>().ok()?))
+    });
+    let (mut number, mut sum) = (0, 0);
+    for (path, stated) in files {
+        let lines = read(path).lines().count();
+        // A tenth: not every change of a file changes the tour.
+        assert!(lines.abs_diff(stated) * 10 <= lines, "{path}: {lines}");
+        (number, sum) = (number + 1, sum + lines);
+    }
+    assert!(number == 12 && sum <= 2000, "{number} files, {sum} lines");
+}
+
+#[test]
+fn the_memory_of_compose_is_the_sum_of_its_limits() {
+    let compose = read("docker-compose.yml");
+    // The participants are started by a profile only, and their limit is stated for each.
+    let services = compose.split("\n\n");
+    let limits = services
+        .filter(|service| !service.contains("profiles: "))
+        .flat_map(str::lines)
+        .filter_map(|line| line.trim().strip_prefix("mem_limit: "));
+    let mebibytes = |limit: &str| {
+        let limit = limit.split(' ').next().unwrap_or_default();
+        let (number, unit) = limit.split_at(limit.len() - 1);
+        let number: u32 = number.parse().expect("a number");
+        number * if unit == "g" { 1024 } else { 1 }
+    };
+    let sum = f64::from(limits.map(mebibytes).sum::<u32>()) / 1024.0;
+    let stated = format!("all together they may use {sum} GiB");
+    assert!(read("docs/compose.md").contains(&stated), "{stated}");
+}
