@@ -79,6 +79,32 @@ fn watchers_see_each_change_and_the_end_even_of_a_server_without_capacity() {
 }
 
 #[test]
+fn a_stop_right_after_the_last_change_keeps_it_from_no_watcher() {
+    const WATCHERS: usize = 32;
+    let (status, mut router) = (Health::new(), echo());
+    status.add_to(&mut router);
+    status.set("", ServingStatus::Serving);
+    let server = full(router, WATCHERS);
+    let channel = channel(&server);
+    let mut watches = Vec::new();
+    for _ in 0..WATCHERS {
+        let call = channel.call(health::WATCH);
+        let mut watch = call.send_for_stream(&named("")).unwrap();
+        let first = watch.next_message().unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::Serving);
+        watches.push(watch);
+    }
+    status.shut_down();
+    assert!(server.stop(soon()));
+    for mut watch in watches {
+        let last = watch.next_message().unwrap().unwrap();
+        assert_eq!(last.status(), ServingStatus::NotServing);
+        let end = watch.next_message().unwrap_err();
+        assert_eq!(end.code(), Code::Unavailable);
+    }
+}
+
+#[test]
 fn streams_of_health_are_limited_and_do_not_keep_a_check_from_its_answer() {
     let (status, mut router) = (Health::new(), Router::new());
     status.add_to(&mut router);

@@ -72,7 +72,7 @@ pub(crate) struct Exchange {
     held: usize,
     /// Whether the response's header list was sent, by a server.
     pub(crate) is_answered: bool,
-    /// Whether it ends when the connection begins to drain.
+    /// Whether its handler ends instead of waiting once the connection drains.
     pub(crate) ends_with_drain: bool,
     /// Whether the thread that handles the stream was woken.
     pub(crate) is_woken: bool,

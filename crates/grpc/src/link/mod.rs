@@ -225,6 +225,10 @@ impl Link {
                 drop(self.flush(state));
                 return Ok(found);
             }
+            // Only now, so that what is there, such as a last change of health, still gets out.
+            if state.timers.is_draining() && state.exchange(id)?.ends_with_drain {
+                return Err(draining());
+            }
             let left = deadline.remaining();
             if left.is_zero() {
                 return Err(late());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{ConnectionConfig, End, Keepalive, LinkState, draining};
+use super::{ConnectionConfig, Exchange, Keepalive, LinkState};
 use crate::h2::ErrorCode;
 
 /// The payload of the PING that follows the first GOAWAY: its answer shows that the peer has read that.
@@ -197,10 +197,7 @@ impl LinkState {
             self.timers.second_go_away = Some(now + PONG_WAIT);
             self.h2.announce_go_away();
             self.h2.ping(DRAIN_PING);
-            let ending = self.exchanges.values_mut();
-            ending
-                .filter(|exchange| exchange.ends_with_drain)
-                .for_each(|exchange| exchange.finish(End::Failed(draining())));
+            self.exchanges.values_mut().for_each(Exchange::notify);
         }
     }
 
