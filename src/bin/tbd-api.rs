@@ -1,4 +1,5 @@
 //! The API program: wires the modules together, starts them, and stops them in order.
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 use std::process;
 use std::sync::Arc;
@@ -91,10 +92,8 @@ fn start(config: &ApiConfig, metrics: &Metrics) -> Result<Running, AnyError> {
         services: Vec::new(),
         stop: background.stop.clone(),
     };
-    let router = page(
-        routes(Router::new(), Arc::clone(&api)),
-        config.jaeger_ui.as_deref(),
-    );
+    let router = routes(Router::new(), Arc::clone(&api));
+    let router = page(router, config.jaeger_ui.as_deref());
     let mut router = wiring::probes(router, checks.clone(), metrics.clone(), config.http.port);
     if let Some(check) = token_check.clone() {
         router = router.guard("/v1/", move |request| check.admit(request));

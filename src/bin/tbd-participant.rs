@@ -1,5 +1,6 @@
 //! The program of the saga's participants: wires the modules together, starts them, and stops them
 //! in order.
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 use std::process;
 use std::sync::Arc;

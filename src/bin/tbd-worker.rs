@@ -1,4 +1,5 @@
 //! The worker program: wires the modules together, starts them, and stops them in order.
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 use std::process;
 use std::sync::Arc;

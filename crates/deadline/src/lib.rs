@@ -25,6 +25,7 @@
 //! [`StopSignal::wait_until`] block, and both take a limit.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 mod deadline;
 mod lock;

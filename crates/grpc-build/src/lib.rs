@@ -5,6 +5,7 @@
 //! by hand. The crate is used by build scripts, and by tests that hold checked-in code against its `.proto` files.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 use std::fmt::Write as _;
 use std::io;

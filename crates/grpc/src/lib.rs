@@ -65,6 +65,7 @@
 //! Linux and other Unix systems only: connections wait by `poll`.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 // Generated code names this crate so.
 extern crate self as tbd_grpc;

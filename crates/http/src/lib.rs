@@ -82,6 +82,7 @@
 //! open until its time-out. Without `sock_diag`, unfinished heads do.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 mod admission;
 mod containment;

@@ -59,6 +59,7 @@
 //! `DESIGN.md` in this crate's folder is for people who change this client.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 #[cfg(not(unix))]
 compile_error!("tbd-kafka runs on Unix only: a consumer waits for its sockets with poll(2)");

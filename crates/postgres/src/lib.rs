@@ -21,6 +21,7 @@
 //! `limit`) encrypts, and ends calls to a server that has stopped answering.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 mod coalesce;
 mod config;

@@ -13,6 +13,7 @@
 //! a bounded queue, or dropped and counted.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 pub mod logging;
 pub mod metrics;

@@ -7,6 +7,7 @@
 //! A new connection uses the files of that moment; an open one keeps what it began with.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(unreachable_pub, clippy::unwrap_used))]
 
 mod explain;
 mod files;
