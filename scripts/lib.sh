@@ -204,8 +204,18 @@ POSTGRES_FOR_TESTS=(fsync=off synchronous_commit=off full_page_writes=off max_co
 
 # --------------------------------------------------------------------------------------------------------- Kafka
 
+# The classes that Kafka loads, as Java can map them: with them it starts in half the time. Java leaves another
+# version's aside.
+KAFKA_CLASSES=$KAFKA_HOME/classes.jsa
+find_kafka_classes() { # sets the array `classes` to the option that uses them
+  classes=()
+  [[ ! -e $KAFKA_CLASSES ]] || classes=(-XX:SharedArchiveFile="$KAFKA_CLASSES")
+}
+
 kafka_tool() { # kafka_tool MAIN-CLASS ARGUMENTS... : one of Kafka's own command-line programs
-  java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto -cp "$KAFKA_HOME/*" "$@"
+  local classes
+  find_kafka_classes
+  java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 "${classes[@]}" -cp "$KAFKA_HOME/*" "$@"
 }
 
 # kafka_create FOLDER PORT CONTROLLER-PORT [SETTING=VALUE...] : one node, broker and controller in one
@@ -261,13 +271,14 @@ kafka_cluster() {
 
 # kafka_start FOLDER [JAVA-OPTION...] : returns once the broker serves requests.
 kafka_start() {
-  local folder=$1 log=$1/kafka.log port
+  local folder=$1 log=$1/kafka.log port classes
   shift
+  find_kafka_classes
   port=$(sed -n 's/^advertised.listeners=.*://p' "$folder/server.properties" | tail -n 1) # the last setting counts
   ! port_in_use "$port" || { say "port $port is in use" && return 1; }
   : >"$log"
   # A session of its own: Ctrl-C at the terminal reaches only the script, which then stops Kafka.
-  setsid java -Xms128m -Xmx256m "$@" -Djava.net.preferIPv4Stack=true -Dlog4j2.level=INFO -cp "$KAFKA_HOME/*" \
+  setsid java -Xms128m -Xmx256m "${classes[@]}" "$@" -Djava.net.preferIPv4Stack=true -Dlog4j2.level=INFO -cp "$KAFKA_HOME/*" \
     kafka.Kafka "$folder/server.properties" </dev/null >>"$log" 2>&1 9>&- &
   record $! "$folder/kafka.pid"
   disown

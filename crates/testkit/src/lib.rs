@@ -140,16 +140,12 @@ pub fn kafka() -> String {
 
 /// One of Kafka's own command-line programs, by its class; the caller adds its arguments.
 pub fn kafka_tool(class: &str) -> Command {
+    let jars = variable("TBD_TEST_KAFKA_JARS");
     let mut command = Command::new("java");
     command
-        .args([
-            "-Xmx128m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-cp",
-        ])
-        .arg(format!("{}/*", variable("TBD_TEST_KAFKA_JARS")))
-        .arg(class);
+        .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+        .arg(format!("-XX:SharedArchiveFile={jars}/classes.jsa"))
+        .args(["-cp", &format!("{jars}/*"), class]);
     command
 }
 
