@@ -182,8 +182,11 @@ fn while_the_real_migrate_program_works_instances_stay_ready() {
         .arg("up")
         .spawn()
         .expect("run migrate");
+    // Only then is it known: the program locks first.
+    eventually(Duration::from_secs(10), "the mark of migrate", || {
+        (version(&stack) == (newest + 1, true)).then_some(())
+    });
     api.metric_becomes("db_schema_migrating", 1.0);
-    assert_eq!(version(&stack), (newest + 1, true));
     api.become_ready(Duration::ZERO);
     api.accepted_order();
     gate.batch_execute("SELECT pg_advisory_unlock(1)")
