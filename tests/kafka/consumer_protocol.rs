@@ -280,6 +280,28 @@ fn a_member_that_may_not_read_its_topic_any_more_leaves_at_once() {
 }
 
 #[test]
+fn a_broker_without_the_protocol_is_named_as_the_cause_with_the_way_out() {
+    let server = OwnServer::kafka_with(|_| {
+        let only_classic = "group.coordinator.rebalance.protocols=classic";
+        vec![only_classic.to_owned()]
+    });
+    let cluster = Cluster::new(ClientConfig {
+        brokers: vec![server.address()],
+        ..ClientConfig::default()
+    });
+    let topic = client::topic(&cluster, 1);
+    let mut config = ConsumerConfig::new(unique("group"), [&topic]);
+    config.group_protocol = GroupProtocol::Consumer;
+    let mut consumer = Consumer::start(cluster, config, Box::new(())).unwrap();
+    let error = consumer.poll(soon()).unwrap_err();
+    assert!(!error.is_transient(), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "kafka refused ConsumerGroupHeartbeat: UnsupportedVersion (code 35); the consumer protocol needs Kafka 4.0; older brokers know the classic one"
+    );
+}
+
+#[test]
 fn a_static_member_restarts_and_gets_its_partitions_back_and_its_twin_waits_until_it_has_gone() {
     let stage = Stage::new();
     let other = stage.run(GroupProtocol::Consumer);

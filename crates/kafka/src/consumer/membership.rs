@@ -17,6 +17,7 @@ use super::commit::{PendingCommit, Rebalance};
 use super::partitions::Partition;
 use super::reading::Reading;
 use super::{GroupProtocol, RETRY_BACKOFF, RETRY_BACKOFF_MAX};
+use crate::Error;
 use crate::connection::{Connection, Sent};
 use crate::group::assignor::Assignor;
 use crate::group::consumer_machine::{ConsumerMachine, Target};
@@ -24,7 +25,6 @@ use crate::group::heartbeat::{self, MembershipShared};
 use crate::group::machine::{Coordinator, Failure, Identity, Machine, PollStep, Settings};
 use crate::group::{MemberConfig, TopicPartition, coordinator, member};
 use crate::wait::{self, Waker};
-use crate::{ApiKey, Error};
 use tbd_deadline::Deadline;
 
 /// Assigned partitions, each with its topic's id if the group provides it.
@@ -230,7 +230,8 @@ impl GroupMember {
             }
             match step {
                 PollStep::Fail(code) => {
-                    return Err(Error::refused(ApiKey::JoinGroup, code));
+                    let api = self.shared.machine().joins_by();
+                    return Err(Error::refused(api, code));
                 }
                 PollStep::Wait(until) => return Ok(Progress::Pause(until)),
                 PollStep::Ready(_) => return Ok(Progress::Ready),

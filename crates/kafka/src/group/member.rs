@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::consumer_machine::{Answer, ConsumerMachine, HeartbeatRequest, Target};
-use crate::ErrorCode;
+use crate::{ApiKey, ErrorCode};
 
 use super::ladder::Reaction;
 use super::machine::{
@@ -36,6 +36,14 @@ impl Member {
                 false
             }
             Self::Consumer(machine) => machine.polled(now),
+        }
+    }
+
+    /// The request by which a member joins.
+    pub(crate) fn joins_by(&self) -> ApiKey {
+        match self {
+            Self::Classic(_) => ApiKey::JoinGroup,
+            Self::Consumer(_) => ApiKey::ConsumerGroupHeartbeat,
         }
     }
 
