@@ -264,7 +264,8 @@ impl ConsumerMachine {
             return HeartbeatStep::Wait(Some(self.next_heartbeat.min(stuck_at)));
         }
         self.next_heartbeat = now + self.interval;
-        let is_full = self.send_all || self.phase == Phase::Joining;
+        // Not when it is answered: what changes until then must be sent once more.
+        let is_full = std::mem::take(&mut self.send_all) || self.phase == Phase::Joining;
         let sends_owned = is_full || self.phase == Phase::Acknowledging;
         let heartbeat = HeartbeatRequest {
             identity: self.identity.clone(),
@@ -346,10 +347,11 @@ impl ConsumerMachine {
 
     fn take_answer(&mut self, answer: Answer, now: Instant) -> bool {
         self.heartbeat_backoff.reset();
-        self.send_all = false;
         self.identity.generation = answer.epoch;
         self.interval = answer.interval;
-        self.next_heartbeat = now + answer.interval;
+        if !self.send_all {
+            self.next_heartbeat = now + answer.interval;
+        }
         let was = self.phase;
         if matches!(was, Phase::Joining | Phase::Acknowledging) {
             self.phase = Phase::Stable;

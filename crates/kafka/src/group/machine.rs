@@ -328,6 +328,11 @@ impl Machine {
         }
     }
 
+    /// The member reads other topics from now on. A rebalance that is under way knows the old ones.
+    pub(crate) fn subscription_changed(&mut self) {
+        self.rejoin_wanted |= self.phase != Phase::Unjoined;
+    }
+
     /// Whether a rebalance is under way or wanted.
     pub(crate) fn is_rebalancing(&self) -> bool {
         self.phase != Phase::Stable || self.rejoin_wanted

@@ -119,10 +119,7 @@ impl Member {
 
     /// The member reads other topics from now on.
     pub(crate) fn subscription_changed(&mut self) {
-        match self {
-            Self::Classic(machine) => machine.want_rejoin(),
-            Self::Consumer(machine) => machine.subscription_changed(),
-        }
+        either!(self, machine => machine.subscription_changed());
     }
 
     /// The heartbeat thread has carried a [`HeartbeatStep::Leave`] out.

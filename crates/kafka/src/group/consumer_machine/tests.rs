@@ -99,6 +99,17 @@ fn a_member_joins_when_polled_takes_its_target_over_and_says_so_at_once() {
 }
 
 #[test]
+fn a_subscription_that_changes_while_a_heartbeat_is_under_way_is_sent_with_the_next_one_at_once() {
+    let now = Instant::now();
+    let mut machine = stable(now);
+    let before = heartbeat(&mut machine, now + SECOND);
+    assert!(!before.is_full);
+    machine.subscription_changed();
+    machine.heartbeat_answered(&before, answer(3, None), now + SECOND);
+    assert!(heartbeat(&mut machine, now + SECOND).is_full);
+}
+
+#[test]
 fn a_target_replaced_before_it_was_reached_is_not_acknowledged() {
     let now = Instant::now();
     let mut machine = stable(now);

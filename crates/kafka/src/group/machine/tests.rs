@@ -156,6 +156,28 @@ fn a_member_joins_syncs_and_beats() {
 }
 
 #[test]
+fn a_subscription_that_changes_during_a_rebalance_needs_another_one() {
+    let start = Instant::now();
+    for phase in [Phase::Joining, Phase::Syncing, Phase::Stable] {
+        let mut machine = at(phase, start);
+        machine.subscription_changed();
+        if phase == Phase::Joining {
+            assert!(machine.joined("me".into(), 5, start));
+        }
+        machine.synced(&me(5), start);
+        assert_eq!(
+            machine.poll_step(start),
+            PollStep::Join(here()),
+            "{phase:?}"
+        );
+        machine.start_join();
+        assert!(machine.joined("me".into(), 6, start));
+        assert!(machine.synced(&me(6), start));
+        assert_eq!(machine.poll_step(start), PollStep::Ready(here()));
+    }
+}
+
+#[test]
 fn each_join_error_has_its_consequence() {
     for (error, rejoining, expected) in [
         (code(14), true, UNJOINED),
