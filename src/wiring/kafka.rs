@@ -37,14 +37,12 @@ impl Kafka {
         client_id: &str,
         metrics: &Metrics,
     ) -> Result<Self, Error> {
+        let mut config = ClientConfig::new(&settings.brokers);
+        config.client_id = client_id.to_owned();
+        config.security = security(&settings.security)?;
+        config.hooks = Arc::new(ClientMeter::new(metrics.kafka.clone()));
         Ok(Self {
-            cluster: Cluster::new(ClientConfig {
-                brokers: settings.brokers.clone(),
-                client_id: client_id.to_owned(),
-                security: security(&settings.security)?,
-                hooks: Arc::new(ClientMeter::new(metrics.kafka.clone())),
-                ..ClientConfig::default()
-            }),
+            cluster: Cluster::new(config),
             topics: Topics {
                 created: settings.topic_order_created.as_str().into(),
                 processed: settings.topic_order_processed.as_str().into(),
@@ -63,11 +61,9 @@ impl Kafka {
     /// # Errors
     /// When its thread cannot be started.
     pub fn producer(&self, metrics: &Metrics) -> Result<Producer, Error> {
-        let config = ProducerConfig {
-            topics: self.topics.all().map(str::to_owned).into(),
-            compression: self.compression,
-            ..ProducerConfig::default()
-        };
+        let mut config = ProducerConfig::default();
+        config.topics = self.topics.all().map(str::to_owned).into();
+        config.compression = self.compression;
         let hooks = Arc::new(ProducerMeter::new(metrics.kafka.clone(), &self.topics));
         Producer::start(self.cluster.clone(), config, hooks)
     }

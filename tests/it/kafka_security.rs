@@ -194,12 +194,10 @@ fn login(mechanism: SaslMechanism, password: &str) -> Option<Sasl> {
 }
 
 fn config(address: &str, tls: Option<Tls>, sasl: Option<Sasl>) -> ClientConfig {
-    ClientConfig {
-        brokers: vec![address.to_owned()],
-        security: Security { tls, sasl },
-        connect_timeout: Duration::from_secs(15),
-        ..ClientConfig::default()
-    }
+    let mut config = ClientConfig::new([address]);
+    config.security = Security { tls, sasl };
+    config.connect_timeout = Duration::from_secs(15);
+    config
 }
 
 /// Why a request, or the connection for it, fails.
@@ -235,10 +233,8 @@ fn records_go_and_come_by_every_protocol_and_mechanism() {
             .unwrap();
         // Large enough for many TLS records in each direction.
         let value = "0123456789".repeat(30_000);
-        let config = ProducerConfig {
-            compression: Compression::None,
-            ..ProducerConfig::default()
-        };
+        let mut config = ProducerConfig::default();
+        config.compression = Compression::None;
         let producer = Producer::start(cluster.clone(), config, Arc::new(())).unwrap();
         let records = (0..6).map(|number| {
             let key = Some(format!("{number}").into());

@@ -25,10 +25,7 @@ fn soon() -> Deadline {
 }
 
 fn cluster(stack: &Stack) -> Cluster {
-    Cluster::new(ClientConfig {
-        brokers: vec![stack.kafka.clone()],
-        ..ClientConfig::default()
-    })
+    Cluster::new(ClientConfig::new([&stack.kafka]))
 }
 
 fn admin(stack: &Stack) -> Admin {

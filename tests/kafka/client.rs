@@ -23,6 +23,9 @@ use tbd_kafka::{
 use crate::consumer::poll_until;
 use crate::support;
 
+/// How many records [`publish_steadily`] wants acknowledged before it believes that publishing works again.
+const RECORDS_AFTER_STOP: usize = 100;
+
 /// Long enough for one operation.
 pub fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(20))
@@ -35,11 +38,9 @@ pub fn cluster() -> Cluster {
 
 /// The Kafka at these addresses.
 pub fn cluster_at(brokers: Vec<String>) -> Cluster {
-    Cluster::new(ClientConfig {
-        brokers,
-        client_id: "test".to_owned(),
-        ..ClientConfig::default()
-    })
+    let mut config = ClientConfig::new(brokers);
+    config.client_id = "test".to_owned();
+    Cluster::new(config)
 }
 
 /// A new topic with a name of its own.
@@ -160,7 +161,12 @@ pub fn text(bytes: &Option<Bytes>) -> String {
     String::from_utf8(bytes.as_deref().unwrap_or_default().to_vec()).unwrap()
 }
 
-/// Publishes one numbered record after the other until stopped; returns the outcome of each.
+/// Publishes one numbered record after the other until stopped, and then until [`RECORDS_AFTER_STOP`] more
+/// are acknowledged, which shows that publishing works. Returns the outcome of each.
+///
+/// # Panics
+///
+/// If those take longer than 30 s.
 pub fn publish_steadily(
     producer: &Producer,
     topic: &str,
@@ -169,14 +175,22 @@ pub fn publish_steadily(
     stop: &AtomicBool,
 ) -> Vec<(String, Outcome)> {
     let mut outcomes = Vec::new();
-    for number in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
+    let mut after_stop: Option<Deadline> = None;
+    let mut acknowledged_after_stop = 0;
+    while acknowledged_after_stop < RECORDS_AFTER_STOP {
+        if after_stop.is_none() && stop.load(Ordering::Relaxed) {
+            after_stop = Some(Deadline::after(Duration::from_secs(30)));
         }
-        let value = format!("{thread}:{number}");
+        let value = format!("{thread}:{}", outcomes.len());
         let record = record(topic, format!("key-{thread}"), value.clone());
-        let mut outcome = producer.publish(vec![record], Deadline::after(patience));
-        outcomes.push((value, outcome.remove(0)));
+        let outcome = producer
+            .publish(vec![record], Deadline::after(patience))
+            .remove(0);
+        if let Some(deadline) = after_stop {
+            assert!(!deadline.is_past(), "{value}: {outcome:?}");
+            acknowledged_after_stop += usize::from(outcome.is_ok());
+        }
+        outcomes.push((value, outcome));
     }
     outcomes
 }

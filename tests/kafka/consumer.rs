@@ -31,10 +31,7 @@ fn soon() -> Deadline {
 }
 
 fn client_config(address: &str) -> ClientConfig {
-    ClientConfig {
-        brokers: vec![address.to_owned()],
-        ..ClientConfig::default()
-    }
+    ClientConfig::new([address])
 }
 
 fn name(text: &str) -> TopicName {
@@ -641,10 +638,7 @@ fn a_consumer_closes_in_every_state() {
 
 #[test]
 fn a_consumer_without_kafka_says_so_and_closes() {
-    let client = ClientConfig {
-        brokers: vec!["127.0.0.1:1".to_owned()],
-        ..ClientConfig::default()
-    };
+    let client = client_config("127.0.0.1:1");
     let settings = ConsumerConfig::new("group", ["topic"]);
     let mut consumer = Consumer::start(Cluster::new(client), settings, Box::new(())).unwrap();
     let error = consumer

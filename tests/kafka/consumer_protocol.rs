@@ -252,11 +252,9 @@ fn a_member_that_may_not_read_its_topic_any_more_leaves_at_once() {
         ];
         settings.map(str::to_owned).into()
     });
-    let cluster = Cluster::new(ClientConfig {
-        brokers: vec![server.address()],
-        metadata_max_age: Duration::from_millis(500),
-        ..ClientConfig::default()
-    });
+    let mut config = ClientConfig::new([server.address()]);
+    config.metadata_max_age = Duration::from_millis(500);
+    let cluster = Cluster::new(config);
     let (topic, other) = (client::topic(&cluster, 1), client::topic(&cluster, 1));
     let group = unique("group");
     let mut config = ConsumerConfig::new(&group, [&topic]);
@@ -285,10 +283,7 @@ fn a_broker_without_the_protocol_is_named_as_the_cause_with_the_way_out() {
         let only_classic = "group.coordinator.rebalance.protocols=classic";
         vec![only_classic.to_owned()]
     });
-    let cluster = Cluster::new(ClientConfig {
-        brokers: vec![server.address()],
-        ..ClientConfig::default()
-    });
+    let cluster = Cluster::new(ClientConfig::new([server.address()]));
     let topic = client::topic(&cluster, 1);
     let mut config = ConsumerConfig::new(unique("group"), [&topic]);
     config.group_protocol = GroupProtocol::Consumer;

@@ -375,10 +375,8 @@ fn each_client_reads_what_each_writes_in_every_compression_and_all_agree_on_part
         for (compression, codec) in CODECS {
             let (cluster, topic, broker) = (&cluster, &topic, &broker);
             scope.spawn(move || {
-                let config = ProducerConfig {
-                    compression,
-                    ..ProducerConfig::default()
-                };
+                let mut config = ProducerConfig::default();
+                config.compression = compression;
                 let producer = start(cluster, config);
                 let records = letters("ours", codec).into_iter();
                 let records = records

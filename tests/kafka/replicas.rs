@@ -399,11 +399,9 @@ fn a_consumer_reads_from_the_replica_in_its_rack_and_from_the_leader_when_that_i
 #[test]
 fn partitions_added_while_running_are_written_and_read() {
     let brokers = Brokers::all_up();
-    let cluster = Cluster::new(ClientConfig {
-        brokers: brokers.addresses(),
-        metadata_max_age: Duration::from_millis(500),
-        ..ClientConfig::default()
-    });
+    let mut config = ClientConfig::new(brokers.addresses());
+    config.metadata_max_age = Duration::from_millis(500);
+    let cluster = Cluster::new(config);
     let topic = replicated_topic(&cluster, 1, 3);
     let producer = start(&cluster, ProducerConfig::default());
     let mut consumer = Consumer::start(

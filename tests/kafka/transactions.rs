@@ -257,10 +257,8 @@ fn a_successor_aborts_the_open_transaction_at_once_and_fences_the_zombie() {
 fn a_transaction_that_outlives_its_time_out_is_aborted_and_its_producer_fenced() {
     let cluster = explicit();
     let (topic, id) = (topic(&cluster, 1), unique("tx"));
-    let config = ProducerConfig {
-        transaction_timeout: Duration::from_millis(500),
-        ..ProducerConfig::default()
-    };
+    let mut config = ProducerConfig::default();
+    config.transaction_timeout = Duration::from_millis(500);
     let mut slow = producer_with(&cluster, &id, config);
     let mut transaction = slow.begin(soon()).unwrap();
     transaction

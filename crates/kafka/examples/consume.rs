@@ -63,11 +63,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: consume <broker> <group> <topic>".into());
     };
     let metrics = Arc::new(Metrics::default());
-    let cluster = Cluster::new(ClientConfig {
-        brokers: vec![broker],
-        hooks: metrics.clone(),
-        ..ClientConfig::default()
-    });
+    let mut config = ClientConfig::new([broker]);
+    config.hooks = metrics.clone();
+    let cluster = Cluster::new(config);
     let config = ConsumerConfig::new(group, [topic]);
     let mut consumer = Consumer::start(cluster, config, Box::new(CommitFirst))?;
 

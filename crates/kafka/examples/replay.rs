@@ -12,10 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (Some(broker), Some(topic)) = (arguments.next(), arguments.next()) else {
         return Err("usage: replay <broker> <topic>".into());
     };
-    let cluster = Cluster::new(ClientConfig {
-        brokers: vec![broker],
-        ..ClientConfig::default()
-    });
+    let cluster = Cluster::new(ClientConfig::new([broker]));
     let soon = || Deadline::after(Duration::from_secs(10));
     let ends = Admin::new(cluster.clone()).end_offsets(&topic, soon())?;
     let an_hour_ago = SystemTime::now().duration_since(UNIX_EPOCH)? - Duration::from_secs(3600);

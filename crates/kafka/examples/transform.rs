@@ -42,10 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     else {
         return Err("usage: transform <broker> <from> <to>".into());
     };
-    let cluster = Cluster::new(ClientConfig {
-        brokers: vec![broker],
-        ..ClientConfig::default()
-    });
+    let cluster = Cluster::new(ClientConfig::new([broker]));
     // The id outlives the process: the next one with it ends this one's open transaction.
     let id = std::env::var("TRANSACTIONAL_ID").unwrap_or_else(|_| "transform-1".to_owned());
     let config = ProducerConfig::default();

@@ -9,8 +9,10 @@ use super::security::Security;
 
 /// Settings shared by all clients of one Kafka cluster.
 ///
-/// The defaults are the Java client's, except where noted.
+/// The defaults are the Java client's, except where noted. Start from [`ClientConfig::new`], and set the
+/// fields that shall differ.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ClientConfig {
     /// Bootstrap addresses, each `host:port`. The cluster's metadata names the rest.
     pub brokers: Vec<String>,
@@ -73,6 +75,14 @@ pub(crate) fn check_timeout(field: &'static str, value: Duration) -> Result<(), 
 }
 
 impl ClientConfig {
+    /// The defaults for the cluster with these bootstrap addresses, each `host:port`.
+    pub fn new(brokers: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            brokers: brokers.into_iter().map(Into::into).collect(),
+            ..Self::default()
+        }
+    }
+
     /// Checks every setting. Producers, consumers and all connections do so, too.
     ///
     /// # Errors

@@ -47,8 +47,5 @@ fn known_id(broker: &str, name: &str) -> Option<Uuid> {
 }
 
 fn cluster(broker: &str) -> Cluster {
-    Cluster::new(ClientConfig {
-        brokers: vec![broker.to_owned()],
-        ..ClientConfig::default()
-    })
+    Cluster::new(ClientConfig::new([broker]))
 }

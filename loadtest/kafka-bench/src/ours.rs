@@ -13,10 +13,7 @@ use tbd_kafka::{Admin, ClientConfig, Cluster, Error, Producer, ProducerConfig};
 use crate::measure::{BULK, Case, Measured, Stopwatch, value, waiting_callers};
 
 fn cluster(broker: &str) -> Cluster {
-    Cluster::new(ClientConfig {
-        brokers: vec![broker.to_owned()],
-        ..ClientConfig::default()
-    })
+    Cluster::new(ClientConfig::new([broker]))
 }
 
 fn soon() -> Deadline {

@@ -334,12 +334,10 @@ fn a_producer_of_the_history_check() {
     let stop = end_of_input();
     let (name, topic) = (variable("HISTORY_NAME"), variable("HISTORY_TOPIC"));
     let cluster = cluster();
-    let config = ProducerConfig {
-        request_timeout: Duration::from_secs(3),
-        // Two records fill a batch, so that several batches are in flight.
-        batch_bytes: 700,
-        ..ProducerConfig::default()
-    };
+    let mut config = ProducerConfig::default();
+    config.request_timeout = Duration::from_secs(3);
+    // Two records fill a batch, so that several batches are in flight.
+    config.batch_bytes = 700;
     let producer = start(&cluster, config);
     thread::scope(|scope| {
         for thread in 0..4 {
@@ -439,10 +437,8 @@ fn a_transformer_of_the_history_check() {
     let stop = end_of_input();
     let (group, to) = (variable("HISTORY_TRANSFORM"), variable("HISTORY_COPY"));
     let cluster = cluster();
-    let config = ProducerConfig {
-        request_timeout: Duration::from_secs(3),
-        ..ProducerConfig::default()
-    };
+    let mut config = ProducerConfig::default();
+    config.request_timeout = Duration::from_secs(3);
     let id = format!("{group}-{}", variable("HISTORY_NUMBER"));
     let mut producer =
         TransactionalProducer::start(cluster.clone(), id, config, Arc::new(())).unwrap();

@@ -65,8 +65,9 @@ use slot::{GaveUp, Slot};
 use tbd_deadline::Deadline;
 
 /// Settings of a producer. The defaults suit request threads that publish events of a few
-/// kilobytes.
+/// kilobytes. Start from [`ProducerConfig::default`], and set the fields that shall differ.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ProducerConfig {
     /// Topics whose leaders the producer finds and connects to at the start, not at the first
     /// record; [`Producer::warm_up`] waits for it.
