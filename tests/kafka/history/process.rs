@@ -30,7 +30,7 @@ pub enum Role {
 }
 
 /// The outcomes that a process reports, in order. Times are microseconds since 1970.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A record is in the log; its place is known if the broker still knew it.
     Acknowledged {
@@ -64,7 +64,7 @@ pub enum Event {
     },
     /// A transaction was committed.
     Transformed,
-    /// A successor has the transactional id.
+    /// Another process has the transactional id.
     Fenced,
     /// A violation.
     Fatal {
@@ -87,6 +87,7 @@ pub struct Process {
 /// All events of a process.
 pub struct History {
     pub name: String,
+    pub role: Role,
     pub is_zombie: bool,
     pub events: Vec<Event>,
 }
@@ -188,6 +189,7 @@ impl Process {
         let events = std::mem::take(&mut *self.events.lock().unwrap());
         History {
             name: self.name.clone(),
+            role: self.role,
             is_zombie: self.is_zombie,
             events,
         }

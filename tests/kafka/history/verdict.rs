@@ -111,20 +111,19 @@ impl Verdict {
         let missing: Vec<String> = missing.map(|it| format!("{it} was not copied")).collect();
         self.faults.extend(missing);
         self.copied = copied.len();
-        for event in histories.iter().flat_map(|history| &history.events) {
-            match event {
-                Event::Transformed => self.transactions += 1,
-                Event::Fenced => self.fenced += 1,
-                _ => {}
+        for history in histories {
+            let count = |wanted| history.events.iter().filter(|it| **it == wanted).count();
+            self.transactions += count(Event::Transformed);
+            let fenced = count(Event::Fenced);
+            self.fenced += fenced;
+            // A zombie and its successor have one id. Whichever asked for its identity last goes on:
+            // the zombie, if it was frozen before it asked.
+            let is_rival = |it: &History| it.role == history.role && it.is_zombie;
+            if fenced > 0 && !histories.iter().any(is_rival) {
+                let (name, role) = (&history.name, history.role);
+                self.faults
+                    .push(format!("{name} was fenced, and {role:?} has no zombie"));
             }
-        }
-        // A zombie and its successor have one id: the one that began first is fenced.
-        let zombies = histories.iter().filter(|it| it.is_zombie).count();
-        if self.fenced > zombies {
-            let fenced = self.fenced;
-            self.faults.push(format!(
-                "{fenced} transformers were fenced, with {zombies} zombies"
-            ));
         }
     }
 
