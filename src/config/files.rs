@@ -1,6 +1,6 @@
 //! Files that variables name: certificates, keys, tokens.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::PathBuf;
 
 use tbd_tls::Identity;
@@ -41,6 +41,11 @@ pub(super) fn identity(
     reader.require_with(key, certificate);
     let [certificate, key] = files;
     Some(Identity::new(certificate?, key?))
+}
+
+pub(super) fn readable_folder(text: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(text.trim());
+    fs::read_dir(&path).is_ok().then_some(path)
 }
 
 pub(super) fn readable_file(text: &str) -> Option<PathBuf> {

@@ -41,7 +41,7 @@ pub use telemetry::{CollectorSettings, LogConfig, TelemetrySettings};
 
 use database::{PoolLimits, database_settings, pool_limits, read_database};
 use endpoint::web_address;
-use files::{identity, readable_file, server_files};
+use files::{identity, readable_file, readable_folder, server_files};
 use kafka::kafka_settings;
 use reader::{Reader, address, boolean, brokers, optional, path, text, untrimmed_text};
 use telemetry::{log_config, telemetry_settings};
@@ -267,7 +267,7 @@ impl ApiConfig {
             telemetry,
             idempotency_ttl: reader.duration("IDEMPOTENCY_TTL"),
             auto_migrate: reader.get("AUTO_MIGRATE", boolean),
-            migrations_dir: reader.get("MIGRATIONS_DIR", optional(path)),
+            migrations_dir: reader.get("MIGRATIONS_DIR", optional(readable_folder)),
             event_delivery: reader.choice("EVENT_DELIVERY", &deliveries),
             auth: auth_settings(reader),
             database_coalesce: reader.choice("DB_COALESCE", &[("on", true), ("off", false)]),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::database::{database_settings, pool_limits};
-use super::files::server_files;
-use super::reader::{Reader, boolean, choice, is_network_host, list, optional, path};
+use super::files::{readable_folder, server_files};
+use super::reader::{Reader, boolean, choice, is_network_host, list, optional};
 use super::telemetry::{log_config, telemetry_settings};
 use super::{
     AuthSettings, DatabaseSettings, GrpcConfig, HttpConfig, LogConfig, TelemetrySettings,
@@ -63,6 +63,9 @@ impl ParticipantConfig {
             "GRPC_TLS_KEY_FILE",
             "GRPC_TLS_CLIENT_CA_FILE",
         ];
+        let allowed_clients = reader.get("ALLOWED_CLIENTS", list(client_name));
+        // Without this file nobody's certificate is asked for, and the list would admit everybody.
+        reader.require_with("GRPC_TLS_CLIENT_CA_FILE", "ALLOWED_CLIENTS");
         Self {
             participant,
             log: log_config(reader),
@@ -71,11 +74,11 @@ impl ParticipantConfig {
                 tls: server_files(reader, tls_files),
             },
             http,
-            allowed_clients: reader.get("ALLOWED_CLIENTS", list(client_name)),
+            allowed_clients,
             database: database_settings(reader, pool),
             telemetry: telemetry_settings(reader),
             auto_migrate: reader.get("AUTO_MIGRATE", boolean),
-            migrations_dir: reader.get("MIGRATIONS_DIR", optional(path)),
+            migrations_dir: reader.get("MIGRATIONS_DIR", optional(readable_folder)),
             auth: auth_settings(reader),
             initial_stock: reader.number("INVENTORY_STOCK"),
             latency: reader.duration("PARTICIPANT_LATENCY"),

@@ -154,7 +154,7 @@ pub const VARIABLES: &[Variable] = &[
     row(SERVERS, "DB_CONN_MAX_LIFETIME", "5m", "Maximum connection lifetime", duration("1s", "168h", "5m")),
     row(API, "DB_COALESCE", "on", "`on`: orders that arrive during a commit share the next one, and look-ups share a statement; `off`: one statement each", Phrase("on or off")),
     row(SERVERS, "AUTO_MIGRATE", "true", "Run database migrations on startup", BOOLEAN),
-    row(SERVERS, "MIGRATIONS_DIR", "", "Folder of migrations to use instead of those built into the program", Phrase("a path")),
+    row(SERVERS, "MIGRATIONS_DIR", "", "Folder of migrations to use instead of those built into the program", Phrase("a folder that can be read")),
     row(BOTH, "KAFKA_BROKERS", "localhost:9092", "Comma-separated Kafka broker addresses", Phrase("host:port, or several separated by commas")),
     row(BOTH, "KAFKA_SECURITY_PROTOCOL", "PLAINTEXT", "Encryption and login: `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT`, `SASL_SSL`", Phrase("PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")),
     row(BOTH, "KAFKA_SSL_CA_FILE", "", "PEM file of the CA certificates to trust instead of the system's", Phrase("a file that can be read")),

@@ -538,12 +538,6 @@ fn ranges_end_where_the_table_says() {
         (Worker, "WORKER_PORT", &["1"], &["0"]),
         (Participant, "GRPC_PORT", &["1"], &["0"]),
         (Participant, "PARTICIPANT", &["Inventory"], &["stock"]),
-        (
-            Participant,
-            "ALLOWED_CLIENTS",
-            &["a", "a, b.c"],
-            &["a,,b", "a b"],
-        ),
         (Participant, "INVENTORY_STOCK", &["0"], &["-1", "1.5"]),
         (Participant, "PARTICIPANT_LATENCY", &["60s"], &["61s"]),
         (Participant, "PARTICIPANT_FAILURE_RATE", &["1"], &["1.1"]),
@@ -592,6 +586,40 @@ fn ranges_end_where_the_table_says() {
         for value in bad {
             assert!(!takes(program, name, value), "{name}={value} was taken");
         }
+    }
+}
+
+#[test]
+fn allowed_clients_are_names_in_certificates_that_clients_must_show() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let files = [
+        ("PARTICIPANT", "payments"),
+        ("GRPC_TLS_CERT_FILE", manifest),
+        ("GRPC_TLS_KEY_FILE", manifest),
+        ("GRPC_TLS_CLIENT_CA_FILE", manifest),
+    ];
+    let with = |files: &[_], clients| {
+        let pairs = [files, &[("ALLOWED_CLIENTS", clients)]].concat();
+        participant(&pairs).map(|config| config.allowed_clients)
+    };
+    assert_eq!(with(&files, "a, b.c").unwrap(), ["a", "b.c"]);
+    assert!(with(&files, "a,,b").is_err());
+    assert!(with(&files, "a b").is_err());
+    let said = with(&files[..3], "a").unwrap_err().to_string();
+    assert!(
+        said.contains("GRPC_TLS_CLIENT_CA_FILE=\"\" must be given, as ALLOWED_CLIENTS is."),
+        "{said}"
+    );
+}
+
+#[test]
+fn migrations_come_from_a_folder_that_can_be_read() {
+    for (folder, is_taken) in [
+        (env!("CARGO_MANIFEST_DIR"), true),
+        ("/no/such/folder", false),
+        (concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), false),
+    ] {
+        assert_eq!(takes(Program::Api, "MIGRATIONS_DIR", folder), is_taken);
     }
 }
 

@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 
 use crate::support::eventually;
 use crate::support::http::{get, post};
-use crate::support::program::{Program, run};
+use crate::support::observers::{Collector, Span};
+use crate::support::program::{Program, Stack, new_order, run};
 use crate::support::services::Site;
 use crate::support::topic::{self, Record, records, wait_for_records};
+use crate::tracing::{assert_attributes, new_trace, traced};
 
 /// Long enough for a group to notice a dead member, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -256,4 +258,66 @@ fn a_saga_without_a_message_is_swept_to_its_end_and_a_dead_letter_begins_one_aga
         (site.stack.status(&failed) == "completed").then_some(())
     });
     assert_eq!(steps(&site.saga(&failed)).len(), 4, "it began again");
+}
+
+#[test]
+fn one_trace_leads_from_the_client_through_the_worker_into_both_participants() {
+    const CALLS: [(&str, &str); 4] = [
+        (
+            "inventory",
+            "tbd.inventory.v1.InventoryService/ReserveStock",
+        ),
+        (
+            "payments",
+            "tbd.payments.v1.PaymentsService/AuthorizePayments",
+        ),
+        (
+            "payments",
+            "tbd.payments.v1.PaymentsService/CapturePayments",
+        ),
+        (
+            "inventory",
+            "tbd.inventory.v1.InventoryService/ConfirmReservations",
+        ),
+    ];
+    let collector = Collector::start();
+    let address = collector.grpc_address();
+    let export = [
+        ("OTEL_SDK_DISABLED", "false"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*address),
+    ];
+    let site = Site::on(traced(Stack::new(), &address), &export);
+    let _worker = site.stack.worker();
+    let (trace_id, traceparent) = new_trace();
+    let accepted = new_order("traced", 1299)
+        .header("traceparent", traceparent)
+        .send(&site.api.address());
+    assert_eq!(accepted.status, 202, "{}", accepted.text());
+    for (participant, method) in CALLS {
+        let (call, answer) = eventually(SOON, method, || {
+            let spans = collector.spans(&trace_id);
+            let of_kind = |kind| {
+                let mut all = spans.iter();
+                all.find(|span: &&Span| span.name() == method && span.kind() == kind)
+                    .cloned()
+            };
+            Some((of_kind(3)?, of_kind(2)?))
+        });
+        assert_eq!(call.service, "tbd-worker");
+        assert_eq!(answer.service, format!("tbd-{participant}"));
+        assert_eq!(answer.parent(), call.id());
+        let address = match participant {
+            "inventory" => site.inventory.address(),
+            _ => site.payments.address(),
+        };
+        let (host, port) = address.split_once(':').expect("host:port");
+        let expected = [
+            ("rpc.system.name", "grpc"),
+            ("rpc.method", method),
+            ("rpc.response.status_code", "OK"),
+            ("server.address", host),
+            ("server.port", port),
+        ];
+        assert_attributes(&call, &expected);
+    }
 }

@@ -252,16 +252,18 @@ fn a_schema_newer_than_the_program_is_served_with_a_warning() {
     let stack = Stack::new();
     newest(&stack);
     stack.execute("UPDATE schema_migrations SET version = 99");
-    let api = stack.api();
+    let (api, worker) = (stack.api(), stack.worker());
     api.accepted_order();
     let warnings = |log: Vec<String>| {
         log.into_iter()
             .filter(|line| line.contains("99") && line.to_lowercase().contains("warn"))
             .count()
     };
-    eventually(Duration::from_secs(10), "the warning", || {
-        (warnings(api.log()) > 0).then_some(())
-    });
-    assert_eq!(warnings(api.log()), 1);
+    for program in [&api, &worker] {
+        eventually(Duration::from_secs(10), "the warning", || {
+            (warnings(program.log()) > 0).then_some(())
+        });
+        assert_eq!(warnings(program.log()), 1);
+    }
     assert_eq!(version(&stack), (99, false));
 }

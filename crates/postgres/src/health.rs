@@ -24,6 +24,8 @@ pub struct HealthCheck {
     own: Option<Connection>,
     verdict: Result<(), String>,
     state: SchemaState,
+    /// The version that a warning has called newer than the program.
+    newer: Option<i64>,
 }
 
 impl HealthCheck {
@@ -38,6 +40,7 @@ impl HealthCheck {
             own: None,
             verdict: Err("not asked yet".to_owned()),
             state: SchemaState::Clean,
+            newer: None,
         }
     }
 
@@ -104,6 +107,16 @@ impl HealthCheck {
     /// Reports to the hooks, and logs a change of state.
     fn report(&mut self, status: &SchemaStatus) {
         self.pool.hooks().schema_checked(status.state);
+        let newer = status.version.filter(|_| status.version > status.latest);
+        if let Some(version) = newer
+            && self.newer != newer
+        {
+            log::warn!(
+                "the database's schema (version {version}) is newer than this program's (version {})",
+                status.latest.unwrap_or_default()
+            );
+        }
+        self.newer = newer;
         if self.state == status.state {
             return;
         }

@@ -17,6 +17,23 @@ pub fn postgresql(database: &str, host: &str, port: u16) -> [KeyValue; 4] {
     ]
 }
 
+/// The attributes of every span of a gRPC client that calls `method` (`package.Service/Method`) at
+/// `host:port`.
+pub fn grpc_call(method: &str, authority: &str) -> Vec<KeyValue> {
+    let mut attributes = vec![
+        KeyValue::new(RPC_SYSTEM_NAME, GRPC),
+        KeyValue::new(RPC_METHOD, method.to_owned()),
+    ];
+    let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
+    attributes.push(KeyValue::new(SERVER_ADDRESS, host.to_owned()));
+    attributes.extend(
+        port.parse()
+            .ok()
+            .map(|port: i64| KeyValue::new(SERVER_PORT, port)),
+    );
+    attributes
+}
+
 // Any span.
 /// What kind of failure ended the operation; of low cardinality.
 pub const ERROR_TYPE: &str = "error.type";

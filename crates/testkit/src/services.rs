@@ -102,9 +102,14 @@ pub struct Site {
 impl Site {
     /// With these variables for the participants.
     pub fn new(variables: &[(&str, &str)]) -> Site {
+        Site::on(Stack::new(), variables)
+    }
+
+    /// With these variables for the participants, and those of `stack` for api and workers.
+    pub fn on(stack: Stack, variables: &[(&str, &str)]) -> Site {
         let inventory = Service::start("inventory", variables);
         let payments = Service::start("payments", variables);
-        let stack = Stack::new()
+        let stack = stack
             .set("WORKER_WORKFLOW", "saga")
             .set("INVENTORY_ADDRESS", &inventory.address())
             .set("PAYMENTS_ADDRESS", &payments.address());

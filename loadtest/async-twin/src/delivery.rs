@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tbd::metrics::OrdersMetrics;
+use tbd::metrics::Metrics;
 use tbd::orders::adapters::Breaker;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::app::housekeeping::{
@@ -14,6 +14,7 @@ use tbd::orders::app::housekeeping::{
 use tbd::orders::app::{ACKNOWLEDGED_MAX, DeliveryMode, PUBLISH_BUDGET};
 use tbd::orders::domain::OrderId;
 use tbd::orders::ports::{Message, Meter, PublishError, StoreError};
+use tbd::wiring;
 use tbd_deadline::Deadline;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -26,7 +27,7 @@ use crate::store::Store;
 pub struct Delivery {
     mode: DeliveryMode,
     bus: Arc<Bus>,
-    breaker: Breaker,
+    breaker: Arc<Breaker>,
     meter: Arc<PrometheusMeter>,
     acknowledged: mpsc::Sender<OrderId>,
     wake: Arc<Notify>,
@@ -47,14 +48,11 @@ impl Delivery {
         mode: DeliveryMode,
         store: Store,
         bus: Arc<Bus>,
-        metrics: OrdersMetrics,
+        metrics: &Metrics,
         stop: watch::Receiver<bool>,
     ) -> (Self, Vec<JoinHandle<()>>) {
-        let state = metrics
-            .circuit_breaker_state
-            .with_label_values(&["kafka-publish"]);
-        let breaker = Breaker::new("publishing", move |new| state.set(new as i64));
-        let meter = Arc::new(PrometheusMeter::new(metrics));
+        let breaker = wiring::breaker("publishing", "kafka-publish", metrics);
+        let meter = Arc::new(PrometheusMeter::new(metrics.orders.clone()));
         let (acknowledged, inbox) = mpsc::channel(ACKNOWLEDGED_MAX);
         let wake = Arc::new(Notify::new());
         let housekeeper = || Housekeeper {

@@ -20,7 +20,7 @@ const COOL_DOWN: Duration = Duration::from_secs(30);
 pub enum BreakerState {
     /// Everything passes.
     Closed = 0,
-    /// One request is probing the service.
+    /// The next request probes the service, or one is doing so.
     HalfOpen = 1,
     /// Nothing passes.
     Open = 2,
@@ -42,7 +42,6 @@ pub struct Breaker {
     /// What it guards, for the log.
     subject: &'static str,
     circuit: Mutex<Circuit>,
-    changed: Box<dyn Fn(BreakerState) + Send + Sync>,
 }
 
 /// The permission for one request. Dropping it without [`Permit::ended`] counts as a failure.
@@ -53,38 +52,33 @@ pub struct Permit<'a> {
 }
 
 impl Breaker {
-    /// A closed breaker around `subject`, a word for the log such as "publishing". It calls `changed`
-    /// with every new state, and with the first one now.
-    pub fn new(
-        subject: &'static str,
-        changed: impl Fn(BreakerState) + Send + Sync + 'static,
-    ) -> Self {
-        changed(BreakerState::Closed);
+    /// A closed breaker around `subject`, a word for the log such as "publishing".
+    pub fn new(subject: &'static str) -> Self {
         Self {
             subject,
             circuit: Mutex::new(Circuit::Closed {
                 failures: 0,
                 succeeded_at: None,
             }),
-            changed: Box::new(changed),
+        }
+    }
+
+    /// Its state at `now`.
+    pub fn state(&self, now: Instant) -> BreakerState {
+        match *lock(&self.circuit) {
+            Circuit::Closed { .. } => BreakerState::Closed,
+            Circuit::Open { until } if now < until => BreakerState::Open,
+            Circuit::Open { .. } | Circuit::HalfOpen => BreakerState::HalfOpen,
         }
     }
 
     /// Admits a request at `now`. `None` while open, and while another request is probing.
     pub fn admit(&self, now: Instant) -> Option<Permit<'_>> {
-        let is_probe = {
-            let mut circuit = lock(&self.circuit);
-            match *circuit {
-                Circuit::Closed { .. } => false,
-                Circuit::Open { until } if now >= until => {
-                    *circuit = Circuit::HalfOpen;
-                    true
-                }
-                Circuit::Open { .. } | Circuit::HalfOpen => return None,
-            }
-        };
-        if is_probe {
-            (self.changed)(BreakerState::HalfOpen);
+        let mut circuit = lock(&self.circuit);
+        match *circuit {
+            Circuit::Closed { .. } => {}
+            Circuit::Open { until } if now >= until => *circuit = Circuit::HalfOpen,
+            Circuit::Open { .. } | Circuit::HalfOpen => return None,
         }
         Some(Permit {
             breaker: self,
@@ -136,7 +130,7 @@ impl Breaker {
     fn record(&self, succeeded: bool, began: Instant, now: Instant) {
         let state = lock(&self.circuit).record(succeeded, began, now);
         match state {
-            None => return,
+            None => {}
             Some(BreakerState::Open) => {
                 log::warn!(
                     "{} keeps failing, the circuit breaker opens for {COOL_DOWN:?}",
@@ -145,7 +139,6 @@ impl Breaker {
             }
             Some(_) => log::info!("{} works again, the circuit breaker closes", self.subject),
         }
-        state.into_iter().for_each(|state| (self.changed)(state));
     }
 }
 
@@ -194,19 +187,11 @@ impl Drop for Permit<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::BreakerState::{Closed, HalfOpen, Open};
     use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU8, Ordering};
 
-    fn breaker() -> (Breaker, Arc<AtomicU8>) {
-        let state = Arc::new(AtomicU8::new(9));
-        let seen = Arc::clone(&state);
-        (
-            Breaker::new("testing", move |new| {
-                seen.store(new as u8, Ordering::SeqCst)
-            }),
-            state,
-        )
+    fn breaker() -> Breaker {
+        Breaker::new("testing")
     }
 
     fn fail(breaker: &Breaker, times: u32, now: Instant) {
@@ -219,39 +204,36 @@ mod tests {
 
     #[test]
     fn five_failures_in_a_row_open_it_and_fewer_do_not() {
-        let (breaker, state) = breaker();
+        let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 4, now);
         breaker.record(true, now, now);
         fail(&breaker, 4, now);
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+        assert_eq!(breaker.state(now), Closed);
         fail(&breaker, 1, now);
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
-        assert!(
-            breaker
-                .admit(now + COOL_DOWN - Duration::from_millis(1))
-                .is_none()
-        );
+        let just_before = now + COOL_DOWN - Duration::from_millis(1);
+        assert_eq!(breaker.state(just_before), Open);
+        assert!(breaker.admit(just_before).is_none());
     }
 
     #[test]
     fn failures_while_other_requests_succeed_do_not_open_it() {
-        let (breaker, state) = breaker();
+        let breaker = breaker();
         let second = Duration::from_secs(1);
         let began = Instant::now();
         breaker.record(true, began, began + second);
         for _ in 0..10 {
             breaker.record(false, began, began + 10 * second);
         }
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+        assert_eq!(breaker.state(began + 10 * second), Closed);
         // Since the last success nothing has come back: the service is away as a whole.
         fail(&breaker, 5, began + 2 * second);
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
+        assert_eq!(breaker.state(began + 2 * second), Open);
     }
 
     #[test]
     fn a_failure_from_before_an_outage_does_not_count_after_it() {
-        let (breaker, state) = breaker();
+        let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 5, now);
         let later = now + COOL_DOWN;
@@ -260,25 +242,26 @@ mod tests {
         for _ in 0..5 {
             breaker.record(false, now, later);
         }
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+        assert_eq!(breaker.state(later), Closed);
     }
 
     #[test]
     fn after_the_cool_down_one_request_tries_and_decides() {
-        let (breaker, state) = breaker();
+        let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 5, now);
         let later = now + COOL_DOWN;
+        assert_eq!(breaker.state(later), HalfOpen);
         let probe = breaker.admit(later).expect("half-open");
         assert!(breaker.admit(later).is_none(), "a second one has to wait");
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::HalfOpen as u8);
+        assert_eq!(breaker.state(later), HalfOpen);
         probe.ended(true);
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Closed as u8);
+        assert_eq!(breaker.state(later), Closed);
     }
 
     #[test]
     fn what_it_guards_is_counted_and_not_called_once_it_is_open() {
-        let (breaker, state) = breaker();
+        let breaker = breaker();
         for _ in 0..6 {
             let refused = breaker.guard(|_| false, || Err::<(), _>("no"));
             assert_eq!(
@@ -291,14 +274,14 @@ mod tests {
             assert!(breaker.is_closed());
             breaker.guard(|_| true, || Err::<(), _>("away"));
         }
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
+        assert_eq!(breaker.state(Instant::now()), Open);
         let guarded = breaker.guard(|(): &()| true, || -> Result<(), ()> { panic!("open") });
         assert_eq!(guarded, None);
     }
 
     #[test]
     fn a_service_that_is_found_is_probed_before_the_cool_down_ends() {
-        let (breaker, _) = breaker();
+        let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 5, now);
         assert!(!breaker.would_admit(now));
@@ -313,10 +296,10 @@ mod tests {
 
     #[test]
     fn a_probe_that_fails_or_vanishes_opens_it_again() {
-        let (breaker, state) = breaker();
+        let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 5, now);
         drop(breaker.admit(now + COOL_DOWN).expect("half-open"));
-        assert_eq!(state.load(Ordering::SeqCst), BreakerState::Open as u8);
+        assert_eq!(breaker.state(Instant::now()), Open);
     }
 }

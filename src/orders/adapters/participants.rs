@@ -15,9 +15,9 @@ use tbd_deadline::Deadline;
 use tbd_grpc::client::{Backoff, ChannelConfig, RetryPolicy};
 use tbd_grpc::proto::grpc::health::{HealthCheckRequest, health};
 use tbd_grpc::server::ServingStatus;
-use tbd_grpc::{Channel, Keepalive, Metadata, Method, Status};
+use tbd_grpc::{Channel, Code, Keepalive, Metadata, Method, Status};
 use tbd_telemetry::semconv;
-use tbd_telemetry::tracing::{self, KeyValue, SpanKind};
+use tbd_telemetry::tracing::{self, SpanKind};
 
 /// Time limit of a health check.
 const CHECK_BUDGET: Duration = Duration::from_secs(3);
@@ -37,13 +37,13 @@ pub type TokenSource = Arc<dyn Fn() -> String + Send + Sync>;
 /// One participant.
 pub struct Service {
     channel: Channel,
-    breaker: Breaker,
+    breaker: Arc<Breaker>,
     token: Option<TokenSource>,
 }
 
 impl Service {
     /// The participant behind `channel`. Each command carries a `token`, if there is one.
-    pub fn new(channel: Channel, breaker: Breaker, token: Option<TokenSource>) -> Self {
+    pub fn new(channel: Channel, breaker: Arc<Breaker>, token: Option<TokenSource>) -> Self {
         Self {
             channel,
             breaker,
@@ -173,10 +173,7 @@ impl Service {
         deadline: Deadline,
     ) -> Result<Res, Status> {
         let name = method.path().trim_start_matches('/');
-        let attributes = [
-            KeyValue::new(semconv::RPC_SYSTEM_NAME, semconv::GRPC),
-            KeyValue::new(semconv::RPC_METHOD, name),
-        ];
+        let attributes = semconv::grpc_call(name, self.channel.authority());
         let span = tracing::span(name, SpanKind::Client, attributes);
         let mut metadata = Metadata::new();
         for (key, value) in tracing::headers(&span.context()) {
@@ -193,10 +190,10 @@ impl Service {
             .metadata(metadata)
             .deadline(deadline);
         let response = call.send(request);
+        let code = response.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        span.set(semconv::RPC_RESPONSE_STATUS_CODE, code.name());
         if let Err(status) = &response {
-            let code = status.code().to_string();
-            span.fail(&code, &status.to_string());
-            span.set(semconv::RPC_RESPONSE_STATUS_CODE, code);
+            span.fail(code.name(), &status.to_string());
         }
         response
     }

@@ -114,6 +114,11 @@ impl Channel {
     ) -> CallBuilder<'_, Req, Res> {
         CallBuilder::new(&self.0, method)
     }
+
+    /// The `:authority` of its calls: the builder's, or else the first `host:port` of the target.
+    pub fn authority(&self) -> &str {
+        &self.0.authority
+    }
 }
 
 impl Drop for Shared {

@@ -71,11 +71,6 @@ impl Session<'_> {
         let from = self.version(migrations)?;
         let latest = migrations.last().map(|migration| migration.version);
         if from > latest {
-            log::warn!(
-                "the database's schema (version {}) is newer than this program (version {})",
-                from.unwrap_or_default(),
-                latest.map_or("none".to_owned(), |latest| latest.to_string()),
-            );
             return Ok(Outcome {
                 from,
                 to: from,

@@ -69,7 +69,7 @@ async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
         config.event_delivery,
         store.clone(),
         Arc::clone(&bus),
-        metrics.orders.clone(),
+        &metrics,
         over,
     );
     let api = Arc::new(Api {

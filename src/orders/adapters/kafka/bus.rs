@@ -1,5 +1,6 @@
 //! The Kafka [`EventBus`], on the producer of `crates/kafka`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::orders::adapters::breaker::Breaker;
@@ -19,7 +20,7 @@ use super::spans::traced;
 pub struct KafkaEventBus {
     producer: Producer,
     topics: Topics,
-    breaker: Option<Breaker>,
+    breaker: Option<Arc<Breaker>>,
     begun: Begun,
 }
 
@@ -35,7 +36,7 @@ impl KafkaEventBus {
     }
 
     /// Puts `breaker` between requests and Kafka.
-    pub fn with_breaker(self, breaker: Breaker) -> Self {
+    pub fn with_breaker(self, breaker: Arc<Breaker>) -> Self {
         Self {
             breaker: Some(breaker),
             ..self

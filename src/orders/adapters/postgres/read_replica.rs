@@ -21,13 +21,13 @@ const SHARE: Duration = Duration::from_secs(1);
 pub struct ReadReplica {
     standby: PostgresStore,
     primary: Arc<PostgresStore>,
-    breaker: Breaker,
+    breaker: Arc<Breaker>,
 }
 
 impl ReadReplica {
     /// A reader of `standby`. `breaker` spares a standby that is away: reads then go to `primary`
     /// at once.
-    pub fn new(standby: PostgresStore, primary: Arc<PostgresStore>, breaker: Breaker) -> Self {
+    pub fn new(standby: PostgresStore, primary: Arc<PostgresStore>, breaker: Arc<Breaker>) -> Self {
         Self {
             standby,
             primary,
