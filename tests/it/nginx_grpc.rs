@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use tbd::proto::orders::{GetOrderRequest, order_service};
+use tbd_grpc::proto::google::rpc::RetryInfo;
 use tbd_grpc::{Channel, Code};
 
 use super::orders_client::create_order;
@@ -84,4 +85,6 @@ fn what_nginx_refuses_by_itself_is_a_status() {
         status.metadata().text("x-request-id").is_some(),
         "{status:?}"
     );
+    let retry = status.detail::<RetryInfo>().expect("RetryInfo");
+    assert_eq!(retry.retry_delay.map(|delay| delay.seconds), Some(1));
 }
