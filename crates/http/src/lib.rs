@@ -70,6 +70,8 @@
 //! - A request line with `HTTP/2.0` or `HTTP/3.0` blocks its thread in tiny_http for good, and so
 //!   does a declared body over 64 MiB. Each costs one thread and two descriptors until the process
 //!   ends.
+//! - A request that begins within 50 ms of the answer before it, and then stalls in its first packet, gets no
+//!   408 after 30 s: tiny_http closes the connection after 75 s.
 //! - A head with a byte outside ASCII gets no answer, only a closed connection.
 //! - `100 Continue` has a `Content-Length: 0`, which no 1xx may have (RFC 9110,
 //!   section 8.6): tiny_http writes it, and hands out the body only after that.
