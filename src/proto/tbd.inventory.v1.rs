@@ -15,16 +15,6 @@ pub struct Command {
     #[prost(int64, tag = "4")]
     pub amount_cents: i64,
 }
-impl ::prost::Name for Command {
-    const NAME: &'static str = "Command";
-    const PACKAGE: &'static str = "tbd.inventory.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.inventory.v1.Command".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.inventory.v1.Command".into()
-    }
-}
 /// The outcome of a command.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Result {
@@ -38,32 +28,12 @@ pub struct Result {
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
-impl ::prost::Name for Result {
-    const NAME: &'static str = "Result";
-    const PACKAGE: &'static str = "tbd.inventory.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.inventory.v1.Result".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.inventory.v1.Result".into()
-    }
-}
 /// Commands that reserve.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReserveStockRequest {
     /// One for each saga.
     #[prost(message, repeated, tag = "1")]
     pub commands: ::prost::alloc::vec::Vec<Command>,
-}
-impl ::prost::Name for ReserveStockRequest {
-    const NAME: &'static str = "ReserveStockRequest";
-    const PACKAGE: &'static str = "tbd.inventory.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.inventory.v1.ReserveStockRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.inventory.v1.ReserveStockRequest".into()
-    }
 }
 /// The answers.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -72,32 +42,12 @@ pub struct ReserveStockResponse {
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<Result>,
 }
-impl ::prost::Name for ReserveStockResponse {
-    const NAME: &'static str = "ReserveStockResponse";
-    const PACKAGE: &'static str = "tbd.inventory.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.inventory.v1.ReserveStockResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.inventory.v1.ReserveStockResponse".into()
-    }
-}
 /// Commands that confirm.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ConfirmReservationsRequest {
     /// One for each saga.
     #[prost(message, repeated, tag = "1")]
     pub commands: ::prost::alloc::vec::Vec<Command>,
-}
-impl ::prost::Name for ConfirmReservationsRequest {
-    const NAME: &'static str = "ConfirmReservationsRequest";
-    const PACKAGE: &'static str = "tbd.inventory.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.inventory.v1.ConfirmReservationsRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.inventory.v1.ConfirmReservationsRequest".into()
-    }
 }
 /// The answers.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -106,16 +56,6 @@ pub struct ConfirmReservationsResponse {
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<Result>,
 }
-impl ::prost::Name for ConfirmReservationsResponse {
-    const NAME: &'static str = "ConfirmReservationsResponse";
-    const PACKAGE: &'static str = "tbd.inventory.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.inventory.v1.ConfirmReservationsResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.inventory.v1.ConfirmReservationsResponse".into()
-    }
-}
 /// Commands that release.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReleaseReservationsRequest {
@@ -123,32 +63,12 @@ pub struct ReleaseReservationsRequest {
     #[prost(message, repeated, tag = "1")]
     pub commands: ::prost::alloc::vec::Vec<Command>,
 }
-impl ::prost::Name for ReleaseReservationsRequest {
-    const NAME: &'static str = "ReleaseReservationsRequest";
-    const PACKAGE: &'static str = "tbd.inventory.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.inventory.v1.ReleaseReservationsRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.inventory.v1.ReleaseReservationsRequest".into()
-    }
-}
 /// The answers.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReleaseReservationsResponse {
     /// One for each command, in order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<Result>,
-}
-impl ::prost::Name for ReleaseReservationsResponse {
-    const NAME: &'static str = "ReleaseReservationsResponse";
-    const PACKAGE: &'static str = "tbd.inventory.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.inventory.v1.ReleaseReservationsResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.inventory.v1.ReleaseReservationsResponse".into()
-    }
 }
 /// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -24,16 +24,6 @@ pub struct Order {
     #[prost(string, tag = "7")]
     pub etag: ::prost::alloc::string::String,
 }
-impl ::prost::Name for Order {
-    const NAME: &'static str = "Order";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.Order".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.Order".into()
-    }
-}
 /// An order to accept.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateOrderRequest {
@@ -44,32 +34,12 @@ pub struct CreateOrderRequest {
     #[prost(int64, tag = "2")]
     pub amount_cents: i64,
 }
-impl ::prost::Name for CreateOrderRequest {
-    const NAME: &'static str = "CreateOrderRequest";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.CreateOrderRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.CreateOrderRequest".into()
-    }
-}
 /// The accepted order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateOrderResponse {
     /// The order as it was accepted.
     #[prost(message, optional, tag = "1")]
     pub order: ::core::option::Option<Order>,
-}
-impl ::prost::Name for CreateOrderResponse {
-    const NAME: &'static str = "CreateOrderResponse";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.CreateOrderResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.CreateOrderResponse".into()
-    }
 }
 /// Names an order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -78,32 +48,12 @@ pub struct GetOrderRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
-impl ::prost::Name for GetOrderRequest {
-    const NAME: &'static str = "GetOrderRequest";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.GetOrderRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.GetOrderRequest".into()
-    }
-}
 /// The order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetOrderResponse {
     /// The order as it is now.
     #[prost(message, optional, tag = "1")]
     pub order: ::core::option::Option<Order>,
-}
-impl ::prost::Name for GetOrderResponse {
-    const NAME: &'static str = "GetOrderResponse";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.GetOrderResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.GetOrderResponse".into()
-    }
 }
 /// Asks for a page of orders.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -118,16 +68,6 @@ pub struct ListOrdersRequest {
     #[prost(string, tag = "3")]
     pub page_token: ::prost::alloc::string::String,
 }
-impl ::prost::Name for ListOrdersRequest {
-    const NAME: &'static str = "ListOrdersRequest";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.ListOrdersRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.ListOrdersRequest".into()
-    }
-}
 /// A page of orders.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListOrdersResponse {
@@ -137,16 +77,6 @@ pub struct ListOrdersResponse {
     /// Where the next page begins; empty on the last one.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
-}
-impl ::prost::Name for ListOrdersResponse {
-    const NAME: &'static str = "ListOrdersResponse";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.ListOrdersResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.ListOrdersResponse".into()
-    }
 }
 /// Names an order to cancel.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -158,32 +88,12 @@ pub struct CancelOrderRequest {
     #[prost(string, tag = "2")]
     pub etag: ::prost::alloc::string::String,
 }
-impl ::prost::Name for CancelOrderRequest {
-    const NAME: &'static str = "CancelOrderRequest";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.CancelOrderRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.CancelOrderRequest".into()
-    }
-}
 /// The canceled order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CancelOrderResponse {
     /// The order as it is now.
     #[prost(message, optional, tag = "1")]
     pub order: ::core::option::Option<Order>,
-}
-impl ::prost::Name for CancelOrderResponse {
-    const NAME: &'static str = "CancelOrderResponse";
-    const PACKAGE: &'static str = "tbd.orders.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.orders.v1.CancelOrderResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.orders.v1.CancelOrderResponse".into()
-    }
 }
 /// The status of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -13,16 +13,6 @@ pub struct Command {
     #[prost(int64, tag = "3")]
     pub amount_cents: i64,
 }
-impl ::prost::Name for Command {
-    const NAME: &'static str = "Command";
-    const PACKAGE: &'static str = "tbd.payments.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.payments.v1.Command".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.payments.v1.Command".into()
-    }
-}
 /// The outcome of a command.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Result {
@@ -36,32 +26,12 @@ pub struct Result {
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
-impl ::prost::Name for Result {
-    const NAME: &'static str = "Result";
-    const PACKAGE: &'static str = "tbd.payments.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.payments.v1.Result".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.payments.v1.Result".into()
-    }
-}
 /// Commands that authorize.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AuthorizePaymentsRequest {
     /// One for each saga.
     #[prost(message, repeated, tag = "1")]
     pub commands: ::prost::alloc::vec::Vec<Command>,
-}
-impl ::prost::Name for AuthorizePaymentsRequest {
-    const NAME: &'static str = "AuthorizePaymentsRequest";
-    const PACKAGE: &'static str = "tbd.payments.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.payments.v1.AuthorizePaymentsRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.payments.v1.AuthorizePaymentsRequest".into()
-    }
 }
 /// The answers.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -70,32 +40,12 @@ pub struct AuthorizePaymentsResponse {
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<Result>,
 }
-impl ::prost::Name for AuthorizePaymentsResponse {
-    const NAME: &'static str = "AuthorizePaymentsResponse";
-    const PACKAGE: &'static str = "tbd.payments.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.payments.v1.AuthorizePaymentsResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.payments.v1.AuthorizePaymentsResponse".into()
-    }
-}
 /// Commands that capture.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CapturePaymentsRequest {
     /// One for each saga.
     #[prost(message, repeated, tag = "1")]
     pub commands: ::prost::alloc::vec::Vec<Command>,
-}
-impl ::prost::Name for CapturePaymentsRequest {
-    const NAME: &'static str = "CapturePaymentsRequest";
-    const PACKAGE: &'static str = "tbd.payments.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.payments.v1.CapturePaymentsRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.payments.v1.CapturePaymentsRequest".into()
-    }
 }
 /// The answers.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -104,16 +54,6 @@ pub struct CapturePaymentsResponse {
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<Result>,
 }
-impl ::prost::Name for CapturePaymentsResponse {
-    const NAME: &'static str = "CapturePaymentsResponse";
-    const PACKAGE: &'static str = "tbd.payments.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.payments.v1.CapturePaymentsResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.payments.v1.CapturePaymentsResponse".into()
-    }
-}
 /// Commands that void.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct VoidPaymentsRequest {
@@ -121,32 +61,12 @@ pub struct VoidPaymentsRequest {
     #[prost(message, repeated, tag = "1")]
     pub commands: ::prost::alloc::vec::Vec<Command>,
 }
-impl ::prost::Name for VoidPaymentsRequest {
-    const NAME: &'static str = "VoidPaymentsRequest";
-    const PACKAGE: &'static str = "tbd.payments.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.payments.v1.VoidPaymentsRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.payments.v1.VoidPaymentsRequest".into()
-    }
-}
 /// The answers.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct VoidPaymentsResponse {
     /// One for each command, in order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<Result>,
-}
-impl ::prost::Name for VoidPaymentsResponse {
-    const NAME: &'static str = "VoidPaymentsResponse";
-    const PACKAGE: &'static str = "tbd.payments.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "tbd.payments.v1.VoidPaymentsResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/tbd.payments.v1.VoidPaymentsResponse".into()
-    }
 }
 /// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -33,7 +33,8 @@ fn the_generated_code_is_what_the_proto_files_say() {
     let out =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("generated-{}", std::process::id()));
     fs::create_dir_all(&out).unwrap();
-    tbd_grpc_build::compile(&FILES, &[root().join("proto")], &out).unwrap();
+    let options = tbd_grpc_build::Options::default();
+    tbd_grpc_build::compile(&FILES, &[root().join("proto")], &out, options).unwrap();
     for package in ["orders", "inventory", "payments"] {
         let name = format!("tbd.{package}.v1.rs");
         check(&name, &fs::read(out.join(&name)).unwrap());

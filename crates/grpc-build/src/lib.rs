@@ -13,16 +13,31 @@ use std::path::Path;
 
 use prost_build::{Config, Method, Service, ServiceGenerator};
 
+/// What [`compile`] writes besides messages and constants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// `prost::Name` for each message: the details of a `tbd_grpc::Status` need it.
+    pub type_names: bool,
+}
+
 /// Compiles `files`, which are found below `includes`, into the folder `out`. Reads and writes files.
 ///
 /// # Errors
 /// A file cannot be read or written, or it is no valid `.proto` file: then the text says where.
-pub fn compile(files: &[&str], includes: &[impl AsRef<Path>], out: &Path) -> io::Result<()> {
+pub fn compile(
+    files: &[&str],
+    includes: &[impl AsRef<Path>],
+    out: &Path,
+    options: Options,
+) -> io::Result<()> {
     let descriptors = protox::compile(files, includes).map_err(invalid)?;
     let mut config = Config::new();
+    if options.type_names {
+        config
+            .enable_type_names()
+            .type_name_domain(["."], "type.googleapis.com");
+    }
     config
-        .enable_type_names()
-        .type_name_domain(["."], "type.googleapis.com")
         .out_dir(out)
         .format(true)
         .service_generator(Box::new(MethodConstants));
@@ -125,10 +140,10 @@ mod tests {
         folder
     }
 
-    fn generate(name: &str, proto: &str) -> io::Result<String> {
+    fn generate(name: &str, proto: &str, options: Options) -> io::Result<String> {
         let folder = folder(name);
         fs::write(folder.join("a.proto"), proto).unwrap();
-        let result = compile(&["a.proto"], &[&folder], &folder);
+        let result = compile(&["a.proto"], &[&folder], &folder, options);
         let generated = result.and_then(|()| fs::read_to_string(folder.join("a.v1.rs")));
         fs::remove_dir_all(&folder).unwrap();
         generated
@@ -140,6 +155,7 @@ mod tests {
             "constants",
             "syntax = \"proto3\"; package a.v1; import \"google/protobuf/empty.proto\"; message Word { string text = 1; }
              service WordService { rpc Say(Word) returns (stream Word); rpc Forget(Word) returns (google.protobuf.Empty); }",
+            Options::default(),
         )
         .unwrap();
         let flat: String = generated.split_whitespace().collect();
@@ -153,9 +169,20 @@ mod tests {
     }
 
     #[test]
+    fn messages_have_type_names_only_on_demand() {
+        let word = "syntax = \"proto3\"; package a.v1; message Word {}";
+        for type_names in [false, true] {
+            let generated = generate("names", word, Options { type_names }).unwrap();
+            assert_eq!(generated.contains("::prost::Name"), type_names);
+            let url = "type.googleapis.com/a.v1.Word";
+            assert_eq!(generated.contains(url), type_names);
+        }
+    }
+
+    #[test]
     fn a_file_that_is_no_proto_is_refused_by_its_name() {
-        let error =
-            generate("damaged", "syntax = \"proto3\"; package a.v1; message {").unwrap_err();
+        let damaged = "syntax = \"proto3\"; package a.v1; message {";
+        let error = generate("damaged", damaged, Options::default()).unwrap_err();
         assert!(error.to_string().contains("a.proto"), "{error}");
     }
 }

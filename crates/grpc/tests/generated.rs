@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tbd_grpc_build::Options;
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -12,7 +14,10 @@ fn root() -> PathBuf {
 /// Compiles `files` and holds the result for `package` against `checked_in`.
 fn check(files: &[&str], package: &str, checked_in: &Path) {
     let out = folder(package);
-    tbd_grpc_build::compile(files, &[root().join("proto")], &out).unwrap();
+    // The details of a status.
+    let type_names = package == "google.rpc";
+    let options = Options { type_names };
+    tbd_grpc_build::compile(files, &[root().join("proto")], &out, options).unwrap();
     let generated = fs::read(out.join(format!("{package}.rs"))).unwrap();
     fs::remove_dir_all(&out).unwrap();
     compare(&generated, checked_in);

@@ -2,31 +2,11 @@
 /// Nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Empty {}
-impl ::prost::Name for Empty {
-    const NAME: &'static str = "Empty";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.Empty".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.Empty".into()
-    }
-}
 /// A boolean that may be absent.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BoolValue {
     #[prost(bool, tag = "1")]
     pub value: bool,
-}
-impl ::prost::Name for BoolValue {
-    const NAME: &'static str = "BoolValue";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.BoolValue".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.BoolValue".into()
-    }
 }
 /// A block of data.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -36,16 +16,6 @@ pub struct Payload {
     #[prost(bytes = "vec", tag = "2")]
     pub body: ::prost::alloc::vec::Vec<u8>,
 }
-impl ::prost::Name for Payload {
-    const NAME: &'static str = "Payload";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.Payload".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.Payload".into()
-    }
-}
 /// The status that the server returns.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EchoStatus {
@@ -53,16 +23,6 @@ pub struct EchoStatus {
     pub code: i32,
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
-}
-impl ::prost::Name for EchoStatus {
-    const NAME: &'static str = "EchoStatus";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.EchoStatus".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.EchoStatus".into()
-    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SimpleRequest {
@@ -79,30 +39,10 @@ pub struct SimpleRequest {
     #[prost(message, optional, tag = "8")]
     pub expect_compressed: ::core::option::Option<BoolValue>,
 }
-impl ::prost::Name for SimpleRequest {
-    const NAME: &'static str = "SimpleRequest";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.SimpleRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.SimpleRequest".into()
-    }
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SimpleResponse {
     #[prost(message, optional, tag = "1")]
     pub payload: ::core::option::Option<Payload>,
-}
-impl ::prost::Name for SimpleResponse {
-    const NAME: &'static str = "SimpleResponse";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.SimpleResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.SimpleResponse".into()
-    }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamingInputCallRequest {
@@ -111,30 +51,10 @@ pub struct StreamingInputCallRequest {
     #[prost(message, optional, tag = "2")]
     pub expect_compressed: ::core::option::Option<BoolValue>,
 }
-impl ::prost::Name for StreamingInputCallRequest {
-    const NAME: &'static str = "StreamingInputCallRequest";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.StreamingInputCallRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.StreamingInputCallRequest".into()
-    }
-}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamingInputCallResponse {
     #[prost(int32, tag = "1")]
     pub aggregated_payload_size: i32,
-}
-impl ::prost::Name for StreamingInputCallResponse {
-    const NAME: &'static str = "StreamingInputCallResponse";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.StreamingInputCallResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.StreamingInputCallResponse".into()
-    }
 }
 /// One message of a streaming response.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -145,16 +65,6 @@ pub struct ResponseParameters {
     pub interval_us: i32,
     #[prost(message, optional, tag = "3")]
     pub compressed: ::core::option::Option<BoolValue>,
-}
-impl ::prost::Name for ResponseParameters {
-    const NAME: &'static str = "ResponseParameters";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.ResponseParameters".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.ResponseParameters".into()
-    }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StreamingOutputCallRequest {
@@ -167,30 +77,10 @@ pub struct StreamingOutputCallRequest {
     #[prost(message, optional, tag = "7")]
     pub response_status: ::core::option::Option<EchoStatus>,
 }
-impl ::prost::Name for StreamingOutputCallRequest {
-    const NAME: &'static str = "StreamingOutputCallRequest";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.StreamingOutputCallRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.StreamingOutputCallRequest".into()
-    }
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamingOutputCallResponse {
     #[prost(message, optional, tag = "1")]
     pub payload: ::core::option::Option<Payload>,
-}
-impl ::prost::Name for StreamingOutputCallResponse {
-    const NAME: &'static str = "StreamingOutputCallResponse";
-    const PACKAGE: &'static str = "grpc.testing";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.testing.StreamingOutputCallResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.testing.StreamingOutputCallResponse".into()
-    }
 }
 /// The kind of a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -6,16 +6,6 @@ pub struct HealthCheckRequest {
     #[prost(string, tag = "1")]
     pub service: ::prost::alloc::string::String,
 }
-impl ::prost::Name for HealthCheckRequest {
-    const NAME: &'static str = "HealthCheckRequest";
-    const PACKAGE: &'static str = "grpc.health.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.health.v1.HealthCheckRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.health.v1.HealthCheckRequest".into()
-    }
-}
 /// A service's health.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HealthCheckResponse {
@@ -73,29 +63,9 @@ pub mod health_check_response {
         }
     }
 }
-impl ::prost::Name for HealthCheckResponse {
-    const NAME: &'static str = "HealthCheckResponse";
-    const PACKAGE: &'static str = "grpc.health.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.health.v1.HealthCheckResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.health.v1.HealthCheckResponse".into()
-    }
-}
 /// Asks for all services.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HealthListRequest {}
-impl ::prost::Name for HealthListRequest {
-    const NAME: &'static str = "HealthListRequest";
-    const PACKAGE: &'static str = "grpc.health.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.health.v1.HealthListRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.health.v1.HealthListRequest".into()
-    }
-}
 /// The health of all services.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HealthListResponse {
@@ -105,16 +75,6 @@ pub struct HealthListResponse {
         ::prost::alloc::string::String,
         HealthCheckResponse,
     >,
-}
-impl ::prost::Name for HealthListResponse {
-    const NAME: &'static str = "HealthListResponse";
-    const PACKAGE: &'static str = "grpc.health.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.health.v1.HealthListResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.health.v1.HealthListResponse".into()
-    }
 }
 /// The methods of `grpc.health.v1.Health`.
 pub mod health {

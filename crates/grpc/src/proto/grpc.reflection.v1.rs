@@ -33,16 +33,6 @@ pub mod server_reflection_request {
         ListServices(::prost::alloc::string::String),
     }
 }
-impl ::prost::Name for ServerReflectionRequest {
-    const NAME: &'static str = "ServerReflectionRequest";
-    const PACKAGE: &'static str = "grpc.reflection.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.reflection.v1.ServerReflectionRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.reflection.v1.ServerReflectionRequest".into()
-    }
-}
 /// Names an extension.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtensionRequest {
@@ -52,16 +42,6 @@ pub struct ExtensionRequest {
     /// The extension's field number.
     #[prost(int32, tag = "2")]
     pub extension_number: i32,
-}
-impl ::prost::Name for ExtensionRequest {
-    const NAME: &'static str = "ExtensionRequest";
-    const PACKAGE: &'static str = "grpc.reflection.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.reflection.v1.ExtensionRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.reflection.v1.ExtensionRequest".into()
-    }
 }
 /// One answer.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -97,32 +77,12 @@ pub mod server_reflection_response {
         ErrorResponse(super::ErrorResponse),
     }
 }
-impl ::prost::Name for ServerReflectionResponse {
-    const NAME: &'static str = "ServerReflectionResponse";
-    const PACKAGE: &'static str = "grpc.reflection.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.reflection.v1.ServerReflectionResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.reflection.v1.ServerReflectionResponse".into()
-    }
-}
 /// The file that was asked for, and the files that it imports.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FileDescriptorResponse {
     /// Each an encoded google.protobuf.FileDescriptorProto.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub file_descriptor_proto: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-}
-impl ::prost::Name for FileDescriptorResponse {
-    const NAME: &'static str = "FileDescriptorResponse";
-    const PACKAGE: &'static str = "grpc.reflection.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.reflection.v1.FileDescriptorResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.reflection.v1.FileDescriptorResponse".into()
-    }
 }
 /// The extensions of a message.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -134,16 +94,6 @@ pub struct ExtensionNumberResponse {
     #[prost(int32, repeated, tag = "2")]
     pub extension_number: ::prost::alloc::vec::Vec<i32>,
 }
-impl ::prost::Name for ExtensionNumberResponse {
-    const NAME: &'static str = "ExtensionNumberResponse";
-    const PACKAGE: &'static str = "grpc.reflection.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.reflection.v1.ExtensionNumberResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.reflection.v1.ExtensionNumberResponse".into()
-    }
-}
 /// All services.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListServiceResponse {
@@ -151,32 +101,12 @@ pub struct ListServiceResponse {
     #[prost(message, repeated, tag = "1")]
     pub service: ::prost::alloc::vec::Vec<ServiceResponse>,
 }
-impl ::prost::Name for ListServiceResponse {
-    const NAME: &'static str = "ListServiceResponse";
-    const PACKAGE: &'static str = "grpc.reflection.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.reflection.v1.ListServiceResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.reflection.v1.ListServiceResponse".into()
-    }
-}
 /// One service.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServiceResponse {
     /// Its full name.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-}
-impl ::prost::Name for ServiceResponse {
-    const NAME: &'static str = "ServiceResponse";
-    const PACKAGE: &'static str = "grpc.reflection.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.reflection.v1.ServiceResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.reflection.v1.ServiceResponse".into()
-    }
 }
 /// Why there is no answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -187,16 +117,6 @@ pub struct ErrorResponse {
     /// A message for people.
     #[prost(string, tag = "2")]
     pub error_message: ::prost::alloc::string::String,
-}
-impl ::prost::Name for ErrorResponse {
-    const NAME: &'static str = "ErrorResponse";
-    const PACKAGE: &'static str = "grpc.reflection.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "grpc.reflection.v1.ErrorResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "type.googleapis.com/grpc.reflection.v1.ErrorResponse".into()
-    }
 }
 /// The methods of `grpc.reflection.v1.ServerReflection`.
 pub mod server_reflection {
