@@ -1,11 +1,11 @@
 //! Health monitors: threads that check dependencies, and verdicts that are read without waiting.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tbd_deadline::StopSignal;
+use tbd_deadline::{StopSignal, lock};
 
 /// The pause between two checks while the dependency is healthy.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -52,8 +52,7 @@ impl Monitor {
                         Err(_) => INTERVAL_UNHEALTHY,
                     };
                     let at = Instant::now();
-                    *written.0.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Verdict { health, at };
+                    *lock(&written.0) = Verdict { health, at };
                     if stop.wait_for(pause) {
                         return;
                     }
@@ -67,7 +66,7 @@ impl Monitor {
     /// # Errors
     /// The reason, in a sentence without secrets.
     pub fn health(&self) -> Result<(), String> {
-        let verdict = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = lock(&self.0);
         let age = verdict.at.elapsed();
         if verdict.health.is_ok() && age > VERDICT_LIFETIME {
             return Err(format!("no answer for {} s", age.as_secs()));

@@ -62,14 +62,10 @@ pub const URL_PATH: &str = "url.path";
 pub const URL_QUERY: &str = "url.query";
 /// `http` here.
 pub const URL_SCHEME: &str = "url.scheme";
-/// The client's address, as far as known.
-pub const CLIENT_ADDRESS: &str = "client.address";
 /// Address of the connection's other end.
 pub const NETWORK_PEER_ADDRESS: &str = "network.peer.address";
 /// Port of the connection's other end.
 pub const NETWORK_PEER_PORT: &str = "network.peer.port";
-/// `1.0` or `1.1`.
-pub const NETWORK_PROTOCOL_VERSION: &str = "network.protocol.version";
 /// The `User-Agent` header.
 pub const USER_AGENT_ORIGINAL: &str = "user_agent.original";
 
@@ -93,8 +89,6 @@ pub const POSTGRESQL: &str = "postgresql";
 pub const DB_NAMESPACE: &str = "db.namespace";
 /// `INSERT`, `SELECT`, ...
 pub const DB_OPERATION_NAME: &str = "db.operation.name";
-/// The main table.
-pub const DB_COLLECTION_NAME: &str = "db.collection.name";
 /// Operation and target in a few words: `INSERT orders`.
 pub const DB_QUERY_SUMMARY: &str = "db.query.summary";
 /// Rows that a statement writes for several callers; absent for one.
@@ -119,22 +113,12 @@ pub const MESSAGING_DESTINATION_NAME: &str = "messaging.destination.name";
 pub const MESSAGING_DESTINATION_PARTITION_ID: &str = "messaging.destination.partition.id";
 /// The consumer group.
 pub const MESSAGING_CONSUMER_GROUP_NAME: &str = "messaging.consumer.group.name";
-/// The client's id.
-pub const MESSAGING_CLIENT_ID: &str = "messaging.client.id";
-/// Messages in a batch; absent for single messages.
-pub const MESSAGING_BATCH_MESSAGE_COUNT: &str = "messaging.batch.message_count";
-/// The message's own id: the event's id.
-pub const MESSAGING_MESSAGE_ID: &str = "messaging.message.id";
 /// The record's offset, an integer.
 pub const MESSAGING_KAFKA_OFFSET: &str = "messaging.kafka.offset";
 /// The record's key.
 pub const MESSAGING_KAFKA_MESSAGE_KEY: &str = "messaging.kafka.message.key";
-/// Whether the record's value is null.
-pub const MESSAGING_KAFKA_MESSAGE_TOMBSTONE: &str = "messaging.kafka.message.tombstone";
 
 // Resource: who sends.
-/// Name of the service.
-pub const SERVICE_NAME: &str = "service.name";
 /// Version of the service.
 pub const SERVICE_VERSION: &str = "service.version";
 /// One running process of the service.
@@ -145,8 +129,6 @@ pub const PROCESS_PID: &str = "process.pid";
 pub const TELEMETRY_SDK_NAME: &str = "telemetry.sdk.name";
 /// `rust`.
 pub const TELEMETRY_SDK_LANGUAGE: &str = "telemetry.sdk.language";
-/// Version of `opentelemetry_sdk`.
-pub const TELEMETRY_SDK_VERSION: &str = "telemetry.sdk.version";
 
 // tbd's own.
 /// The order that a span is about.

@@ -2,7 +2,7 @@
 //! `tests/it/ports.rs` checks both implementations against one contract.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::orders::domain::saga::SagaState;
@@ -12,7 +12,7 @@ use crate::orders::ports::{
     Outbox, Page, Replay, SagaStore, Saved, StoreError, StoredAnswer, Submission, SubmitOutcome,
 };
 use jiff::Timestamp;
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, lock};
 
 /// Orders, keys and outbox.
 #[derive(Default)]
@@ -105,7 +105,7 @@ impl Memory {
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tables)
     }
 
     /// One call: applies all of `work` or nothing.

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use crate::orders::domain::Order;
 use crate::orders::ports::{ProcessingStep, StepError};
 use tbd_deadline::{Deadline, StopSignal};
@@ -38,16 +36,11 @@ impl ProcessingStep for SimulatedStep {
                 return Err(StepError::TimedOut);
             }
         }
-        if self.failure_rate > 0.0 && dice() < self.failure_rate {
+        if self.failure_rate > 0.0 && fastrand::f64() < self.failure_rate {
             return Err(StepError::Failed("simulated failure".into()));
         }
         Ok(())
     }
-}
-
-/// A random number, 0 to just below 1.
-fn dice() -> f64 {
-    f64::from(Uuid::new_v4().as_fields().0) / 2_f64.powi(32)
 }
 
 #[cfg(test)]

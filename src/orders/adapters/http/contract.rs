@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::orders::app::commands::{CancelError, CreateError};
 use crate::orders::domain::OrderId;
 use crate::orders::ports::{IdempotencyKey, StoreError};
-use tbd_http::{FieldError, Problem};
+use tbd_http::{FieldError, Problem, problem};
 use tbd_telemetry::{semconv, tracing};
 
 use super::dto::BodyError;
@@ -101,10 +101,7 @@ pub fn order_id(text: &str) -> Result<OrderId, Problem> {
             tracing::annotate(semconv::ORDER_ID, id.to_string());
             Ok(OrderId(id))
         }
-        _ => Err(invalid(vec![FieldError {
-            field: "id".into(),
-            message: "must be a UUID".into(),
-        }])),
+        _ => Err(invalid(vec![FieldError::new("id", "must be a UUID")])),
     }
 }
 
@@ -160,8 +157,7 @@ fn store_problem_with_hint(error: StoreError, hint: &str) -> Problem {
         }
         StoreError::Internal(_) => {
             log::error!("{error}");
-            let detail = "Something went wrong on our side.";
-            Problem::new(500, "internal-error", "Internal error", detail)
+            problem::internal()
         }
     }
 }

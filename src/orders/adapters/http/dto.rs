@@ -112,10 +112,8 @@ fn parse_amount(value: &RawValue) -> Result<AmountCents, String> {
 fn fault(field: &str, message: &str) -> FieldError {
     // The response repeats names that the client invented, so their length is limited.
     const NAME_CHARS_MAX: usize = 64;
-    FieldError {
-        field: field.chars().take(NAME_CHARS_MAX).collect(),
-        message: message.to_owned(),
-    }
+    let field: String = field.chars().take(NAME_CHARS_MAX).collect();
+    FieldError::new(field, message)
 }
 
 /// The members of an object in order, with duplicates and with unparsed values.

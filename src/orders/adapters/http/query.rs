@@ -41,12 +41,7 @@ pub fn parse_cursor(text: &str) -> Option<OrderId> {
 /// Every faulty parameter.
 pub fn parse(raw: &str) -> Result<ListQuery, Vec<FieldError>> {
     let mut faults = Vec::new();
-    let mut fault = |field: &str, message: &str| {
-        faults.push(FieldError {
-            field: field.to_owned(),
-            message: message.to_owned(),
-        });
-    };
+    let mut fault = |field: &str, message: &str| faults.push(FieldError::new(field, message));
     let [mut status, mut page, mut page_size, mut cursor] = [None, None, None, None];
     for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
         let slot = match &*name {
