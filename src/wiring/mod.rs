@@ -15,7 +15,6 @@ mod http_observer;
 mod kafka;
 mod lifecycle;
 mod participant;
-mod participants_access;
 mod probes;
 mod saga;
 mod shutdown;

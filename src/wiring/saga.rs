@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::background::Background;
 use super::breaker;
 use super::health::Monitor;
-use super::participants_access::{participants_tls, participants_token};
 use crate::config::{ParticipantAddresses, ParticipantsAccess};
 use crate::metrics::Metrics;
-use crate::orders::adapters::{GrpcParticipants, Service, channel_config};
+use crate::orders::adapters::{GrpcParticipants, Service, TokenSource, channel_config};
 use crate::orders::domain::saga::Participant;
 use tbd_grpc::Channel;
-use tbd_grpc::tls::FileError;
+use tbd_grpc::tls::{ClientTls, FileError, Roots};
+use tbd_tls::token_file;
 
 /// The participants at these addresses. Connects to none of them yet. Reads the files of `access`.
 ///
@@ -23,7 +23,11 @@ pub fn participants(
     access: &ParticipantsAccess,
     metrics: &Metrics,
 ) -> Result<Arc<GrpcParticipants>, FileError> {
-    let (tls, token) = (participants_tls(access)?, participants_token(access)?);
+    let roots = access.ca_file.clone().map(Roots::File);
+    let tls = roots.map(|roots| ClientTls::from_files(roots, access.identity.clone()));
+    let tls = tls.transpose()?;
+    let token = access.token_file.as_deref().map(token_file).transpose()?;
+    let token = token.map(|token| Arc::new(move || token.get().as_str().to_owned()) as TokenSource);
     let service = |participant: Participant, addresses: &str| {
         let mut channel = Channel::builder(addresses).config(channel_config());
         if let Some(tls) = &tls {
