@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use tbd::config::{CommandLine, ParticipantConfig, Program};
 use tbd::metrics::Metrics;
-use tbd::participants::adapters::grpc::{Faults, Service};
+use tbd::participants::adapters::grpc::{Faults, MESSAGE_BYTES_MAX, Service, paths, routes};
 use tbd::participants::adapters::http::audits;
 use tbd::participants::adapters::identity::Admission;
 use tbd::participants::adapters::migrations::embedded;
 use tbd::participants::adapters::postgres::{PostgresLedger, tables};
-use tbd::wiring::{self, Background, Checks, GrpcServer, ShutdownSignal, Telemetry};
+use tbd::wiring::{self, Background, Checks, GrpcServer, GrpcService, ShutdownSignal, Telemetry};
 use tbd_deadline::StopSignal;
 use tbd_http::{Router, Server};
 
@@ -94,9 +94,20 @@ fn start(
         allowed_clients: has_certificates.then(|| config.allowed_clients.clone()),
         token,
     };
-    let pool = http.pool();
-    let grpc = wiring::commands_server(
-        config, service, admission, pool, checks, metrics, background,
-    )?;
+    let observed = GrpcService {
+        name: participant.service(),
+        paths: paths(participant),
+        message_bytes_max: MESSAGE_BYTES_MAX,
+    };
+    // Only admitted callers reach the service; health checks and reflection are for everybody.
+    let add = |router: &mut tbd_grpc::Router| {
+        router.intercept(move |call, next| {
+            admission.admit(call)?;
+            next.run()
+        });
+        routes(router, service);
+    };
+    let (config, pool) = (&config.grpc, http.pool());
+    let grpc = wiring::serve_grpc(config, &observed, add, pool, checks, metrics, background)?;
     Ok((http, grpc))
 }

@@ -62,7 +62,7 @@ pub struct GrpcServer {
     health: Health,
 }
 
-/// Starts the api's server. With `token_check` calls need a token. The rest is as for `serve`.
+/// Starts the api's server. With `token_check` calls need a token. The rest is as for [`serve_grpc`].
 ///
 /// # Errors
 /// [`GrpcError`]; nothing is left running.
@@ -86,7 +86,7 @@ pub fn grpc_server(
     let add = |router: &mut Router| {
         routes(router, api, guard);
     };
-    serve(config, &service, add, pool, checks, metrics, background)
+    serve_grpc(config, &service, add, pool, checks, metrics, background)
 }
 
 /// Starts the server and the thread `grpc-health`, which sets the health service to what `checks`
@@ -94,7 +94,7 @@ pub fn grpc_server(
 ///
 /// # Errors
 /// [`GrpcError`]; nothing is left running.
-pub(super) fn serve(
+pub fn serve_grpc(
     config: &GrpcConfig,
     service: &GrpcService,
     add_routes: impl FnOnce(&mut Router),

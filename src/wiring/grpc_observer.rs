@@ -15,7 +15,7 @@ use tbd_telemetry::tracing::{self, KeyValue, SpanGuard, SpanKind};
 use super::http_observer::milliseconds;
 
 /// A service that is observed.
-pub(super) struct GrpcService {
+pub struct GrpcService {
     /// Its full name.
     pub name: &'static str,
     /// The paths that are label values. Other paths have none, so that a client cannot invent them.
