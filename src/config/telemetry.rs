@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 use tbd_telemetry::logging::LogFormat;
-use tbd_telemetry::tracing::Sampler;
+use tbd_telemetry::tracing::{self, Sampler};
 
 use super::Secret;
 use super::endpoint::endpoint;
@@ -104,7 +104,7 @@ pub(super) fn telemetry_settings(reader: &mut Reader<'_>) -> TelemetrySettings {
         metrics_interval: exports_metrics.then_some(interval),
         service_name,
         sampler: reader.get("OTEL_TRACES_SAMPLER", |text| {
-            Sampler::from_name(&text.trim().to_ascii_lowercase(), ratio)
+            tracing::sampler(&text.trim().to_ascii_lowercase(), ratio)
         }),
         resource_attributes,
     }

@@ -83,7 +83,7 @@ impl Telemetry {
             resource,
             version: version.to_owned(),
             collector,
-            sampler: settings.sampler,
+            sampler: settings.sampler.clone(),
         };
         Ok(Self {
             tracing: tracing::init(config, &metrics.tracing),

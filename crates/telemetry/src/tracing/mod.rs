@@ -38,6 +38,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 pub use opentelemetry::trace::{SpanContext, SpanKind, TraceContextExt};
 pub use opentelemetry::{Context, Key, KeyValue, Value};
 pub use opentelemetry_sdk::Resource;
+pub use opentelemetry_sdk::trace::Sampler;
 pub use propagation::{
     TRACEPARENT, TRACESTATE, deserialize, extract, headers, inject, inject_state, serialize,
 };
@@ -53,50 +54,23 @@ pub(crate) const SCOPE: &str = "tbd";
 /// of 128 attributes it bounds the size of a span.
 const VALUE_BYTES_MAX: usize = 1024;
 
-/// Which traces are recorded, by the names of `OTEL_TRACES_SAMPLER`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Sampler {
-    /// `always_on`.
-    AlwaysOn,
-    /// `always_off`.
-    AlwaysOff,
-    /// `traceidratio`: this share of all traces, 0 to 1.
-    TraceIdRatio(f64),
-    /// `parentbased_always_on`: as the caller decided, or always without a caller. The default.
-    ParentBasedAlwaysOn,
-    /// `parentbased_always_off`: as the caller decided, or never without a caller.
-    ParentBasedAlwaysOff,
-    /// `parentbased_traceidratio`: as the caller decided, or this share without a caller.
-    ParentBasedTraceIdRatio(f64),
-}
-
-impl Sampler {
-    /// The sampler of this name, with `OTEL_TRACES_SAMPLER_ARG` as its ratio.
-    pub fn from_name(name: &str, ratio: f64) -> Option<Self> {
-        Some(match name {
-            "always_on" => Self::AlwaysOn,
-            "always_off" => Self::AlwaysOff,
-            "traceidratio" => Self::TraceIdRatio(ratio),
-            "parentbased_always_on" => Self::ParentBasedAlwaysOn,
-            "parentbased_always_off" => Self::ParentBasedAlwaysOff,
-            "parentbased_traceidratio" => Self::ParentBasedTraceIdRatio(ratio),
-            _ => return None,
-        })
-    }
-
-    fn to_sdk(self) -> opentelemetry_sdk::trace::Sampler {
-        use opentelemetry_sdk::trace::Sampler as Sdk;
-        match self {
-            Self::AlwaysOn => Sdk::AlwaysOn,
-            Self::AlwaysOff => Sdk::AlwaysOff,
-            Self::TraceIdRatio(ratio) => Sdk::TraceIdRatioBased(ratio),
-            Self::ParentBasedAlwaysOn => Sdk::ParentBased(Box::new(Sdk::AlwaysOn)),
-            Self::ParentBasedAlwaysOff => Sdk::ParentBased(Box::new(Sdk::AlwaysOff)),
-            Self::ParentBasedTraceIdRatio(ratio) => {
-                Sdk::ParentBased(Box::new(Sdk::TraceIdRatioBased(ratio)))
-            }
-        }
-    }
+/// The sampler that `OTEL_TRACES_SAMPLER` calls `name`, with `OTEL_TRACES_SAMPLER_ARG` as its ratio. After
+/// `parentbased_`, the name says what applies to traces without a caller; a caller decides about its own.
+pub fn sampler(name: &str, ratio: f64) -> Option<Sampler> {
+    let (is_parent_based, root) = match name.strip_prefix("parentbased_") {
+        Some(root) => (true, root),
+        None => (false, name),
+    };
+    let root = match root {
+        "always_on" => Sampler::AlwaysOn,
+        "always_off" => Sampler::AlwaysOff,
+        "traceidratio" => Sampler::TraceIdRatioBased(ratio),
+        _ => return None,
+    };
+    Some(match is_parent_based {
+        true => Sampler::ParentBased(Box::new(root)),
+        false => root,
+    })
 }
 
 /// The configuration for [`init`].
@@ -136,9 +110,9 @@ impl Tracing {
     fn start(config: TracingConfig, metrics: &TracingMetrics) -> Self {
         let builder = SdkTracerProvider::builder().with_resource(config.resource);
         let provider = match config.collector {
-            None => builder.with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff),
+            None => builder.with_sampler(Sampler::AlwaysOff),
             Some(client) => builder
-                .with_sampler(config.sampler.to_sdk())
+                .with_sampler(config.sampler)
                 .with_span_processor(export::processor(client, metrics.clone())),
         }
         .build();
@@ -369,7 +343,7 @@ fn tracer() -> SdkTracer {
             // Before `init`, mostly in tests: ids alone.
             SdkTracerProvider::builder()
                 .with_resource(Resource::builder_empty().build())
-                .with_sampler(opentelemetry_sdk::trace::Sampler::AlwaysOff)
+                .with_sampler(Sampler::AlwaysOff)
                 .build()
                 .tracer(SCOPE)
         })

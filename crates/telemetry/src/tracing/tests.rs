@@ -34,7 +34,7 @@ fn tracing(url: Option<String>, metrics: &TracingMetrics) -> Tracing {
         resource: resource("tbd-test", "1.2.3", &attributes),
         version: "1.2.3".to_owned(),
         collector: url.map(|url| client(url).unwrap()),
-        sampler: Sampler::ParentBasedAlwaysOn,
+        sampler: sampler("parentbased_always_on", 1.0).unwrap(),
     };
     Tracing::start(config, metrics)
 }
