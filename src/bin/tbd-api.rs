@@ -87,9 +87,7 @@ fn start(config: &ApiConfig, metrics: &Metrics) -> Result<Running, AnyError> {
     }
 
     let checks = Checks {
-        database: database_health,
-        kafka: Some(kafka_health),
-        services: Vec::new(),
+        monitors: vec![("database", database_health), ("kafka", kafka_health)],
         stop: background.stop.clone(),
     };
     let router = routes(Router::new(), Arc::clone(&api));

@@ -65,10 +65,9 @@ fn start(
     let pool = wiring::pool(database.clone(), metrics)?;
     let ledger = PostgresLedger::new(pool.clone(), participant, config.initial_stock);
     let ledger = Arc::new(ledger);
+    let database_health = background.monitor_database(&pool, &migrator, tables(participant))?;
     let checks = Checks {
-        database: background.monitor_database(&pool, &migrator, tables(participant))?,
-        kafka: None,
-        services: Vec::new(),
+        monitors: vec![("database", database_health)],
         stop: background.stop.clone(),
     };
     if config.auto_migrate {

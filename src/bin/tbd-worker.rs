@@ -93,10 +93,10 @@ fn start(
     let store = Arc::new(PostgresStore::new(pool, false));
     let (workflow, services) = workflow(config, metrics, &store, &bus, abort, &mut background)?;
 
+    let mut monitors = vec![("database", database_health), ("kafka", kafka_health)];
+    monitors.extend(services);
     let checks = Checks {
-        database: database_health,
-        kafka: Some(kafka_health),
-        services,
+        monitors,
         stop: background.stop.clone(),
     };
     let router = wiring::probes(Router::new(), checks, metrics.clone(), config.http.port);

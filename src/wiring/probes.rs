@@ -14,12 +14,8 @@ use tbd_telemetry::metrics::CONTENT_TYPE;
 /// The conditions of readiness.
 #[derive(Clone)]
 pub struct Checks {
-    /// PostgreSQL and its schema.
-    pub database: Monitor,
-    /// Kafka and its topics; `None` in a program that does not use it.
-    pub kafka: Option<Monitor>,
-    /// Further services by name: the participants of sagas.
-    pub services: Vec<(&'static str, Monitor)>,
+    /// The services that the program needs, by name.
+    pub monitors: Vec<(&'static str, Monitor)>,
     /// Readiness fails once this is given.
     pub stop: StopSignal,
 }
@@ -37,14 +33,8 @@ impl Checks {
     }
 
     fn verdicts(&self) -> BTreeMap<&'static str, Result<(), String>> {
-        let kafka = self.kafka.as_ref().map(|kafka| ("kafka", kafka.health()));
-        let services = self.services.iter().map(|(name, it)| (*name, it.health()));
-        let database = ("database", self.database.health());
-        [database]
-            .into_iter()
-            .chain(kafka)
-            .chain(services)
-            .collect()
+        let monitors = self.monitors.iter();
+        monitors.map(|(name, it)| (*name, it.health())).collect()
     }
 
     /// Status and body of the response to `/readyz`. Does not block.

@@ -58,9 +58,7 @@ pub fn checks(
     let check = kafka.clone().health_check(|_| {});
     let (health, second) = Monitor::start("kafka-health", stop.clone(), check)?;
     let checks = Checks {
-        database,
-        kafka: Some(health),
-        services: Vec::new(),
+        monitors: vec![("database", database), ("kafka", health)],
         stop: stop.clone(),
     };
     Ok((checks, kafka, vec![first, second]))
