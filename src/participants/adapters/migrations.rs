@@ -1,33 +1,14 @@
 //! Migrations of the participants, embedded in the program.
 
+use tbd_postgres::embedded_migrations;
 use tbd_postgres::migrations::Source;
 
 use crate::participants::domain::Participant;
 
-macro_rules! file {
-    ($folder:literal, $name:literal) => {
-        (
-            $name,
-            include_str!(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/migrations/",
-                $folder,
-                "/",
-                $name
-            )),
-        )
-    };
-}
+const INVENTORY: Source =
+    embedded_migrations!("migrations/inventory", ["000001_create_reservations"]);
 
-const INVENTORY: Source = Source::Embedded(&[
-    file!("inventory", "000001_create_reservations.up.sql"),
-    file!("inventory", "000001_create_reservations.down.sql"),
-]);
-
-const PAYMENTS: Source = Source::Embedded(&[
-    file!("payments", "000001_create_payments.up.sql"),
-    file!("payments", "000001_create_payments.down.sql"),
-]);
+const PAYMENTS: Source = embedded_migrations!("migrations/payments", ["000001_create_payments"]);
 
 /// The files of the participant's folder in `migrations/`.
 pub const fn embedded(participant: Participant) -> Source {

@@ -15,6 +15,25 @@ pub enum Source {
     Dir(PathBuf),
 }
 
+/// A [`Source`] of files that are built into the program: `$name.up.sql` and `$name.down.sql` for each name, in a folder
+/// of the package that calls the macro.
+///
+/// ```text
+/// const EMBEDDED: Source = embedded_migrations!("migrations", ["000001_create_orders"]);
+/// ```
+#[macro_export]
+macro_rules! embedded_migrations {
+    ($folder:literal, [$($name:literal),* $(,)?]) => {
+        $crate::migrations::Source::Embedded(&[$(
+            $crate::embedded_migrations!(@file $folder, concat!($name, ".up.sql")),
+            $crate::embedded_migrations!(@file $folder, concat!($name, ".down.sql")),
+        )*])
+    };
+    (@file $folder:literal, $file:expr) => {
+        ($file, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $folder, "/", $file)))
+    };
+}
+
 /// One version's step up. A version may have no file for a direction. It is then recorded and
 /// nothing runs, as in golang-migrate.
 #[derive(Clone, Debug, PartialEq, Eq)]
