@@ -18,7 +18,9 @@ use std::time::Instant;
 use crate::orders::ports::{Message, StoreError};
 use tbd_deadline::Deadline;
 use tbd_postgres::migrations::Tables;
-use tbd_postgres::{Connection, DatabaseConfig, DatabaseError, Pool, Statement, retry};
+use tbd_postgres::{
+    Connection, DatabaseConfig, DatabaseError, Params, Pool, Row, Statement, retry,
+};
 use tbd_telemetry::semconv;
 use tbd_telemetry::tracing::{self, Context, KeyValue, SpanKind};
 
@@ -168,6 +170,21 @@ impl PostgresStore {
             span.fail(error.kind(), &error.to_string());
         }
         result
+    }
+
+    /// [Runs](Self::run) one statement, and reads each of its rows with `read`.
+    fn rows<T>(
+        &self,
+        statement: Statement,
+        params: Params<'_>,
+        deadline: Deadline,
+        read: impl Fn(&Row) -> Result<T, DatabaseError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let rows = self.run(statement, deadline, |connection| {
+            let rows = connection.query(statement, params)?;
+            rows.iter().map(&read).collect()
+        })?;
+        Ok(rows)
     }
 }
 

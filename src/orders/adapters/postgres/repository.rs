@@ -12,7 +12,7 @@ use crate::orders::ports::{
     Claimed, Failure, OrderReader, OrderRepository, Page, Replay, StoreError,
 };
 use tbd_deadline::Deadline;
-use tbd_postgres::{Coalescer, DatabaseError, Job, Statement, column};
+use tbd_postgres::{Coalescer, DatabaseError, Job, Params, Statement, column};
 
 use super::rows::{claimed_order, order, uuids};
 use super::shared_statement::{self, SharedOutcome, shared_by, with_statement_span};
@@ -126,20 +126,13 @@ impl OrderReader for PostgresStore {
         let before = page.before.map_or(Uuid::max(), |id| id.0);
         let skip = i64::try_from(page.skip).unwrap_or(i64::MAX);
         let limit = i64::from(page.limit);
-        let statement = match page.status {
-            None => LIST,
-            Some(_) => LIST_BY_STATUS,
-        };
-        let orders = self.run(statement, deadline, |connection| {
-            let rows = match page.status {
-                None => connection.query(LIST, &[&before, &skip, &limit])?,
-                Some(status) => {
-                    connection.query(LIST_BY_STATUS, &[&before, &skip, &limit, &status.as_str()])?
-                }
-            };
-            rows.iter().map(order).collect()
-        })?;
-        Ok(orders)
+        match page.status {
+            None => self.rows(LIST, &[&before, &skip, &limit], deadline, order),
+            Some(status) => {
+                let params: Params<'_> = &[&before, &skip, &limit, &status.as_str()];
+                self.rows(LIST_BY_STATUS, params, deadline, order)
+            }
+        }
     }
 }
 
@@ -167,24 +160,13 @@ impl OrderRepository for PostgresStore {
         deadline: Deadline,
     ) -> Result<Vec<Claimed>, StoreError> {
         let wanted = uuids(ids);
-        let mut claimed = self.run(CLAIM, deadline, |connection| {
-            let rows = connection.query(CLAIM, &[&wanted, &now])?;
-            rows.iter()
-                .map(claimed_order)
-                .collect::<Result<Vec<_>, _>>()
-        })?;
+        let mut claimed = self.rows(CLAIM, &[&wanted, &now], deadline, claimed_order)?;
         if claimed.len() < ids.len() {
             let missing: Vec<Uuid> = wanted
                 .into_iter()
                 .filter(|id| claimed.iter().all(|found| found.order.id.0 != *id))
                 .collect();
-            let rest = self.run(LOOK, deadline, |connection| {
-                let rows = connection.query(LOOK, &[&missing])?;
-                rows.iter()
-                    .map(claimed_order)
-                    .collect::<Result<Vec<_>, _>>()
-            })?;
-            claimed.extend(rest);
+            claimed.extend(self.rows(LOOK, &[&missing], deadline, claimed_order)?);
         }
         Ok(claimed)
     }
@@ -209,12 +191,7 @@ impl OrderRepository for PostgresStore {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Vec<Order>, StoreError> {
-        let ids = uuids(ids);
-        let completed = self.run(COMPLETE, deadline, |connection| {
-            let rows = connection.query(COMPLETE, &[&ids, &now])?;
-            rows.iter().map(order).collect()
-        })?;
-        Ok(completed)
+        self.rows(COMPLETE, &[&uuids(ids), &now], deadline, order)
     }
 
     fn fail(
@@ -225,11 +202,7 @@ impl OrderRepository for PostgresStore {
     ) -> Result<Vec<Order>, StoreError> {
         let ids: Vec<Uuid> = failures.iter().map(|failure| failure.id.0).collect();
         let reasons: Vec<&str> = failures.iter().map(|failure| &*failure.reason).collect();
-        let failed = self.run(FAIL, deadline, |connection| {
-            let rows = connection.query(FAIL, &[&ids, &reasons, &now])?;
-            rows.iter().map(order).collect()
-        })?;
-        Ok(failed)
+        self.rows(FAIL, &[&ids, &reasons, &now], deadline, order)
     }
 }
 

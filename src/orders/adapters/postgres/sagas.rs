@@ -10,7 +10,7 @@ use crate::orders::domain::saga::SagaState;
 use crate::orders::domain::{Order, OrderId, Saga};
 use crate::orders::ports::{Begun, SagaStore, Saved, StoreError};
 use tbd_deadline::Deadline;
-use tbd_postgres::{DatabaseError, Statement, column};
+use tbd_postgres::{DatabaseError, Params, Statement, column};
 
 use super::PostgresStore;
 use super::rows::{claimed_order, order, uuids};
@@ -113,17 +113,12 @@ impl SagaStore for PostgresStore {
         let wanted = uuids(ids);
         let first = Saga::start(OrderId(Uuid::nil()), now);
         let (command, calls) = (command(&first), saga_calls::to_json(&first.calls));
-        let mut all = self.run(BEGIN, deadline, |connection| {
-            let rows = connection.query(BEGIN, &[&wanted, &now, &command, &calls])?;
-            rows.iter().map(begun).collect::<Result<Vec<_>, _>>()
-        })?;
+        let params: Params<'_> = &[&wanted, &now, &command, &calls];
+        let mut all = self.rows(BEGIN, params, deadline, begun)?;
         if all.len() < ids.len() {
             let is_missing = |id: &Uuid| all.iter().all(|it| it.claimed.order.id.0 != *id);
             let missing: Vec<Uuid> = wanted.into_iter().filter(is_missing).collect();
-            all.extend(self.run(LOOK, deadline, |connection| {
-                let rows = connection.query(LOOK, &[&missing])?;
-                rows.iter().map(begun).collect::<Result<Vec<_>, _>>()
-            })?);
+            all.extend(self.rows(LOOK, &[&missing], deadline, begun)?);
         }
         Ok(all)
     }
@@ -143,16 +138,10 @@ impl SagaStore for PostgresStore {
             .collect();
         let times: Vec<Timestamp> = sagas.iter().map(|it| it.updated_at).collect();
         let refusals: Vec<Option<&str>> = sagas.iter().map(|it| it.refusal()).collect();
-        let saved = self.run(SAVE, deadline, |connection| {
-            let rows = connection.query(
-                SAVE,
-                &[
-                    &order_ids, &ids, &versions, &states, &commands, &calls, &times, &refusals,
-                ],
-            )?;
-            rows.iter().map(saved).collect()
-        })?;
-        Ok(saved)
+        let params: Params<'_> = &[
+            &order_ids, &ids, &versions, &states, &commands, &calls, &times, &refusals,
+        ];
+        self.rows(SAVE, params, deadline, saved)
     }
 
     fn find(&self, order_id: OrderId, deadline: Deadline) -> Result<Option<Saga>, StoreError> {
@@ -171,21 +160,14 @@ impl SagaStore for PostgresStore {
         deadline: Deadline,
     ) -> Result<Vec<Order>, StoreError> {
         let limit = i64::from(limit);
-        let orders = self.run(LEASE, deadline, |connection| {
-            let rows = connection.query(LEASE, &[&now, &unchanged_since, &limit])?;
-            rows.iter().map(order).collect()
-        })?;
-        Ok(orders)
+        let params: Params<'_> = &[&now, &unchanged_since, &limit];
+        self.rows(LEASE, params, deadline, order)
     }
 
     fn unfinished(&self, deadline: Deadline) -> Result<Vec<(SagaState, i64)>, StoreError> {
-        let counts = self.run(UNFINISHED, deadline, |connection| {
-            let rows = connection.query(UNFINISHED, &[])?;
-            rows.iter()
-                .map(|row| Ok((state(row)?, column(row, "count")?)))
-                .collect()
-        })?;
-        Ok(counts)
+        self.rows(UNFINISHED, &[], deadline, |row| {
+            Ok((state(row)?, column(row, "count")?))
+        })
     }
 }
 
