@@ -321,3 +321,41 @@ fn one_trace_leads_from_the_client_through_the_worker_into_both_participants() {
         assert_attributes(&call, &expected);
     }
 }
+
+#[test]
+fn a_worker_of_single_steps_leaves_an_order_to_its_unfinished_saga() {
+    let mut site = Site::new(&[]);
+    site.payments.program.kill();
+    // Not ready while a participant is away.
+    let mut worker = site.stack.start_worker();
+    let left = site.order(1299);
+    eventually(SOON, "stock held, and a payment wanted", || {
+        let waiting = "SELECT count(*) FROM sagas WHERE command = 'authorize_payment'";
+        (site.stack.number(waiting) == 1).then_some(())
+    });
+    worker.kill();
+
+    site.stack = site.stack.set("WORKER_WORKFLOW", "step");
+    let mut worker = site.stack.worker();
+    eventually(SOON, "the order to be left", || {
+        let mut log = worker.log().into_iter();
+        log.any(|line| line.contains("left to its saga") && line.contains(&left))
+            .then_some(())
+    });
+    assert_eq!(site.stack.status(&left), "processing");
+    let other = site.order(1299);
+    eventually(SOON, "another order", || {
+        (site.stack.status(&other) == "completed").then_some(())
+    });
+    worker.kill();
+
+    site.payments.restart();
+    // No message moves the saga any more; the sweeper takes up what stood still for a while.
+    site.stack
+        .execute("UPDATE sagas SET updated_at = now() - interval '2 minutes'");
+    site.stack = site.stack.set("WORKER_WORKFLOW", "saga");
+    let _worker = site.stack.worker();
+    site.settle(SOON);
+    assert_eq!(site.stack.status(&left), "completed");
+    assert_eq!(site.books(), [0, 1, 0, 1]);
+}

@@ -206,9 +206,11 @@ impl OrderRepository for Memory {
             }
             let claimed = |id| {
                 let (order, reason) = tables.orders.get(id)?;
+                let saga = tables.sagas.get(id);
                 Some(Claimed {
                     order: order.clone(),
                     failure_reason: reason.clone(),
+                    has_saga: saga.is_some_and(|(saga, _)| !saga.state.is_final()),
                 })
             };
             ids.iter().filter_map(claimed).collect()
@@ -407,6 +409,7 @@ impl SagaStore for Memory {
                     claimed: Claimed {
                         order,
                         failure_reason: reason,
+                        has_saga: false,
                     },
                     saga: tables.sagas.get(&id).map(|(saga, _)| saga.clone()),
                     is_new,

@@ -27,6 +27,8 @@ pub struct Claimed {
     pub order: Order,
     /// Why the order failed, if it did.
     pub failure_reason: Option<String>,
+    /// Whether an unfinished saga works on the order.
+    pub has_saga: bool,
 }
 
 /// The replay of an order's dead letter: a failed order gets another attempt.

@@ -290,6 +290,10 @@ impl Batch {
                 log::info!(order_id:% = id; "order was canceled, skipped");
                 return State::Done;
             }
+            Processed::LeftToSaga => {
+                log::warn!(order_id:% = id; "order is left to its saga, which workers with WORKER_WORKFLOW=saga end");
+                return State::Done;
+            }
             Processed::Unknown => {
                 vec![self.give_up(entry, UNKNOWN_ORDER, "there is no such order", 0)]
             }

@@ -12,7 +12,7 @@ use crate::orders::ports::{
     Claimed, Failure, OrderReader, OrderRepository, Page, Replay, StoreError,
 };
 use tbd_deadline::Deadline;
-use tbd_postgres::{Coalescer, DatabaseError, Job, Params, Statement, column};
+use tbd_postgres::{Coalescer, DatabaseError, Job, Params, Row, Statement, column};
 
 use super::rows::{claimed_order, order, uuids};
 use super::shared_statement::{self, SharedOutcome, shared_by, with_statement_span};
@@ -24,6 +24,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     LIST_BY_STATUS,
     REPLACE,
     CLAIM,
+    CLAIMED,
     LOOK,
     RETRY,
     COMPLETE,
@@ -57,7 +58,7 @@ const REPLACE: Statement = Statement::new(
 );
 
 // The SELECT sees the table as of the start of the statement. An order that another session
-// changes meanwhile may be in neither half; then `LOOK` finds it.
+// changes meanwhile may be in neither half; then `CLAIMED` finds it.
 const CLAIM: Statement = Statement::new(
     "UPDATE orders processing",
     "WITH claimed AS (
@@ -65,10 +66,18 @@ const CLAIM: Statement = Statement::new(
           WHERE id = ANY($1) AND status = 'pending'
       RETURNING id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
      )
-     SELECT * FROM claimed
+     SELECT *, false AS has_saga FROM claimed
      UNION ALL
-     SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
+     SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure_reason,
+            EXISTS (SELECT FROM sagas WHERE order_id = orders.id AND state IN ('running', 'compensating'))
        FROM orders WHERE id = ANY($1) AND status <> 'pending'",
+);
+
+const CLAIMED: Statement = Statement::new(
+    "SELECT orders claimed",
+    "SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure_reason,
+            EXISTS (SELECT FROM sagas WHERE order_id = orders.id AND state IN ('running', 'compensating')) AS has_saga
+       FROM orders WHERE id = ANY($1)",
 );
 
 const LOOK: Statement = Statement::new(
@@ -160,15 +169,15 @@ impl OrderRepository for PostgresStore {
         deadline: Deadline,
     ) -> Result<Vec<Claimed>, StoreError> {
         let wanted = uuids(ids);
-        let mut claimed = self.rows(CLAIM, &[&wanted, &now], deadline, claimed_order)?;
-        if claimed.len() < ids.len() {
+        let mut all = self.rows(CLAIM, &[&wanted, &now], deadline, claimed)?;
+        if all.len() < ids.len() {
             let missing: Vec<Uuid> = wanted
                 .into_iter()
-                .filter(|id| claimed.iter().all(|found| found.order.id.0 != *id))
+                .filter(|id| all.iter().all(|found| found.order.id.0 != *id))
                 .collect();
-            claimed.extend(self.rows(LOOK, &[&missing], deadline, claimed_order)?);
+            all.extend(self.rows(CLAIMED, &[&missing], deadline, claimed)?);
         }
-        Ok(claimed)
+        Ok(all)
     }
 
     fn retry_failed(
@@ -260,4 +269,11 @@ impl PostgresStore {
         };
         with_statement_span(ids.iter().map(outcome), statement)
     }
+}
+
+fn claimed(row: &Row) -> Result<Claimed, DatabaseError> {
+    Ok(Claimed {
+        has_saga: column(row, "has_saga")?,
+        ..claimed_order(row)?
+    })
 }

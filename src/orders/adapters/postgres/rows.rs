@@ -21,6 +21,7 @@ pub fn claimed_order(row: &Row) -> Result<Claimed, DatabaseError> {
     Ok(Claimed {
         order: order(row)?,
         failure_reason: column(row, "failure_reason")?,
+        has_saga: false,
     })
 }
 

@@ -65,6 +65,8 @@ pub enum Processed {
     },
     /// Canceled by the customer; nothing to announce.
     Canceled,
+    /// Left to its unfinished saga, which announces the order's end.
+    LeftToSaga,
     /// There is no such order.
     Unknown,
 }
@@ -126,6 +128,11 @@ impl Workflow for ProcessOrders {
                 results.insert(id, Processed::Unknown);
                 continue;
             };
+            // A single step would complete an order whose payment and stock its saga still holds.
+            if claimed.has_saga {
+                results.insert(id, Processed::LeftToSaga);
+                continue;
+            }
             if let Some((outcome, processed)) = ended(&claimed, self.max_attempts) {
                 self.meter.order_processed(outcome);
                 results.insert(id, processed);

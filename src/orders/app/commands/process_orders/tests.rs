@@ -3,7 +3,8 @@ use std::sync::Arc;
 use super::*;
 use crate::orders::adapters::memory::{Fault, Memory};
 use crate::orders::app::fakes::{RecordingMeter, Step, lock, order, soon};
-use crate::orders::ports::OrderRepository;
+use crate::orders::domain::saga::SagaState;
+use crate::orders::ports::{OrderRepository, SagaStore};
 
 struct Bench<F> {
     memory: Arc<Memory>,
@@ -316,4 +317,22 @@ fn a_failed_order_is_attempted_again_when_it_is_replayed() {
         .unwrap();
     assert!(matches!(results[&id], Processed::Completed(_)));
     assert_eq!(bench.memory.look(id).1, None, "the reason is forgotten");
+}
+
+#[test]
+fn an_order_with_an_unfinished_saga_is_left_to_it() {
+    let bench = bench(StopSignal::new(), |_, _| Ok(()));
+    let memory = &bench.memory;
+    let ids = bench.pending(2);
+    let begun = memory.begin(&ids, Timestamp::now(), soon()).unwrap();
+    let [open, mut over] = [0, 1].map(|index| begun[index].saga.clone().unwrap());
+    over.state = SagaState::Failed;
+    over.version += 1;
+    memory.save(&[over], soon()).unwrap();
+
+    let results = bench.process.handle(&tasks(&ids), &[], soon()).unwrap();
+    assert_eq!(results[&open.order_id], Processed::LeftToSaga);
+    assert_eq!(memory.look(open.order_id).0.status, Status::Processing);
+    assert!(matches!(results[&ids[1]], Processed::Failed { .. }));
+    assert!(lock(&bench.step.tried).is_empty());
 }
