@@ -1,7 +1,6 @@
 //! Time limits and stop signals for threads that block.
 //!
 //! - [`Deadline`]: the one moment by which a piece of work must end, passed down with it.
-//! - [`StopSignal`]: asks many threads to end, and wakes those that wait.
 //! - [`StopSignal`]: tells many threads to end, and wakes those that wait.
 //! - [`lock()`]: locks a mutex even if another thread panicked while it held it.
 //! ```
