@@ -581,6 +581,31 @@ fn a_body_that_stalls_is_a_408_and_the_end() {
 }
 
 #[test]
+fn of_many_bodies_that_stall_at_once_each_is_a_408() {
+    const CLIENTS: usize = 200;
+    let config = ServerConfig {
+        request_timeout: Duration::from_millis(300),
+        workers: CLIENTS,
+        ..config()
+    };
+    let house = start(config, router());
+    for _ in 0..4 {
+        // Connections that end meanwhile: the server's descriptors get low numbers in any order.
+        let idle: Vec<Client> = (0..CLIENTS).map(|_| house.connect()).collect();
+        let stall = |idle| {
+            drop::<Client>(idle);
+            let mut client = house.connect();
+            client.send("POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 5000\r\n\r\n5");
+            client
+        };
+        let clients: Vec<Client> = idle.into_iter().map(stall).collect();
+        for mut client in clients {
+            assert_eq!(client.answer().status, 408);
+        }
+    }
+}
+
+#[test]
 fn a_request_that_does_not_become_complete_is_a_408_and_the_end() {
     let config = ServerConfig {
         request_timeout: Duration::from_millis(300),

@@ -142,7 +142,7 @@ impl ServerShared {
             Arrival::TooMany(None) => {
                 observer.shed(PIPELINE);
                 log::warn!(target: "tbd::http", "a client sends requests without waiting for answers: its connection is closed after the accepted ones");
-                self.with_connection(peer, DescriptorNumber::stop_reading);
+                self.act_on(peer, DescriptorNumber::stop_reading);
             }
             Arrival::TooMany(surplus) => drop(surplus),
         }

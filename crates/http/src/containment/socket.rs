@@ -62,37 +62,62 @@ pub(crate) fn raise_descriptor_limit() -> Option<u64> {
 ///
 /// Nothing keeps the descriptor open. If tiny_http closes it before the use, and another thread
 /// opens a socket with the same number in that microsecond, the call hits that socket. Its owner
-/// then sees a broken connection. tiny_http closes a descriptor meanwhile only if the client leaves
-/// at that moment.
+/// then sees a broken connection. tiny_http closes a descriptor meanwhile only if the client leaves,
+/// or its bytes end, at that moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DescriptorNumber(RawFd);
 
-impl DescriptorNumber {
-    /// Finds the connection of `peer` to the local port `local_port`. `None` when there is none (or
-    /// no `/proc`).
-    pub(crate) fn find(peer: SocketAddr, local_port: u16) -> Option<DescriptorNumber> {
-        let is_it =
-            |local: SocketAddr, client: SocketAddr| client == peer && local.port() == local_port;
-        // tiny_http holds two. The accepted one is for writing and stays open as long as the
-        // request; the other is a duplicate, mostly with the higher number.
-        let found = sockets::connected(is_it)?;
-        // Check again, since walking all descriptors takes time.
-        Some(found)
-            .filter(|fd| {
-                sockets::look_at(*fd)
-                    .is_some_and(|now| now.peer.is_some_and(|client| is_it(now.local, client)))
-            })
-            .map(DescriptorNumber)
+/// Finds the connection of `peer` to the local port `local_port`, and calls `act` at once, for one
+/// action.
+///
+/// tiny_http holds two descriptors. The accepted one is for writing and stays open as long as the
+/// request. The other, a duplicate, is closed once the client's bytes have ended, perhaps between the
+/// walk over all descriptors and the action. Then the next walk finds the first.
+///
+/// # Errors
+/// [`io::ErrorKind::NotConnected`]: the client has gone (or there is no `/proc`). Otherwise `act`'s.
+pub(crate) fn with_connection(
+    peer: SocketAddr,
+    local_port: u16,
+    act: impl Fn(DescriptorNumber) -> io::Result<()>,
+) -> io::Result<()> {
+    let is_it =
+        |local: SocketAddr, client: SocketAddr| client == peer && local.port() == local_port;
+    for _ in 0..3 {
+        let Some(fd) = sockets::connected(is_it) else {
+            break;
+        };
+        // Check again, since the walk takes time.
+        let is_still = |now: sockets::Found| now.peer.is_some_and(|peer| is_it(now.local, peer));
+        if !sockets::look_at(fd).is_some_and(is_still) {
+            continue;
+        }
+        match act(DescriptorNumber(fd)) {
+            Err(error) if is_no_socket(&error) => {}
+            result => return result,
+        }
     }
+    Err(io::ErrorKind::NotConnected.into())
+}
 
+/// Whether a descriptor was closed before the call.
+fn is_no_socket(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::EBADF | Errno::ENOTSOCK))
+}
+
+impl DescriptorNumber {
     /// Sends all of `bytes`, bypassing tiny_http's buffer. No earlier response of the connection
     /// may be outstanding. Waits at most [`WRITE_TIMEOUT`] between two parts.
     pub(crate) fn send(self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut has_begun = false;
         while !bytes.is_empty() {
             match send(self.0, bytes, MsgFlags::MSG_NOSIGNAL) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(sent) => bytes = &bytes[sent..],
+                Ok(sent) => (bytes, has_begun) = (&bytes[sent..], true),
                 Err(Errno::EINTR) => {}
+                // Not to be sent again from its beginning.
+                Err(_) if has_begun => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -100,18 +125,18 @@ impl DescriptorNumber {
     }
 
     /// Ends the server's half: the client sees the end after the bytes already sent.
-    pub(crate) fn finish_sending(self) {
-        let _ = shutdown(self.0, Shutdown::Write);
+    pub(crate) fn finish_sending(self) -> io::Result<()> {
+        Ok(shutdown(self.0, Shutdown::Write)?)
     }
 
     /// Ends every read of the connection once its buffer is empty.
-    pub(crate) fn stop_reading(self) {
-        let _ = shutdown(self.0, Shutdown::Read);
+    pub(crate) fn stop_reading(self) -> io::Result<()> {
+        Ok(shutdown(self.0, Shutdown::Read)?)
     }
 
     /// Ends both halves.
-    pub(crate) fn end(self) {
-        let _ = shutdown(self.0, Shutdown::Both);
+    pub(crate) fn end(self) -> io::Result<()> {
+        Ok(shutdown(self.0, Shutdown::Both)?)
     }
 }
 
@@ -173,13 +198,13 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_accepted, peer) = listener.accept().unwrap();
-        let connection = DescriptorNumber::find(peer, port).unwrap();
-        connection.send(b"bye").unwrap();
-        connection.end();
+        with_connection(peer, port, |connection| connection.send(b"bye")).unwrap();
+        with_connection(peer, port, DescriptorNumber::end).unwrap();
         let mut received = String::new();
         client.read_to_string(&mut received).unwrap();
         assert_eq!(received, "bye");
-        assert!(DescriptorNumber::find(peer, port.wrapping_add(1)).is_none());
+        let elsewhere = with_connection(peer, port.wrapping_add(1), DescriptorNumber::end);
+        assert_eq!(elsewhere.unwrap_err().kind(), io::ErrorKind::NotConnected);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use super::socket::DescriptorNumber;
+use super::socket::with_connection;
 use tbd_deadline::{Deadline, lock};
 
 /// The reads in progress.
@@ -59,16 +59,16 @@ impl Watch {
             .map(|(peer, deadline)| (*peer, *deadline))
             .collect();
         for (peer, deadline) in overdue {
-            let descriptor = DescriptorNumber::find(peer, self.local_port);
-            let mut reads = lock(&self.reads);
-            if reads.get(&peer) != Some(&deadline) {
-                continue;
-            }
-            reads.remove(&peer);
-            // shutdown(2) does not block. Under the lock it cannot hit the connection's successor.
-            if let Some(descriptor) = descriptor {
-                descriptor.stop_reading();
-            }
+            // One that cannot be stopped now is tried again at the next check.
+            let _ = with_connection(peer, self.local_port, |connection| {
+                let mut reads = lock(&self.reads);
+                if reads.get(&peer) == Some(&deadline) {
+                    // shutdown(2) does not block. Under the lock it cannot hit the connection's successor.
+                    connection.stop_reading()?;
+                    reads.remove(&peer);
+                }
+                Ok(())
+            });
         }
     }
 }

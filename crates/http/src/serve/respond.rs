@@ -1,6 +1,7 @@
 //! A response's way to the client: from the handler to the end of its connection.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use crossbeam_channel::Receiver;
 use super::{Exchange, LATE, Linger, ServerShared};
 use crate::containment::framing::Framing;
 use crate::containment::incoming::Incoming;
-use crate::containment::socket::DescriptorNumber;
+use crate::containment::socket::{DescriptorNumber, with_connection};
 use crate::containment::unfinished::Fault;
 use crate::observer::{Arrival as Observed, Observer};
 use crate::problem::{self, Problem};
@@ -131,17 +132,14 @@ impl ServerShared {
             log::debug!(target: "tbd::http", "the client did not take its response: {error}");
         }
         if last {
-            self.with_connection(peer, DescriptorNumber::stop_reading);
+            self.act_on(peer, DescriptorNumber::stop_reading);
         }
     }
 
     /// Answers a request and ends its connection, because the start of the next request is unknown.
     fn end(&self, request: Incoming, peer: SocketAddr, bytes: &[u8]) {
         let unanswered = self.connections.ended(peer);
-        let written = self.with_connection(peer, |connection| connection.send(bytes));
-        if let Some(Err(error)) = written {
-            log::debug!(target: "tbd::http", "the client did not take its response: {error}");
-        }
+        self.act_on(peer, |connection| connection.send(bytes));
         self.finish(request, unanswered, peer);
     }
 
@@ -153,24 +151,26 @@ impl ServerShared {
         unanswered: VecDeque<Exchange>,
         peer: SocketAddr,
     ) {
-        self.with_connection(peer, DescriptorNumber::finish_sending);
+        self.act_on(peer, DescriptorNumber::finish_sending);
         if let Err(refused) = self
             .lingering
             .try_send(Linger::Until(Box::new(request), unanswered))
         {
-            self.with_connection(peer, DescriptorNumber::end);
+            self.act_on(peer, DescriptorNumber::end);
             drop(refused);
         }
     }
 
-    /// Looks a connection up and calls `f` at once, for one action. Before a second action, the
-    /// descriptor may be closed and its number reused. `None` when the client has gone.
-    pub(super) fn with_connection<T>(
+    /// Looks a connection up and calls `act` at once, for one action. Before a second action, the
+    /// descriptor may be closed and its number reused. A client that has gone needs none.
+    pub(super) fn act_on(
         &self,
         peer: SocketAddr,
-        f: impl FnOnce(DescriptorNumber) -> T,
-    ) -> Option<T> {
-        DescriptorNumber::find(peer, self.local_port).map(f)
+        act: impl Fn(DescriptorNumber) -> io::Result<()>,
+    ) {
+        if let Err(error) = with_connection(peer, self.local_port, act) {
+            log::debug!(target: "tbd::http", "a connection could not be answered or ended: {error}");
+        }
     }
 
     /// Ends a connection whose request did not become complete.
@@ -181,8 +181,8 @@ impl ServerShared {
         };
         let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         log::warn!(target: "tbd::http", "a client's request was too {what}: connection closed");
-        let _ = self.with_connection(peer, |connection| connection.send(answer.as_bytes()));
-        self.with_connection(peer, DescriptorNumber::end);
+        self.act_on(peer, |connection| connection.send(answer.as_bytes()));
+        self.act_on(peer, DescriptorNumber::end);
         drop(self.connections.ended(peer));
     }
 
@@ -205,7 +205,7 @@ impl ServerShared {
             }
             drop(watched);
             if let Some(peer) = peer {
-                self.with_connection(peer, DescriptorNumber::end);
+                self.act_on(peer, DescriptorNumber::end);
                 // tiny_http takes what is left in its buffer for requests from now on.
                 drop(self.connections.ended(peer));
             }
