@@ -27,7 +27,8 @@ pub struct Claimed {
     pub order: Order,
     /// Why the order failed, if it did.
     pub failure_reason: Option<String>,
-    /// Whether an unfinished saga works on the order.
+    /// Whether an unfinished saga works on the order. Only [`OrderRepository::claim`] tells; elsewhere it
+    /// is false.
     pub has_saga: bool,
 }
 

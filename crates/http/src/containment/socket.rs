@@ -67,6 +67,40 @@ pub(crate) fn raise_descriptor_limit() -> Option<u64> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DescriptorNumber(RawFd);
 
+impl DescriptorNumber {
+    /// Sends all of `bytes`, bypassing tiny_http's buffer. No earlier response of the connection
+    /// may be outstanding. Waits at most [`WRITE_TIMEOUT`] between two parts.
+    pub(crate) fn send(self, mut bytes: &[u8]) -> io::Result<()> {
+        let mut has_begun = false;
+        while !bytes.is_empty() {
+            match send(self.0, bytes, MsgFlags::MSG_NOSIGNAL) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => (bytes, has_begun) = (&bytes[sent..], true),
+                Err(Errno::EINTR) => {}
+                // Not to be sent again from its beginning.
+                Err(_) if has_begun => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the server's half: the client sees the end after the bytes already sent.
+    pub(crate) fn finish_sending(self) -> io::Result<()> {
+        Ok(shutdown(self.0, Shutdown::Write)?)
+    }
+
+    /// Ends every read of the connection once its buffer is empty.
+    pub(crate) fn stop_reading(self) -> io::Result<()> {
+        Ok(shutdown(self.0, Shutdown::Read)?)
+    }
+
+    /// Ends both halves.
+    pub(crate) fn end(self) -> io::Result<()> {
+        Ok(shutdown(self.0, Shutdown::Both)?)
+    }
+}
+
 /// Finds the connection of `peer` to the local port `local_port`, and calls `act` at once, for one
 /// action.
 ///
@@ -104,40 +138,6 @@ pub(crate) fn with_connection(
 fn is_no_socket(error: &io::Error) -> bool {
     let code = error.raw_os_error().map(Errno::from_raw);
     matches!(code, Some(Errno::EBADF | Errno::ENOTSOCK))
-}
-
-impl DescriptorNumber {
-    /// Sends all of `bytes`, bypassing tiny_http's buffer. No earlier response of the connection
-    /// may be outstanding. Waits at most [`WRITE_TIMEOUT`] between two parts.
-    pub(crate) fn send(self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut has_begun = false;
-        while !bytes.is_empty() {
-            match send(self.0, bytes, MsgFlags::MSG_NOSIGNAL) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(sent) => (bytes, has_begun) = (&bytes[sent..], true),
-                Err(Errno::EINTR) => {}
-                // Not to be sent again from its beginning.
-                Err(_) if has_begun => return Err(io::ErrorKind::BrokenPipe.into()),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the server's half: the client sees the end after the bytes already sent.
-    pub(crate) fn finish_sending(self) -> io::Result<()> {
-        Ok(shutdown(self.0, Shutdown::Write)?)
-    }
-
-    /// Ends every read of the connection once its buffer is empty.
-    pub(crate) fn stop_reading(self) -> io::Result<()> {
-        Ok(shutdown(self.0, Shutdown::Read)?)
-    }
-
-    /// Ends both halves.
-    pub(crate) fn end(self) -> io::Result<()> {
-        Ok(shutdown(self.0, Shutdown::Both)?)
-    }
 }
 
 /// What the descriptors show about a listener on `local_port` and its connections.
