@@ -17,6 +17,7 @@ use tbd_grpc::Router;
 use tbd_grpc::server::{Health, Job, Server, ServerConfig, ServingStatus, add_reflection};
 use tbd_grpc::tls::{FileError, ServerTls};
 use tbd_http::Pool;
+use tbd_tls::Reloading;
 
 use super::background::Background;
 use super::grpc_observer::{GrpcObserver, GrpcService};
@@ -69,14 +70,14 @@ pub struct GrpcServer {
 pub fn grpc_server(
     config: &GrpcConfig,
     api: Arc<Api>,
-    token_check: Option<Arc<TokenCheck>>,
+    token_check: Option<Arc<Reloading<TokenCheck>>>,
     pool: Pool,
     checks: Checks,
     metrics: &Metrics,
     background: &mut Background,
 ) -> Result<GrpcServer, GrpcError> {
     let guard = token_check.map(|check| {
-        Box::new(move |values: &[&str]| check.admit_values(values.iter().copied())) as Guard
+        Box::new(move |values: &[&str]| check.get().admit_values(values.iter().copied())) as Guard
     });
     let service = GrpcService {
         name: "tbd.orders.v1.OrderService",

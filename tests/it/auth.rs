@@ -1,13 +1,14 @@
 //! Bearer tokens in front of `/v1`, on the running api.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::support::http::{Request, Response, get, post};
 use crate::support::program::{API, Stack, new_order, run};
 use crate::support::token::{Issuer, SECRET, claims, hs256, now};
-use crate::support::unique;
+use crate::support::{eventually, unique};
 
 fn bearer(request: Request, token: &str) -> Request {
     request.header("Authorization", format!("Bearer {token}"))
@@ -137,6 +138,37 @@ fn a_shared_secret_works_as_well_and_is_never_shown() {
     assert_refused(&refused, Some("invalid_token"));
     let log = api.log().join("\n");
     assert!(!log.contains(SECRET) && !log.contains(&token));
+}
+
+#[test]
+fn keys_are_exchanged_without_a_restart_and_unusable_ones_are_not_taken() {
+    let (old, new) = (Issuer::new(), Issuer::new());
+    let file = std::env::temp_dir().join(unique("jwks"));
+    let replace = |text: String| {
+        let next = file.with_extension("next");
+        fs::write(&next, text).expect("write the keys");
+        fs::rename(next, &file).expect("replace the keys");
+    };
+    replace(old.jwks());
+    let stack = Stack::new().set("AUTH_JWT_JWKS_FILE", file.to_str().expect("UTF-8"));
+    let api = stack.api();
+    let status = |issuer: &Issuer| {
+        let token = issuer.es256(&claims());
+        bearer(get("/v1/orders"), &token)
+            .send(&api.address())
+            .status
+    };
+    assert_eq!([&old, &new].map(status), [200, 401]);
+    replace(new.jwks());
+    assert_eq!([&old, &new].map(status), [401, 200]);
+    replace("{".to_owned());
+    assert_eq!([&old, &new].map(status), [401, 200]);
+    let warned = |line: &String| line.contains("the earlier content stays in use");
+    eventually(Duration::from_secs(10), "a warning", || {
+        api.log().iter().any(warned).then_some(())
+    });
+    fs::remove_file(&file).expect("remove the keys");
+    assert_eq!(status(&new), 200);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tbd_grpc::{Call, Code, Status, tls};
+use tbd_tls::Reloading;
 
 use crate::auth::TokenCheck;
 
@@ -13,11 +14,12 @@ pub struct Admission {
     /// alternative names. The TLS handshake has verified the certificate itself.
     pub allowed_clients: Option<Vec<String>>,
     /// The check of tokens.
-    pub token: Option<Arc<TokenCheck>>,
+    pub token: Option<Arc<Reloading<TokenCheck>>>,
 }
 
 impl Admission {
-    /// Admits `call`, or refuses it and logs why. Does not block.
+    /// Admits `call`, or refuses it and logs why. Looks at the file of keys, and reads it if it has
+    /// changed.
     ///
     /// # Errors
     /// PERMISSION_DENIED for a certificate with other names, UNAUTHENTICATED for the lack of a valid
@@ -40,7 +42,7 @@ impl Admission {
             let values = call.metadata().iter();
             let values = values.filter(|(key, _)| *key == "authorization");
             let values = values.map(|(_, value)| str::from_utf8(value).unwrap_or_default());
-            if let Err(refusal) = check.check(values) {
+            if let Err(refusal) = check.get().check(values) {
                 log::warn!(peer:% = call.peer(); "a client was refused: {refusal}");
                 return Err(Status::new(Code::Unauthenticated, refusal.to_string()));
             }
