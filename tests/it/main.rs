@@ -38,6 +38,7 @@ mod outages;
 mod page;
 mod participants;
 mod participants_tls;
+mod partitions;
 mod plans;
 mod pooler;
 mod ports;

@@ -1,10 +1,13 @@
 //! Query plans: no statement reads a whole table, neither with many rows nor with a plan made for few.
 
+use std::collections::HashSet;
+
 use postgres::types::Type;
 use postgres::{Client, NoTls};
 use tbd::orders::adapters::postgres::statements;
 use tbd_postgres::DatabaseConfig;
 
+use crate::partitions::partition;
 use crate::support::program::Stack;
 use crate::support::{Database, PASSWORD, USER};
 
@@ -68,7 +71,10 @@ fn assert_reads_no_whole_table(name: &str, plan: &str) {
     };
     let next_lines = plan.lines().skip(1).chain([""]);
     for (line, next) in plan.lines().zip(next_lines) {
-        let reads = |table: &&str| line.contains("Scan") && line.contains(&format!(" on {table} "));
+        let names = |table: &&str| [format!(" on {table} "), format!(" on {table}_")];
+        let reads = |table: &&str| {
+            line.contains("Scan") && names(table).iter().any(|name| line.contains(name))
+        };
         // This index has unfinished sagas only.
         let by_index = next.contains("Cond:") || line.contains(" using sagas_unfinished on sagas ");
         assert!(by_index || !tables.iter().any(reads), "{name}:\n{plan}");
@@ -86,18 +92,52 @@ fn session(database: &Database) -> Client {
 
 #[test]
 fn no_plan_reads_a_whole_table() {
-    assert_no_plan_reads_a_whole_table_of(100_000);
+    let stack = Stack::new();
+    fill(&stack, 100_000);
+    assert_no_plan_reads_a_whole_table(&stack);
 }
 
 /// A prepared statement keeps its plan while the tables grow.
 #[test]
 fn nor_does_one_that_was_made_while_there_were_few() {
-    assert_no_plan_reads_a_whole_table_of(20);
+    let stack = Stack::new();
+    fill(&stack, 20);
+    assert_no_plan_reads_a_whole_table(&stack);
 }
 
-fn assert_no_plan_reads_a_whole_table_of(rows: u32) {
-    let stack = Stack::new();
-    fill(&stack, rows);
+#[test]
+fn nor_does_one_on_partitions_and_those_that_name_orders_use_only_their_partitions() {
+    for rows in [20, 100_000] {
+        let stack = Stack::new();
+        fill(&stack, rows);
+        partition(&stack, &["start", "day"]);
+        for (name, mode, plan) in assert_no_plan_reads_a_whole_table(&stack) {
+            let partitions: HashSet<&str> = plan
+                .split_whitespace()
+                .filter(|word| word.starts_with("orders_before_") || word.starts_with("orders_20"))
+                .filter(|word| !word.contains("_pkey") && !word.contains("_status_id"))
+                .collect();
+            match name {
+                // In the order of the partitions, which is that of the ids.
+                "SELECT orders" | "SELECT orders by status" => {
+                    assert!(!plan.contains("Sort") && !plan.contains("Merge"), "{plan}");
+                }
+                // Once a second, for a few orders whose ids it finds itself.
+                "UPDATE sagas stalled" => {}
+                // Even a plan for any id leaves out all partitions but one, at its execution.
+                "SELECT order" => assert_eq!(partitions.len(), 1, "{mode}: {plan}"),
+                _ if mode == "force_custom_plan" => {
+                    assert!(partitions.len() <= 1, "{name}: {plan}");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The plans, each with its statement's name and the mode of the plan.
+fn assert_no_plan_reads_a_whole_table(stack: &Stack) -> Vec<(&'static str, &'static str, String)> {
+    let mut plans = Vec::new();
     let mut client = session(&stack.database);
     let id: uuid::Uuid = client
         .query_one("SELECT id FROM orders OFFSET 5 LIMIT 1", &[])
@@ -141,6 +181,8 @@ fn assert_no_plan_reads_a_whole_table_of(rows: u32) {
                 &format!("EXPLAIN EXECUTE s{number}{arguments}"),
             );
             assert_reads_no_whole_table(name, &plan);
+            plans.push((name, mode, plan));
         }
     }
+    plans
 }

@@ -86,12 +86,13 @@ const LOOK: Statement = Statement::new(
        FROM orders WHERE id = ANY($1)",
 );
 
-// A moved order is newer than its replay, so repeating the statement changes nothing.
+// A moved order is newer than its replay, so repeating the statement changes nothing. `ANY` leaves out,
+// where orders are partitioned, all partitions without one of these ids; a join does not.
 const RETRY: Statement = Statement::new(
     "UPDATE orders retried",
     "UPDATE orders SET status = 'processing', failure_reason = NULL, updated_at = greatest($3, created_at)
        FROM unnest($1::uuid[], $2::timestamptz[]) AS replay (order_id, replayed_at)
-      WHERE id = order_id AND status = 'failed' AND updated_at < replayed_at",
+      WHERE id = ANY($1) AND id = order_id AND status = 'failed' AND updated_at < replayed_at",
 );
 
 const COMPLETE: Statement = Statement::new(
@@ -105,7 +106,7 @@ const FAIL: Statement = Statement::new(
     "UPDATE orders failed",
     "UPDATE orders SET status = 'failed', failure_reason = reason, updated_at = greatest($3, created_at)
        FROM unnest($1::uuid[], $2::text[]) AS failure (order_id, reason)
-      WHERE id = order_id AND status = 'processing'
+      WHERE id = ANY($1) AND id = order_id AND status = 'processing'
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
