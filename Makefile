@@ -2,7 +2,7 @@
 # Set variables on the command line: `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo lab certs load bench compare fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka bench-saga k8s-check k8s-test k8s-certs compose-check compose-test deny check
+.PHONY: help build up down status logs demo lab certs load bench compare fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka bench-saga bench-partitions k8s-check k8s-test k8s-certs compose-check compose-test deny check
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -73,6 +73,9 @@ bench-rebalance: ## how long records wait while a group of fifteen gains and los
 
 bench-saga: ## what a saga costs next to a single step, into loadtest/results/saga.md (TURNS, BACKLOG, RATE)
 	@scripts/bench-saga
+
+bench-partitions: ## orders are partitioned under load, and what that costs, into loadtest/results/partitions.md (ORDERS, RATE, TURNS)
+	@scripts/bench-partitions
 
 bench-kafka: ## the Kafka client, librdkafka and the Java client (ROUNDS=4), in about five minutes
 	@scripts/bench-kafka

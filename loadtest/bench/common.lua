@@ -1,7 +1,9 @@
 -- Shared code of the wrk scripts: random keys, known orders, and the result as one line of JSON.
--- Known orders are the benchmark's own rows: number n has the id known(n).
+-- Known orders are the benchmark's own rows: number n has the id known(n), STEP milliseconds after the one before it.
 
 local threads = 0
+local SINCE = tonumber(os.getenv("KNOWN_SINCE_MS") or "1717986918400")
+local STEP = tonumber(os.getenv("KNOWN_STEP_MS") or "0")
 
 function setup(thread)
   thread:set("number", threads)
@@ -21,7 +23,8 @@ function uuid()
 end
 
 function known(n)
-  return string.format("01900000-0000-7000-8000-%012x", n)
+  local ms = SINCE + n * STEP
+  return string.format("%08x-%04x-7000-8000-%012x", math.floor(ms / 65536), ms % 65536, n)
 end
 
 local KNOWN = tonumber(os.getenv("KNOWN_ORDERS") or "100000")
