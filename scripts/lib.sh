@@ -301,19 +301,21 @@ KAFKA_FOR_TESTS=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1
 # --------------------------------------------------------------------------------------------------------- nginx
 
 # nginx_render FOLDER HOST:PORT HOST:GRPC-PORT LOGS INSTANCE... : writes FOLDER/nginx.conf, the edge in
-# front of these api instances, each PORT:GRPC-PORT, or TWIN=PORT for a twin's api below /twins/TWIN/.
+# front of these api instances, each PORT:GRPC-PORT, or TWIN=PORT for a twin's api below /twins/TWIN/. With ca=FILE
+# nginx speaks TLS to the instances, whose certificates must be of this CA.
 nginx_render() {
-  local folder=$1 listen=$2 grpc_listen=$3 logs=$4 instance upstream='' grpc_upstream=''
+  local folder=$1 listen=$2 grpc_listen=$3 logs=$4 instance upstream='' grpc_upstream='' ca=''
   shift 4
   rm -rf "$folder/twins"
   mkdir "$folder/twins"
   for instance in "$@"; do
-    case $instance in *=*) nginx_twin "$folder/twins" "${instance%%=*}" "${instance#*=}" && continue ;; esac
+    case $instance in ca=*) ca=${instance#ca=} && continue ;; *=*) nginx_twin "$folder/twins" "${instance%%=*}" "${instance#*=}" && continue ;; esac
     upstream+="server 127.0.0.1:${instance%:*} max_fails=0; "
     grpc_upstream+="server 127.0.0.1:${instance#*:} max_fails=0; "
   done
   sed -e "s|\${NGINX_LISTEN}|$listen|" -e "s|\${NGINX_UPSTREAM}|$upstream|" -e "s|\${NGINX_FOLDER}|$folder|" \
     -e "s|\${NGINX_GRPC_LISTEN}|$grpc_listen|" -e "s|\${NGINX_GRPC_UPSTREAM}|$grpc_upstream|" \
+    -e "s|\${NGINX_API_TLS}|${ca:+s}|" -e "s|\${NGINX_API_CA}|$ca|" \
     -e "s|\${NGINX_ACCESS_LOG}|$logs/nginx-access.log|" -e "s|\${NGINX_ERROR_LOG}|$logs/nginx-error.log|" \
     "$ROOT/docker/nginx/nginx.conf.template" >"$folder/nginx.conf"
 }

@@ -1,6 +1,6 @@
 //! nginx with this repository's own configuration, as `make up` runs it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::program::{Program, free_port};
 use crate::{own_folder, script};
@@ -18,11 +18,16 @@ impl Edge {
         Edge::with_twins(apis, &[])
     }
 
+    /// As [`in_front_of`](Self::in_front_of), by TLS, trusting the CA in this file.
+    pub fn by_tls(apis: &[Program], ca_file: &Path) -> Edge {
+        let apis = apis.iter().map(instance);
+        let ca = format!("ca={}", ca_file.display());
+        Edge::start(apis.chain([ca]))
+    }
+
     /// As [`in_front_of`](Self::in_front_of), with twins' apis, by name, below `/twins/NAME/`.
     pub fn with_twins(apis: &[Program], twins: &[(&str, &Program)]) -> Edge {
-        let apis = apis
-            .iter()
-            .map(|api| format!("{}:{}", api.port(), api.grpc_port()));
+        let apis = apis.iter().map(instance);
         let twins = twins
             .iter()
             .map(|(name, api)| format!("{name}={}", api.port()));
@@ -64,6 +69,11 @@ impl Edge {
         all.extend(arguments.iter().map(String::as_str));
         script(&all);
     }
+}
+
+/// An api for `scripts/server nginx`.
+fn instance(api: &Program) -> String {
+    format!("{}:{}", api.port(), api.grpc_port())
 }
 
 impl Drop for Edge {
