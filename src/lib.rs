@@ -33,6 +33,7 @@
 //! | --- | --- | --- | --- |
 //! | `main` | 1 | SIGTERM or SIGINT | last |
 //! | tiny_http's own | 1 + 1 per connection | sockets | with the server; connections within their read time-out |
+//! | `http-tls-accept`, `http-tls-N` | 1, and 1 per connection, with HTTP_TLS_CERT_FILE | sockets | `Server::shutdown`, after the last answer |
 //! | `http-acceptor-N` | HTTP_ACCEPTORS | tiny_http's next request | `Server::shutdown` |
 //! | `http-worker-N` | HTTP_WORKERS | the bounded queue of requests and gRPC calls; in a handler: database, Kafka | `Server::shutdown`, after the last request |
 //! | `http-probe-N` | 2 | the probes' bounded queue | `Server::shutdown` |

@@ -27,7 +27,7 @@ type AnyError = Box<dyn std::error::Error>;
 fn main() {
     let (command, config) = wiring::load(Program::Api, ApiConfig::from_env);
     if command == CommandLine::Healthcheck {
-        process::exit(wiring::healthcheck_command(config.http.address()));
+        process::exit(wiring::healthcheck_command(&config.http));
     }
     if let Err(error) = run(&config) {
         log::error!("{error}");

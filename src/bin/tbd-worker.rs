@@ -36,9 +36,7 @@ const BATCH_MAX: usize = 500;
 fn main() {
     let (command, config) = wiring::load(Program::Worker, WorkerConfig::from_env);
     match command {
-        CommandLine::Healthcheck => {
-            process::exit(wiring::healthcheck_command(config.http.address()))
-        }
+        CommandLine::Healthcheck => process::exit(wiring::healthcheck_command(&config.http)),
         CommandLine::Dlq(command) => process::exit(wiring::dead_letters(&config, &command)),
         _ => {}
     }

@@ -120,6 +120,8 @@ pub struct HttpConfig {
     pub host: IpAddr,
     /// Port to listen on.
     pub port: u16,
+    /// Certificate and key; `None`: plain text.
+    pub tls: Option<Identity>,
     /// Threads that take requests from the listener.
     pub acceptors: usize,
     /// Threads that answer requests.
@@ -300,6 +302,7 @@ impl WorkerConfig {
             http: HttpConfig {
                 host: reader.get("WORKER_HOST", address),
                 port: reader.number("WORKER_PORT"),
+                tls: http_tls(reader),
                 acceptors,
                 workers,
                 queue,
@@ -331,12 +334,17 @@ fn server_config(
     HttpConfig {
         host: reader.get(host, address),
         port: reader.number(port),
+        tls: http_tls(reader),
         acceptors,
         workers: reader.number("HTTP_WORKERS"),
         queue: reader.number("HTTP_QUEUE"),
         memory_limit_bytes: reader.size("HTTP_MEMORY_LIMIT"),
         shutdown_drain: reader.duration("SHUTDOWN_DRAIN"),
     }
+}
+
+fn http_tls(reader: &mut Reader<'_>) -> Option<Identity> {
+    identity(reader, "HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE")
 }
 
 fn api_grpc(reader: &mut Reader<'_>, host: IpAddr) -> Option<GrpcConfig> {

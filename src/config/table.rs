@@ -129,6 +129,8 @@ pub const VARIABLES: &[Variable] = &[
     row(PARTICIPANT, "GRPC_TLS_KEY_FILE", "", "PEM file of its private key", Phrase("a file that can be read, and together with GRPC_TLS_CERT_FILE")),
     row(PARTICIPANT, "GRPC_TLS_CLIENT_CA_FILE", "", "PEM file of the CAs that sign clients' certificates; unset: clients need none", Phrase("a file that can be read, and together with GRPC_TLS_CERT_FILE")),
     row(PARTICIPANT, "ALLOWED_CLIENTS", "tbd-worker", "DNS names; a client certificate must have one of them", Phrase("a host name, or several separated by commas")),
+    row(ALL, "HTTP_TLS_CERT_FILE", "", "PEM file of the HTTP server's certificate and its chain; unset: no TLS", Phrase("a file that can be read, and together with HTTP_TLS_KEY_FILE")),
+    row(ALL, "HTTP_TLS_KEY_FILE", "", "PEM file of its private key", Phrase("a file that can be read, and together with HTTP_TLS_CERT_FILE")),
     row(API, "HTTP_ACCEPTORS", "2", "Threads that take requests from the listener", number("1", "64")),
     row(SERVERS, "HTTP_WORKERS", "64", "Threads that answer requests", number("1", "4096")),
     row(SERVERS, "HTTP_QUEUE", "1024", "Requests that may wait for a thread; one more is answered 503", number("1", "65536")),

@@ -137,6 +137,28 @@ fn tls_of_a_participant_needs_a_certificate_and_its_key() {
 }
 
 #[test]
+fn tls_of_http_needs_a_certificate_and_its_key() {
+    let file = std::env::current_exe().unwrap();
+    let file = file.to_str().unwrap();
+    let [cert, key] = ["HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE"];
+    let tls = |names: &[&'static str]| {
+        let mut pairs: Vec<_> = names.iter().map(|name| (*name, file)).collect();
+        let found = [
+            api(&pairs).map(|config| config.http.tls),
+            worker(&pairs).map(|config| config.http.tls),
+        ];
+        pairs.push(("PARTICIPANT", "inventory"));
+        let participant = participant(&pairs).map(|config| config.http.tls);
+        found.into_iter().chain([participant])
+    };
+    assert!(tls(&[]).all(|it| it == Ok(None)));
+    assert!(tls(&[cert, key]).all(|it| it == Ok(Some(Identity::new(file, file)))));
+    for (given, missing) in [(cert, key), (key, cert)] {
+        assert!(tls(&[given]).all(|it| it.unwrap_err().errors()[0].name == missing));
+    }
+}
+
+#[test]
 fn traces_are_looked_at_where_a_browser_can_go_and_only_if_they_are_exported() {
     let jaeger = |pairs: &[(&str, &str)]| api(pairs).unwrap().jaeger_ui;
     assert_eq!(jaeger(&[]).as_deref(), Some("http://localhost:16686"));

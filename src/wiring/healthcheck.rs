@@ -6,21 +6,25 @@
 //! never because it is unhealthy. A restart would not help a program that waits for its database.
 //! Where an unhealthy container is restarted (Kubernetes' liveness probe), use `/healthz` instead.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tbd_deadline::Deadline;
+use rustls::crypto::ring;
+use ureq::Agent;
+use ureq::tls::TlsConfig;
+
+use crate::config::HttpConfig;
 
 /// Time limit of the whole check.
 const BUDGET: Duration = Duration::from_secs(2);
 /// Maximum number of bytes to read of a response.
-const ANSWER_MAX: usize = 16 * 1024;
+const ANSWER_MAX: u64 = 16 * 1024;
 
-/// Runs the command against the program that listens on `listens_on`. Returns the exit code: 0 if
-/// the program is ready; else 1, with the reason on standard error. Waits 2 s at most.
-pub fn healthcheck_command(listens_on: SocketAddr) -> i32 {
-    match healthcheck(listens_on) {
+/// Runs the command against the program with this server. Returns the exit code: 0 if the program is
+/// ready; else 1, with the reason on standard error. Waits 2 s at most.
+pub fn healthcheck_command(server: &HttpConfig) -> i32 {
+    match healthcheck(server.address(), server.tls.is_some(), BUDGET) {
         Ok(()) => 0,
         Err(reason) => {
             eprintln!("{reason}");
@@ -29,23 +33,38 @@ pub fn healthcheck_command(listens_on: SocketAddr) -> i32 {
     }
 }
 
-/// Requests `/readyz` from the program that listens on `listens_on`. Waits 2 s at most.
+/// Requests `/readyz` from the program that listens on `listens_on`. Waits for `budget` at most.
+///
+/// The certificate is not checked. It names the service, not the loopback, and the check asks about
+/// its own program: whoever listens there in its place has its port already.
 ///
 /// # Errors
 /// Why the program is not ready, in a sentence: unreachable, no answer in time, or its answer.
-fn healthcheck(listens_on: SocketAddr) -> Result<(), String> {
+fn healthcheck(listens_on: SocketAddr, is_tls: bool, budget: Duration) -> Result<(), String> {
     let address = reachable(listens_on);
-    let answer = ask(address, Deadline::after(BUDGET))
-        .map_err(|error| format!("no answer from {address}: {error}"))?;
-    let status = answer.split_ascii_whitespace().nth(1);
-    if status == Some("200") {
+    let unanswered = |error| format!("no answer from {address}: {error}");
+    let tls = TlsConfig::builder()
+        .disable_verification(true)
+        .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()));
+    let agent: Agent = Agent::config_builder()
+        .proxy(None)
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .timeout_global(Some(budget))
+        .tls_config(tls.build())
+        .build()
+        .into();
+    let scheme = if is_tls { "https" } else { "http" };
+    let mut answer = agent
+        .get(format!("{scheme}://{address}/readyz"))
+        .call()
+        .map_err(unanswered)?;
+    if answer.status() == 200 {
         return Ok(());
     }
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Err(format!(
-        "status {} {body}",
-        status.unwrap_or("missing in the answer")
-    ))
+    let body = answer.body_mut().with_config().limit(ANSWER_MAX);
+    let body = body.read_to_string().map_err(unanswered)?;
+    Err(format!("status {} {body}", answer.status().as_u16()))
 }
 
 /// The address to connect to. Nothing can connect to the unspecified address; the loopback is one
@@ -59,35 +78,12 @@ fn reachable(listens_on: SocketAddr) -> SocketAddr {
     SocketAddr::new(host, listens_on.port())
 }
 
-fn ask(address: SocketAddr, deadline: Deadline) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
-    stream.set_write_timeout(Some(left(deadline)?))?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    let mut piece = [0; 4096];
-    while answer.len() < ANSWER_MAX {
-        // Set before each read, so that a slow trickle of bytes cannot exceed the deadline.
-        stream.set_read_timeout(Some(left(deadline)?))?;
-        match stream.read(&mut piece)? {
-            0 => break,
-            read => answer.extend_from_slice(&piece[..read]),
-        }
-    }
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-/// The time left until `deadline`. A socket does not accept a time-out of zero.
-fn left(deadline: Deadline) -> io::Result<Duration> {
-    match deadline.remaining() {
-        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-        remaining => Ok(remaining),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
     use std::thread;
+    use std::time::Instant;
 
     use super::*;
 
@@ -102,7 +98,7 @@ mod tests {
             stream.write_all(answer.as_bytes()).unwrap();
             String::from_utf8_lossy(&request[..read]).into_owned()
         });
-        let verdict = healthcheck(SocketAddr::from(([0, 0, 0, 0], port)));
+        let verdict = healthcheck(SocketAddr::from(([0, 0, 0, 0], port)), false, BUDGET);
         let request = server.join().unwrap();
         assert!(request.starts_with("GET /readyz HTTP/1.1\r\n"), "{request}");
         verdict
@@ -135,7 +131,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         assert!(
-            healthcheck(address)
+            healthcheck(address, false, BUDGET)
                 .unwrap_err()
                 .starts_with("no answer from")
         );
@@ -145,9 +141,11 @@ mod tests {
     fn a_silent_program_is_given_up_at_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let budget = Deadline::after(Duration::from_millis(50));
-        assert!(ask(address, budget).is_err());
-        assert!(budget.is_past());
+        let (began, budget) = (Instant::now(), Duration::from_millis(50));
+        for is_tls in [false, true] {
+            assert!(healthcheck(address, is_tls, budget).is_err());
+        }
+        assert!(began.elapsed() >= 2 * budget);
     }
 
     #[test]

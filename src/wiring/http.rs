@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::config::HttpConfig;
 use crate::metrics::{HttpMetrics, Metrics};
-use tbd_http::{Observers, Router, SHED, Server, ServerConfig, StartError};
+use tbd_http::{Observers, Router, SHED, Server, ServerConfig, StartError, TlsConfig};
 
 use super::http_observer::HttpObserver;
 
@@ -28,6 +28,7 @@ pub fn http_server(
         workers: config.workers,
         queue: config.queue,
         memory_limit_bytes: config.memory_limit_bytes,
+        tls: config.tls.clone().map(TlsConfig::new),
         ..ServerConfig::default()
     };
     let on_fatal = |reason: &str| {

@@ -21,6 +21,7 @@ mod grpcio;
 mod http_contract;
 mod http_limits;
 mod http_server;
+mod http_tls;
 mod idempotency;
 mod instances;
 mod kafka_security;

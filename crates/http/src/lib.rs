@@ -19,11 +19,23 @@
 //! | `http-ping` | 1 | its stop channel, 5 s; an answer of this server, 5 s | the self-check ends |
 //! | (unnamed, tiny_http's) | 1 + one per connection | `accept`; `read` | the listener is shut down; its connection ends |
 //!
+//! | `http-tls-accept` | 1, with [`TlsConfig`] | `accept`; 0.1 s after an error | the listener is shut down |
+//! | `http-tls-N` | 1 per connection over TLS | `poll` on its two sockets | both halves have ended; the server has stopped and sent its last byte |
+//!
 //! Another server of the process may share queue and workers: [`Server::pool`].
 //!
 //! A panic in a handler is a 500, and its thread continues. tiny_http's threads are the one
 //! exception to "every thread is named and joined", since tiny_http does not hand them out. They
 //! hold nothing but their connection, and end with it.
+//!
+//! # TLS
+//!
+//! With the feature `tls` and [`ServerConfig::tls`], a bridge decrypts each connection and passes it on
+//! to the server, which then listens on a port of the loopback (`tls`). So everything below holds for
+//! TLS, too. The price of a connection: a thread more, two descriptors, some 80 KiB, and two more
+//! copies of each byte. An unfinished handshake ends after 10 s, and beyond 2048 connections
+//! ([`TlsConfig::connections_max`]) a new one is closed at once. Every process on the same loopback
+//! can reach the server's port in plain text. [`Arrival::peer`] is the bridge's address.
 //!
 //! # Guarantees
 //!
@@ -65,8 +77,8 @@
 //!
 //! # What is left to the proxy in front
 //!
-//! - Only the descriptor limit bounds the number of connections; each costs a thread, some 25 KiB
-//!   and two descriptors.
+//! - Without TLS, only the descriptor limit bounds the number of connections; each costs a thread,
+//!   some 25 KiB and two descriptors.
 //! - A request line with `HTTP/2.0` or `HTTP/3.0` blocks its thread in tiny_http for good, and so
 //!   does a declared body over 64 MiB. Each costs one thread and two descriptors until the process
 //!   ends.
@@ -76,7 +88,7 @@
 //! - `100 Continue` has a `Content-Length: 0`, which no 1xx may have (RFC 9110,
 //!   section 8.6): tiny_http writes it, and hands out the body only after that.
 //! - Only the request's time and the process's memory limit chunk-size lines.
-//! - TLS, HTTP/2, compression and per-client limits are absent here.
+//! - HTTP/2, compression and per-client limits are absent here.
 //! - nginx must close its idle upstream connections (`keepalive_timeout` of the upstream, 60 s by
 //!   default) before this server closes them (75 s).
 //!
@@ -95,6 +107,8 @@ mod response;
 mod router;
 mod serve;
 mod server;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use observer::{Arrival, Observer, Observers};
 pub use problem::{FieldError, Problem, TYPE_PREFIX};
@@ -103,6 +117,8 @@ pub use response::Response;
 pub use router::{Guard, Handler, Identity, Router};
 pub use serve::{SHED, Task, Turn, is_sane_request_id};
 pub use server::{OnFatal, Pool, Server, ServerConfig, StartError, StillBusy};
+#[cfg(feature = "tls")]
+pub use tls::TlsConfig;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,6 +1,8 @@
 //! Start and shutdown of the server's threads.
 
 use std::fmt;
+#[cfg(feature = "tls")]
+use std::net::Ipv4Addr;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,6 +18,8 @@ use super::observer::{Observer, Observers};
 use super::router::Router;
 use super::serve::queues::Queues;
 use super::serve::{Lane, Linger, ServerShared, Task, Work};
+#[cfg(feature = "tls")]
+use super::tls::{self, Front, TlsConfig};
 use tbd_deadline::Deadline;
 
 /// Threads for probe routes.
@@ -51,6 +55,9 @@ pub struct ServerConfig {
     pub body_limit: usize,
     /// The process must end when its resident memory exceeds this, in bytes.
     pub memory_limit_bytes: u64,
+    /// TLS on `addr`, and nothing else there; `None`: plain text.
+    #[cfg(feature = "tls")]
+    pub tls: Option<TlsConfig>,
 }
 
 impl Default for ServerConfig {
@@ -65,6 +72,8 @@ impl Default for ServerConfig {
             idle_timeout: Duration::from_secs(75),
             body_limit: 64 * 1024,
             memory_limit_bytes: 512 * 1024 * 1024,
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }
@@ -80,6 +89,10 @@ pub enum StartError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A certificate or key cannot be used.
+    #[cfg(feature = "tls")]
+    #[error("TLS of the HTTP server: {0}")]
+    Tls(#[from] tbd_tls::FileError),
     /// tiny_http did not take the listener.
     #[error("tiny_http did not start: {0}")]
     TinyHttp(String),
@@ -109,6 +122,8 @@ pub type OnFatal = Box<dyn Fn(&str) + Send + Sync>;
 /// at most 5 s.
 pub struct Server {
     local_addr: SocketAddr,
+    #[cfg(feature = "tls")]
+    front: Option<Front>,
     workers: usize,
     acceptors: usize,
     shared: Arc<ServerShared>,
@@ -145,9 +160,24 @@ impl Server {
         let idle_timeout = config.idle_timeout.max(3 * PING_INTERVAL);
         let listener = socket::listen(config.addr, idle_timeout).map_err(listen_error)?;
         let local_addr = listener.local_addr().map_err(listen_error)?;
+        // With TLS, that listener is the front's, and the server has one on the loopback.
+        #[cfg(feature = "tls")]
+        let (listener, front) = match &config.tls {
+            None => (listener, None),
+            Some(tls) => {
+                let settings = tls::settings(tls)?;
+                let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+                let inner = socket::listen(addr, idle_timeout).map_err(listen_error)?;
+                let addr = inner.local_addr().map_err(listen_error)?;
+                let limit = idle_timeout.max(config.request_timeout);
+                let front = Front::new(listener, tls.clone(), settings, addr, limit);
+                (inner, Some(front.map_err(listen_error)?))
+            }
+        };
+        let inner_addr = listener.local_addr().map_err(listen_error)?;
         let handed_over = listener.try_clone().map_err(listen_error)?;
 
-        let (shared, queues) = ServerShared::new(&config, router, local_addr.port());
+        let (shared, queues) = ServerShared::new(&config, router, inner_addr.port());
         let tiny = tiny_http::Server::from_listener(handed_over, None)
             .map_err(|error| StartError::TinyHttp(error.to_string()))?;
         let (stop_check, stopped) = bounded(1);
@@ -155,6 +185,8 @@ impl Server {
         // From here on, dropping the partial server stops what was started.
         let mut server = Server {
             local_addr,
+            #[cfg(feature = "tls")]
+            front,
             workers: config.workers.max(1),
             acceptors: config.acceptors.max(1),
             shared,
@@ -169,11 +201,15 @@ impl Server {
         let on_fatal = Arc::new(on_fatal);
         server.spawn_answering(&alive, &queues)?;
         server.spawn_acceptors(&alive, &on_fatal)?;
-        server.spawn_checks(&alive, &config, queues, stopped, on_fatal)?;
+        let checks = (queues, stopped, on_fatal);
+        server.spawn_checks(&alive, config.memory_limit_bytes, inner_addr, checks)?;
+        #[cfg(feature = "tls")]
+        server.spawn_front(alive)?;
         log::info!(
             target: "tbd::http",
             workers = server.workers,
             queue = config.queue,
+            tls = local_addr != inner_addr,
             descriptors = descriptors.unwrap_or(u64::MAX);
             "listening on {local_addr}"
         );
@@ -225,18 +261,17 @@ impl Server {
     fn spawn_checks(
         &mut self,
         alive: &Sender<()>,
-        config: &ServerConfig,
-        queues: Queues,
-        stopped: Receiver<()>,
-        on_fatal: Arc<OnFatal>,
+        memory_limit_bytes: u64,
+        addr: SocketAddr,
+        (queues, stopped, on_fatal): (Queues, Receiver<()>, Arc<OnFatal>),
     ) -> Result<(), StartError> {
         let ping = Arc::new(Ping {
-            addr: self.local_addr,
+            addr,
             failed: AtomicU32::new(0),
         });
         let check = SelfCheck {
-            addr: self.local_addr,
-            memory_limit_bytes: config.memory_limit_bytes,
+            addr,
+            memory_limit_bytes,
             ping: ping.clone(),
         };
         let (pinging, ping_stopped) = bounded(1);
@@ -257,6 +292,19 @@ impl Server {
         })
     }
 
+    /// Starts the thread that accepts TLS connections, if there are to be any.
+    #[cfg(feature = "tls")]
+    fn spawn_front(&mut self, alive: Sender<()>) -> Result<(), StartError> {
+        let Some(front) = &self.front else {
+            return Ok(());
+        };
+        let name = "http-tls-accept".to_owned();
+        match front.acceptor(alive.clone()) {
+            Ok(acceptor) => self.spawn(&alive, name, acceptor),
+            Err(source) => Err(StartError::Thread { name, source }),
+        }
+    }
+
     /// The address in use, with the actual port if 0 was requested.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
@@ -274,6 +322,8 @@ impl Server {
     /// connection's last from now on. Does not block.
     pub fn stop_accepting(&self) {
         self.shared.stopping.store(true, Ordering::Relaxed);
+        #[cfg(feature = "tls")]
+        self.front.iter().for_each(Front::stop_accepting);
         // Wakes tiny_http's accept thread with an error, which ends it.
         let _ = SockRef::from(&self.listener).shutdown(std::net::Shutdown::Both);
     }
@@ -293,6 +343,8 @@ impl Server {
         self.stop_accepting();
         self.shared.connections.wait_until_idle(deadline);
         self.quit.store(true, Ordering::Release);
+        #[cfg(feature = "tls")]
+        self.front.iter_mut().for_each(Front::stop);
         for _ in 0..self.acceptors {
             self.tiny.unblock();
         }
@@ -316,6 +368,10 @@ impl Server {
         // Nothing is ever sent. This ends when the last thread drops its sender.
         let patience = deadline.remaining().max(GRACE);
         let all_ended = self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected);
+        #[cfg(feature = "tls")]
+        let bridges = self.front.iter().flat_map(Front::take_bridges);
+        #[cfg(feature = "tls")]
+        self.threads.extend(bridges);
         let mut threads = 0;
         for thread in self.threads.drain(..) {
             if all_ended || thread.is_finished() {

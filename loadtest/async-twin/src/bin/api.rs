@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 fn main() {
     let (command, config) = house::load(Program::Api, ApiConfig::from_env);
     if command == CommandLine::Healthcheck {
-        std::process::exit(house::healthcheck_command(config.http.address()));
+        std::process::exit(house::healthcheck_command(&config.http));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -35,6 +35,7 @@ fn main() {
 }
 
 async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
+    service::refuse(config.http.tls.is_some(), "HTTP_TLS_CERT_FILE")?;
     service::refuse(
         config.auth.is_some(),
         "AUTH_JWT_JWKS_FILE, AUTH_JWT_HS256_SECRET",

@@ -21,9 +21,7 @@ use tokio_util::task::TaskTracker;
 fn main() {
     let (command, config) = house::load(Program::Worker, WorkerConfig::from_env);
     match command {
-        CommandLine::Healthcheck => {
-            std::process::exit(house::healthcheck_command(config.http.address()))
-        }
+        CommandLine::Healthcheck => std::process::exit(house::healthcheck_command(&config.http)),
         CommandLine::Dlq(command) => std::process::exit(house::dead_letters(&config, &command)),
         _ => {}
     }
@@ -47,6 +45,7 @@ async fn run(config: WorkerConfig) -> Result<(), Box<dyn Error>> {
     let (closing, closed) = watch::channel(false);
     let drain = config.http.shutdown_drain;
 
+    service::refuse(config.http.tls.is_some(), "HTTP_TLS_CERT_FILE")?;
     service::refuse(config.workflow != Workflow::Step, "WORKER_WORKFLOW")?;
     let is_classic = config.group_protocol == GroupProtocol::Classic;
     service::refuse(!is_classic, "KAFKA_GROUP_PROTOCOL")?;
