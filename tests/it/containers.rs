@@ -202,6 +202,38 @@ fn the_override_for_several_servers_names_each_of_them_everywhere() {
 }
 
 #[test]
+fn the_override_for_tls_covers_every_program_and_scrapes_the_same_targets() {
+    let compose = read("docker-compose.tls.yml");
+    let certificates = read("scripts/certs");
+    for name in ["api", "worker", "inventory", "payments"] {
+        let service = below(&compose, &format!("  {name}:"));
+        for variable in ["HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE"] {
+            assert!(names(&service, variable), "{variable} of {name}");
+        }
+    }
+    let settings = below(&compose, "x-settings: &settings");
+    let collector = settings.iter().find(|line| line.contains("_ENDPOINT"));
+    assert!(collector.is_some_and(|line| line.contains("https://otel-collector:")));
+    assert!(certificates.contains("kafka-ui otel-collector;"));
+
+    let scrapes = |file: &str| {
+        let text = read(format!("docker/prometheus/{file}"));
+        let lines = text.lines().map(str::trim).map(str::to_owned);
+        let targets: BTreeSet<String> = lines
+            .flat_map(|line| match line.split_once("{names: ") {
+                Some((_, target)) => Some(target.trim_end_matches(']').to_owned()),
+                None => line.strip_prefix("static_configs: ").map(str::to_owned),
+            })
+            .collect();
+        (targets, text.matches("scheme: https").count())
+    };
+    let (plain, tls) = (scrapes("prometheus.yml"), scrapes("prometheus.tls.yml"));
+    assert_eq!(plain.0, tls.0);
+    assert!(plain.0.len() > 6, "{plain:?}");
+    assert_eq!((plain.1, tls.1), (0, 4));
+}
+
+#[test]
 fn every_port_that_compose_publishes_can_be_moved() {
     let compose = read("docker-compose.yml");
     let example = read(".env.example");
