@@ -77,7 +77,7 @@ bench-saga: ## what a saga costs next to a single step, into loadtest/results/sa
 bench-partitions: ## orders are partitioned under load, and what that costs, into loadtest/results/partitions.md (ORDERS, RATE, TURNS)
 	@scripts/bench-partitions
 
-bench-kafka: ## the Kafka client, librdkafka and the Java client (ROUNDS=4), in about five minutes
+bench-kafka: ## the Kafka client, librdkafka, franz-go and the Java client (ROUNDS=4), in about ten minutes
 	@scripts/bench-kafka
 
 k8s-check: ## docker/k8s against Kubernetes' schemas; asks no cluster

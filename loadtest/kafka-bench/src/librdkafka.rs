@@ -9,19 +9,24 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext, Message};
 
-use crate::measure::{BULK, Case, Measured, Stopwatch, value, waiting_callers};
+use crate::measure::{Job, Measured, Stopwatch, Task, value, waiting_callers};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn config(broker: &str) -> ClientConfig {
+fn config(job: &Job) -> ClientConfig {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", broker);
+    config.set("bootstrap.servers", &job.broker);
+    if let Some(ca) = &job.ca {
+        config
+            .set("security.protocol", "ssl")
+            .set("ssl.ca.location", ca.display().to_string());
+    }
     config
 }
 
 /// Idempotent as tbd's producer is, and without linger where callers wait for their records.
-fn producer_config(broker: &str, linger_ms: &str) -> ClientConfig {
-    let mut config = config(broker);
+fn producer_config(job: &Job, linger_ms: &str) -> ClientConfig {
+    let mut config = config(job);
     config
         .set("acks", "all")
         .set("enable.idempotence", "true")
@@ -29,17 +34,17 @@ fn producer_config(broker: &str, linger_ms: &str) -> ClientConfig {
     config
 }
 
-pub fn measure(case: Case, broker: &str, topic: &str) -> Measured {
-    match case {
-        Case::Produce1 | Case::Produce64 => {
-            let producer: ThreadedProducer<Wake> = producer_config(broker, "0")
+pub fn measure(job: &Job) -> Measured {
+    match job.task {
+        Task::Wait => {
+            let producer: ThreadedProducer<Wake> = producer_config(job, "0")
                 .create_with_context(Wake)
                 .expect("start");
             let value = value();
-            waiting_callers(case.callers(), || {
+            waiting_callers(job.count, || {
                 let (acknowledged, wait) = sync_channel(1);
-                let record =
-                    BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(acknowledged));
+                let opaque = Box::new(acknowledged);
+                let record = BaseRecord::<(), [u8], _>::with_opaque_to(&job.topic, opaque);
                 producer
                     .send(record.payload(&value))
                     .map_err(|(error, _)| error)
@@ -47,8 +52,8 @@ pub fn measure(case: Case, broker: &str, topic: &str) -> Measured {
                 assert!(wait.recv().expect("an outcome"), "not acknowledged");
             })
         }
-        Case::ProduceBulk => bulk(broker, topic),
-        Case::Consume1 | Case::Consume16 => consume(broker, topic),
+        Task::Bulk | Task::Each => bulk(job),
+        Task::Consume => consume(job),
     }
 }
 
@@ -79,15 +84,19 @@ impl ProducerContext for Latencies {
     }
 }
 
-fn bulk(broker: &str, topic: &str) -> Measured {
+fn bulk(job: &Job) -> Measured {
     // Otherwise librdkafka's defaults.
-    let producer: ThreadedProducer<Latencies> = producer_config(broker, "5")
+    let producer: ThreadedProducer<Latencies> = producer_config(job, "5")
         .create_with_context(Latencies::default())
         .expect("start");
     let value = value();
-    let send = || {
-        let mut record = BaseRecord::<(), [u8], _>::with_opaque_to(topic, Box::new(Instant::now()))
-            .payload(&value);
+    let send = |index: usize| {
+        let handed_over = Box::new(Instant::now());
+        let mut record = BaseRecord::<(), [u8], _>::with_opaque_to(&job.topic, handed_over);
+        record = record.payload(&value);
+        if job.task == Task::Each {
+            record = record.partition(index as i32);
+        }
         loop {
             match producer.send(record) {
                 Ok(()) => return,
@@ -99,30 +108,30 @@ fn bulk(broker: &str, topic: &str) -> Measured {
             }
         }
     };
-    send();
+    send(0);
     producer.flush(PATIENCE).expect("an acknowledgement");
     producer.context().0.lock().expect("no panic").clear();
     let stopwatch = Stopwatch::start();
-    for _ in 0..BULK {
-        send();
+    for index in 0..job.count {
+        send(index);
     }
     producer.flush(PATIENCE).expect("acknowledgements");
     let latencies = std::mem::take(&mut *producer.context().0.lock().expect("no panic"));
-    stopwatch.stop(BULK, latencies)
+    stopwatch.stop(job.count, latencies)
 }
 
-fn consume(broker: &str, topic: &str) -> Measured {
+fn consume(job: &Job) -> Measured {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("after 1970");
-    let consumer: BaseConsumer = config(broker)
+    let consumer: BaseConsumer = config(job)
         .set("group.id", format!("bench-{}", since.as_nanos()))
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("auto.offset.reset", "earliest")
         .set("enable.auto.commit", "false")
         .create()
         .expect("start");
-    consumer.subscribe(&[topic]).expect("subscribe");
+    consumer.subscribe(&[&job.topic]).expect("subscribe");
     let mut bytes = 0;
     let mut poll = || {
         // It also returns nothing after another event, such as a rebalance.
@@ -137,8 +146,8 @@ fn consume(broker: &str, topic: &str) -> Measured {
     };
     poll();
     let stopwatch = Stopwatch::start();
-    for _ in 1..BULK {
+    for _ in 1..job.count {
         poll();
     }
-    stopwatch.stop(BULK - 1, Vec::new())
+    stopwatch.stop(job.count - 1, Vec::new())
 }

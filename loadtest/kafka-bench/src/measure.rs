@@ -1,6 +1,10 @@
 //! The measurements.
 
+use std::env;
+use std::error::Error;
 use std::fmt;
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -8,62 +12,133 @@ use serde::{Deserialize, Serialize};
 
 /// Size of every record's value, in bytes.
 pub const VALUE_BYTES: usize = 200;
-/// Records of a bulk measurement.
-pub const BULK: usize = 1_000_000;
-/// Length of a measurement with waiting callers.
-pub const LENGTH: Duration = Duration::from_secs(4);
+/// Partitions of the measurements of memory.
+pub const MANY: usize = 1000;
+/// Records that the measurements of memory read.
+pub const RECORDS_OF_MANY: usize = 200_000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum Case {
-    /// This many callers; each waits for its record's acknowledgement before it sends the next.
-    Produce1,
-    Produce64,
-    /// One thread enqueues records as fast as it can.
-    ProduceBulk,
-    /// Reads everything in this many partitions.
-    Consume1,
-    Consume16,
+/// What a client does in a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// So many callers; each waits for its record's acknowledgement before it sends the next.
+    Wait,
+    /// One thread enqueues so many records as fast as it can.
+    Bulk,
+    /// Likewise, one record for each of so many partitions.
+    Each,
+    /// Reads so many records from the start of the topic.
+    Consume,
+}
+
+impl Task {
+    const ALL: [(&'static str, Task); 4] = [
+        ("wait", Task::Wait),
+        ("bulk", Task::Bulk),
+        ("each", Task::Each),
+        ("consume", Task::Consume),
+    ];
+}
+
+/// One line of the table of measurements.
+pub struct Case {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub task: Task,
+    pub count: usize,
+    pub partitions: usize,
+    pub tls: bool,
 }
 
 impl Case {
-    pub const ALL: [Case; 5] = [
-        Case::Produce1,
-        Case::Produce64,
-        Case::ProduceBulk,
-        Case::Consume1,
-        Case::Consume16,
+    /// Records are read from topics that nobody writes to meanwhile.
+    pub fn topic(&self) -> String {
+        let use_of_it = match self.task {
+            Task::Consume => "read",
+            _ => "written",
+        };
+        format!("bench-{use_of_it}-{}", self.partitions)
+    }
+
+    /// Whether memory is what it is about.
+    pub fn is_of_memory(&self) -> bool {
+        self.partitions == MANY
+    }
+}
+
+/// All measurements, or those that `CASES` names.
+pub fn cases() -> Result<Vec<Case>, Box<dyn Error>> {
+    use Task::{Bulk, Consume, Each, Wait};
+    let records: usize = setting("RECORDS")?.parse()?;
+    let wanted = setting("CASES")?;
+    let one_caller = "produce, 1 caller that waits for each record";
+    let callers = "produce, 64 callers, each waiting for its own record";
+    #[rustfmt::skip]
+    let table = [
+        ("produce-1",        one_caller,                     Wait,    1,               16,   false),
+        ("produce-64",       callers,                        Wait,    64,              16,   false),
+        ("produce-bulk",     "produce in bulk",              Bulk,    records,         16,   false),
+        ("consume-1",        "consume 1 partition",          Consume, records,         1,    false),
+        ("consume-16",       "consume 16 partitions",        Consume, records,         16,   false),
+        ("produce-64-tls",   callers,                        Wait,    64,              16,   true),
+        ("produce-bulk-tls", "produce in bulk",              Bulk,    records,         16,   true),
+        ("consume-16-tls",   "consume 16 partitions",        Consume, records,         16,   true),
+        ("produce-1000",     "one record to each partition", Each,    MANY,            MANY, false),
+        ("consume-1000",     "read some records of each",    Consume, RECORDS_OF_MANY, MANY, false),
     ];
+    let cases = table.map(|(name, title, task, count, partitions, tls)| Case {
+        name,
+        title,
+        task,
+        count,
+        partitions,
+        tls,
+    });
+    let is_wanted =
+        |case: &Case| wanted.is_empty() || wanted.split_whitespace().any(|name| name == case.name);
+    Ok(cases.into_iter().filter(is_wanted).collect())
+}
 
-    pub fn name(self) -> &'static str {
-        match self {
-            Case::Produce1 => "produce-1",
-            Case::Produce64 => "produce-64",
-            Case::ProduceBulk => "produce-bulk",
-            Case::Consume1 => "consume-1",
-            Case::Consume16 => "consume-16",
-        }
+/// A setting of scripts/bench-kafka, which has the defaults.
+pub fn setting(name: &str) -> Result<String, Box<dyn Error>> {
+    env::var(name).map_err(|error| format!("{name}: {error}").into())
+}
+
+/// The work of one process, which are also its arguments: `wait|bulk|each|consume COUNT BROKER TOPIC [CA]`.
+pub struct Job {
+    pub task: Task,
+    pub count: usize,
+    pub broker: String,
+    pub topic: String,
+    /// With it, connections use TLS.
+    pub ca: Option<PathBuf>,
+}
+
+impl Job {
+    pub fn parse(arguments: &[&str]) -> Option<Job> {
+        let [task, count, broker, topic, ca @ ..] = arguments else {
+            return None;
+        };
+        let (_, task) = Task::ALL.into_iter().find(|(name, _)| name == task)?;
+        Some(Job {
+            task,
+            count: count.parse().ok()?,
+            broker: (*broker).to_owned(),
+            topic: (*topic).to_owned(),
+            ca: ca.first().map(PathBuf::from),
+        })
     }
 
-    pub fn named(name: &str) -> Option<Case> {
-        Case::ALL.into_iter().find(|case| case.name() == name)
-    }
-
-    pub fn describe(self) -> &'static str {
-        match self {
-            Case::Produce1 => "produce, 1 caller that waits for each record",
-            Case::Produce64 => "produce, 64 callers, each waiting for its own record",
-            Case::ProduceBulk => "produce in bulk",
-            Case::Consume1 => "consume 1 partition",
-            Case::Consume16 => "consume 16 partitions",
-        }
-    }
-
-    /// Callers that wait for each record.
-    pub fn callers(self) -> usize {
-        match self {
-            Case::Produce64 => 64,
-            _ => 1,
-        }
+    pub fn arguments(&self) -> Vec<String> {
+        let task = Task::ALL.iter().find(|(_, task)| *task == self.task);
+        let (name, _) = task.expect("each has a name");
+        let mut arguments = vec![
+            (*name).to_owned(),
+            self.count.to_string(),
+            self.broker.clone(),
+            self.topic.clone(),
+        ];
+        arguments.extend(self.ca.iter().map(|ca| ca.display().to_string()));
+        arguments
     }
 }
 
@@ -71,7 +146,7 @@ impl Case {
 #[derive(Clone, Debug, Serialize)]
 pub struct Sample {
     pub client: &'static str,
-    pub case: Case,
+    pub case: &'static str,
     pub measured: Measured,
 }
 
@@ -83,6 +158,8 @@ pub struct Measured {
     pub p99_ms: Option<f64>,
     /// User and system time of the client's whole process during the measurement.
     pub cpu_seconds: f64,
+    /// The largest resident memory of that process.
+    pub memory_mib: f64,
 }
 
 impl Measured {
@@ -99,10 +176,11 @@ impl fmt::Display for Measured {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{:.0} records/s, p99 {:.2?} ms, {:.2} CPU s per million",
+            "{:.0} records/s, p99 {:.2?} ms, {:.2} CPU s per million, {:.0} MiB",
             self.per_second(),
             self.p99_ms,
-            self.cpu_per_million()
+            self.cpu_per_million(),
+            self.memory_mib
         )
     }
 }
@@ -132,8 +210,17 @@ impl Stopwatch {
             seconds,
             p99_ms: p99.map(|latency| latency.as_secs_f64() * 1e3),
             cpu_seconds,
+            memory_mib: memory_mib().expect("the kernel tells the memory"),
         }
     }
+}
+
+/// This process's. The kernel's `ru_maxrss` would start with the parent's.
+fn memory_mib() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
 }
 
 /// CPU time used so far, by this process or by its children that have ended.
@@ -151,12 +238,13 @@ pub fn value() -> Vec<u8> {
         .collect()
 }
 
-/// Lets `callers` threads call `publish` for [`LENGTH`]; it returns once its record is acknowledged.
+/// Lets `callers` threads call `publish` for `DURATION` seconds; it returns once its record is acknowledged.
 pub fn waiting_callers(callers: usize, publish: impl Fn() + Sync) -> Measured {
     // By then the client has its connections, the leaders and a producer id.
     publish();
+    let seconds = setting("DURATION").expect("a setting");
     let stopwatch = Stopwatch::start();
-    let end = Instant::now() + LENGTH;
+    let end = stopwatch.started + Duration::from_secs(seconds.parse().expect("seconds"));
     let latencies: Vec<Duration> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..callers)
             .map(|_| {

@@ -8,71 +8,50 @@ use tbd_deadline::Deadline;
 use tbd_kafka::admin::TopicSpec;
 use tbd_kafka::consumer::{Consumer, ConsumerConfig};
 use tbd_kafka::producer::{Outcome, ProducerHooks, Record};
-use tbd_kafka::{Admin, ClientConfig, Cluster, Error, Producer, ProducerConfig};
+use tbd_kafka::{Admin, ClientConfig, Cluster, Error, Producer, ProducerConfig, Tls};
 
-use crate::measure::{BULK, Case, Measured, Stopwatch, value, waiting_callers};
+use crate::measure::{Job, MANY, Measured, Stopwatch, Task, value, waiting_callers};
 
-fn cluster(broker: &str) -> Cluster {
-    Cluster::new(ClientConfig::new([broker]))
+fn cluster(job: &Job) -> Cluster {
+    let mut config = ClientConfig::new([&job.broker]);
+    config.security.tls = job
+        .ca
+        .as_ref()
+        .map(|ca| Tls::with_ca_file(ca).expect("a CA"));
+    Cluster::new(config)
 }
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(120))
 }
 
-/// The topics of a run.
-pub struct Topics {
-    produced: String,
-    full_1: String,
-    full_16: String,
-}
-
-impl Topics {
-    pub fn of(&self, case: Case) -> &str {
-        match case {
-            Case::Produce1 | Case::Produce64 | Case::ProduceBulk => &self.produced,
-            Case::Consume1 => &self.full_1,
-            Case::Consume16 => &self.full_16,
-        }
+/// Creates the topic with so many partitions, and puts the records of `job` in, if it is to read them.
+pub fn prepare(job: &Job, partitions: usize) -> Result<(), Error> {
+    let count = i32::try_from(partitions).expect("few partitions");
+    let spec = TopicSpec::new(job.topic.clone(), count, 1);
+    tbd_kafka::admin::all(Admin::new(cluster(job)).create_topics(&[spec], soon())?)?;
+    if job.task == Task::Consume {
+        // Without a chosen partition, some of many might get nothing.
+        bulk(job, (partitions == MANY).then_some(partitions));
     }
+    Ok(())
 }
 
-/// Creates the topics, and fills those of the consumers.
-pub fn prepare(broker: &str) -> Result<Topics, Error> {
-    let cluster = cluster(broker);
-    let name = |what: &str| format!("bench-{what}-{}", std::process::id());
-    let topics = Topics {
-        produced: name("produced"),
-        full_1: name("full-1"),
-        full_16: name("full-16"),
-    };
-    let specs = [
-        (&topics.produced, 16),
-        (&topics.full_1, 1),
-        (&topics.full_16, 16),
-    ];
-    let specs = specs.map(|(name, partitions)| TopicSpec::new(name.clone(), partitions, 1));
-    let created = Admin::new(cluster).create_topics(&specs, soon())?;
-    tbd_kafka::admin::all(created)?;
-    bulk(broker, &topics.full_1);
-    bulk(broker, &topics.full_16);
-    Ok(topics)
-}
-
-pub fn measure(case: Case, broker: &str, topic: &str) -> Measured {
-    match case {
-        Case::Produce1 | Case::Produce64 => {
+pub fn measure(job: &Job) -> Measured {
+    match job.task {
+        Task::Wait => {
             let config = ProducerConfig::default();
-            let producer = Producer::start(cluster(broker), config, Arc::new(())).expect("start");
-            let (topic, value): (Arc<str>, _) = (topic.into(), Bytes::from(value()));
-            waiting_callers(case.callers(), || {
+            let producer = Producer::start(cluster(job), config, Arc::new(())).expect("start");
+            let (topic, value): (Arc<str>, _) = (job.topic.as_str().into(), Bytes::from(value()));
+            waiting_callers(job.count, || {
                 let record = Record::new(Arc::clone(&topic), None, Some(value.clone()));
                 let pending = producer.send(record, soon()).expect("room");
                 pending.wait(soon()).expect("an acknowledgement");
             })
         }
-        Case::ProduceBulk => bulk(broker, topic),
-        Case::Consume1 | Case::Consume16 => consume(broker, topic),
+        Task::Bulk => bulk(job, None),
+        Task::Each => bulk(job, Some(job.count)),
+        Task::Consume => consume(job),
     }
 }
 
@@ -86,33 +65,37 @@ impl ProducerHooks for Latencies {
     }
 }
 
-fn bulk(broker: &str, topic: &str) -> Measured {
+/// With `partitions` it gives each of them a record in turn.
+fn bulk(job: &Job, partitions: Option<usize>) -> Measured {
     let latencies = Arc::new(Latencies::default());
     let hooks = Arc::clone(&latencies);
-    let producer =
-        Producer::start(cluster(broker), ProducerConfig::default(), hooks).expect("start");
-    let (topic, value): (Arc<str>, _) = (topic.into(), Bytes::from(value()));
-    let record = || Record::new(Arc::clone(&topic), None, Some(value.clone()));
-    let first = producer.send(record(), soon()).expect("room");
+    let producer = Producer::start(cluster(job), ProducerConfig::default(), hooks).expect("start");
+    let (topic, value): (Arc<str>, _) = (job.topic.as_str().into(), Bytes::from(value()));
+    let record = |index: usize| {
+        let mut record = Record::new(Arc::clone(&topic), None, Some(value.clone()));
+        record.partition = partitions.map(|count| (index % count) as i32);
+        record
+    };
+    let first = producer.send(record(0), soon()).expect("room");
     first.wait(soon()).expect("an acknowledgement");
     latencies.0.lock().expect("no panic").clear();
     let stopwatch = Stopwatch::start();
-    for _ in 0..BULK {
-        drop(producer.send(record(), soon()).expect("room"));
+    for index in 0..job.count {
+        drop(producer.send(record(index), soon()).expect("room"));
     }
     producer.flush(soon()).expect("acknowledgements");
     // Hooks may still run after the last record is settled.
     producer.close(soon()).expect("close");
     let latencies = std::mem::take(&mut *latencies.0.lock().expect("no panic"));
-    stopwatch.stop(BULK, latencies)
+    stopwatch.stop(job.count, latencies)
 }
 
-fn consume(broker: &str, topic: &str) -> Measured {
+fn consume(job: &Job) -> Measured {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("after 1970");
-    let config = ConsumerConfig::new(format!("bench-{}", since.as_nanos()), [topic]);
-    let mut consumer = Consumer::start(cluster(broker), config, Box::new(())).expect("start");
+    let config = ConsumerConfig::new(format!("bench-{}", since.as_nanos()), [&job.topic]);
+    let mut consumer = Consumer::start(cluster(job), config, Box::new(())).expect("start");
     let mut poll = || {
         let records = consumer.poll(soon()).expect("records");
         let bytes = records
@@ -124,7 +107,7 @@ fn consume(broker: &str, topic: &str) -> Measured {
     let (first, _) = poll();
     let stopwatch = Stopwatch::start();
     let mut count = 0;
-    while first + count < BULK {
+    while first + count < job.count {
         count += poll().0;
     }
     let measured = stopwatch.stop(count, Vec::new());
