@@ -18,6 +18,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
+const valueBytes = 200
+
 type measured struct {
 	Records    int      `json:"records"`
 	Seconds    float64  `json:"seconds"`
@@ -107,31 +109,33 @@ func bulk(ctx context.Context, client *kgo.Client, topic string, count int) meas
 }
 
 func consume(ctx context.Context, options []kgo.Opt, topic string, count int) measured {
-	group := fmt.Sprintf("bench-%d", time.Now().UnixNano())
-	client := must(kgo.NewClient(append(options, kgo.ConsumerGroup(group), kgo.ConsumeTopics(topic),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.DisableAutoCommit())...))
-	sum := 0
-	poll := func(most int) (records int) {
-		fetches := client.PollRecords(ctx, most)
+	group, watch := fmt.Sprintf("bench-%d", time.Now().UnixNano()), make(chan stopwatch, 1)
+	assigned := func(context.Context, *kgo.Client, map[string][]int32) {
+		select {
+		case watch <- start():
+		default: // a later one
+		}
+	}
+	client := must(kgo.NewClient(append(options, kgo.ConsumerGroup(group), kgo.ConsumeTopics(topic), kgo.DisableAutoCommit(),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.OnPartitionsAssigned(assigned))...))
+	records, bytes := 0, 0
+	for records < count {
+		fetches := client.PollFetches(ctx)
 		check(fetches.Err())
 		fetches.EachRecord(func(record *kgo.Record) {
 			records++
-			sum += len(record.Value)
+			bytes += len(record.Value)
 		})
-		return records
 	}
-	// A whole first answer may be all there is.
-	poll(1)
-	watch, rest := start(), 0
-	for 1+rest < count {
-		rest += poll(0) // all that it has
+	if bytes < records*valueBytes {
+		panic(fmt.Sprint(bytes, " bytes"))
 	}
-	return watch.stop(rest, nil)
+	return (<-watch).stop(records, nil)
 }
 
 // The same bytes as kafka-bench's.
 func value() []byte {
-	value := make([]byte, 200)
+	value := make([]byte, valueBytes)
 	for i := range value {
 		value[i] = 'a' + byte(i*7%26)
 	}

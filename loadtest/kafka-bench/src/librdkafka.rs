@@ -1,15 +1,15 @@
 //! librdkafka, through the crate `rdkafka`: its own threads, no async runtime.
 
-use std::sync::Mutex;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext, Message};
 
-use crate::measure::{Job, Measured, Stopwatch, Task, value, waiting_callers};
+use crate::measure::{Job, Measured, Stopwatch, Task, VALUE_BYTES, value, waiting_callers};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -120,16 +120,27 @@ fn bulk(job: &Job) -> Measured {
     stopwatch.stop(job.count, latencies)
 }
 
+#[derive(Default)]
+struct Assigned(OnceLock<Stopwatch>);
+
+impl ClientContext for Assigned {}
+
+impl ConsumerContext for Assigned {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, _: &Rebalance<'_>) {
+        self.0.get_or_init(Stopwatch::start);
+    }
+}
+
 fn consume(job: &Job) -> Measured {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("after 1970");
-    let consumer: BaseConsumer = config(job)
+    let consumer: BaseConsumer<Assigned> = config(job)
         .set("group.id", format!("bench-{}", since.as_nanos()))
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("auto.offset.reset", "earliest")
         .set("enable.auto.commit", "false")
-        .create()
+        .create_with_context(Assigned::default())
         .expect("start");
     consumer.subscribe(&[&job.topic]).expect("subscribe");
     let mut bytes = 0;
@@ -144,10 +155,12 @@ fn consume(job: &Job) -> Measured {
         };
         bytes += record.payload().map_or(0, <[u8]>::len);
     };
-    poll();
-    let stopwatch = Stopwatch::start();
-    for _ in 1..job.count {
+    for _ in 0..job.count {
         poll();
     }
-    stopwatch.stop(job.count - 1, Vec::new())
+    assert!(bytes >= job.count * VALUE_BYTES, "{bytes} bytes");
+    let stopwatch = consumer.context().0.get();
+    stopwatch
+        .expect("partitions before records")
+        .stop(job.count, Vec::new())
 }

@@ -185,7 +185,8 @@ impl fmt::Display for Measured {
     }
 }
 
-/// Runs from its creation to [`Stopwatch::stop`].
+/// Runs from its creation to [`Stopwatch::stop`]. A consumer's starts when it has its partitions.
+#[derive(Clone, Copy)]
 pub struct Stopwatch {
     started: Instant,
     cpu: f64,

@@ -1,16 +1,18 @@
 //! tbd's Kafka client.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tbd_deadline::Deadline;
 use tbd_kafka::admin::TopicSpec;
-use tbd_kafka::consumer::{Consumer, ConsumerConfig};
+use tbd_kafka::consumer::{Consumer, ConsumerConfig, ConsumerHooks};
 use tbd_kafka::producer::{Outcome, ProducerHooks, Record};
-use tbd_kafka::{Admin, ClientConfig, Cluster, Error, Producer, ProducerConfig, Tls};
+use tbd_kafka::{
+    Admin, ClientConfig, Cluster, Error, Producer, ProducerConfig, Tls, TopicPartition,
+};
 
-use crate::measure::{Job, MANY, Measured, Stopwatch, Task, value, waiting_callers};
+use crate::measure::{Job, MANY, Measured, Stopwatch, Task, VALUE_BYTES, value, waiting_callers};
 
 fn cluster(job: &Job) -> Cluster {
     let mut config = ClientConfig::new([&job.broker]);
@@ -90,26 +92,31 @@ fn bulk(job: &Job, partitions: Option<usize>) -> Measured {
     stopwatch.stop(job.count, latencies)
 }
 
+struct Assigned(Arc<OnceLock<Stopwatch>>);
+
+impl ConsumerHooks for Assigned {
+    fn assigned(&self, _: &[TopicPartition]) {
+        self.0.get_or_init(Stopwatch::start);
+    }
+}
+
 fn consume(job: &Job) -> Measured {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("after 1970");
     let config = ConsumerConfig::new(format!("bench-{}", since.as_nanos()), [&job.topic]);
-    let mut consumer = Consumer::start(cluster(job), config, Box::new(())).expect("start");
-    let mut poll = || {
+    let stopwatch = Arc::new(OnceLock::new());
+    let hooks = Box::new(Assigned(Arc::clone(&stopwatch)));
+    let mut consumer = Consumer::start(cluster(job), config, hooks).expect("start");
+    let (mut count, mut bytes) = (0, 0);
+    while count < job.count {
         let records = consumer.poll(soon()).expect("records");
-        let bytes = records
-            .iter()
-            .filter_map(|one| one.value.as_ref())
-            .map(|one| one.len());
-        (records.len(), bytes.sum::<usize>())
-    };
-    let (first, _) = poll();
-    let stopwatch = Stopwatch::start();
-    let mut count = 0;
-    while first + count < job.count {
-        count += poll().0;
+        count += records.len();
+        let values = records.iter().filter_map(|one| one.value.as_ref());
+        bytes += values.map(Bytes::len).sum::<usize>();
     }
+    assert!(bytes >= count * VALUE_BYTES, "{bytes} bytes");
+    let stopwatch = stopwatch.get().expect("partitions before records");
     let measured = stopwatch.stop(count, Vec::new());
     consumer.close(soon()).expect("close");
     measured

@@ -77,7 +77,7 @@ pub fn write(
          broker (one Kafka node). Values of {VALUE_BYTES} bytes, no key, acks=all, idempotent, uncompressed; in bulk {} records.\n\
          p99: from handing a record over to its acknowledgement. CPU: the client's process, user and system, per million records;\n\
          Java's without the start of its virtual machine. \"Range\" is the slowest and the fastest round. Java's tools cannot\n\
-         measure callers that wait.\n",
+         measure callers that wait. A consumer is measured from the moment that it has its partitions.\n",
         setting("RECORDS")?
     )?;
     let rows: Vec<Row> = cases
