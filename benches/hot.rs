@@ -15,7 +15,6 @@ use tbd::orders::adapters::http::{Api, routes};
 use tbd::orders::adapters::kafka::{KafkaEventBus, Topics};
 use tbd::orders::adapters::memory::Memory;
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
-use tbd::orders::app::queries::{GetOrder, GetSaga, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::domain::{AmountCents, CustomerEmail, Order, OrderEvent};
 use tbd::orders::ports::{EventBus, Message, PublishError};
@@ -95,9 +94,8 @@ impl House {
         let api = Api {
             create: CreateOrder::new(store.clone(), bus, delivery, meter, HOUR),
             cancel: CancelOrder::new(store.clone()),
-            get: GetOrder::new(store.clone()),
-            saga: GetSaga::new(store.clone()),
-            list: ListOrders::new(store.clone()),
+            orders: store.clone(),
+            sagas: store.clone(),
         };
         let config = ServerConfig {
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),

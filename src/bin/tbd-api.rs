@@ -12,7 +12,6 @@ use tbd::orders::adapters::kafka::KafkaEventBus;
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::adapters::postgres::{self, AfterCommit, PostgresStore, ReadReplica};
 use tbd::orders::app::commands::{CancelOrder, CreateOrder};
-use tbd::orders::app::queries::{GetOrder, GetSaga, ListOrders};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::ports::{Message, OrderReader};
 use tbd::wiring::{
@@ -145,9 +144,8 @@ fn api(
     Ok(Arc::new(Api {
         create: CreateOrder::new(store.clone(), bus.clone(), delivery, meter, ttl),
         cancel: CancelOrder::new(store.clone()),
-        get: GetOrder::new(reader.clone()),
-        saga: GetSaga::new(store),
-        list: ListOrders::new(reader),
+        orders: reader,
+        sagas: store,
     }))
 }
 

@@ -10,6 +10,7 @@ use crate::orders::adapters::http::contract::{
 };
 use crate::orders::adapters::http::{Api, caller, cursor, dto};
 use crate::orders::app::commands::NewOrder;
+use crate::orders::app::queries::list_orders;
 use crate::orders::domain::{AmountCents, CustomerEmail, Order};
 use crate::orders::ports::Caller;
 use crate::proto::orders as proto;
@@ -129,8 +130,8 @@ impl OrderService {
         let id = order_id(&request.id)?;
         let order = self
             .api
-            .get
-            .handle(id, call.deadline())
+            .orders
+            .get(id, call.deadline())
             .map_err(store_problem)?
             .ok_or_else(not_found)?;
         Ok(proto::GetOrderResponse {
@@ -144,11 +145,8 @@ impl OrderService {
         request: &proto::ListOrdersRequest,
     ) -> Result<proto::ListOrdersResponse, Problem> {
         let page = convert::page(request).map_err(invalid)?;
-        let listed = self
-            .api
-            .list
-            .handle(&page, call.deadline())
-            .map_err(store_problem)?;
+        let listed =
+            list_orders(&*self.api.orders, &page, call.deadline()).map_err(store_problem)?;
         let last = listed.orders.last().filter(|_| listed.has_more);
         Ok(proto::ListOrdersResponse {
             next_page_token: last.map(|order| cursor(order.id)).unwrap_or_default(),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::orders::app::commands::{CancelOrder, CreateOrder, NewOrder};
-use crate::orders::app::queries::{GetOrder, GetSaga, ListOrders};
+use crate::orders::app::queries::list_orders;
 use crate::orders::domain::Order;
-use crate::orders::ports::{Caller, StoredAnswer};
+use crate::orders::ports::{Caller, OrderReader, SagaStore, StoredAnswer};
 use tbd_http::{Identity, Problem, Request, Response, Router};
 use tbd_telemetry::{semconv, tracing};
 
@@ -20,18 +20,16 @@ use super::dto;
 use super::query;
 use super::saga::saga_body;
 
-/// The use cases that the API offers.
+/// What the API offers.
 pub struct Api {
     /// `POST /v1/orders`
     pub create: CreateOrder,
     /// `POST /v1/orders/{id}/cancel`
     pub cancel: CancelOrder,
-    /// `GET /v1/orders/{id}`
-    pub get: GetOrder,
+    /// `GET /v1/orders/{id}` and `GET /v1/orders`
+    pub orders: Arc<dyn OrderReader>,
     /// `GET /v1/orders/{id}/saga`
-    pub saga: GetSaga,
-    /// `GET /v1/orders`
-    pub list: ListOrders,
+    pub sagas: Arc<dyn SagaStore>,
 }
 
 /// Adds the API's routes to `router`.
@@ -80,8 +78,8 @@ impl Api {
     fn get_order(&self, request: &mut Request) -> Result<Response, Problem> {
         let id = order_id(request.param("id").unwrap_or_default())?;
         let order = self
-            .get
-            .handle(id, request.deadline())
+            .orders
+            .get(id, request.deadline())
             .map_err(store_problem)?
             .ok_or_else(not_found)?;
         let tag = etag(&order);
@@ -95,8 +93,8 @@ impl Api {
     fn get_saga(&self, request: &mut Request) -> Result<Response, Problem> {
         let id = order_id(request.param("id").unwrap_or_default())?;
         let saga = self
-            .saga
-            .handle(id, request.deadline())
+            .sagas
+            .find(id, request.deadline())
             .map_err(store_problem)?
             .ok_or_else(no_saga)?;
         Ok(Response::json(200, saga_body(&saga)))
@@ -104,10 +102,8 @@ impl Api {
 
     fn list_orders(&self, request: &mut Request) -> Result<Response, Problem> {
         let query = query::parse(request.query().unwrap_or_default()).map_err(invalid)?;
-        let listed = self
-            .list
-            .handle(&query.page, request.deadline())
-            .map_err(store_problem)?;
+        let listed =
+            list_orders(&*self.orders, &query.page, request.deadline()).map_err(store_problem)?;
         let body = dto::list_body(&listed, query.number, query.page.limit);
         Ok(Response::json(200, body))
     }
