@@ -92,8 +92,16 @@ impl House {
             .start(DeliveryMode::Direct)
             .expect("three threads");
         let api = Api {
-            create: CreateOrder::new(store.clone(), bus, delivery, meter, HOUR),
-            cancel: CancelOrder::new(store.clone()),
+            create: CreateOrder {
+                store: store.clone(),
+                bus,
+                delivery,
+                meter,
+                ttl: HOUR,
+            },
+            cancel: CancelOrder {
+                repository: store.clone(),
+            },
             orders: store.clone(),
             sagas: store.clone(),
         };

@@ -140,10 +140,17 @@ fn api(
     };
     let (delivery, threads) = housekeeping.start(config.event_delivery)?;
     background.threads.extend(threads);
-    let ttl = config.idempotency_ttl;
     Ok(Arc::new(Api {
-        create: CreateOrder::new(store.clone(), bus.clone(), delivery, meter, ttl),
-        cancel: CancelOrder::new(store.clone()),
+        create: CreateOrder {
+            store: store.clone(),
+            bus: bus.clone(),
+            delivery,
+            meter,
+            ttl: config.idempotency_ttl,
+        },
+        cancel: CancelOrder {
+            repository: store.clone(),
+        },
         orders: reader,
         sagas: store,
     }))

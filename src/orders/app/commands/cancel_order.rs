@@ -10,7 +10,8 @@ use tbd_deadline::Deadline;
 
 /// Cancels pending orders.
 pub struct CancelOrder {
-    repository: Arc<dyn OrderRepository>,
+    /// The store of orders.
+    pub repository: Arc<dyn OrderRepository>,
 }
 
 /// Why an order was not canceled.
@@ -31,11 +32,6 @@ pub enum CancelError {
 }
 
 impl CancelOrder {
-    /// The command on `repository`.
-    pub fn new(repository: Arc<dyn OrderRepository>) -> Self {
-        Self { repository }
-    }
-
     /// Cancels the order if `expected` holds for its current state, and returns it. Returns an
     /// order that is canceled already unchanged. Waits for the store until `deadline` at most.
     ///

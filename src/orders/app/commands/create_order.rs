@@ -15,11 +15,16 @@ use tbd_deadline::Deadline;
 
 /// Accepts orders.
 pub struct CreateOrder {
-    store: Arc<dyn IdempotencyStore>,
-    bus: Arc<dyn EventBus>,
-    delivery: Delivery,
-    meter: Arc<dyn Meter>,
-    ttl: Duration,
+    /// Stores key, order and event.
+    pub store: Arc<dyn IdempotencyStore>,
+    /// Publishes the event.
+    pub bus: Arc<dyn EventBus>,
+    /// Who publishes it, and when.
+    pub delivery: Delivery,
+    /// Counts new and repeated requests.
+    pub meter: Arc<dyn Meter>,
+    /// How long a key is kept.
+    pub ttl: Duration,
 }
 
 /// A customer's request for an order.
@@ -62,23 +67,6 @@ pub enum CreateError {
 }
 
 impl CreateOrder {
-    /// The command; it keeps keys for `ttl`.
-    pub fn new(
-        store: Arc<dyn IdempotencyStore>,
-        bus: Arc<dyn EventBus>,
-        delivery: Delivery,
-        meter: Arc<dyn Meter>,
-        ttl: Duration,
-    ) -> Self {
-        Self {
-            store,
-            bus,
-            delivery,
-            meter,
-            ttl,
-        }
-    }
-
     /// Stores the order with its answer, and delivers its event. Waits until `deadline` at most:
     /// for the store, for a twin in progress and, in direct mode, for the event bus.
     ///

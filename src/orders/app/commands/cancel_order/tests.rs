@@ -8,7 +8,8 @@ use crate::orders::domain::Status;
 fn pending() -> (Arc<Memory>, CancelOrder, Order) {
     let (memory, order) = (Arc::new(Memory::default()), order());
     memory.put(&order);
-    (memory.clone(), CancelOrder::new(memory), order)
+    let repository = memory.clone();
+    (memory, CancelOrder { repository }, order)
 }
 
 #[test]

@@ -32,8 +32,13 @@ fn bench(mode: DeliveryMode) -> Bench {
     let (memory, bus) = (Arc::new(Memory::default()), Arc::new(Bus::default()));
     let meter = Arc::new(RecordingMeter::default());
     let (delivery, inbox) = Delivery::new(mode);
-    let day = Duration::from_secs(86_400);
-    let create = CreateOrder::new(memory.clone(), bus.clone(), delivery, meter.clone(), day);
+    let create = CreateOrder {
+        store: memory.clone(),
+        bus: bus.clone(),
+        delivery,
+        meter: meter.clone(),
+        ttl: Duration::from_secs(86_400),
+    };
     Bench {
         memory,
         bus,
