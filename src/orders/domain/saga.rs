@@ -7,70 +7,37 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::OrderId;
+use super::{OrderId, words};
 
-/// One of the services that take part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Participant {
-    /// Holds and sells stock.
-    Inventory,
-    /// Authorizes and captures payments.
-    Payments,
-}
-
-impl Participant {
-    /// Every participant.
-    pub const ALL: [Participant; 2] = [Participant::Inventory, Participant::Payments];
-
-    /// The participant's name in metrics, logs and the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Participant::Inventory => "inventory",
-            Participant::Payments => "payments",
-        }
+words! {
+    /// One of the services that take part.
+    pub enum Participant {
+        /// Holds and sells stock.
+        Inventory = "inventory",
+        /// Authorizes and captures payments.
+        Payments = "payments",
     }
 }
 
-/// A saga's request to a participant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Command {
-    /// Hold one unit of stock.
-    ReserveStock,
-    /// Hold the amount on the customer's account.
-    AuthorizePayment,
-    /// Take the amount that is held.
-    CapturePayment,
-    /// Sell the unit that is held.
-    ConfirmReservation,
-    /// Free the amount that is held.
-    VoidPayment,
-    /// Return the unit that is held.
-    ReleaseReservation,
+words! {
+    /// A saga's request to a participant.
+    pub enum Command {
+        /// Hold one unit of stock.
+        ReserveStock = "reserve_stock",
+        /// Hold the amount on the customer's account.
+        AuthorizePayment = "authorize_payment",
+        /// Take the amount that is held.
+        CapturePayment = "capture_payment",
+        /// Sell the unit that is held.
+        ConfirmReservation = "confirm_reservation",
+        /// Free the amount that is held.
+        VoidPayment = "void_payment",
+        /// Return the unit that is held.
+        ReleaseReservation = "release_reservation",
+    }
 }
 
 impl Command {
-    /// Every command.
-    pub const ALL: [Command; 6] = [
-        Command::ReserveStock,
-        Command::AuthorizePayment,
-        Command::CapturePayment,
-        Command::ConfirmReservation,
-        Command::VoidPayment,
-        Command::ReleaseReservation,
-    ];
-
-    /// The command's name for participants, in the database, in metrics and in the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Command::ReserveStock => "reserve_stock",
-            Command::AuthorizePayment => "authorize_payment",
-            Command::CapturePayment => "capture_payment",
-            Command::ConfirmReservation => "confirm_reservation",
-            Command::VoidPayment => "void_payment",
-            Command::ReleaseReservation => "release_reservation",
-        }
-    }
-
     /// The participant that executes it.
     pub fn participant(self) -> Participant {
         match self {
@@ -105,39 +72,22 @@ pub const STEPS: [Step; 4] = [
     Step { command: Command::ConfirmReservation, compensation: None,                              is_refusable: false },
 ];
 
-/// The state of a saga.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SagaState {
-    /// A step's command is announced.
-    Running,
-    /// A step was refused, and the compensation of an earlier one is announced.
-    Compensating,
-    /// Every step is done; final.
-    Completed,
-    /// A step was refused, and every earlier one is compensated; final, unless somebody replays the
-    /// order's dead letter.
-    Failed,
+words! {
+    /// The state of a saga. The final ones are also those of the order.
+    pub enum SagaState {
+        /// A step's command is announced.
+        Running = "running",
+        /// A step was refused, and the compensation of an earlier one is announced.
+        Compensating = "compensating",
+        /// Every step is done; final.
+        Completed = "completed",
+        /// A step was refused, and every earlier one is compensated; final, unless somebody replays the
+        /// order's dead letter.
+        Failed = "failed",
+    }
 }
 
 impl SagaState {
-    /// Every state.
-    pub const ALL: [SagaState; 4] = [
-        SagaState::Running,
-        SagaState::Compensating,
-        SagaState::Completed,
-        SagaState::Failed,
-    ];
-
-    /// The state as text in the database, in metrics and in the API. The final ones are those of the order.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            SagaState::Running => "running",
-            SagaState::Compensating => "compensating",
-            SagaState::Completed => "completed",
-            SagaState::Failed => "failed",
-        }
-    }
-
     /// Whether nothing more will happen.
     pub fn is_final(self) -> bool {
         matches!(self, SagaState::Completed | SagaState::Failed)

@@ -3,32 +3,26 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The status of an order: `pending -> processing -> completed | failed`, or
-/// `pending -> canceled`. A replay of its dead letter leads from `failed` back to `processing`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Status {
-    /// Accepted, and not yet claimed by a worker. Only a pending order can be canceled.
-    Pending,
-    /// Claimed by a worker.
-    Processing,
-    /// Processed; final.
-    Completed,
-    /// Every attempt at processing failed; final, unless somebody replays its dead letter.
-    Failed,
-    /// Canceled by the customer before processing began; final.
-    Canceled,
+use super::words;
+
+words! {
+    /// The status of an order: `pending -> processing -> completed | failed`, or
+    /// `pending -> canceled`. A replay of its dead letter leads from `failed` back to `processing`.
+    pub enum Status {
+        /// Accepted, and not yet claimed by a worker. Only a pending order can be canceled.
+        Pending = "pending",
+        /// Claimed by a worker.
+        Processing = "processing",
+        /// Processed; final.
+        Completed = "completed",
+        /// Every attempt at processing failed; final, unless somebody replays its dead letter.
+        Failed = "failed",
+        /// Canceled by the customer before processing began; final.
+        Canceled = "canceled",
+    }
 }
 
 impl Status {
-    /// Every status.
-    pub const ALL: [Status; 5] = [
-        Status::Pending,
-        Status::Processing,
-        Status::Completed,
-        Status::Failed,
-        Status::Canceled,
-    ];
-
     /// Whether an order may change from this status to `next`. This is the only place of the rule.
     pub fn may_become(self, next: Status) -> bool {
         use Status::{Canceled, Completed, Failed, Pending, Processing};
@@ -38,17 +32,6 @@ impl Status {
                 | (Processing, Completed | Failed)
                 | (Failed, Processing)
         )
-    }
-
-    /// The status as text in the API, in events and in the database.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Status::Pending => "pending",
-            Status::Processing => "processing",
-            Status::Completed => "completed",
-            Status::Failed => "failed",
-            Status::Canceled => "canceled",
-        }
     }
 }
 
@@ -67,10 +50,7 @@ impl FromStr for Status {
     type Err = UnknownStatus;
 
     fn from_str(text: &str) -> Result<Self, UnknownStatus> {
-        Status::ALL
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or(UnknownStatus)
+        Status::from_word(text).ok_or(UnknownStatus)
     }
 }
 

@@ -4,66 +4,31 @@ use std::time::Duration;
 
 use super::Backlog;
 use crate::orders::domain::saga::{Command, SagaState};
+use crate::orders::domain::words;
 
-/// How a message about an order ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Processed now.
-    Completed,
-    /// Every attempt failed.
-    Failed,
-    /// Skipped: the customer canceled it first.
-    Canceled,
-    /// The order had a final status already; nothing changed.
-    Duplicate,
-}
-
-impl Outcome {
-    /// Every outcome.
-    pub const ALL: [Outcome; 4] = [
-        Outcome::Completed,
-        Outcome::Failed,
-        Outcome::Canceled,
-        Outcome::Duplicate,
-    ];
-
-    /// The outcome as a metric's label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Completed => "completed",
-            Outcome::Failed => "failed",
-            Outcome::Canceled => "canceled",
-            Outcome::Duplicate => "duplicate",
-        }
+words! {
+    /// How a message about an order ended.
+    pub enum Outcome {
+        /// Processed now.
+        Completed = "completed",
+        /// Every attempt failed.
+        Failed = "failed",
+        /// Skipped: the customer canceled it first.
+        Canceled = "canceled",
+        /// The order had a final status already; nothing changed.
+        Duplicate = "duplicate",
     }
 }
 
-/// What came of sending a saga's command once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StepOutcome {
-    /// The command has its effect.
-    Done,
-    /// The participant refused it.
-    Refused,
-    /// There was no answer; the command will be sent again.
-    Unavailable,
-}
-
-impl StepOutcome {
-    /// Every outcome.
-    pub const ALL: [StepOutcome; 3] = [
-        StepOutcome::Done,
-        StepOutcome::Refused,
-        StepOutcome::Unavailable,
-    ];
-
-    /// The outcome as a metric's label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            StepOutcome::Done => "done",
-            StepOutcome::Refused => "refused",
-            StepOutcome::Unavailable => "unavailable",
-        }
+words! {
+    /// What came of sending a saga's command once.
+    pub enum StepOutcome {
+        /// The command has its effect.
+        Done = "done",
+        /// The participant refused it.
+        Refused = "refused",
+        /// There was no answer; the command will be sent again.
+        Unavailable = "unavailable",
     }
 }
 

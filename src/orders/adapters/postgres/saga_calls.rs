@@ -48,17 +48,12 @@ pub(super) fn from_json(text: &str) -> Result<Vec<Call>, String> {
             None => Answer::Done,
         };
         Ok(Call {
-            command: command(&json.command)?,
+            command: Command::from_word(&json.command)
+                .ok_or_else(|| format!("{:?} is no command", json.command))?,
             attempts: json.attempts,
             announced_at: json.announced_at,
             answer: json.answered_at.map(|at| (answer, at)),
         })
     };
     calls.into_iter().map(call).collect()
-}
-
-fn command(text: &str) -> Result<Command, String> {
-    let mut all = Command::ALL.into_iter();
-    all.find(|command| command.as_str() == text)
-        .ok_or_else(|| format!("{text:?} is no command"))
 }

@@ -201,8 +201,7 @@ fn saga(row: &Row, order_id: OrderId) -> Result<Saga, DatabaseError> {
 
 fn state(row: &Row) -> Result<SagaState, DatabaseError> {
     let text: &str = column(row, "state")?;
-    let mut all = SagaState::ALL.into_iter();
-    all.find(|state| state.as_str() == text)
+    SagaState::from_word(text)
         .ok_or_else(|| DatabaseError::Driver(format!("a stored saga is {text:?}")))
 }
 
