@@ -1,13 +1,12 @@
 //! Settings of logs, traces and exported metrics.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
 use tbd_telemetry::logging::LogFormat;
+pub use tbd_telemetry::otlp::OtlpConfig as CollectorSettings;
 use tbd_telemetry::tracing::{self, Sampler};
 
-use super::Secret;
 use super::endpoint::endpoint;
 use super::reader::{Reader, boolean, choice, key_values, optional, path, text};
 
@@ -35,19 +34,6 @@ pub struct TelemetrySettings {
     pub resource_attributes: Vec<(String, String)>,
 }
 
-/// An OpenTelemetry collector.
-#[derive(Clone, Debug)]
-pub struct CollectorSettings {
-    /// OTLP over gRPC; if not, over HTTP.
-    pub is_grpc: bool,
-    /// Its base URL, `http://host:port` or `https://host:port` and, over HTTP, an optional path.
-    pub url: String,
-    /// Headers of every request.
-    pub headers: Vec<(String, Secret)>,
-    /// File of CA certificates; `None`: the system's.
-    pub ca_file: Option<PathBuf>,
-}
-
 pub(super) fn log_config(reader: &mut Reader<'_>) -> LogConfig {
     let levels = [
         ("debug", LevelFilter::Debug),
@@ -69,16 +55,13 @@ fn collector_settings(reader: &mut Reader<'_>) -> Option<CollectorSettings> {
         endpoint(text, is_grpc)
     });
     let headers = reader.get("OTEL_EXPORTER_OTLP_HEADERS", key_values);
-    let headers = headers
-        .into_iter()
-        .map(|(name, value)| (name, Secret(value)));
     let ca_file = reader.get("OTEL_EXPORTER_OTLP_CERTIFICATE", optional(path));
     let is_disabled = reader.get("OTEL_SDK_DISABLED", boolean);
     let endpoint = endpoint.filter(|_| !is_disabled)?;
     Some(CollectorSettings {
         is_grpc: endpoint.is_grpc,
         url: endpoint.url,
-        headers: headers.collect(),
+        headers,
         ca_file,
     })
 }

@@ -7,7 +7,7 @@ use crate::config::{self, CommandLine, ConfigErrors, LogConfig, Program, Telemet
 use crate::metrics::Metrics;
 use tbd_deadline::Deadline;
 use tbd_telemetry::logging;
-use tbd_telemetry::otlp::{self, MetricsExport, OtlpConfig};
+use tbd_telemetry::otlp::{self, MetricsExport};
 use tbd_telemetry::tracing::{self, Tracing, TracingConfig};
 
 /// Exit code for an invalid command line or configuration.
@@ -54,18 +54,7 @@ impl Telemetry {
         metrics: &Metrics,
     ) -> io::Result<Self> {
         logging::init(&settings.service_name, log.level, log.format);
-        let collector = settings.collector.as_ref().map(|collector| {
-            otlp::Client::new(&OtlpConfig {
-                is_grpc: collector.is_grpc,
-                url: collector.url.clone(),
-                headers: collector
-                    .headers
-                    .iter()
-                    .map(|(name, value)| (name.clone(), value.expose().to_owned()))
-                    .collect(),
-                ca_file: collector.ca_file.clone(),
-            })
-        });
+        let collector = settings.collector.as_ref().map(otlp::Client::new);
         let collector = collector.transpose()?;
         let version = env!("CARGO_PKG_VERSION");
         let resource = tracing::resource(

@@ -9,6 +9,7 @@ mod convert;
 mod metrics;
 mod transport;
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -35,7 +36,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Time between two warnings about the same loss.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Where the collector is, and how to speak to it. Its headers may hold secrets, so it has no `Debug`.
+/// Where the collector is, and how to speak to it. Its headers may hold secrets, so `Debug` omits them.
 #[derive(Clone)]
 pub struct OtlpConfig {
     /// OTLP over gRPC; if not, OTLP over HTTP with protobuf bodies.
@@ -46,6 +47,14 @@ pub struct OtlpConfig {
     pub headers: Vec<(String, String)>,
     /// PEM file of the CA certificates to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for OtlpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OtlpConfig")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A connection to the collector. Clones share it.

@@ -54,6 +54,17 @@ fn exhausted(retry: Option<Duration>) -> Status {
 }
 
 #[test]
+fn headers_do_not_show() {
+    let config = OtlpConfig {
+        is_grpc: false,
+        url: "http://c:4318".to_owned(),
+        headers: vec![("authorization".to_owned(), "secret".to_owned())],
+        ca_file: None,
+    };
+    assert!(!format!("{config:?}").contains("secret"));
+}
+
+#[test]
 fn failures_that_may_pass_are_sent_again_when_the_collector_says() {
     let delay = Duration::from_millis(1);
     let (_server, client, requests) = collector::<Traces>(vec![
