@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use tbd::config::{self, CommandLine, Program, WorkerConfig};
 use tbd::metrics::Metrics;
-use tbd::orders::adapters::kafka::{
-    AnnouncementHealth, ConsumerSettings, KafkaEventBus, OrderConsumers,
-};
+use tbd::orders::adapters::kafka::{AnnouncementHealth, KafkaEventBus, OrderConsumers};
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd::orders::adapters::postgres::{self, PostgresStore};
 use tbd::orders::adapters::{PrometheusMeter, SimulatedStep};
@@ -100,18 +98,17 @@ fn start(
     let router = wiring::probes(Router::new(), checks, metrics.clone(), config.http.port);
     let http = wiring::http_server(&config.http, router, metrics)?;
     let consumers = OrderConsumers {
+        cluster: kafka.cluster.clone(),
+        config: consumer_config(config),
+        concurrency: config.concurrency,
         workflow,
         bus: bus.clone(),
+        metrics: metrics.kafka.clone(),
         worker: metrics.worker.clone(),
         announcement_health,
         stop: background.stop.clone(),
     };
-    let consumers = consumers.start(ConsumerSettings {
-        cluster: kafka.cluster.clone(),
-        consumer: consumer_config(config),
-        metrics: metrics.kafka.clone(),
-        concurrency: config.concurrency,
-    })?;
+    let consumers = consumers.start()?;
     let lag = kafka.watch_lag(metrics, background.stop.clone())?;
     background.threads.push(lag);
     Ok(Running {

@@ -39,24 +39,20 @@ const COMMIT_BUDGET: Duration = Duration::from_secs(5);
 /// Time limit of leaving the group.
 const CLOSE_BUDGET: Duration = Duration::from_secs(5);
 
-/// Settings of the consumer threads.
-pub struct Settings {
+/// The consumers of new orders' events.
+pub struct OrderConsumers {
     /// The cluster to consume from.
     pub cluster: Cluster,
     /// Group, topics, time-outs.
-    pub consumer: ConsumerConfig,
-    /// Metrics of rebalances, assignments and commits.
-    pub metrics: KafkaMetrics,
+    pub config: ConsumerConfig,
     /// Number of threads. Each is a member of the group with its own connections.
     pub concurrency: usize,
-}
-
-/// The consumers of new orders' events.
-pub struct OrderConsumers {
     /// The use case.
     pub workflow: Box<dyn Workflow>,
     /// Publishes announcements and dead letters.
     pub bus: Arc<KafkaEventBus>,
+    /// Counts rebalances, assignments and commits.
+    pub metrics: KafkaMetrics,
     /// Counts busy threads, waiting announcements and dead letters.
     pub worker: WorkerMetrics,
     /// Receives the threads' reports of waiting announcements.
@@ -72,33 +68,32 @@ impl OrderConsumers {
     ///
     /// # Errors
     /// A thread cannot be started.
-    pub fn start(self, settings: Settings) -> io::Result<Vec<JoinHandle<()>>> {
-        let (this, settings) = (Arc::new(self), Arc::new(settings));
+    pub fn start(self) -> io::Result<Vec<JoinHandle<()>>> {
         for reason in dead_letter::REASONS {
-            this.worker.dead_lettered.with_label_values(&[reason]);
+            self.worker.dead_lettered.with_label_values(&[reason]);
         }
-        for topic in this.bus.topics().all() {
-            let waiting = &this.worker.announcements_waiting;
+        for topic in self.bus.topics().all() {
+            let waiting = &self.worker.announcements_waiting;
             waiting.with_label_values(&[topic]);
         }
-        this.worker
-            .threads
-            .set(settings.concurrency.try_into().unwrap_or(i64::MAX));
-        (0..settings.concurrency)
+        let threads = self.concurrency.try_into().unwrap_or(i64::MAX);
+        self.worker.threads.set(threads);
+        let this = Arc::new(self);
+        (0..this.concurrency)
             .map(|number| {
-                let (this, settings) = (Arc::clone(&this), Arc::clone(&settings));
+                let this = Arc::clone(&this);
                 thread::Builder::new()
                     .name(format!("order-consumer-{number}"))
-                    .spawn(move || this.run(number, &settings))
+                    .spawn(move || this.run(number))
             })
             .collect()
     }
 
-    fn run(&self, number: usize, settings: &Settings) {
+    fn run(&self, number: usize) {
         while !self.stop.is_stopped() {
             // A panic is a bug of ours, but the group must not lose a member because of it. The
             // consumer is dropped, and its records are delivered again.
-            let ended = catch_unwind(AssertUnwindSafe(|| self.run_member(number, settings)));
+            let ended = catch_unwind(AssertUnwindSafe(|| self.run_member(number)));
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::error!("consumer: {error}"),
@@ -110,12 +105,11 @@ impl OrderConsumers {
 
     /// One membership in the group, until the stop signal or an error that only a new membership
     /// resolves.
-    fn run_member(&self, number: usize, settings: &Settings) -> Result<(), tbd_kafka::Error> {
-        let group = settings.consumer.group_id.clone();
-        let meter = ConsumerMeter::new(settings.metrics.clone(), group);
+    fn run_member(&self, number: usize) -> Result<(), tbd_kafka::Error> {
+        let group = self.config.group_id.clone();
+        let meter = ConsumerMeter::new(self.metrics.clone(), group);
         let hooks = Box::new(meter.clone());
-        let mut consumer =
-            Consumer::start(settings.cluster.clone(), settings.consumer.clone(), hooks)?;
+        let mut consumer = Consumer::start(self.cluster.clone(), self.config.clone(), hooks)?;
         let ended = self.consume(number, &mut consumer, &meter);
         if let Err(error) = consumer.close(Deadline::after(CLOSE_BUDGET)) {
             log::warn!("cannot leave the group; it notices after the session time-out: {error}");

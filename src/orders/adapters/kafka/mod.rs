@@ -15,7 +15,7 @@ mod spans;
 pub use announcement_health::AnnouncementHealth;
 pub use batch::{Announcement, Batch, Due, Place};
 pub use bus::KafkaEventBus;
-pub use consumer::{OrderConsumers, Settings as ConsumerSettings};
+pub use consumer::OrderConsumers;
 pub use dead_letters::{
     DeadLetters, IncompleteError, Letter, Letters, ReplayError, replay_letters,
 };
