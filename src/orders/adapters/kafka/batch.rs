@@ -58,11 +58,8 @@ struct Entry {
 }
 
 enum State {
-    /// The order needs an attempt, not before `due`.
-    ToProcess {
-        failed_attempts: u32,
-        due: Instant,
-    },
+    /// The order needs an attempt: those that have failed, and when the next one is due.
+    ToProcess(u32, Instant),
     /// The order has a final status. These announcements are not acknowledged yet.
     ToAnnounce(Vec<Outgoing>),
     Done,
@@ -121,15 +118,11 @@ impl Batch {
             let span = process_span(&record, order.as_ref().ok(), &self.group);
             let known = order.as_ref().ok().and_then(|id| attempted.get(id));
             let (failed_attempts, due) = known.copied().unwrap_or((0, now));
-            let state = State::ToProcess {
-                failed_attempts,
-                due,
-            };
             let mut entry = Entry {
                 record,
                 order,
                 span,
-                state,
+                state: State::ToProcess(failed_attempts, due),
             };
             if let Err(why) = entry.order.clone() {
                 let letter = self.give_up(&entry, UNDECODABLE, &why, 0);
@@ -162,13 +155,9 @@ impl Batch {
     /// from there.
     fn attempted(&self) -> HashMap<OrderId, (u32, Instant)> {
         let attempted = |entry: &Entry| match (&entry.order, &entry.state) {
-            (
-                Ok(id),
-                State::ToProcess {
-                    failed_attempts,
-                    due,
-                },
-            ) => Some((*id, (*failed_attempts, *due))),
+            (Ok(id), State::ToProcess(failed_attempts, due)) => {
+                Some((*id, (*failed_attempts, *due)))
+            }
             _ => None,
         };
         self.entries.iter().filter_map(attempted).collect()
@@ -188,7 +177,7 @@ impl Batch {
     /// When the next attempt or announcement is due.
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
         let due = |entry: &Entry| match &entry.state {
-            State::ToProcess { due, .. } => Some(*due),
+            State::ToProcess(_, due) => Some(*due),
             State::ToAnnounce(outgoing) => {
                 let waits = |it: &Outgoing| self.troubled.contains_key(&it.record.topic);
                 Some(if outgoing.iter().all(waits) {
@@ -239,10 +228,7 @@ impl Batch {
             if let Some(failed_attempts) = entry.attempts_due(now) {
                 count += 1;
                 entry.span.fail("store", &error.to_string());
-                entry.state = State::ToProcess {
-                    failed_attempts,
-                    due: now + PAUSE,
-                };
+                entry.state = State::ToProcess(failed_attempts, now + PAUSE);
             }
         }
         log::warn!("{count} orders not processed, trying again: {error}");
@@ -254,7 +240,7 @@ impl Batch {
         self.is_held_up = results.values().any(is_waiting);
         for index in 0..self.entries.len() {
             let entry = &self.entries[index];
-            if let (Ok(id), State::ToProcess { .. }) = (&entry.order, &entry.state)
+            if let (Ok(id), State::ToProcess(..)) = (&entry.order, &entry.state)
                 && let Some(processed) = results.get(id)
             {
                 let state = {
@@ -270,17 +256,11 @@ impl Batch {
     fn follow_up(&self, entry: &Entry, id: OrderId, processed: &Processed, now: Instant) -> State {
         let outgoing = match processed {
             Processed::Retry { failed_attempts } => {
-                return State::ToProcess {
-                    failed_attempts: *failed_attempts,
-                    due: now + pause_after(*failed_attempts),
-                };
+                return State::ToProcess(*failed_attempts, now + pause_after(*failed_attempts));
             }
             Processed::Waiting { reason } => {
                 entry.span.fail("participant", reason);
-                return State::ToProcess {
-                    failed_attempts: 0,
-                    due: now + PAUSE,
-                };
+                return State::ToProcess(0, now + PAUSE);
             }
             Processed::Completed(order) => {
                 log::info!(order_id:% = id; "order completed");
@@ -384,10 +364,7 @@ impl Entry {
     /// The number of failed attempts, if another attempt is due at `now`.
     fn attempts_due(&self, now: Instant) -> Option<u32> {
         match self.state {
-            State::ToProcess {
-                failed_attempts,
-                due,
-            } if due <= now => Some(failed_attempts),
+            State::ToProcess(failed_attempts, due) if due <= now => Some(failed_attempts),
             _ => None,
         }
     }
