@@ -19,7 +19,7 @@ use tbd_kafka::consumer::ConsumerRecord;
 use tbd_kafka::producer::Record;
 use tbd_telemetry::tracing::{self, DetachedSpan};
 
-use super::dead_letter::{FAILED, Reason, UNDECODABLE, UNKNOWN_ORDER, dead_letter, replayed_at};
+use super::dead_letter::{FAILED, UNDECODABLE, UNKNOWN_ORDER, dead_letter, replayed_at};
 use super::events::{Topics, created_order};
 use super::spans::process_span;
 
@@ -307,11 +307,7 @@ impl Batch {
             topic = &*record.topic, partition = record.partition, offset = record.offset;
             "record goes to the dead-letter topic: {why}"
         );
-        let reason = Reason {
-            text: why.to_owned(),
-            attempts,
-        };
-        let letter = dead_letter(&self.topics.dlq, record, &reason);
+        let letter = dead_letter(&self.topics.dlq, record, why, attempts);
         entry.outgoing(letter, Some(kind))
     }
 

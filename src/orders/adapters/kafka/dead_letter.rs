@@ -44,17 +44,15 @@ pub(super) const UNDECODABLE: &str = "undecodable";
 pub(super) const UNKNOWN_ORDER: &str = "unknown_order";
 pub(super) const FAILED: &str = "failed";
 
-/// Why a record becomes a dead letter.
-pub struct Reason {
-    /// One sentence, without secrets.
-    pub text: String,
-    /// Attempts at processing; 0 if there was none.
-    pub attempts: u32,
-}
-
-/// The dead letter of `record`: its key, value and headers, with headers that name its place and
-/// the reason. Trace headers are left out, because the send adds new ones of the same trace.
-pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -> Record {
+/// The dead letter of `record`: its key, value and headers, with headers that name its place, the
+/// reason (a sentence without secrets) and the number of `attempts` at processing. Trace headers are
+/// left out, because the send adds new ones of the same trace.
+pub fn dead_letter(
+    topic: &Arc<str>,
+    record: &ConsumerRecord,
+    reason: &str,
+    attempts: u32,
+) -> Record {
     let kept = record
         .headers
         .iter()
@@ -64,8 +62,8 @@ pub fn dead_letter(topic: &Arc<str>, record: &ConsumerRecord, reason: &Reason) -
         (TOPIC, record.topic.to_string()),
         (PARTITION, record.partition.to_string()),
         (OFFSET, record.offset.to_string()),
-        (REASON, reason.text.clone()),
-        (ATTEMPTS, reason.attempts.to_string()),
+        (REASON, reason.to_owned()),
+        (ATTEMPTS, attempts.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), Some(Bytes::from(value))));
     Record {
@@ -232,11 +230,7 @@ mod tests {
     }
 
     fn letter(record: &ConsumerRecord) -> ConsumerRecord {
-        let reason = Reason {
-            text: "because".into(),
-            attempts: 3,
-        };
-        arrived(dead_letter(&"order.dlq".into(), record, &reason))
+        arrived(dead_letter(&"order.dlq".into(), record, "because", 3))
     }
 
     #[test]
@@ -268,11 +262,7 @@ mod tests {
             value: Some(Bytes::from(vec![b'x'; 10_000])),
             ..record()
         };
-        let reason = Reason {
-            text: "because".into(),
-            attempts: 3,
-        };
-        let whole = dead_letter(&"order.dlq".into(), &original, &reason);
+        let whole = dead_letter(&"order.dlq".into(), &original, "because", 3);
         let short = without_value(&whole).unwrap();
         assert_eq!((&short.key, &short.value), (&original.key, &None));
         let names: Vec<&str> = short
@@ -303,11 +293,7 @@ mod tests {
             headers: vec![("mine".to_owned(), Some(large))],
             ..record()
         };
-        let reason = Reason {
-            text: "because".into(),
-            attempts: 0,
-        };
-        let letter = dead_letter(&"order.dlq".into(), &original, &reason);
+        let letter = dead_letter(&"order.dlq".into(), &original, "because", 0);
         let short = without_value(&letter).unwrap();
         assert_eq!(short.key, None);
         let header = |name: &str| short.headers.iter().any(|(it, _)| it == name);
