@@ -135,19 +135,12 @@ pub fn created_order(value: Option<&[u8]>, event_type: &str) -> Result<OrderId, 
     let value = value.ok_or("the record has no value")?;
     let event: CloudEvent = serde_json::from_slice(value)
         // Place and kind of the fault, but nothing from the value itself.
-        .map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => {
-                format!(
-                    "not an event of an order (line {}, column {})",
-                    error.line(),
-                    error.column()
-                )
-            }
-            _ => format!(
-                "not JSON (line {}, column {})",
-                error.line(),
-                error.column()
-            ),
+        .map_err(|error| {
+            let fault = match error.is_data() {
+                true => "not an event of an order",
+                false => "not JSON",
+            };
+            format!("{fault} (line {}, column {})", error.line(), error.column())
         })?;
     if event.specversion != SPEC_VERSION {
         return Err("not CloudEvents 1.0".to_owned());
