@@ -15,13 +15,12 @@ use tbd::orders::app::commands::{CancelOrder, CreateOrder};
 use tbd::orders::app::{DeliveryMode, Housekeeping};
 use tbd::orders::ports::{Message, OrderReader};
 use tbd::wiring::{
-    self, Background, Checks, EVENTS_SHARE, GrpcServer, Kafka, Shutdown, ShutdownSignal, Telemetry,
+    self, AnyError, Background, Checks, EVENTS_SHARE, GrpcServer, Kafka, Shutdown, ShutdownSignal,
+    Telemetry,
 };
 use tbd_deadline::{Deadline, StopSignal};
 use tbd_http::{Router, Server};
 use tbd_postgres::Pool;
-
-type AnyError = Box<dyn std::error::Error>;
 
 fn main() {
     let (command, config) = wiring::load(Program::Api, ApiConfig::from_env);

@@ -12,11 +12,11 @@ use tbd::participants::adapters::http::audits;
 use tbd::participants::adapters::identity::Admission;
 use tbd::participants::adapters::migrations::embedded;
 use tbd::participants::adapters::postgres::{PostgresLedger, tables};
-use tbd::wiring::{self, Background, Checks, GrpcServer, GrpcService, ShutdownSignal, Telemetry};
+use tbd::wiring::{
+    self, AnyError, Background, Checks, GrpcServer, GrpcService, ShutdownSignal, Telemetry,
+};
 use tbd_deadline::StopSignal;
 use tbd_http::{Router, Server};
-
-type AnyError = Box<dyn std::error::Error>;
 
 fn main() {
     let (command, config) = wiring::load(Program::Participant, ParticipantConfig::from_env);

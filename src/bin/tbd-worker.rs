@@ -16,14 +16,12 @@ use tbd::orders::app::SagaSweeper;
 use tbd::orders::app::commands::{ProcessOrders, RunSagas, Workflow};
 use tbd::wiring::health::Monitor;
 use tbd::wiring::{
-    self, Background, Checks, EVENTS_SHARE, Kafka, Shutdown, ShutdownSignal, THREADS_SHARE,
-    Telemetry,
+    self, AnyError, Background, Checks, EVENTS_SHARE, Kafka, Shutdown, ShutdownSignal,
+    THREADS_SHARE, Telemetry,
 };
 use tbd_deadline::{Deadline, StopSignal};
 use tbd_http::{Router, Server};
 use tbd_kafka::consumer::ConsumerConfig;
-
-type AnyError = Box<dyn std::error::Error>;
 
 /// Target duration of the steps of one poll's orders. A rebalance waits for the member's next
 /// poll.

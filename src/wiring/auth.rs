@@ -6,22 +6,19 @@ use std::sync::Arc;
 
 use tbd_tls::{FileError, Reloading};
 
+use super::AnyError;
 use crate::auth::{KeySource, TokenCheck};
 use crate::config::{AuthKey, AuthSettings};
-
-/// The file or secret contains no usable key.
-#[derive(Debug, thiserror::Error)]
-#[error("AUTH_JWT_JWKS_FILE or AUTH_JWT_HS256_SECRET: {0}")]
-pub struct AuthError(#[from] FileError);
 
 /// The check that `settings` ask for, if any. It reads the file of keys, and reads it again when it has
 /// changed: then tokens need a key of the new file. Logs the number of keys.
 ///
 /// # Errors
-/// [`AuthError`]. Then the program must not start: it would admit nobody or everybody.
+/// The file or secret contains no usable key. Then the program must not start: it would admit nobody or
+/// everybody.
 pub fn token_check(
     settings: Option<&AuthSettings>,
-) -> Result<Option<Arc<Reloading<TokenCheck>>>, AuthError> {
+) -> Result<Option<Arc<Reloading<TokenCheck>>>, AnyError> {
     let Some(settings) = settings.cloned() else {
         return Ok(None);
     };
@@ -32,7 +29,8 @@ pub fn token_check(
         AuthKey::Hs256(_) => Vec::new(),
         AuthKey::JwksFile(path) => vec![path.clone()],
     };
-    let check = Reloading::new(files, move || load(&settings))?;
+    let check = Reloading::new(files, move || load(&settings))
+        .map_err(|error| format!("AUTH_JWT_JWKS_FILE or AUTH_JWT_HS256_SECRET: {error}"))?;
     Ok(Some(Arc::new(check)))
 }
 

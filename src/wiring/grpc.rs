@@ -1,7 +1,7 @@
 //! gRPC server setup: calls run on the HTTP server's pool.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use crate::proto::orders::order_service;
 use tbd_deadline::Deadline;
 use tbd_grpc::Router;
 use tbd_grpc::server::{Health, Job, Server, ServerConfig, ServingStatus, add_reflection};
-use tbd_grpc::tls::{FileError, ServerTls};
+use tbd_grpc::tls::ServerTls;
 use tbd_http::Pool;
 use tbd_tls::Reloading;
 
+use super::AnyError;
 use super::background::Background;
 use super::grpc_observer::{GrpcObserver, GrpcService};
 use super::probes::Checks;
@@ -35,28 +36,6 @@ const ORDER_PATHS: [&str; 4] = [
     order_service::CANCEL_ORDER.path(),
 ];
 
-/// Why the gRPC server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum GrpcError {
-    /// The address cannot be listened on.
-    #[error("cannot listen for gRPC on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The operating system's reason.
-        source: io::Error,
-    },
-    /// A certificate or key cannot be used.
-    #[error("TLS of the gRPC server: {0}")]
-    Tls(#[from] FileError),
-    /// The operating system refused a thread.
-    #[error("the gRPC server cannot start: {0}")]
-    Thread(io::Error),
-    /// The compiled `.proto` files are damaged; a test holds them.
-    #[error("the descriptors of the gRPC services are damaged: {0}")]
-    Descriptors(#[from] prost::DecodeError),
-}
-
 /// A running gRPC server.
 pub struct GrpcServer {
     server: Server,
@@ -66,7 +45,7 @@ pub struct GrpcServer {
 /// Starts the api's server. With `token_check` calls need a token. The rest is as for [`serve_grpc`].
 ///
 /// # Errors
-/// [`GrpcError`]; nothing is left running.
+/// As for [`serve_grpc`].
 pub fn grpc_server(
     config: &GrpcConfig,
     api: Arc<Api>,
@@ -75,7 +54,7 @@ pub fn grpc_server(
     checks: Checks,
     metrics: &Metrics,
     background: &mut Background,
-) -> Result<GrpcServer, GrpcError> {
+) -> Result<GrpcServer, AnyError> {
     let guard = token_check.map(|check| {
         Box::new(move |values: &[&str]| check.get().admit_values(values.iter().copied())) as Guard
     });
@@ -94,7 +73,8 @@ pub fn grpc_server(
 /// say. Calls run on `pool`. `add_routes` adds the methods of `service`.
 ///
 /// # Errors
-/// [`GrpcError`]; nothing is left running.
+/// The address cannot be listened on, a certificate or key cannot be used, or the system refuses a thread.
+/// Nothing is left running.
 pub fn serve_grpc(
     config: &GrpcConfig,
     service: &GrpcService,
@@ -103,7 +83,7 @@ pub fn serve_grpc(
     checks: Checks,
     metrics: &Metrics,
     background: &mut Background,
-) -> Result<GrpcServer, GrpcError> {
+) -> Result<GrpcServer, AnyError> {
     let observer = Arc::new(GrpcObserver::new(metrics, service));
     let mut router = Router::new();
     let (running, refusing) = (Arc::clone(&observer), Arc::clone(&observer));
@@ -113,7 +93,9 @@ pub fn serve_grpc(
     add_routes(&mut router);
     let health = Health::new();
     health.add_to(&mut router);
-    add_reflection(&mut router, &[DESCRIPTORS])?;
+    // A test holds the descriptors.
+    add_reflection(&mut router, &[DESCRIPTORS])
+        .map_err(|error| format!("the descriptors of the gRPC services are damaged: {error}"))?;
 
     let mut server_config = ServerConfig::default();
     server_config.connection.message_bytes_max = service.message_bytes_max;
@@ -126,12 +108,15 @@ pub fn serve_grpc(
         }));
     if let Some(files) = &config.tls {
         let files = files.clone();
-        server = server.tls(ServerTls::from_files(files.identity, files.client_ca)?);
+        let tls = ServerTls::from_files(files.identity, files.client_ca)
+            .map_err(|error| format!("TLS of the gRPC server: {error}"))?;
+        server = server.tls(tls);
     }
     let address = config.address;
-    let listener =
-        TcpListener::bind(address).map_err(|source| GrpcError::Listen { address, source })?;
-    let server = server.start(listener).map_err(GrpcError::Thread)?;
+    let listener = TcpListener::bind(address)
+        .map_err(|error| format!("cannot listen for gRPC on {address}: {error}"))?;
+    let no_thread = |error: io::Error| format!("the gRPC server cannot start: {error}");
+    let server = server.start(listener).map_err(no_thread)?;
     log::info!(target: "tbd::grpc", tls = config.tls.is_some(); "listening on {address}");
 
     let (set, name) = (health.clone(), service.name);
@@ -145,7 +130,7 @@ pub fn serve_grpc(
         is_ready
     };
     let followed = background.monitor("grpc-health", follow);
-    followed.map_err(GrpcError::Thread)?;
+    followed.map_err(no_thread)?;
     Ok(GrpcServer { server, health })
 }
 

@@ -19,12 +19,12 @@ mod saga;
 mod shutdown;
 mod topics;
 
-pub use auth::{AuthError, token_check};
+pub use auth::token_check;
 pub use background::{Background, migrator};
 pub use breaker::breaker;
 pub use database::{database_config, pool, read_pool, start_migrations};
 pub use dead_letters::dead_letters;
-pub use grpc::{GrpcError, GrpcServer, grpc_server, serve_grpc};
+pub use grpc::{GrpcServer, grpc_server, serve_grpc};
 pub use grpc_observer::GrpcService;
 pub use healthcheck::healthcheck_command;
 pub use http::{http_server, observers};
@@ -36,3 +36,6 @@ pub use shutdown::{
     ABORT_AFTER, EVENTS_SHARE, SHUTDOWN_BUDGET, SPANS_SHARE, Shutdown, ShutdownSignal,
     THREADS_SHARE, WORK_SHARE, join, stop_servers,
 };
+
+/// Why a program does not start: a text for its operator.
+pub type AnyError = Box<dyn std::error::Error>;
