@@ -19,28 +19,8 @@ pub enum KeySource<'a> {
 
 /// Why there are no usable keys. Contains nothing of a key.
 #[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The secret is too short to resist guessing.
-    #[error("the secret has fewer than {SECRET_BYTES_MIN} bytes")]
-    ShortSecret,
-    /// The text is not a JSON Web Key Set.
-    #[error("it is not a JSON Web Key Set (line {line}, column {column})")]
-    NotASet {
-        /// Where reading ended.
-        line: usize,
-        /// Where reading ended.
-        column: usize,
-    },
-    /// A key of the set is symmetric. A file of public keys must not contain secrets.
-    #[error("the set holds a secret (kty oct); only public keys may be in it")]
-    SecretInSet,
-    /// No key of the set is for a signature that we can verify.
-    #[error("the set has no key for a supported signature algorithm")]
-    NoKey,
-    /// Among several keys, each needs a unique `kid`.
-    #[error("the set has several keys; each needs a kid of its own")]
-    Unnamed,
-}
+#[error("{0}")]
+pub struct KeyError(String);
 
 /// A key, and the signatures that it may verify.
 pub(super) struct Key {
@@ -52,7 +32,10 @@ pub(super) struct Key {
 /// The usable keys; at least one.
 pub(super) fn keys(source: KeySource<'_>) -> Result<Vec<Key>, KeyError> {
     match source {
-        KeySource::Secret(secret) if secret.len() < SECRET_BYTES_MIN => Err(KeyError::ShortSecret),
+        // A shorter one can be guessed.
+        KeySource::Secret(secret) if secret.len() < SECRET_BYTES_MIN => Err(KeyError(format!(
+            "the secret has fewer than {SECRET_BYTES_MIN} bytes"
+        ))),
         KeySource::Secret(secret) => Ok(vec![Key {
             id: None,
             key: DecodingKey::from_secret(secret),
@@ -63,22 +46,25 @@ pub(super) fn keys(source: KeySource<'_>) -> Result<Vec<Key>, KeyError> {
 }
 
 fn of_set(text: &str) -> Result<Vec<Key>, KeyError> {
-    let set: JwkSet = serde_json::from_str(text).map_err(|error| KeyError::NotASet {
-        line: error.line(),
-        column: error.column(),
+    let refuse = |why: &str| Err(KeyError(why.to_owned()));
+    let set: JwkSet = serde_json::from_str(text).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        KeyError(format!(
+            "it is not a JSON Web Key Set (line {line}, column {column})"
+        ))
     })?;
     let is_secret = |jwk: &Jwk| matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_));
     if set.keys.iter().any(is_secret) {
-        return Err(KeyError::SecretInSet);
+        return refuse("the set holds a secret (kty oct); only public keys may be in it");
     }
     // Ignores keys of other kinds and for other uses (RFC 7517, section 5).
     let keys: Vec<Key> = set.keys.iter().filter_map(of_jwk).collect();
     let names: HashSet<&str> = keys.iter().filter_map(|key| key.id.as_deref()).collect();
     match keys.len() {
-        0 => Err(KeyError::NoKey),
+        0 => refuse("the set has no key for a supported signature algorithm"),
         1 => Ok(keys),
         count if names.len() == count => Ok(keys),
-        _ => Err(KeyError::Unnamed),
+        _ => refuse("the set has several keys; each needs a kid of its own"),
     }
 }
 
