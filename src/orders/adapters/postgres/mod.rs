@@ -41,49 +41,12 @@ pub fn statements() -> Vec<Statement> {
 }
 
 /// The tables and columns that these statements use.
+#[rustfmt::skip]
 pub const TABLES: Tables = &[
-    (
-        "orders",
-        &[
-            "id",
-            "customer_email",
-            "amount_cents",
-            "status",
-            "failure_reason",
-            "created_at",
-            "updated_at",
-        ],
-    ),
-    (
-        "idempotency_keys",
-        &[
-            "key",
-            "request_hash",
-            "response_status",
-            "response_body",
-            "order_id",
-            "created_at",
-            "expires_at",
-        ],
-    ),
-    (
-        "outbox",
-        &["order_id", "payload", "traceparent", "created_at"],
-    ),
-    (
-        "sagas",
-        &[
-            "order_id",
-            "id",
-            "version",
-            "state",
-            "command",
-            "calls",
-            "started_at",
-            "updated_at",
-            "swept_at",
-        ],
-    ),
+    ("orders", &["id", "customer_email", "amount_cents", "status", "failure_reason", "created_at", "updated_at"]),
+    ("idempotency_keys", &["key", "request_hash", "response_status", "response_body", "order_id", "created_at", "expires_at"]),
+    ("outbox", &["order_id", "payload", "traceparent", "created_at"]),
+    ("sagas", &["order_id", "id", "version", "state", "command", "calls", "started_at", "updated_at", "swept_at"]),
 ];
 
 /// Implements every storage port on one pool. Clones share the pool.
