@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use tbd_postgres::{Identity, Roots, SslMode, TargetSessionAttrs};
+use tbd_postgres::{DatabaseConfig, Identity, Roots, SslMode, TargetSessionAttrs};
 
-use super::Secret;
 use super::files::{identity, readable_file};
 use super::reader::{Reader, host, list, optional, port, text, untrimmed_text};
 
@@ -22,25 +21,10 @@ pub struct DatabaseTls {
 /// PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct DatabaseSettings {
-    /// Host (name, address or folder of a Unix socket) and port of each server, in the order to try
-    /// them; at least one.
-    pub servers: Vec<(String, u16)>,
-    /// The required role of a server.
-    pub target: TargetSessionAttrs,
+    /// Everything but encryption, whose files are read later.
+    pub config: DatabaseConfig,
     /// Encryption.
     pub tls: DatabaseTls,
-    /// User.
-    pub user: String,
-    /// Password.
-    pub password: Secret,
-    /// Database.
-    pub name: String,
-    /// Maximum number of connections.
-    pub max_conns: u32,
-    /// Maximum number of idle connections, at most `max_conns`.
-    pub max_idle_conns: u32,
-    /// Age at which a connection is replaced.
-    pub conn_max_lifetime: Duration,
 }
 
 /// The limits of a program's connection pool.
@@ -76,17 +60,23 @@ pub(super) fn database_settings(reader: &mut Reader<'_>, pool: PoolLimits) -> Da
         ("primary", TargetSessionAttrs::Primary),
         ("any", TargetSessionAttrs::Any),
     ];
-    DatabaseSettings {
-        servers: servers(reader, list(host), "DB_HOST", "DB_PORT"),
-        target: reader.choice("DB_TARGET_SESSION_ATTRS", &targets),
-        tls: tls(reader),
-        user: reader.get("DB_USER", text(63)),
-        password: Secret(reader.get("DB_PASSWORD", untrimmed_text(usize::MAX))),
-        name: reader.get("DB_NAME", text(63)),
+    let mut servers = servers(reader, list(host), "DB_HOST", "DB_PORT").into_iter();
+    // A list has at least one.
+    let (host, port) = servers.next().unwrap_or_default();
+    let target = reader.choice("DB_TARGET_SESSION_ATTRS", &targets);
+    let tls = tls(reader);
+    let user: String = reader.get("DB_USER", text(63));
+    let password: String = reader.get("DB_PASSWORD", untrimmed_text(usize::MAX));
+    let name: String = reader.get("DB_NAME", text(63));
+    let config = DatabaseConfig {
+        other_servers: servers.collect(),
+        target,
         max_conns: pool.max_conns,
         max_idle_conns: pool.max_idle_conns,
         conn_max_lifetime: pool.conn_max_lifetime,
-    }
+        ..DatabaseConfig::new(&host, port, &user, &password, &name)
+    };
+    DatabaseSettings { config, tls }
 }
 
 /// The standby for reads, in the same database with the same login and limits. `None`: the primary
@@ -96,12 +86,17 @@ pub(super) fn read_database(
     primary: &DatabaseSettings,
 ) -> Option<DatabaseSettings> {
     let hosts = |text: &str| optional(list(host))(text).map(Option::unwrap_or_default);
-    let servers = servers(reader, hosts, "DB_READ_HOST", "DB_READ_PORT");
-    (!servers.is_empty()).then(|| DatabaseSettings {
-        servers,
+    let mut servers = servers(reader, hosts, "DB_READ_HOST", "DB_READ_PORT").into_iter();
+    let (host, port) = servers.next()?;
+    let config = DatabaseConfig {
+        host,
+        port,
+        other_servers: servers.collect(),
         target: TargetSessionAttrs::Any,
-        ..primary.clone()
-    })
+        ..primary.config.clone()
+    };
+    let tls = primary.tls.clone();
+    Some(DatabaseSettings { config, tls })
 }
 
 /// As in libpq: one port for all hosts, or one for each.

@@ -53,14 +53,12 @@ fn an_empty_environment_gives_the_documented_defaults() {
     assert_eq!(api.http.shutdown_drain, Duration::ZERO);
     assert_eq!(api.log.level, LevelFilter::Info);
     assert_eq!(api.log.format, LogFormat::Json);
-    assert_eq!(api.database.servers, [("localhost".to_owned(), 5432)]);
-    assert_eq!(api.database.target, TargetSessionAttrs::ReadWrite);
-    assert_eq!(api.database.password.expose(), "secret");
-    assert_eq!(
-        (api.database.max_conns, api.database.max_idle_conns),
-        (25, 5)
-    );
-    assert_eq!(api.database.conn_max_lifetime, Duration::from_secs(300));
+    let database = api.database.config;
+    assert_eq!(database.location(), "localhost:5432/tbd");
+    assert_eq!(database.target, TargetSessionAttrs::ReadWrite);
+    assert_eq!(database.password, "secret");
+    assert_eq!((database.max_conns, database.max_idle_conns), (25, 5));
+    assert_eq!(database.conn_max_lifetime, Duration::from_secs(300));
     assert_eq!(api.kafka.brokers, ["localhost:9092"]);
     assert_eq!(api.kafka.topic_partitions, 16);
     assert_eq!(api.kafka.topic_replication, 1);
@@ -99,7 +97,11 @@ fn defaults_of_a_participant_depend_on_which_one_it_is() {
         assert_eq!(config.latency, Duration::ZERO);
         assert_eq!(config.allowed_clients, ["tbd-worker"]);
         let ports = (config.grpc.address.port(), config.http.port);
-        (ports, config.database.name, config.telemetry.service_name)
+        (
+            ports,
+            config.database.config.name,
+            config.telemetry.service_name,
+        )
     };
     let expected = |ports, name: &str| (ports, name.to_owned(), format!("tbd-{name}"));
     assert_eq!(defaults("inventory"), expected((50052, 9092), "inventory"));
@@ -182,12 +184,10 @@ fn traces_are_looked_at_where_a_browser_can_go_and_only_if_they_are_exported() {
 fn several_database_hosts_have_one_port_or_one_each() {
     let servers = |port: &str| {
         let pairs = [("DB_HOST", "a, b"), ("DB_PORT", port)];
-        api(&pairs).map(|api| api.database.servers)
+        api(&pairs).map(|api| api.database.config.location())
     };
-    let expected =
-        |ports: [u16; 2]| Ok(vec![("a".to_owned(), ports[0]), ("b".to_owned(), ports[1])]);
-    assert_eq!(servers("5433"), expected([5433, 5433]));
-    assert_eq!(servers("5433,5434"), expected([5433, 5434]));
+    assert_eq!(servers("5433"), Ok("a:5433,b:5433/tbd".to_owned()));
+    assert_eq!(servers("5433,5434"), Ok("a:5433,b:5434/tbd".to_owned()));
     let refused = servers("1,2,3").expect_err("three for two").to_string();
     assert!(
         refused.contains("as many as DB_HOST has hosts (2)"),
@@ -200,8 +200,8 @@ fn a_standby_has_the_database_and_login_of_the_primary() {
     let read = |pairs: &[(&str, &str)]| api(pairs).map(|api| api.read_database);
     assert!(read(&[]).unwrap().is_none());
     let pairs = [("DB_READ_HOST", "s"), ("DB_HOST", "p"), ("DB_USER", "u")];
-    let standby = read(&pairs).unwrap().expect("a standby");
-    assert_eq!(standby.servers, [("s".to_owned(), 5432)]);
+    let standby = read(&pairs).unwrap().expect("a standby").config;
+    assert_eq!(standby.location(), "s:5432/tbd");
     assert_eq!(
         (standby.target, &*standby.user),
         (TargetSessionAttrs::Any, "u"),
@@ -290,7 +290,7 @@ fn a_password_is_never_shown() {
         );
     }
     let config = api(&[("DB_PASSWORD", "hunter2")]).unwrap();
-    assert_eq!(config.database.password.expose(), "hunter2");
+    assert_eq!(config.database.config.password, "hunter2");
     assert!(!format!("{config:?}").contains("hunter2"));
 
     let errors = api(&[("KAFKA_SASL_PASSWORD", "hunter2\u{7}")]).unwrap_err();
@@ -435,7 +435,7 @@ fn a_value_that_is_not_text_is_refused_not_replaced_by_the_default() {
 fn an_empty_variable_counts_as_unset() {
     let config = api(&[("API_PORT", ""), ("DB_USER", "  ")]).unwrap();
     assert_eq!(
-        (config.http.port, config.database.user.as_str()),
+        (config.http.port, config.database.config.user.as_str()),
         (8080, "tbd")
     );
 }
@@ -659,7 +659,7 @@ fn the_longest_drain_is_the_one_that_the_shutdown_allows_for() {
 #[test]
 fn the_idle_default_gives_way_to_a_small_pool() {
     let config = api(&[("DB_MAX_CONNS", "3")]).unwrap();
-    assert_eq!(config.database.max_idle_conns, 3);
+    assert_eq!(config.database.config.max_idle_conns, 3);
     let errors = api(&[("DB_MAX_CONNS", "3"), ("DB_MAX_IDLE_CONNS", "4")]).unwrap_err();
     assert_eq!(
         errors.errors()[0].to_string(),

@@ -28,25 +28,11 @@ pub fn database_config(
     settings: &DatabaseSettings,
     application: &str,
 ) -> Result<DatabaseConfig, FileError> {
-    let mut servers = settings.servers.iter().cloned();
-    // The settings hold at least one.
-    let (host, port) = servers.next().unwrap_or_default();
     let tls = settings.tls.clone();
     Ok(DatabaseConfig {
-        other_servers: servers.collect(),
-        target: settings.target,
         tls: Tls::new(tls.mode, tls.roots, tls.identity)?,
-        max_conns: settings.max_conns,
-        max_idle_conns: settings.max_idle_conns,
-        conn_max_lifetime: settings.conn_max_lifetime,
         application_name: application.to_owned(),
-        ..DatabaseConfig::new(
-            &host,
-            port,
-            &settings.user,
-            settings.password.expose(),
-            &settings.name,
-        )
+        ..settings.config.clone()
     })
 }
 
