@@ -12,10 +12,3 @@ pub enum StoreError {
     #[error("store failed: {0}")]
     Internal(String),
 }
-
-impl StoreError {
-    /// Whether a retry may succeed.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_))
-    }
-}
