@@ -32,7 +32,7 @@ use jsonwebtoken::{decode, decode_header};
 use serde::Deserialize;
 use serde_json::Value;
 
-use tbd_http::{Identity, Problem, Request};
+use tbd_http::{Identity, Problem};
 
 use keys::{Key, keys};
 pub use keys::{KeyError, KeySource, SECRET_BYTES_MIN};
@@ -111,22 +111,11 @@ impl TokenCheck {
         self.keys.len()
     }
 
-    /// Admits `request` and returns its sender, or refuses it.
+    /// Like [`check`](Self::check).
     ///
     /// # Errors
     /// 401 with `WWW-Authenticate: Bearer` (RFC 6750, section 3).
-    pub fn admit(&self, request: &Request) -> Result<Identity, Problem> {
-        self.admit_values(request.headers("Authorization"))
-    }
-
-    /// Admits a call whose `authorization` metadata has these values, or refuses it.
-    ///
-    /// # Errors
-    /// As for [`admit`](Self::admit).
-    pub fn admit_values<'a>(
-        &self,
-        values: impl Iterator<Item = &'a str>,
-    ) -> Result<Identity, Problem> {
+    pub fn admit<'a>(&self, values: impl Iterator<Item = &'a str>) -> Result<Identity, Problem> {
         self.check(values).map_err(Refusal::into_problem)
     }
 

@@ -92,7 +92,9 @@ fn start(config: &ApiConfig, metrics: &Metrics) -> Result<Running, AnyError> {
     let router = page(router, config.jaeger_ui.as_deref());
     let mut router = wiring::probes(router, checks.clone(), metrics.clone(), config.http.port);
     if let Some(check) = token_check.clone() {
-        router = router.guard("/v1/", move |request| check.get().admit(request));
+        router = router.guard("/v1/", move |request| {
+            check.get().admit(request.headers("Authorization"))
+        });
     }
     let http = wiring::http_server(&config.http, router, metrics)?;
     let mut grpc = None;

@@ -56,7 +56,7 @@ pub fn grpc_server(
     background: &mut Background,
 ) -> Result<GrpcServer, AnyError> {
     let guard = token_check.map(|check| {
-        Box::new(move |values: &[&str]| check.get().admit_values(values.iter().copied())) as Guard
+        Box::new(move |values: &[&str]| check.get().admit(values.iter().copied())) as Guard
     });
     let service = GrpcService {
         name: "tbd.orders.v1.OrderService",
