@@ -7,6 +7,7 @@ use tbd_kafka::TopicPartition;
 use tbd_kafka::consumer::ConsumerHooks;
 use tbd_kafka::producer::{Outcome, ProducerHooks};
 use tbd_kafka::{ApiKey, ClientHooks, Error};
+use tbd_telemetry::metrics::{IntCounter, IntCounterVec};
 
 use super::events::Topics;
 
@@ -62,11 +63,8 @@ impl ProducerHooks for ProducerMeter {
     fn record_settled(&self, topic: &str, latency: Duration, outcome: &Outcome) {
         match outcome {
             Ok(_) => {
-                let latency = latency.as_secs_f64();
-                self.0
-                    .producer_latency
-                    .with_label_values(&[topic])
-                    .observe(latency);
+                let latencies = self.0.producer_latency.with_label_values(&[topic]);
+                latencies.observe(latency.as_secs_f64());
             }
             Err(_) => self.0.producer_errors.with_label_values(&[topic]).inc(),
         }
@@ -95,10 +93,15 @@ pub(super) struct ConsumerMeter {
 
 impl ConsumerMeter {
     pub(super) fn new(metrics: KafkaMetrics, group: String) -> Self {
-        metrics.rebalances.with_label_values(&[&group]);
-        metrics.commit_failures.with_label_values(&[&group]);
-        metrics.replaced_partitions.with_label_values(&[&group]);
-        Self { metrics, group }
+        let meter = Self { metrics, group };
+        meter.of_group(&meter.metrics.rebalances);
+        meter.of_group(&meter.metrics.commit_failures);
+        meter.of_group(&meter.metrics.replaced_partitions);
+        meter
+    }
+
+    fn of_group(&self, counters: &IntCounterVec) -> IntCounter {
+        counters.with_label_values(&[&self.group])
     }
 
     pub(super) fn group(&self) -> &str {
@@ -107,34 +110,24 @@ impl ConsumerMeter {
 
     pub(super) fn polled(&self, topic: &str, records: usize) {
         let records = records.try_into().unwrap_or(u64::MAX);
-        self.metrics
-            .consumer_records
-            .with_label_values(&[topic])
-            .inc_by(records);
+        let consumed = self.metrics.consumer_records.with_label_values(&[topic]);
+        consumed.inc_by(records);
     }
 
     pub(super) fn commit_failed(&self) {
-        self.metrics
-            .commit_failures
-            .with_label_values(&[&self.group])
-            .inc();
+        self.of_group(&self.metrics.commit_failures).inc();
     }
 
     fn assignment_grew(&self, partitions: i64) {
-        self.metrics
-            .assigned_partitions
-            .with_label_values(&[&self.group])
-            .add(partitions);
+        let assigned = &self.metrics.assigned_partitions;
+        assigned.with_label_values(&[&self.group]).add(partitions);
     }
 }
 
 impl ConsumerHooks for ConsumerMeter {
     fn assigned(&self, added: &[TopicPartition]) {
         self.assignment_grew(added.len() as i64);
-        self.metrics
-            .rebalances
-            .with_label_values(&[&self.group])
-            .inc();
+        self.of_group(&self.metrics.rebalances).inc();
     }
 
     fn revoked(&self, partitions: &[TopicPartition]) {
@@ -146,9 +139,7 @@ impl ConsumerHooks for ConsumerMeter {
     }
 
     fn topic_replaced(&self, partitions: &[TopicPartition]) {
-        self.metrics
-            .replaced_partitions
-            .with_label_values(&[&self.group])
+        self.of_group(&self.metrics.replaced_partitions)
             .inc_by(partitions.len() as u64);
     }
 }
