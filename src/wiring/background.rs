@@ -2,14 +2,22 @@
 
 use std::io;
 use std::path::Path;
-use std::thread::JoinHandle;
+use std::process;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use tbd_deadline::StopSignal;
+use tbd_deadline::{Deadline, StopSignal};
 use tbd_postgres::migrations::{MigrationError, Migrator, Source, Tables};
 use tbd_postgres::{DatabaseConfig, HealthCheck, Pool};
 
-use super::database::start_migrations;
 use super::health::Monitor;
+
+/// How long one attempt waits for the migration lock of another instance.
+const LOCK_BUDGET: Duration = Duration::from_secs(60);
+/// The pause between attempts while the database is unavailable.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Exit code when the migrations fail: somebody has to repair the database.
+const EXIT_MIGRATION: i32 = 1;
 
 /// The threads, to be joined once `stop` is given.
 #[derive(Default)]
@@ -58,9 +66,36 @@ impl Background {
     /// # Errors
     /// The system refuses another thread.
     pub fn migrate(&mut self, migrator: Migrator, database: DatabaseConfig) -> io::Result<()> {
-        let thread = start_migrations(migrator, database, self.stop.clone())?;
+        let stop = self.stop.clone();
+        let thread = thread::Builder::new().name("migrations".into());
+        let thread = thread.spawn(move || run_migrations(&migrator, &database, &stop))?;
         self.migrations.push(thread);
         Ok(())
+    }
+}
+
+fn run_migrations(migrator: &Migrator, database: &DatabaseConfig, stop: &StopSignal) {
+    let mut said = String::new();
+    while !stop.is_stopped() {
+        match migrator.run(database, Deadline::after(LOCK_BUDGET)) {
+            Ok(outcome) => {
+                log::info!(applied = outcome.applied, version = outcome.to; "schema is up to date");
+                return;
+            }
+            // The database is unavailable or refuses us; both may change while we wait.
+            Err(error @ (MigrationError::Locked | MigrationError::Database(_))) => {
+                let reason = error.to_string();
+                if reason != said {
+                    log::warn!("migrations wait: {reason}");
+                    said = reason;
+                }
+                stop.wait_for(PAUSE);
+            }
+            Err(error) => {
+                log::error!("{error}");
+                process::exit(EXIT_MIGRATION);
+            }
+        }
     }
 }
 

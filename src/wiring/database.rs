@@ -1,23 +1,12 @@
-//! Database setup of the programs: configuration, pool with metrics, migrations.
+//! Database setup of the programs: configuration, pool with metrics.
 
-use std::io;
-use std::process;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::config::DatabaseSettings;
 use crate::metrics::{DatabaseMetrics, Metrics};
-use tbd_deadline::{Deadline, StopSignal};
-use tbd_postgres::migrations::{MigrationError, Migrator, SchemaState};
+use tbd_postgres::migrations::SchemaState;
 use tbd_postgres::{DatabaseConfig, DatabaseError, FileError, Hooks, Pool, Tls};
-
-/// How long one attempt waits for the migration lock of another instance.
-const LOCK_BUDGET: Duration = Duration::from_secs(60);
-/// The pause between attempts while the database is unavailable.
-const PAUSE: Duration = Duration::from_secs(1);
-/// Exit code when the migrations fail: somebody has to repair the database.
-const EXIT_MIGRATION: i32 = 1;
 
 /// The configuration for `settings`. `application` is the name in `pg_stat_activity`. Reads the
 /// files of certificates and keys.
@@ -88,41 +77,4 @@ impl Hooks for DatabaseMeter {
         self.0.schema_migrating.set(is(SchemaState::Migrating));
         self.0.schema_dirty.set(is(SchemaState::Dirty));
     }
-}
-
-/// Starts the thread `migrations`, which migrates the schema as soon as the database is available,
-/// and ends. If a migration fails, the process logs how to repair the database and exits with
-/// code 1. The caller joins the thread.
-///
-/// # Errors
-/// When the thread cannot be started.
-pub fn start_migrations(
-    migrator: Migrator,
-    config: DatabaseConfig,
-    stop: StopSignal,
-) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name("migrations".into()).spawn(move || {
-        let mut said = String::new();
-        while !stop.is_stopped() {
-            match migrator.run(&config, Deadline::after(LOCK_BUDGET)) {
-                Ok(outcome) => {
-                    log::info!(applied = outcome.applied, version = outcome.to; "schema is up to date");
-                    return;
-                }
-                // The database is unavailable or refuses us; both may change while we wait.
-                Err(error @ (MigrationError::Locked | MigrationError::Database(_))) => {
-                    let reason = error.to_string();
-                    if reason != said {
-                        log::warn!("migrations wait: {reason}");
-                        said = reason;
-                    }
-                    stop.wait_for(PAUSE);
-                }
-                Err(error) => {
-                    log::error!("{error}");
-                    process::exit(EXIT_MIGRATION);
-                }
-            }
-        }
-    })
 }

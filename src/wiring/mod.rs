@@ -22,7 +22,7 @@ mod topics;
 pub use auth::token_check;
 pub use background::{Background, migrator};
 pub use breaker::breaker;
-pub use database::{database_config, pool, read_pool, start_migrations};
+pub use database::{database_config, pool, read_pool};
 pub use dead_letters::dead_letters;
 pub use grpc::{GrpcServer, grpc_server, serve_grpc};
 pub use grpc_observer::GrpcService;

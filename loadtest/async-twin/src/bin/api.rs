@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tbd::config::{ApiConfig, CommandLine, Program};
 use tbd::metrics::Metrics;
-use tbd::wiring::{self as house, EVENTS_SHARE, SPANS_SHARE, Telemetry};
+use tbd::wiring::{self as house, Background, EVENTS_SHARE, SPANS_SHARE, Telemetry};
 use tbd_async_twin::bus::Bus;
 use tbd_async_twin::delivery::Delivery;
 use tbd_async_twin::grpc::{self, Orders};
@@ -51,11 +51,12 @@ async fn run(config: ApiConfig) -> Result<(), Box<dyn Error>> {
         service::checks(&config.database, &config.kafka, migrator.clone(), &stop)?;
     let database = house::database_config(&config.database, "tbd-api")?;
     if config.auto_migrate {
-        threads.push(house::start_migrations(
-            migrator,
-            database.clone(),
-            stop.clone(),
-        )?);
+        let mut background = Background {
+            stop: stop.clone(),
+            ..Background::default()
+        };
+        background.migrate(migrator, database.clone())?;
+        threads.extend(background.migrations);
     }
     threads.push(service::lag(&kafka, &config.kafka, &metrics, &stop)?);
     // The only setting that tbd lacks, for the comparison.
