@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::types::{FromSql, ToSql};
-use postgres::{Client, Row};
+use postgres::{Client, GenericClient, Row};
 
 use super::config::DatabaseConfig;
 use super::connector::{self, Link};
@@ -226,15 +226,16 @@ impl Connection {
     ) -> Result<T, DatabaseError> {
         let started = Instant::now();
         let limited = self.link.limit.hold(self.allowance());
-        let mut outcome = self.attempt(statement, &mut call);
+        let (client, prepared) = (&mut self.link.client, &mut self.prepared);
+        let mut outcome = attempt(client, prepared, statement, &mut call);
         // The server refused the prepared form before it ran anything, so a retry cannot do the
         // work twice.
         if outcome
             .as_ref()
             .is_err_and(|error| error.as_db_error().is_some_and(is_stale_statement))
         {
-            self.prepared.remove(statement.sql);
-            outcome = self.attempt(statement, &mut call);
+            prepared.remove(statement.sql);
+            outcome = attempt(client, prepared, statement, &mut call);
         }
         drop(limited);
         self.hooks
@@ -248,25 +249,6 @@ impl Connection {
             Duration::ZERO => Duration::MAX,
             timeout => timeout.saturating_add(GRACE),
         }
-    }
-
-    fn attempt<T>(
-        &mut self,
-        statement: Statement,
-        call: &mut impl FnMut(&mut Client, &postgres::Statement) -> Result<T, postgres::Error>,
-    ) -> Result<T, postgres::Error> {
-        let Self {
-            link: Link { client, .. },
-            prepared,
-            ..
-        } = self;
-        if let Some(prepared) = prepared.get(statement.sql) {
-            return call(client, prepared);
-        }
-        let fresh = client.prepare(statement.sql)?;
-        let outcome = call(client, &fresh);
-        prepared.insert(statement.sql, fresh);
-        outcome
     }
 }
 
@@ -330,7 +312,7 @@ impl<'a> Transaction<'a> {
     ) -> Result<T, DatabaseError> {
         let started = Instant::now();
         let limited = self.limit.hold(self.allowance);
-        let outcome = self.attempt(statement, call);
+        let outcome = attempt(&mut self.inner, self.prepared, statement, call);
         drop(limited);
         self.hooks
             .query_finished(statement.name, started.elapsed(), outcome.is_ok());
@@ -343,23 +325,22 @@ impl<'a> Transaction<'a> {
             noted(self.lost, self.limit, error)
         })
     }
+}
 
-    fn attempt<T>(
-        &mut self,
-        statement: Statement,
-        call: impl FnOnce(
-            &mut postgres::Transaction<'a>,
-            &postgres::Statement,
-        ) -> Result<T, postgres::Error>,
-    ) -> Result<T, postgres::Error> {
-        if let Some(prepared) = self.prepared.get(statement.sql) {
-            return call(&mut self.inner, prepared);
-        }
-        let fresh = self.inner.prepare(statement.sql)?;
-        let outcome = call(&mut self.inner, &fresh);
-        self.prepared.insert(statement.sql, fresh);
-        outcome
+/// Calls with `statement`, prepared now or earlier in the session.
+fn attempt<C: GenericClient, T>(
+    client: &mut C,
+    prepared: &mut HashMap<&'static str, postgres::Statement>,
+    statement: Statement,
+    call: impl FnOnce(&mut C, &postgres::Statement) -> Result<T, postgres::Error>,
+) -> Result<T, postgres::Error> {
+    if let Some(prepared) = prepared.get(statement.sql) {
+        return call(client, prepared);
     }
+    let fresh = client.prepare(statement.sql)?;
+    let outcome = call(client, &fresh);
+    prepared.insert(statement.sql, fresh);
+    outcome
 }
 
 /// Converts `error`, and records whether it ended the session.
