@@ -105,20 +105,14 @@ pub fn interpret_outcome(
     submission: &Submission,
     meter: &dyn Meter,
 ) -> Result<(Accepted, Option<Message>), CreateError> {
-    match outcome {
+    let (answer, replayed, unpublished) = match outcome {
         SubmitOutcome::First => {
             let order_id = submission.order.id;
             meter.order_created();
             log::info!(order_id:% = order_id; "order created");
-            let answer = StoredAnswer {
-                body: submission.body.clone(),
-                order_id,
-            };
-            let replayed = false;
-            Ok((
-                Accepted { answer, replayed },
-                Some(submission.message.clone()),
-            ))
+            let body = submission.body.clone();
+            let answer = StoredAnswer { body, order_id };
+            (answer, false, Some(submission.message.clone()))
         }
         SubmitOutcome::Replay {
             answer,
@@ -126,12 +120,12 @@ pub fn interpret_outcome(
         } => {
             meter.idempotency_hit();
             log::info!(order_id:% = answer.order_id; "answer replayed");
-            let replayed = true;
-            Ok((Accepted { answer, replayed }, unpublished))
+            (answer, true, unpublished)
         }
-        SubmitOutcome::OtherRequest => Err(CreateError::OtherRequest),
-        SubmitOutcome::Running => Err(CreateError::Running),
-    }
+        SubmitOutcome::OtherRequest => return Err(CreateError::OtherRequest),
+        SubmitOutcome::Running => return Err(CreateError::Running),
+    };
+    Ok((Accepted { answer, replayed }, unpublished))
 }
 
 /// The prefix of every fingerprint. Stored keys outlive the program: with another prefix, a retry
