@@ -207,39 +207,34 @@ impl Participants for GrpcParticipants {
         deadline: Deadline,
     ) -> Result<Vec<Answer>, Unavailable> {
         let participant = command.participant();
-        let unavailable = |reason: String| Unavailable {
-            participant,
-            reason,
+        let send = || {
+            let replies = self.call(command, sagas, deadline);
+            let replies = replies.map_err(|status| unavailable(participant, status.to_string()))?;
+            answers(replies, sagas)
+                .ok_or_else(|| unavailable(participant, "the answers do not match the call"))
         };
-        let breaker = &self.service(participant).breaker;
-        let guarded = breaker.guard(
-            |_| true,
-            || {
-                let replies = self.call(command, sagas, deadline);
-                let replies = replies.map_err(|status| unavailable(status.to_string()))?;
-                answers(replies, sagas)
-                    .ok_or_else(|| unavailable("the answers do not match the call".into()))
-            },
-        );
-        guarded.unwrap_or_else(|| Err(unavailable(OPEN.into())))
+        let guarded = self.service(participant).breaker.guard(|_| true, send);
+        guarded.unwrap_or_else(|| Err(unavailable(participant, OPEN)))
     }
 
     fn is_reachable(&self, participant: Participant) -> Result<(), Unavailable> {
-        match self
-            .service(participant)
-            .breaker
-            .would_admit(Instant::now())
-        {
+        let breaker = &self.service(participant).breaker;
+        match breaker.would_admit(Instant::now()) {
             true => Ok(()),
-            false => Err(Unavailable {
-                participant,
-                reason: OPEN.into(),
-            }),
+            false => Err(unavailable(participant, OPEN)),
         }
     }
 }
 
 const OPEN: &str = "the circuit breaker is open";
+
+fn unavailable(participant: Participant, reason: impl Into<String>) -> Unavailable {
+    let reason = reason.into();
+    Unavailable {
+        participant,
+        reason,
+    }
+}
 
 /// The answers, if there is one for each saga, in order.
 fn answers(replies: Vec<Reply>, sagas: &[(Uuid, AmountCents)]) -> Option<Vec<Answer>> {
