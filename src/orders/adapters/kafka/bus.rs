@@ -1,5 +1,6 @@
 //! The Kafka [`EventBus`], on the producer of `crates/kafka`.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -160,12 +161,8 @@ impl EventBus for KafkaEventBus {
             return result;
         }
         let send = || {
-            let cause = message.trace_context.clone();
-            let record = (self.topics.record(message), cause);
-            let no_answer = || Err(PublishError::Unavailable("no answer".into()));
-            self.send(vec![record], deadline)
-                .pop()
-                .unwrap_or_else(no_answer)
+            let result = self.publish_all(slice::from_ref(message), deadline).pop();
+            result.unwrap_or_else(|| Err(PublishError::Unavailable("no answer".into())))
         };
         match &self.breaker {
             Some(breaker) => breaker.guard(is_away, send).unwrap_or_else(|| {
