@@ -107,6 +107,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tbd_http",
             "tbd_postgres",
             "tbd_telemetry",
+            "tbd_tls",
         ],
     ),
     ("auth", &["tbd_http"]),
