@@ -387,7 +387,8 @@ fn calls_share_the_pool_and_its_limits_with_requests() {
         let running = scope.spawn(move || server.create("running", 5));
         let depth = |name: &str, value| server.api.metric_becomes(name, value);
         depth("http_threads_busy", 1.0);
-        let deadline = Deadline::after(Duration::from_millis(300));
+        // All that follows has to happen before the thread counts as stuck, after half a second.
+        let deadline = Deadline::after(Duration::from_millis(50));
         let late = server.channel.call(service::GET_ORDER).deadline(deadline);
         let late = late.send(&GetOrderRequest::default()).unwrap_err();
         assert_eq!(late.code(), Code::DeadlineExceeded);
