@@ -158,7 +158,7 @@ def ghz_uncounted(address, method, concurrency, seconds, pid, groups):
     """Closed model, eight calls in flight for each connection. Costs are per call by ghz's count, since only tbd counts calls."""
     requests = {
         "CreateOrder": '{"customer_email":"user@example.com","amount_cents":1999}',
-        "GetOrder": '{"id":"01900000-0000-7000-8000-{{printf "%012x" (randomInt 1 ' + ENV["KNOWN_ORDERS"] + ')}}"}',
+        "GetOrder": '{"id":"01900000-0000-7000-8000-{{printf `%012x` (randomInt 1 ' + ENV["KNOWN_ORDERS"] + ')}}"}',
     }
     options = [f"--data={requests[method]}", "--metadata={\"idempotency-key\":\"{{newUUID}}\"}"]
     command = ghz_command(address, method, concurrency, max(1, concurrency // 8), seconds, *options)
