@@ -115,8 +115,8 @@ fn every_panel_and_every_alert_gets_an_answer() {
     site.order(1251);
     // The collector's counters start at their first count, so only a second one makes a rate.
     eventually(SOON, "the spans to be counted", || {
-        let seen = prometheus.query("count(traces_span_metrics_calls_total)");
-        (seen != Ok(Vec::new())).then_some(())
+        let server = r#"count(traces_span_metrics_calls_total{span_kind="SPAN_KIND_SERVER"})"#;
+        (prometheus.query(server) != Ok(Vec::new())).then_some(())
     });
     traffic(&stack, &api);
     site.order(1299);

@@ -381,6 +381,9 @@ fn calls_share_the_pool_and_its_limits_with_requests() {
         .set("HTTP_QUEUE", "1")
         .set("DB_COALESCE", "off");
     let (stack, server) = Server::ready(stack);
+    eventually(LIMIT, "health to follow", || {
+        server.is_serving().then_some(())
+    });
     let mut holder = stack.database.holding_orders();
     thread::scope(|scope| {
         let server = &server;
