@@ -19,7 +19,7 @@ pub struct Reloading<T> {
 
 struct Current<T> {
     value: Arc<T>,
-    /// The files' state when the value was made.
+    /// The files' state when they were last read, so that unusable ones are not read again in vain.
     stamps: Vec<Option<Stamp>>,
     /// The latest warning, so that one state of the files is reported once.
     complaint: Option<String>,
@@ -64,11 +64,11 @@ impl<T> Reloading<T> {
         }
         let loaded = (self.load)();
         let mut current = lock(&self.current);
+        current.stamps = stamps;
         match loaded {
             Ok(value) => {
                 log::info!("read {} again", self.names());
                 current.value = Arc::new(value);
-                current.stamps = stamps;
                 current.complaint = None;
             }
             Err(error) => {
@@ -127,7 +127,34 @@ pub fn token_file(path: &Path) -> Result<Reloading<String>, FileError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[test]
+    fn an_unusable_file_is_read_once_until_it_changes() {
+        let path = std::env::temp_dir().join(format!("tbd-unusable-{}", std::process::id()));
+        fs::write(&path, "good").unwrap();
+        let reads = Arc::new(AtomicUsize::new(0));
+        let (file, counted) = (path.clone(), Arc::clone(&reads));
+        let value = Reloading::new(vec![path.clone()], move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            match text.as_str() {
+                "bad" => Err(FileError::new(&file, "bad")),
+                _ => Ok(text),
+            }
+        });
+        let value = value.unwrap();
+        fs::write(&path, "bad").unwrap();
+        for _ in 0..3 {
+            assert_eq!(*value.get(), "good");
+        }
+        assert_eq!(reads.load(Ordering::Relaxed), 2);
+        fs::write(&path, "better").unwrap();
+        assert_eq!(*value.get(), "better");
+        fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn a_replaced_file_is_read_again_and_an_unusable_one_is_not_used() {
