@@ -201,8 +201,7 @@ impl Server {
         let on_fatal = Arc::new(on_fatal);
         server.spawn_answering(&alive, &queues)?;
         server.spawn_acceptors(&alive, &on_fatal)?;
-        let checks = (queues, stopped, on_fatal);
-        server.spawn_checks(&alive, config.memory_limit_bytes, inner_addr, checks)?;
+        server.spawn_checks(&alive, &config, inner_addr, queues, stopped, on_fatal)?;
         #[cfg(feature = "tls")]
         server.spawn_front(alive)?;
         log::info!(
@@ -261,9 +260,11 @@ impl Server {
     fn spawn_checks(
         &mut self,
         alive: &Sender<()>,
-        memory_limit_bytes: u64,
+        config: &ServerConfig,
         addr: SocketAddr,
-        (queues, stopped, on_fatal): (Queues, Receiver<()>, Arc<OnFatal>),
+        queues: Queues,
+        stopped: Receiver<()>,
+        on_fatal: Arc<OnFatal>,
     ) -> Result<(), StartError> {
         let ping = Arc::new(Ping {
             addr,
@@ -271,7 +272,7 @@ impl Server {
         });
         let check = SelfCheck {
             addr,
-            memory_limit_bytes,
+            memory_limit_bytes: config.memory_limit_bytes,
             ping: ping.clone(),
         };
         let (pinging, ping_stopped) = bounded(1);
