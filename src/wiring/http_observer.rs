@@ -36,7 +36,8 @@ struct Observed {
     route: &'static str,
     arrived: Instant,
     taken: Instant,
-    is_probe: bool,
+    /// Whether its log line is at level debug: one of very many.
+    quiet: bool,
 }
 
 impl HttpObserver {
@@ -129,7 +130,7 @@ impl Observed {
         };
         let parent = match arrival.header("traceparent") {
             // Supervisors and scrapers come every few seconds: their traces would hide the others.
-            None if arrival.is_probe => tracing::unsampled(),
+            None if arrival.is_probe || arrival.refused => tracing::unsampled(),
             _ => tracing::extract(
                 arrival.headers("traceparent"),
                 arrival.headers("tracestate"),
@@ -146,11 +147,12 @@ impl Observed {
             route: route.unwrap_or(UNMATCHED),
             arrived: arrival.at,
             taken,
-            is_probe: arrival.is_probe,
+            quiet: arrival.is_probe || arrival.refused,
         }
     }
 
-    /// Logs probes at debug level: supervisors and scrapers send very many.
+    /// Logs probes at debug level: supervisors and scrapers send very many. So do clients whose requests
+    /// are refused; the metrics count them, and the start of an overload has a line of its own.
     fn end(self, status: u16, duration: Duration, request_id: &str) {
         if self.span.is_recording() {
             self.span
@@ -160,7 +162,7 @@ impl Observed {
                     .fail(&status.to_string(), "the answer is a server error");
             }
         }
-        let level = match self.is_probe {
+        let level = match self.quiet {
             true => log::Level::Debug,
             false => log::Level::Info,
         };

@@ -79,6 +79,36 @@ fn echo(request: &mut Request) -> Result<Response, Problem> {
     Ok(Response::text(200, request.body()?.to_vec()))
 }
 
+const SLOW: &str = "GET /slow HTTP/1.1\r\nHost: t\r\n\r\n";
+
+/// A server that answers one request while another waits, and has room for no third.
+fn full(refusals_at_once: u32) -> (House, Gate, [Client; 2]) {
+    let (gate, handler) = gated();
+    let config = ServerConfig {
+        workers: 1,
+        queue: 1,
+        burst: PATIENCE,
+        refusals_at_once,
+        ..config()
+    };
+    let house = start(config, router().get("/slow", handler));
+    let mut running = house.connect();
+    running.send(SLOW);
+    gate.wait_entered();
+    let mut queued = house.connect();
+    queued.send(SLOW);
+    wait_until("the second request waits", || {
+        house.metrics.http.queue_depth.get() == 1
+    });
+    (house, gate, [running, queued])
+}
+
+/// Requests refused because the queue was full.
+fn shed(house: &House) -> u64 {
+    let shed = &house.metrics.http.shed;
+    shed.with_label_values(&["queue_full"]).get()
+}
+
 /// A handler that reports when it runs and waits for permission to continue.
 struct Gate {
     entered: mpsc::Receiver<()>,
@@ -356,26 +386,11 @@ fn a_panic_is_a_500_and_the_thread_lives_on() {
 
 #[test]
 fn a_full_queue_refuses_at_once_while_probes_answer() {
-    let (gate, handler) = gated();
-    let config = ServerConfig {
-        workers: 1,
-        queue: 1,
-        burst: PATIENCE,
-        ..config()
-    };
-    let house = start(config, router().get("/slow", handler));
-    let mut running = house.connect();
-    running.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
-    gate.wait_entered();
-    let mut queued = house.connect();
-    queued.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
-    wait_until("the second request waits", || {
-        house.metrics.http.queue_depth.get() == 1
-    });
+    let (house, gate, [mut running, mut queued]) = full(1_000);
 
     let mut refused: Vec<_> = (0..20).map(|_| house.connect()).collect();
     for client in &mut refused {
-        client.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
+        client.send(SLOW);
     }
     for client in &mut refused {
         let answer = client.answer();
@@ -400,6 +415,47 @@ fn a_full_queue_refuses_at_once_while_probes_answer() {
     gate.let_one_through();
     assert_eq!(queued.answer().status, 200);
     assert_eq!(refused[0].get("/hello").status, 200);
+}
+
+#[test]
+fn refusals_beyond_those_of_a_second_are_held_while_others_are_answered() {
+    const HELD: Duration = Duration::from_secs(1);
+    let (house, gate, [mut running, mut queued]) = full(0);
+
+    let mut refused: Vec<_> = (0..20).map(|_| house.connect()).collect();
+    let start = Instant::now();
+    for client in &mut refused {
+        client.send(SLOW);
+    }
+    wait_until("all are refused", || shed(&house) == 20);
+    assert_eq!(house.connect().get("/healthz").status, 200);
+    gate.let_one_through();
+    assert_eq!(running.answer().status, 200);
+    for client in &mut refused {
+        let answer = client.answer();
+        assert_eq!(
+            (answer.status, answer.header("Retry-After")),
+            (503, Some("1"))
+        );
+        assert!(start.elapsed() >= HELD);
+    }
+    gate.let_one_through();
+    assert_eq!(queued.answer().status, 200);
+    assert_eq!(refused[0].get("/hello").status, 200);
+}
+
+#[test]
+fn shutdown_answers_the_refusals_that_are_held() {
+    let (house, gate, [mut running, mut queued]) = full(0);
+    let mut refused = house.connect();
+    refused.send(SLOW);
+    wait_until("the third is refused", || shed(&house) == 1);
+    gate.let_one_through();
+    gate.let_one_through();
+    house.shutdown().unwrap();
+    assert_eq!(running.answer().status, 200);
+    assert_eq!(queued.answer().status, 200);
+    assert_eq!(refused.answer().status, 503);
 }
 
 #[test]
@@ -448,7 +504,7 @@ fn a_client_that_never_waits_for_answers_gets_those_to_what_was_taken() {
         let (gate, handler) = gated();
         let house = start(config(), router().get("/slow", handler));
         let mut client = house.connect();
-        client.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
+        client.send(SLOW);
         gate.wait_entered();
         let request = |n| format!("GET /hello/{n} HTTP/1.1\r\nHost: t\r\n\r\n");
         client.send_all_it_takes((1..=ahead).map(request).collect::<String>() + end);
@@ -846,7 +902,7 @@ fn shutdown_says_so_when_a_handler_does_not_end() {
     let (gate, handler) = gated();
     let house = start(config(), router().get("/slow", handler));
     let mut client = house.connect();
-    client.send("GET /slow HTTP/1.1\r\nHost: t\r\n\r\n");
+    client.send(SLOW);
     gate.wait_entered();
     let result = house
         .server

@@ -7,13 +7,15 @@
 //! connection (`connections`). It hands the request through a bounded channel to a *worker*, which
 //! runs the handler and writes the whole response with one system call (`serve`). If the channel is
 //! full, the acceptor answers 503 with `Retry-After` at once. It does the same while the queue does
-//! not drain (`admission`). Probe routes have a channel and threads to themselves.
+//! not drain (`admission`). Refusals beyond [`ServerConfig::refusals_at_once`] are sent a second later
+//! (`refusals`). Probe routes have a channel and threads to themselves.
 //!
 //! | Thread | Number | Blocks on | Ends when |
 //! |---|---|---|---|
 //! | `http-acceptor-N` | [`ServerConfig::acceptors`] | tiny_http's queue | its quit flag is set, after the last request |
 //! | `http-worker-N` | [`ServerConfig::workers`] | the queue; the handler's own waits | a stop message arrives |
 //! | `http-probe-N` | 2 | the probes' queue | a stop message arrives |
+//! | `http-refuser` | 1 | held refusals, 1 s each; the clients' sockets | a stop message arrives |
 //! | `http-linger` | 1 | unread bodies, 0.5 s each | a stop message arrives |
 //! | `http-self-check` | 1 | its next check, 5 ms to 0.5 s; the kernel | a stop message arrives |
 //! | `http-ping` | 1 | its stop channel, 5 s; an answer of this server, 5 s | the self-check ends |

@@ -61,6 +61,9 @@ pub struct Arrival<'a> {
     pub at: Instant,
     /// Whether it goes to a probe route.
     pub is_probe: bool,
+    /// Whether it is refused unhandled for lack of capacity. There may be thousands of them in a second,
+    /// so an observer should spend little on each.
+    pub refused: bool,
 }
 
 impl Arrival<'_> {

@@ -1,6 +1,7 @@
 //! A request's way from arrival to the thread that answers it: acceptors, queues, workers.
 
 pub(super) mod queues;
+pub(super) mod refusals;
 mod respond;
 mod stuck;
 
@@ -19,9 +20,9 @@ use super::containment::incoming::Incoming;
 use super::containment::socket::DescriptorNumber;
 use super::containment::watch::Watch;
 use super::observer::Observer;
-use super::problem;
 use super::request::path_of;
 use super::router::Router;
+use refusals::Refusals;
 use tbd_deadline::lock;
 
 pub use respond::is_sane_request_id;
@@ -36,6 +37,7 @@ pub(super) struct ServerShared {
     pub(super) intake: Mutex<()>,
     pub(super) connections: Connections<Exchange>,
     pub(super) admission: Admission,
+    pub(super) refusals: Refusals,
     pub(super) watch: Arc<Watch>,
     /// The self-check's request target, secret from clients.
     pub(super) ping: String,
@@ -90,6 +92,8 @@ pub(super) struct Exchange {
     arrived: Instant,
     /// Whether no later request of its connection is answered.
     last: bool,
+    /// Whether no handler is to see it.
+    refused: bool,
 }
 
 /// Reasons for refusing requests unhandled, as label values.
@@ -103,7 +107,7 @@ const LATE: &str = "deadline";
 impl ServerShared {
     /// Takes the next request from tiny_http and dispatches it, unless an earlier one of its
     /// connection is in progress. Blocks on nothing else: a request that finds neither a free
-    /// thread nor a place in the queue is refused at once.
+    /// thread nor a place in the queue is refused.
     ///
     /// # Errors
     /// tiny_http's: its accept thread has ended, or `unblock` was called.
@@ -132,6 +136,7 @@ impl ServerShared {
             peer,
             arrived: Instant::now(),
             last: false,
+            refused: false,
         };
         let arrival = self.connections.arrived(peer, exchange);
         drop(intake);
@@ -165,7 +170,6 @@ impl ServerShared {
     pub(super) fn dispatch(&self, observer: &mut dyn Observer, exchange: Exchange) {
         let mut next = Some(exchange);
         while let Some(exchange) = next {
-            let peer = exchange.peer;
             let target = exchange.request.url();
             let lane = match self.router.is_probe(&path_of(target)) {
                 true => Lane::Probes,
@@ -176,11 +180,10 @@ impl ServerShared {
                 Lane::Pool => self.enqueue(observer, work),
                 Lane::Probes => rejected(self.probes.try_send(work), PROBES_FULL),
             };
-            match refused {
+            next = match refused {
                 Some((Work::Answer(exchange), reason)) => self.refuse(observer, exchange, reason),
-                _ => return,
-            }
-            next = self.next(peer);
+                _ => None,
+            };
         }
     }
 
@@ -205,12 +208,6 @@ impl ServerShared {
             observer.shed(reason);
             task(Turn::Refused);
         }
-    }
-
-    /// Answers 503 instead of the handler.
-    fn refuse(&self, observer: &mut dyn Observer, exchange: Exchange, reason: &'static str) {
-        observer.shed(reason);
-        self.answer(observer, exchange, |_| Err(problem::overloaded()));
     }
 
     /// The main loop of a pool or probe thread: answers until it takes a stop message.

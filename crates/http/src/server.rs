@@ -17,6 +17,7 @@ use super::containment::socket;
 use super::observer::{Observer, Observers};
 use super::router::Router;
 use super::serve::queues::Queues;
+use super::serve::refusals::Held;
 use super::serve::{Lane, Linger, ServerShared, Task, Work};
 #[cfg(feature = "tls")]
 use super::tls::{self, Front, TlsConfig};
@@ -40,8 +41,11 @@ pub struct ServerConfig {
     pub acceptors: usize,
     /// Threads that run handlers: requests answered at a time.
     pub workers: usize,
-    /// Requests that may wait for a thread; beyond this, 503 at once.
+    /// Requests that may wait for a thread; beyond this, 503.
     pub queue: usize,
+    /// Refusals that are sent at once in each second. Each further one is sent a second later, so that
+    /// clients which ignore `Retry-After` leave the threads their cores.
+    pub refusals_at_once: u32,
     /// How long the queue may stay too long, or all threads may take no request, before further
     /// requests get 503 at once (see `admission`).
     pub burst: Duration,
@@ -67,6 +71,7 @@ impl Default for ServerConfig {
             acceptors: 2,
             workers: 64,
             queue: 1024,
+            refusals_at_once: 1_000,
             burst: Duration::from_millis(500),
             request_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
@@ -215,7 +220,8 @@ impl Server {
         Ok(server)
     }
 
-    /// Starts the threads that answer: the pool's, the probes' and the one that lingers.
+    /// Starts the threads that answer: the pool's, the probes', the one that sends held refusals, and the
+    /// one that lingers.
     fn spawn_answering(&mut self, alive: &Sender<()>, queues: &Queues) -> Result<(), StartError> {
         let pool = (0..self.workers).map(|number| (format!("http-worker-{number}"), Lane::Pool));
         let probes =
@@ -230,6 +236,14 @@ impl Server {
                 shared.work(&mut *observers(), &work, lane);
             })?;
         }
+        let (shared, observers, held) = (
+            self.shared.clone(),
+            self.observers.clone(),
+            queues.held.clone(),
+        );
+        self.spawn(alive, "http-refuser".to_owned(), move || {
+            shared.send_held(&mut *observers(), &held);
+        })?;
         let (shared, lingering) = (self.shared.clone(), queues.lingering.clone());
         self.spawn(alive, "http-linger".to_owned(), move || {
             shared.linger(&lingering);
@@ -361,6 +375,11 @@ impl Server {
                 .probes
                 .send_deadline(Work::Stop, deadline.instant());
         }
+        let _ = self
+            .shared
+            .refusals
+            .held
+            .send_deadline(Held::Stop, deadline.instant());
         let _ = self
             .shared
             .lingering

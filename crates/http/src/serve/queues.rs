@@ -7,6 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, bounded};
 use uuid::Uuid;
 
+use super::refusals::{Held, Refusals};
 use super::{Linger, ServerShared, Work};
 use crate::admission::Admission;
 use crate::containment::connections::Connections;
@@ -25,6 +26,7 @@ pub(crate) struct Queues {
     pub(crate) pool: Receiver<Work>,
     pub(crate) probes: Receiver<Work>,
     pub(crate) lingering: Receiver<Linger>,
+    pub(crate) held: Receiver<Held>,
     /// Has a message after a new client's first request.
     pub(crate) newcomers: Receiver<()>,
 }
@@ -40,6 +42,8 @@ impl ServerShared {
         let (probes, probe_work) = bounded(PROBE_QUEUE);
         let (lingering, linger_work) = bounded(LINGER_QUEUE);
         let (arrivals, newcomers) = bounded(1);
+        let now = Instant::now();
+        let (refusals, held) = Refusals::new(config.refusals_at_once, now);
         let shared = ServerShared {
             router,
             request_timeout: config.request_timeout,
@@ -47,7 +51,8 @@ impl ServerShared {
             local_port,
             intake: Mutex::new(()),
             connections: Connections::new(arrivals),
-            admission: Admission::new(config.workers.max(1), config.burst, Instant::now()),
+            admission: Admission::new(config.workers.max(1), config.burst, now),
+            refusals,
             watch: Arc::new(Watch::new(local_port)),
             ping: format!("/{}", Uuid::now_v7()),
             stopping: AtomicBool::new(false),
@@ -59,6 +64,7 @@ impl ServerShared {
             pool,
             probes: probe_work,
             lingering: linger_work,
+            held,
             newcomers,
         };
         (Arc::new(shared), queues)

@@ -40,6 +40,7 @@ impl ServerShared {
             peer,
             arrived,
             last,
+            refused,
         } = exchange;
         let path = path_of(request.url());
         let found = self.router.find(request.method().as_str(), &path);
@@ -50,6 +51,7 @@ impl ServerShared {
             route,
             at: arrived,
             is_probe: probe,
+            refused,
         });
         let request_id = header(&request, "x-request-id")
             .filter(|id| is_sane_request_id(id))

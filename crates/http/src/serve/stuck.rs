@@ -14,9 +14,7 @@ impl ServerShared {
             match queue.try_recv() {
                 Ok(Work::Answer(exchange)) => {
                     observer.dequeued();
-                    let peer = exchange.peer;
-                    self.refuse(observer, exchange, OVERLOAD);
-                    if let Some(next) = self.next(peer) {
+                    if let Some(next) = self.refuse(observer, exchange, OVERLOAD) {
                         self.dispatch(observer, next);
                     }
                 }
