@@ -3,6 +3,8 @@
 # libgcc, CA certificates, time zones and one program: no shell, no package manager.
 
 FROM rust:1.95-slim-bookworm AS build
+# A profile of Cargo.toml. dev compiles soonest, for `docker compose watch`.
+ARG PROFILE=release
 WORKDIR /src
 
 # The dependencies alone, with empty programs: this layer lasts until Cargo.toml or Cargo.lock change.
@@ -23,16 +25,21 @@ RUN mkdir -p src/bin benches \
     && touch src/lib.rs \
     && for crate in crates/*; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done \
     && echo 'fn main() {}' | tee src/bin/tbd-api.rs src/bin/tbd-worker.rs src/bin/tbd-participant.rs > benches/hot.rs \
-    && cargo build --release --locked --package tbd --bins
+    && cargo build --profile "$PROFILE" --locked --package tbd --bins
+
+# The libraries, with empty programs: this layer lasts until one of them changes. The files come with the dates of the
+# checkout, and cargo goes by dates: these are newer than the empty files that they replace.
+COPY crates crates
+RUN find crates -name '*.rs' -exec touch {} + \
+    && cargo build --profile "$PROFILE" --locked --package tbd --bins
 
 COPY migrations migrations
-COPY crates crates
 COPY src src
-# The files come with the dates of the checkout, and cargo goes by dates: ours are newer than the empty programs.
-RUN find crates src -name '*.rs' -exec touch {} + \
-    && cargo build --release --locked --package tbd --bins \
+# The profile dev writes to target/debug, every other to the folder of its name.
+RUN find src -name '*.rs' -exec touch {} + \
+    && cargo build --profile "$PROFILE" --locked --package tbd --bins \
     && mkdir /out \
-    && cp target/release/tbd-api target/release/tbd-worker target/release/tbd-participant /out
+    && cp target/*/tbd-api target/*/tbd-worker target/*/tbd-participant /out
 
 FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
 # SIGTERM goes to the program itself, which is process 1; it takes 30 s at most to stop.
