@@ -171,6 +171,16 @@ impl Cluster {
         leader.node.map(|node| (node, leader.epoch))
     }
 
+    /// As [`Cluster::leader`], for all partitions of a topic in their order.
+    pub(crate) fn leaders(&self, topic: &str) -> Vec<Option<(i32, i32)>> {
+        let metadata = self.metadata();
+        let partitions = metadata.topics.get(topic).map(|topic| &topic.partitions);
+        let leaders = partitions.into_iter().flatten();
+        leaders
+            .map(|leader| leader.node.map(|node| (node, leader.epoch)))
+            .collect()
+    }
+
     /// How many partitions `topic` has, or `None` while that is unknown. Does not wait.
     pub fn partitions(&self, topic: &str) -> Option<i32> {
         let metadata = self.metadata();

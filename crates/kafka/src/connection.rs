@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::ApiKey;
 use crate::ErrorCode;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use kafka_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, SaslAuthenticateRequest, SaslHandshakeRequest,
 };
@@ -29,16 +29,20 @@ use super::sasl::{self, Failure};
 #[cfg(feature = "tls")]
 use super::security::tls_failure;
 use super::security::{Sasl, Security};
+use super::spare::Spares;
 use super::transport::Transport;
 use super::wire::{self, Request};
 use tbd_deadline::Deadline;
 
-/// The smallest read from the socket. Buffers grow only by what arrives, so a false length alone
-/// takes no memory.
-const READ_BYTES_MIN: usize = 16 * 1024;
+/// Room for a read of a frame's length; small frames arrive with it.
+const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// The largest read from the socket.
-const READ_BYTES_MAX: usize = 256 * 1024;
+/// The first room for the rest of a frame. It grows only by what arrives, so a false length alone
+/// takes no memory.
+const READ_BYTES_FIRST: usize = 256 * 1024;
+
+/// Bytes of the length before each frame.
+const LENGTH_BYTES: usize = 4;
 
 /// Requests that may be in flight on one connection; more is a bug in this client.
 const IN_FLIGHT_MAX: usize = 64;
@@ -60,7 +64,9 @@ pub struct Connection {
     next_correlation_id: i32,
     in_flight: InFlight,
     written: BytesMut,
-    received: BytesMut,
+    /// Received, and not yet part of an answer.
+    received: Vec<u8>,
+    spares: Spares,
     /// Why the connection can no longer be used.
     poison: Option<Error>,
     last_used: Instant,
@@ -187,7 +193,8 @@ impl Connection {
             next_correlation_id: 0,
             in_flight: InFlight::new(Arc::clone(&config.hooks)),
             written: BytesMut::new(),
-            received: BytesMut::new(),
+            received: Vec::new(),
+            spares: Spares::default(),
             poison: None,
             last_used: Instant::now(),
         };
@@ -470,13 +477,13 @@ impl Connection {
         &mut self,
         sent: &Sent<R>,
         deadline: Deadline,
-    ) -> Result<bytes::Bytes, Error> {
+    ) -> Result<Bytes, Error> {
         self.check_poison()?;
         if self.in_flight.next() != Some(sent.correlation_id) {
             return Err(self.poison_protocol("answers were taken out of order".to_owned()));
         }
         let api = R::API;
-        self.fill(4, deadline)?;
+        self.receive_length(deadline)?;
         // The type and major version of a TLS record; as a length they would mean 350 MB.
         if !self.transport.is_secure() && matches!(self.received[..2], [0x15 | 0x16, 3]) {
             let reason = "it speaks TLS here; use the security protocol of this listener";
@@ -485,15 +492,15 @@ impl Connection {
                 reason: reason.to_owned(),
             }));
         }
-        let length = self.received.get_i32();
+        let length = (&self.received[..]).get_i32();
+        self.received.drain(..LENGTH_BYTES);
         let length = usize::try_from(length)
             .ok()
             .filter(|length| (4..=wire::frame_bytes_max(api)).contains(length))
             .ok_or_else(|| {
                 self.poison_protocol(format!("a frame of {length} bytes for {api:?}"))
             })?;
-        self.fill(length, deadline)?;
-        let frame = self.received.split_to(length).freeze();
+        let frame = self.receive_rest(length, deadline)?;
         self.in_flight.answered();
         if wire::correlation_id(&frame) != Some(sent.correlation_id) {
             return Err(self.poison_protocol("an answer to another request".to_owned()));
@@ -502,22 +509,45 @@ impl Connection {
         Ok(frame)
     }
 
-    /// Reads until at least `wanted` bytes are buffered.
-    fn fill(&mut self, wanted: usize, deadline: Deadline) -> Result<(), Error> {
-        while self.received.len() < wanted {
-            let have = self.received.len();
-            let step = (wanted - have).clamp(READ_BYTES_MIN, READ_BYTES_MAX);
-            self.received.resize(have + step, 0);
-            let read = self.transport.read(&mut self.received[have..], deadline);
-            self.received
-                .truncate(have + read.as_ref().map_or(0, |count| *count));
-            match read {
-                Ok(0) => return Err(self.poison_lost("closed by the broker".to_owned())),
-                Ok(_) => {}
-                Err(error) => return Err(self.io_error(&error, "to answer")),
-            }
+    /// Reads until the length of the next frame is there.
+    fn receive_length(&mut self, deadline: Deadline) -> Result<(), Error> {
+        while self.received.len() < LENGTH_BYTES {
+            self.received.reserve(READ_AHEAD_BYTES);
+            let read = self.transport.read(&mut self.received, deadline);
+            self.check_read(read)?;
         }
         Ok(())
+    }
+
+    /// Takes the frame of `length` bytes whose length was taken before.
+    fn receive_rest(&mut self, length: usize, deadline: Deadline) -> Result<Bytes, Error> {
+        let mut frame = self.spares.take(length);
+        // What is free now is not needed: the next answer is small, or in use for longer.
+        self.spares.trim();
+        let here = self.received.len().min(length);
+        frame.reserve_exact(here);
+        frame.extend_from_slice(&self.received[..here]);
+        self.received.drain(..here);
+        while frame.len() < length {
+            let step = frame.len().max(READ_BYTES_FIRST);
+            frame.reserve_exact(step.min(length - frame.len()));
+            let read = self.transport.read(&mut frame, deadline);
+            self.check_read(read)?;
+        }
+        // An earlier frame's memory may have room for more than this frame.
+        self.received.extend_from_slice(&frame[length..]);
+        frame.truncate(length);
+        let frame = Bytes::from(frame);
+        self.spares.keep(&frame);
+        Ok(frame)
+    }
+
+    fn check_read(&mut self, read: std::io::Result<usize>) -> Result<(), Error> {
+        match read {
+            Ok(0) => Err(self.poison_lost("closed by the broker".to_owned())),
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.io_error(&error, "to answer")),
+        }
     }
 
     fn io_error(&mut self, error: &std::io::Error, what: &str) -> Error {

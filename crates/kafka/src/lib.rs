@@ -82,6 +82,7 @@ mod reader;
 mod rustls_types;
 mod sasl;
 mod security;
+mod spare;
 mod topic_id;
 mod transport;
 mod wait;

@@ -1,10 +1,11 @@
 //! Transport to a broker: a TCP socket, plain or with TLS, with a deadline on every wait.
 
 use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::buffer::spare_capacity;
 #[cfg(feature = "tls")]
 use rustls::pki_types::ServerName;
 
@@ -87,26 +88,34 @@ impl Transport {
         self.session.is_some()
     }
 
-    /// Reads the available bytes, waiting at most until `deadline` for the first one; 0 means that
-    /// the server has ended the connection.
+    /// Appends the available bytes to `buffer`, as many as it has room for, waiting at most until
+    /// `deadline` for the first one. 0 means that the server has ended the connection.
     ///
     /// # Errors
     /// `TimedOut` at the deadline; `InvalidData` around a [`rustls::Error`] when the TLS session
     /// fails; errors of the operating system.
-    pub(super) fn read(&mut self, buffer: &mut [u8], deadline: Deadline) -> io::Result<usize> {
+    pub(super) fn read(&mut self, buffer: &mut Vec<u8>, deadline: Deadline) -> io::Result<usize> {
         let Some(session) = &mut self.session else {
             return patient(deadline, |left| {
                 self.socket.set_read_timeout(Some(left))?;
-                self.socket.read(buffer)
+                // Unlike `Read::read`, it needs no cleared memory.
+                Ok(rustix::io::read(&self.socket, spare_capacity(buffer))?)
             });
         };
         loop {
-            match session.reader().read(buffer) {
+            let mut reader = session.reader();
+            match reader.fill_buf() {
+                Ok(available) => {
+                    let count = available.len().min(buffer.capacity() - buffer.len());
+                    buffer.extend_from_slice(&available[..count]);
+                    reader.consume(count);
+                    return Ok(count);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 // Brokers end connections without TLS's close_notify. The length of a frame reveals
                 // a truncated one.
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
-                other => return other,
+                Err(error) => return Err(error),
             }
             fill(session, &mut self.socket, deadline)?;
         }

@@ -190,8 +190,12 @@ impl Fetcher {
         }
         let mut look_again = None;
         let mut wanted: BTreeMap<i32, Vec<TopicPartition>> = BTreeMap::new();
+        let mut nodes = BTreeSet::new();
         let mut left_out = BTreeSet::new();
         let mut is_leaderless = false;
+        // This runs for each poll and each partition, so the metadata are read once for each topic.
+        let mut topic: &str = "";
+        let mut leaders_of_topic = Vec::new();
         for (name, partition) in &reading.partitions {
             if partition.lookup == Some(Lookup::Committed) {
                 continue;
@@ -204,24 +208,31 @@ impl Fetcher {
                 look_again = earlier(look_again, Some(until));
                 continue;
             }
-            match reading.node_to_ask(name, now) {
-                Some(node) if partition.lookup.is_none() && !partition.has_room() => {
-                    left_out.insert(node);
-                }
-                Some(node) => wanted.entry(node).or_default().push(name.clone()),
-                None => is_leaderless = true,
+            if topic != &*name.topic {
+                topic = &name.topic;
+                leaders_of_topic = reading.cluster.leaders(topic);
+            }
+            let index = usize::try_from(name.partition).ok();
+            let Some(leader) = index.and_then(|index| *leaders_of_topic.get(index)?) else {
+                is_leaderless = true;
+                continue;
+            };
+            let node = reading.node_to_ask(partition, leader, now);
+            nodes.insert(node);
+            if partition.lookup.is_none() && !partition.has_room() {
+                left_out.insert(node);
+            } else if !self.is_asked(node) {
+                wanted.entry(node).or_default().push(name.clone());
             }
         }
         if is_leaderless {
             reading.want_metadata();
         }
         look_again = earlier(look_again, reading.metadata_due());
-        let leaders = wanted
-            .keys()
-            .chain(&left_out)
-            .collect::<BTreeSet<_>>()
-            .len();
-        let room = self.make_room(reading, leaders);
+        if wanted.is_empty() {
+            return look_again;
+        }
+        let room = self.make_room(reading, nodes.len());
         for (node, mut names) in wanted {
             let may_ask = |partition: &Partition| match room {
                 _ if partition.lookup.is_some() => true,
@@ -235,9 +246,6 @@ impl Fetcher {
                 continue;
             }
             let leader = self.leaders.entry(node).or_insert_with(|| Leader::new(now));
-            if leader.pending.is_some() {
-                continue;
-            }
             if leader.not_before > now {
                 look_again = earlier(look_again, Some(leader.not_before));
                 continue;
@@ -264,6 +272,12 @@ impl Fetcher {
             }
         }
         look_again
+    }
+
+    /// Whether a request to the node is in flight.
+    fn is_asked(&self, node: i32) -> bool {
+        let leader = self.leaders.get(&node);
+        leader.is_some_and(|leader| leader.pending.is_some())
     }
 
     /// The memory left for answers of `leaders` leaders. Drops the data of paused partitions if

@@ -209,14 +209,16 @@ impl Reading {
     }
 
     /// The node to ask about a partition next: its leader, or the replica that the leader has named.
-    /// `None` without a leader.
-    pub(super) fn node_to_ask(&self, name: &TopicPartition, now: Instant) -> Option<i32> {
-        let leader = self.cluster.leader(&name.topic, name.partition)?;
-        let partition = self.partitions.get(name)?;
+    pub(super) fn node_to_ask(
+        &self,
+        partition: &Partition,
+        leader: (i32, i32),
+        now: Instant,
+    ) -> i32 {
         let node = partition.node_to_ask(leader, now);
         // A replica may leave the cluster.
         let is_known = node == leader.0 || self.cluster.address(node).is_some();
-        Some(if is_known { node } else { leader.0 })
+        if is_known { node } else { leader.0 }
     }
 
     /// Whether `node` leads a partition, as far as this client knows.
