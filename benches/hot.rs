@@ -192,7 +192,7 @@ fn batches(criterion: &mut Criterion) {
         let identity = Identity::idempotent(1, 0);
         let encode = || {
             let records = records.iter().map(|record| (record, 1_760_000_000_000));
-            encode_batch(records, Compression::None, identity, 0).expect("a batch")
+            encode_batch(Vec::new(), records, Compression::None, identity, 0).expect("a batch")
         };
         group.throughput(Throughput::Elements(count));
         group.bench_function(BenchmarkId::new("encode", count), |bencher| {

@@ -37,7 +37,7 @@
 mod settle;
 mod topics;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,8 +80,8 @@ pub(super) struct Queued {
     pub(super) queued_at: Instant,
     /// Bytes in memory.
     weight: usize,
-    /// Bytes in a batch.
-    size: usize,
+    /// Bytes in a batch, at most.
+    pub(super) size: usize,
     /// How often a broker refused it.
     refusals: usize,
     /// Whether it was in a batch that was returned.
@@ -175,7 +175,8 @@ pub(super) enum Ready {
 #[derive(Debug)]
 pub(super) struct Accumulator {
     limits: Limits,
-    topics: HashMap<Arc<str>, Topic>,
+    /// Mostly few, so that a comparison of names costs less than a hash for each record.
+    topics: BTreeMap<Arc<str>, Topic>,
     partitions: Vec<Partition>,
     /// Indices into `partitions` that no longer belong to a topic.
     vacant: Vec<usize>,
@@ -302,17 +303,11 @@ impl Accumulator {
                 return None;
             }
             let oldest = partition.queue.front()?.queued_at;
-            let full = || {
-                let mut waiting = 0;
-                partition.queue.iter().any(|queued| {
-                    waiting += queued.size;
-                    waiting >= self.limits.batch_bytes
-                })
-            };
+            let is_full = partition.queue.bytes() >= self.limits.batch_bytes;
             let at_once = self.limits.linger.is_zero() || self.flushing > 0;
             if ahead {
-                full().then_some(oldest)?
-            } else if at_once || full() {
+                is_full.then_some(oldest)?
+            } else if at_once || is_full {
                 oldest
             } else {
                 oldest + self.limits.linger
@@ -373,7 +368,10 @@ impl Accumulator {
     ) -> Option<OutgoingBatch> {
         let identity = self.identity?;
         let partition = &mut self.partitions[index];
-        let mut records = Vec::new();
+        // About as many as fit, so that the vector need not grow while it is filled.
+        let first = partition.queue.front()?;
+        let fitting = self.limits.batch_bytes / first.size + 1;
+        let mut records = Vec::with_capacity(fitting.min(partition.queue.len()));
         let mut overdue_records = Vec::new();
         let mut bytes = 0;
         while let Some(next) = partition.queue.front() {
@@ -442,10 +440,9 @@ impl Accumulator {
             let stale =
                 |queued: &Queued| queued.deadline.instant() <= now || queued.slot.is_withdrawn();
             if queue.iter().any(stale) {
-                let (gone, rest): (VecDeque<_>, VecDeque<_>) =
-                    std::mem::take(queue).into_iter().partition(stale);
-                *queue = rest;
-                completions.extend(self.expire(gone.into()));
+                let (gone, rest): (Vec<_>, Vec<_>) = queue.drain().partition(stale);
+                rest.into_iter().for_each(|queued| queue.push_back(queued));
+                completions.extend(self.expire(gone));
             }
             let timeout = self.limits.delivery_timeout;
             let is_over = |batch: &OutgoingBatch| now >= batch.cut_at + timeout;
@@ -467,7 +464,7 @@ impl Accumulator {
         for index in 0..self.partitions.len() {
             let partition = &mut self.partitions[index];
             if node.is_none() || partition.leader == node {
-                let queue: Vec<_> = partition.queue.drain(..).collect();
+                let queue: Vec<_> = partition.queue.drain().collect();
                 let failed = ProduceError::not_sent(error.clone());
                 completions.extend(self.release(queue, |_| Err(failed.clone())));
             }
@@ -524,7 +521,7 @@ impl Accumulator {
         let mut completions = Vec::new();
         for index in 0..self.partitions.len() {
             let partition = &mut self.partitions[index];
-            let queue: Vec<_> = partition.queue.drain(..).collect();
+            let queue: Vec<_> = partition.queue.drain().collect();
             for batch in std::mem::take(&mut partition.returned) {
                 completions.extend(self.fail(batch, error.clone()));
             }

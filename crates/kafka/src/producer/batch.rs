@@ -4,7 +4,7 @@
 //! names. It splits a batch where sequence numbers wrap, and a broker refuses the parts. The format
 //! is small: kafka.apache.org/documentation/#recordbatch
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 
 use super::record::Record;
 use crate::compression::{Compression, pack};
@@ -58,11 +58,12 @@ const ATTRIBUTES_AT: usize = 21;
 const RECORDS_AT: usize = 61;
 
 /// Encodes `records`, each with its timestamp (milliseconds since 1970), as one
-/// batch.
+/// batch. `out` is an empty buffer to use.
 ///
 /// # Errors
 /// The compressor's message, or that the batch is too large for the format.
 pub fn encode<'a>(
+    mut out: Vec<u8>,
     records: impl Iterator<Item = (&'a Record, i64)> + Clone,
     compression: Compression,
     identity: Identity,
@@ -79,7 +80,7 @@ pub fn encode<'a>(
 
     // `size` is an upper bound, so the buffer never grows.
     let room: usize = records.clone().map(|(record, _)| record.size()).sum();
-    let mut out = BytesMut::with_capacity(RECORDS_AT + room);
+    out.reserve(RECORDS_AT + room);
     out.put_i64(0); // base offset: the broker fills it in
     out.put_i32(0); // length, below
     out.put_i32(-1); // leader epoch: the broker fills it in
@@ -99,31 +100,28 @@ pub fn encode<'a>(
     out.put_i32(base_sequence);
     out.put_i32(count);
 
-    let mut scratch = BytesMut::new();
     for ((record, timestamp), offset_delta) in records.zip(0i64..) {
-        scratch.clear();
-        put_record(
-            &mut scratch,
-            record,
-            timestamp.saturating_sub(base_timestamp),
-            offset_delta,
+        let timestamp_delta = timestamp.saturating_sub(base_timestamp);
+        put_length(
+            &mut out,
+            record_length(record, timestamp_delta, offset_delta),
         );
-        put_length(&mut out, scratch.len());
-        out.put_slice(&scratch);
+        put_record(&mut out, record, timestamp_delta, offset_delta);
     }
     if compression != Compression::None {
-        let records = out.split_off(RECORDS_AT);
-        pack(compression, &records, &mut (&mut out).writer())?;
+        let mut packed = out[..RECORDS_AT].to_vec();
+        pack(compression, &out[RECORDS_AT..], &mut packed)?;
+        out = packed;
     }
 
     let length = i32::try_from(out.len() - LENGTH_AT - 4).map_err(too_large)?;
     out[LENGTH_AT..LENGTH_AT + 4].copy_from_slice(&length.to_be_bytes());
     let crc = crc32c::crc32c(&out[ATTRIBUTES_AT..]);
     out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
-    Ok(out.freeze())
+    Ok(out.into())
 }
 
-fn put_record(out: &mut BytesMut, record: &Record, timestamp_delta: i64, offset_delta: i64) {
+fn put_record(out: &mut Vec<u8>, record: &Record, timestamp_delta: i64, offset_delta: i64) {
     out.put_i8(0); // attributes: none are defined
     put_varint(out, timestamp_delta);
     put_varint(out, offset_delta);
@@ -136,7 +134,33 @@ fn put_record(out: &mut BytesMut, record: &Record, timestamp_delta: i64, offset_
     }
 }
 
-fn put_bytes(out: &mut BytesMut, bytes: Option<&[u8]>) {
+/// The bytes that [`put_record`] writes.
+fn record_length(record: &Record, timestamp_delta: i64, offset_delta: i64) -> usize {
+    let header = |(name, value): &(String, Option<Bytes>)| {
+        bytes_length(Some(name.as_bytes())) + bytes_length(value.as_deref())
+    };
+    1 + varint_length(timestamp_delta)
+        + varint_length(offset_delta)
+        + bytes_length(record.key.as_deref())
+        + bytes_length(record.value.as_deref())
+        + length_length(record.headers.len())
+        + record.headers.iter().map(header).sum::<usize>()
+}
+
+fn bytes_length(bytes: Option<&[u8]>) -> usize {
+    bytes.map_or(1, |bytes| length_length(bytes.len()) + bytes.len())
+}
+
+fn length_length(length: usize) -> usize {
+    varint_length(i64::try_from(length).unwrap_or(i64::MAX))
+}
+
+fn varint_length(value: i64) -> usize {
+    let bits = u64::BITS - zigzag(value).leading_zeros();
+    bits.max(1).div_ceil(7) as usize
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     match bytes {
         Some(bytes) => {
             put_length(out, bytes.len());
@@ -146,20 +170,24 @@ fn put_bytes(out: &mut BytesMut, bytes: Option<&[u8]>) {
     }
 }
 
-fn put_length(out: &mut BytesMut, length: usize) {
+fn put_length(out: &mut Vec<u8>, length: usize) {
     // A length in memory always fits an i64.
     put_varint(out, i64::try_from(length).unwrap_or(i64::MAX));
 }
 
 /// Zigzag encoding, then seven bits a byte, low ones first. The format's 32-bit and 64-bit forms
 /// are equal for values that fit both.
-fn put_varint(out: &mut BytesMut, value: i64) {
-    let mut rest = ((value << 1) ^ (value >> 63)) as u64;
+fn put_varint(out: &mut Vec<u8>, value: i64) {
+    let mut rest = zigzag(value);
     while rest >= 0x80 {
         out.put_u8((rest as u8 & 0x7f) | 0x80);
         rest >>= 7;
     }
     out.put_u8(rest as u8);
+}
+
+fn zigzag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)) as u64
 }
 
 #[cfg(test)]
@@ -197,7 +225,7 @@ mod tests {
             Compression::Zstd,
         ] {
             let stamped = records.iter().zip(1000i64..);
-            let bytes = encode(stamped, compression, IDENTITY, 7).unwrap();
+            let bytes = encode(Vec::new(), stamped, compression, IDENTITY, 7).unwrap();
             let read = decoded(bytes);
             assert_eq!(read.len(), 500);
             assert_eq!(read[499].key, records[499].key);
@@ -216,8 +244,26 @@ mod tests {
     fn sequences_that_wrap_stay_in_one_batch() {
         let record = Record::new("t", None, Some("v".into()));
         let records = std::iter::repeat_n((&record, 5), 3);
-        let bytes = encode(records, Compression::None, IDENTITY, i32::MAX - 1).unwrap();
+        let bytes = encode(
+            Vec::new(),
+            records,
+            Compression::None,
+            IDENTITY,
+            i32::MAX - 1,
+        )
+        .unwrap();
         assert_eq!(decoded(bytes).len(), 3);
+    }
+
+    #[test]
+    fn a_numbers_length_is_that_of_its_bytes() {
+        let powers = (0..63).map(|bit| 1i64 << bit);
+        let around = powers.flat_map(|power| [power - 1, power, -power, -power - 1]);
+        for value in around.chain([0, i64::MIN, i64::MAX]) {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            assert_eq!(varint_length(value), out.len(), "{value}");
+        }
     }
 
     proptest! {
@@ -233,7 +279,7 @@ mod tests {
             record.headers.push(("name".to_owned(), header.map(Bytes::from)));
             let records = [(&record, first), (&record, second)];
             let bytes =
-                encode(records.into_iter(), Compression::None, IDENTITY, 0).unwrap();
+                encode(Vec::new(), records.into_iter(), Compression::None, IDENTITY, 0).unwrap();
             let read = decoded(bytes);
             prop_assert_eq!(&read[1].key, &record.key);
             prop_assert_eq!(&read[1].value, &record.value);

@@ -431,12 +431,13 @@ impl Producer {
             return Err(ProduceError::not_sent(too_large));
         }
         let started = Instant::now();
+        let mut now = started;
         let mut state = shared.state();
         let index = loop {
             state.check_open().map_err(ProduceError::not_sent)?;
             let what = match state
                 .records
-                .place(&record, Instant::now())
+                .place(&record, now)
                 .map_err(ProduceError::not_sent)?
             {
                 Some(index) if state.records.has_room(weight) => break index,
@@ -461,6 +462,7 @@ impl Producer {
                 return Err(failed);
             }
             state = wait(&shared.progress, state, left);
+            now = Instant::now();
         };
         Ok(self.queue(&mut state, index, record, deadline, started))
     }
@@ -692,14 +694,15 @@ impl ProducerShared {
     }
 
     /// Reports outcomes to owners and hooks. Never call it with a lock held.
-    fn tell(&self, completions: Vec<Completion>) {
-        if completions.is_empty() {
+    fn tell(&self, completions: impl IntoIterator<Item = Completion>) {
+        let mut completions = completions.into_iter().peekable();
+        if completions.peek().is_none() {
             return;
         }
         let now = Instant::now();
         for done in completions {
             let latency = now.saturating_duration_since(done.queued_at);
-            if done.slot.complete(done.outcome.clone()) {
+            if done.slot.complete(&done.outcome) {
                 self.settled(&done.topic, latency, &done.outcome);
             }
         }

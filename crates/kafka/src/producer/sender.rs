@@ -20,6 +20,7 @@ use crate::config::Backoff;
 use crate::connection::{Connection, Sent};
 use crate::error::Error;
 use crate::in_flight::guarded;
+use crate::spare::Spares;
 use crate::wire::{millis, text, topic_name};
 use tbd_deadline::Deadline;
 
@@ -49,6 +50,7 @@ pub(super) fn run(shared: &ProducerShared, node: &Node) {
         cluster: shared.cluster.interruptible(&node.interrupts),
         connection: None,
         in_flight: VecDeque::new(),
+        spares: Spares::default(),
         backoff: Backoff::new(config.reconnect_backoff, config.reconnect_backoff_max),
     };
     shared.run_thread(&format!("kafka-producer-{}", node.id), || {
@@ -69,6 +71,8 @@ struct Sender<'a> {
     connection: Option<Connection>,
     /// Requests in flight on the connection, the oldest first.
     in_flight: VecDeque<InFlight>,
+    /// Memory for the next batches.
+    spares: Spares,
     backoff: Backoff,
 }
 
@@ -102,6 +106,7 @@ impl Sender<'_> {
         if !self.in_flight.is_empty() {
             return true;
         }
+        self.spares.trim();
         let max_idle = self.shared.cluster.config().connections_max_idle;
         let mut state = self.shared.state();
         loop {
@@ -302,25 +307,30 @@ impl Sender<'_> {
     /// Encodes batches that are not encoded yet. The second value is the batches that cannot be
     /// encoded.
     fn encode(
-        &self,
+        &mut self,
         batches: Vec<OutgoingBatch>,
     ) -> (Vec<OutgoingBatch>, Vec<(OutgoingBatch, Answer)>) {
         let mut ready = Vec::with_capacity(batches.len());
         let mut impossible = Vec::new();
         for mut batch in batches {
             if batch.encoded.is_none() {
+                let bytes = batch.records.iter().map(|queued| queued.size).sum();
                 let records = batch
                     .records
                     .iter()
                     .map(|queued| (&queued.record, queued.timestamp_ms));
                 let encoded = encode(
+                    self.spares.take(bytes),
                     records,
                     batch.compression,
                     batch.identity,
                     batch.base_sequence,
                 );
                 match encoded {
-                    Ok(bytes) => batch.encoded = Some(bytes),
+                    Ok(bytes) => {
+                        self.spares.keep(&bytes);
+                        batch.encoded = Some(bytes);
+                    }
                     Err(reason) => {
                         let answer = Answer::Impossible(Error::InvalidRecord { reason });
                         impossible.push((batch, answer));
@@ -403,7 +413,7 @@ impl Sender<'_> {
                     }
                     _ => {}
                 }
-                completions.extend(state.records.settle(batch, answer, now));
+                completions.push(state.records.settle(batch, answer, now));
             }
             if last_error.is_some() || written {
                 state.last_error = last_error;
@@ -412,7 +422,7 @@ impl Sender<'_> {
                 self.shared.metadata_wakeup.notify_one();
             }
         }
-        self.shared.tell(completions);
+        self.shared.tell(completions.into_iter().flatten());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Slot of one record's outcome: the producer's thread stores it, and the record's owner waits for it.
 
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::record::Outcome;
 use crate::lock;
@@ -8,10 +9,17 @@ use tbd_deadline::Deadline;
 
 /// A slot for one record's outcome: a producer thread stores it, and the waiting owner takes it.
 /// Its lock is always the innermost.
+///
+/// There is one for each record, and in bulk none is in the processor's cache any more when it is
+/// looked at again. So it is small, and without an owner only its first bytes are read: a processor
+/// reads ahead of other memory, but waits for a lock.
+#[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    state: Mutex<SlotState>,
+    /// Whether the owner has withdrawn the record, for whoever reads it without the lock.
+    is_withdrawn: AtomicBool,
     done: Condvar,
+    state: Mutex<SlotState>,
 }
 
 #[derive(Debug, Default)]
@@ -30,13 +38,16 @@ enum Stage {
     Withdrawn,
     /// In a batch that was sent or is about to be.
     Sent,
-    Done(Outcome),
+    Done(Box<Outcome>),
 }
 
 impl Slot {
     /// Moves from the queue into a batch; false if the record was withdrawn. A record of unknown
     /// outcome that waits for a retry can no longer be withdrawn.
-    pub(super) fn take_for_sending(&self) -> bool {
+    pub(super) fn take_for_sending(self: &Arc<Self>) -> bool {
+        if self.is_abandoned() {
+            return !self.is_withdrawn();
+        }
         let stage = &mut self.state().stage;
         match stage {
             Stage::Queued | Stage::Sent => {
@@ -56,16 +67,27 @@ impl Slot {
     }
 
     pub(super) fn is_withdrawn(&self) -> bool {
-        matches!(self.state().stage, Stage::Withdrawn)
+        self.is_withdrawn.load(Ordering::Relaxed)
+    }
+
+    /// Whether nobody can ask for the outcome any more, nor withdraw the record. The owner's last
+    /// deed is then visible.
+    fn is_abandoned(self: &Arc<Self>) -> bool {
+        let is_abandoned = Arc::strong_count(self) == 1;
+        fence(Ordering::Acquire);
+        is_abandoned
     }
 
     /// Stores the outcome; false if the slot already has one or was withdrawn.
-    pub(super) fn complete(&self, outcome: Outcome) -> bool {
+    pub(super) fn complete(self: &Arc<Self>, outcome: &Outcome) -> bool {
+        if self.is_abandoned() {
+            return !self.is_withdrawn();
+        }
         let mut state = self.state();
         if matches!(state.stage, Stage::Withdrawn | Stage::Done(_)) {
             return false;
         }
-        state.stage = Stage::Done(outcome);
+        state.stage = Stage::Done(Box::new(outcome.clone()));
         let is_awaited = state.is_awaited;
         // The woken thread finds the lock free.
         drop(state);
@@ -81,13 +103,14 @@ impl Slot {
         state.is_awaited = true;
         loop {
             if let Stage::Done(outcome) = &state.stage {
-                return Ok(outcome.clone());
+                return Ok(Outcome::clone(outcome));
             }
             let left = deadline.remaining();
             if left.is_zero() {
                 return Err(match state.stage {
                     Stage::Queued => {
                         state.stage = Stage::Withdrawn;
+                        self.is_withdrawn.store(true, Ordering::Relaxed);
                         GaveUp::Withdrawn
                     }
                     Stage::Withdrawn => GaveUp::Withdrawn,
@@ -122,21 +145,36 @@ mod tests {
     use crate::producer::record::{Certainty, ProduceError};
 
     #[test]
+    fn without_an_owner_only_a_withdrawal_counts() {
+        let slot = Arc::new(Slot::default());
+        assert!(slot.take_for_sending());
+        assert!(slot.complete(&Err(ProduceError::not_sent(Error::Closed))));
+        let slot = Arc::new(Slot::default());
+        let owner = Arc::clone(&slot);
+        owner.wait(Deadline::after(Duration::ZERO)).unwrap_err();
+        drop(owner);
+        assert!(!slot.take_for_sending());
+        assert!(!slot.complete(&Err(ProduceError::not_sent(Error::Closed))));
+    }
+
+    #[test]
     fn a_record_given_up_while_queued_can_no_longer_be_sent() {
-        let slot = Slot::default();
+        let slot = Arc::new(Slot::default());
+        let _owner = Arc::clone(&slot);
         let gave_up = slot.wait(Deadline::after(Duration::ZERO)).unwrap_err();
         assert_eq!(gave_up, GaveUp::Withdrawn);
         assert!(!slot.take_for_sending());
-        assert!(!slot.complete(Err(ProduceError::not_sent(Error::Closed))));
+        assert!(!slot.complete(&Err(ProduceError::not_sent(Error::Closed))));
     }
 
     #[test]
     fn a_record_given_up_after_sending_still_gets_its_outcome() {
-        let slot = Slot::default();
+        let slot = Arc::new(Slot::default());
+        let _owner = Arc::clone(&slot);
         assert!(slot.take_for_sending());
         let gave_up = slot.wait(Deadline::after(Duration::ZERO)).unwrap_err();
         assert_eq!(gave_up, GaveUp::Sent);
-        assert!(slot.complete(Err(ProduceError::maybe_sent(Error::Closed))));
+        assert!(slot.complete(&Err(ProduceError::maybe_sent(Error::Closed))));
         let outcome = slot.wait(Deadline::after(Duration::ZERO)).unwrap();
         assert_eq!(outcome.unwrap_err().certainty, Certainty::MaybeSent);
     }

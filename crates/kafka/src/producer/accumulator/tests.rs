@@ -106,7 +106,7 @@ fn tell(completions: Vec<Completion>) -> Vec<Outcome> {
     completions
         .into_iter()
         .map(|done| {
-            done.slot.complete(done.outcome.clone());
+            done.slot.complete(&done.outcome);
             done.outcome
         })
         .collect()

@@ -86,6 +86,57 @@ impl Topic {
     }
 }
 
+/// The records that wait for a batch, in order.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    records: VecDeque<Queued>,
+    bytes: usize,
+}
+
+impl Queue {
+    /// Their bytes in a batch.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(super) fn front(&self) -> Option<&Queued> {
+        self.records.front()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Queued> {
+        self.records.iter()
+    }
+
+    pub(super) fn push_back(&mut self, queued: Queued) {
+        self.bytes += queued.size;
+        self.records.push_back(queued);
+    }
+
+    pub(super) fn push_front(&mut self, queued: Queued) {
+        self.bytes += queued.size;
+        self.records.push_front(queued);
+    }
+
+    pub(super) fn pop_front(&mut self) -> Option<Queued> {
+        let queued = self.records.pop_front()?;
+        self.bytes -= queued.size;
+        Some(queued)
+    }
+
+    /// Takes all.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Queued> + use<> {
+        std::mem::take(self).records.into_iter()
+    }
+}
+
 /// The records and the state of one partition.
 #[derive(Debug)]
 pub(super) struct Partition {
@@ -94,7 +145,7 @@ pub(super) struct Partition {
     pub(super) topic_id: Uuid,
     pub(super) number: i32,
     pub(super) leader: Option<i32>,
-    pub(super) queue: VecDeque<Queued>,
+    pub(super) queue: Queue,
     /// How many batches the sender of node `in_flight_at` holds.
     pub(super) in_flight: usize,
     pub(super) in_flight_at: i32,
@@ -125,7 +176,7 @@ impl Partition {
             topic_id: Uuid::nil(),
             number,
             leader: None,
-            queue: VecDeque::new(),
+            queue: Queue::default(),
             in_flight: 0,
             in_flight_at: -1,
             is_repeating: false,
@@ -158,7 +209,9 @@ impl Accumulator {
                 named_at: Some(now),
                 ..Topic::default()
             };
-            self.topics.insert(Arc::clone(&record.topic), topic);
+            // A name of its own: the threads of callers and senders would slow each other down by
+            // counting references at the same place.
+            self.topics.insert(Arc::from(&*record.topic), topic);
             return Ok(None);
         };
         if topic.partitions.is_empty() {
@@ -259,7 +312,7 @@ impl Accumulator {
                     queued
                 }));
             }
-            waiting.extend(old.queue);
+            waiting.extend(old.queue.records);
             if old.identity == self.identity {
                 self.identity = None;
             }

@@ -1,6 +1,6 @@
 //! Random faults in any order, while a topic is deleted and created again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use proptest::prelude::*;
 

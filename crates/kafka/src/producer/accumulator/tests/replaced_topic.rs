@@ -1,5 +1,7 @@
 //! A topic that is deleted and created again while records are pending.
 
+use std::collections::HashMap;
+
 use super::*;
 use crate::producer::partition_for_key;
 
