@@ -520,8 +520,7 @@ fn fetch_request<'a>(
         .with_min_bytes(1)
         .with_max_bytes(limits.bytes)
         .with_isolation_level(limits.isolation.level())
-        // No fetch session (KIP-227). A session avoids naming unchanged partitions, but each fetch
-        // names only partitions with room for another answer, and those differ each time.
+        // No fetch session (KIP-227); DESIGN.md says what one would save.
         .with_session_id(0)
         .with_session_epoch(-1)
         .with_topics(topics)
