@@ -328,7 +328,8 @@ impl Connection {
         if ErrorCode::from_code(response.error_code) == Some(ErrorCode::UnsupportedVersion) {
             response = self.ask_versions(0, deadline)?;
         }
-        Error::check(ApiKey::ApiVersions, response.error_code)?;
+        Error::check(ApiKey::ApiVersions, response.error_code)
+            .map_err(|error| error.of_broker(&self.address))?;
         self.versions = response
             .api_keys
             .iter()

@@ -43,8 +43,8 @@ pub enum Error {
         reason: String,
     },
     /// A broker answered with an error code.
-    #[error("kafka refused {api:?}{}: {code}{}",
-        place(.topic.as_deref(), *.partition), hint(*.api, *.code))]
+    #[error("kafka{} refused {api:?}{}: {code}{}",
+        at(.broker.as_deref()), place(.topic.as_deref(), *.partition), hint(*.api, *.code))]
     Refused {
         /// The request that was refused.
         api: ApiKey,
@@ -54,6 +54,9 @@ pub enum Error {
         topic: Option<Arc<str>>,
         /// The partition that it concerns, if it concerns one.
         partition: Option<i32>,
+        /// `host:port` of the broker that refused it, as dialled. `None` for what the metadata say,
+        /// and in results of the admin client.
+        broker: Option<Arc<str>>,
     },
     /// A setting is out of its range. Nothing was sent.
     #[error(transparent)]
@@ -174,6 +177,10 @@ impl ConfigError {
 
 fn because(cause: Option<&Error>) -> String {
     cause.map_or_else(String::new, |cause| format!(" ({cause})"))
+}
+
+fn at(broker: Option<&str>) -> String {
+    broker.map_or_else(String::new, |broker| format!(" broker {broker}"))
 }
 
 fn place(topic: Option<&str>, partition: Option<i32>) -> String {
@@ -315,6 +322,7 @@ impl Error {
             code,
             topic: None,
             partition: None,
+            broker: None,
         }
     }
 
@@ -324,6 +332,7 @@ impl Error {
             code,
             topic: Some(topic.into()),
             partition: None,
+            broker: None,
         }
     }
 
@@ -337,7 +346,18 @@ impl Error {
             code,
             topic: Some(Arc::clone(&partition.topic)),
             partition: Some(partition.partition),
+            broker: None,
         }
+    }
+
+    /// Names the broker that refused the request, unless it is named. Other errors stay as they
+    /// are.
+    #[must_use]
+    pub(crate) fn of_broker(mut self, address: &str) -> Self {
+        if let Self::Refused { broker, .. } = &mut self {
+            broker.get_or_insert_with(|| address.into());
+        }
+        self
     }
 
     /// `Err` with `code` unless it is 0, which means success.
@@ -373,5 +393,22 @@ mod tests {
             error.to_string(),
             "kafka refused Metadata: LeaderNotAvailable (code 5)"
         );
+    }
+
+    #[test]
+    fn a_refusal_names_the_first_broker_that_it_is_told() {
+        let partition = TopicPartition::new("orders", 3);
+        let error =
+            Error::refused_partition(ApiKey::Produce, ErrorCode::MessageTooLarge, &partition);
+        let error = error.of_broker("kafka-1:9092").of_broker("kafka-2:9092");
+        assert_eq!(
+            error.to_string(),
+            "kafka broker kafka-1:9092 refused Produce for topic orders, partition 3: \
+             MessageTooLarge (code 10); raise the topic's max.message.bytes"
+        );
+        assert!(matches!(
+            Error::Closed.of_broker("kafka-1:9092"),
+            Error::Closed
+        ));
     }
 }

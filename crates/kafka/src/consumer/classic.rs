@@ -92,6 +92,7 @@ impl GroupMember {
         deadline: Deadline,
     ) {
         if let Err(error) = Error::check(ApiKey::JoinGroup, answer.error_code) {
+            let error = self.coordinator.refused(error);
             return self.join_failed(reading, error, Some(answer.member_id.to_string()));
         }
         let identity = Identity {
@@ -222,6 +223,7 @@ impl GroupMember {
         identity: &Identity,
     ) {
         if let Err(error) = Error::check(ApiKey::SyncGroup, answer.error_code) {
+            let error = self.coordinator.refused(error);
             return self.sync_failed(reading, error, identity);
         }
         let assigned = match decode_assignment(answer.assignment) {

@@ -403,6 +403,7 @@ impl GroupMember {
     ) {
         let mut left = commit.offsets.clone();
         let taken = answer.and_then(|answer| reading.take_commit_answer(&mut left, &answer));
+        let taken = taken.map_err(|error| self.coordinator.refused(error));
         let result = taken.map_err(|error| explain(self.commit_failed(&error, identity), error));
         let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
         reading.set_owed(&left, is_owed);

@@ -397,7 +397,7 @@ impl Fetcher {
                 .map(|answer| self.fetched(reading, node, answer, &asked)),
             PendingRequest::Offsets(sent, resets) => connection
                 .receive(sent, read_by)
-                .map(|answer| reading.offsets_listed(&answer, &resets)),
+                .map(|answer| reading.offsets_listed(node, &answer, &resets)),
         };
         match taken {
             Ok(result) => {

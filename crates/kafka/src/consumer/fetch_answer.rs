@@ -38,7 +38,7 @@ impl Fetcher {
                     partition.read_replica = None;
                 }
             }
-            reading.last_error = Some(error);
+            reading.last_error = Some(reading.refused_by(node, error));
             return Ok(());
         }
         let answers = answer.responses.iter().flat_map(|topic| &topic.partitions);
@@ -131,10 +131,10 @@ impl Reading {
                     partition.id_verdict = IdVerdict::Refused;
                 }
                 let leader = &answer.current_leader;
-                let (node, epoch) = (leader.leader_id.0, leader.leader_epoch);
+                let (other, epoch) = (leader.leader_id.0, leader.leader_epoch);
                 self.cluster
-                    .observe_leader(&name.topic, name.partition, node, epoch);
-                return self.partition_refused(name, ApiKey::Fetch, code);
+                    .observe_leader(&name.topic, name.partition, other, epoch);
+                return self.partition_refused(name, node, ApiKey::Fetch, code);
             }
         }
         Ok(())

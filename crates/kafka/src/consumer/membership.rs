@@ -80,6 +80,14 @@ pub(super) enum PendingRequest {
 }
 
 impl CoordinatorLink {
+    /// The error with which the coordinator refused something.
+    pub(super) fn refused(&self, error: Error) -> Error {
+        match &self.connection {
+            Some(connection) => error.of_broker(connection.address()),
+            None => error,
+        }
+    }
+
     /// The connection, if an answer is pending on it.
     pub(super) fn awaited(&self) -> Option<&Connection> {
         self.pending.as_ref().and(self.connection.as_ref())

@@ -208,6 +208,7 @@ impl Reading {
 
     pub(super) fn offsets_listed(
         &mut self,
+        node: i32,
         answer: &ListOffsetsResponse,
         resets: &BTreeMap<TopicPartition, Asked<ResetTo>>,
     ) -> Result<(), Error> {
@@ -219,7 +220,8 @@ impl Reading {
                     continue;
                 };
                 if let Some(code) = ErrorCode::from_code(entry.error_code) {
-                    if let Err(error) = self.partition_refused(&name, ApiKey::ListOffsets, code) {
+                    let api = ApiKey::ListOffsets;
+                    if let Err(error) = self.partition_refused(&name, node, api, code) {
                         result = Err(error);
                     }
                     continue;

@@ -261,14 +261,23 @@ impl Reading {
         }
     }
 
-    /// A leader refused one partition. Most such errors are transient.
+    /// The error with which a node refused something.
+    pub(super) fn refused_by(&self, node: i32, error: Error) -> Error {
+        match self.cluster.address(node) {
+            Some(address) => error.of_broker(&address),
+            None => error,
+        }
+    }
+
+    /// A node refused one partition. Most such errors are transient.
     pub(super) fn partition_refused(
         &mut self,
         name: &TopicPartition,
+        node: i32,
         api: ApiKey,
         code: ErrorCode,
     ) -> Result<(), Error> {
-        let error = Error::refused_partition(api, code, name);
+        let error = self.refused_by(node, Error::refused_partition(api, code, name));
         let is_passing = code.is_retriable() || code == ErrorCode::UnknownServerError;
         let pause = match code {
             ErrorCode::UnknownServerError | ErrorCode::CorruptMessage => DAMAGE_PAUSE,

@@ -61,8 +61,10 @@ pub(crate) fn find_for(
     let request = FindCoordinatorRequest::default()
         .with_key(text(key))
         .with_key_type(kind as i8);
-    let answer = cluster.connect_any(deadline)?.call(&request, deadline)?;
-    Error::check(ApiKey::FindCoordinator, answer.error_code)?;
+    let mut connection = cluster.connect_any(deadline)?;
+    let answer = connection.call(&request, deadline)?;
+    Error::check(ApiKey::FindCoordinator, answer.error_code)
+        .map_err(|error| error.of_broker(connection.address()))?;
     Ok(Coordinator {
         node_id: answer.node_id.0,
         address: host_port(&answer.host, answer.port),
@@ -258,6 +260,7 @@ pub(crate) fn leave(
         // An earlier request may have succeeded although its answer was lost.
         .filter(|&code| code != ErrorCode::UnknownMemberId.code())
         .try_for_each(|code| Error::check(api, code))
+        .map_err(|error| error.of_broker(connection.address()))
 }
 
 fn leave_request(config: &MemberConfig, identity: &Identity) -> LeaveGroupRequest {

@@ -262,7 +262,8 @@ impl HeartbeatThread {
         let answer = self
             .connection_to(coordinator, deadline)?
             .call(&request, deadline)?;
-        Error::check(ApiKey::ConsumerGroupHeartbeat, answer.error_code)?;
+        Error::check(ApiKey::ConsumerGroupHeartbeat, answer.error_code)
+            .map_err(|error| error.of_broker(&coordinator.address))?;
         Ok(coordinator::consumer_heartbeat_answer(answer))
     }
 
@@ -277,6 +278,7 @@ impl HeartbeatThread {
             .connection_to(coordinator, deadline)?
             .call(&request, deadline)?;
         Error::check(ApiKey::Heartbeat, answer.error_code)
+            .map_err(|error| error.of_broker(&coordinator.address))
     }
 
     /// Tries once, and once more if the coordinator has moved.

@@ -48,9 +48,9 @@ use super::batch::{Identity, Transactions};
 use super::partitioner::Partitioner;
 use super::record::{Certainty, Outcome, ProduceError, Record};
 use super::slot::Slot;
-use crate::TopicPartition;
 use crate::compression::Compression;
 use crate::error::Error;
+use crate::{ApiKey, ErrorCode, TopicPartition};
 pub(super) use settle::Answer;
 use tbd_deadline::Deadline;
 use topics::{Partition, Topic};
@@ -127,6 +127,8 @@ pub(super) struct OutgoingBatch {
     pub(super) identity: Identity,
     pub(super) base_sequence: i32,
     pub(super) compression: Compression,
+    /// The broker it was last sent to, as dialled.
+    pub(super) broker: Option<Arc<str>>,
     /// The encoded batch; a retry sends the same bytes.
     pub(super) encoded: Option<Bytes>,
     index: usize,
@@ -140,6 +142,15 @@ pub(super) struct OutgoingBatch {
 }
 
 impl OutgoingBatch {
+    /// The error with which its broker refused it.
+    pub(super) fn refusal(&self, code: ErrorCode) -> Error {
+        let error = Error::refused_partition(ApiKey::Produce, code, &self.topic_partition());
+        match &self.broker {
+            Some(broker) => error.of_broker(broker),
+            None => error,
+        }
+    }
+
     /// Its partition.
     pub(super) fn topic_partition(&self) -> TopicPartition {
         TopicPartition::new(Arc::clone(&self.topic), self.partition)
@@ -417,6 +428,7 @@ impl Accumulator {
             identity,
             base_sequence,
             compression,
+            broker: None,
             encoded: None,
             index,
             cut_at: now,

@@ -210,11 +210,10 @@ impl MetadataThread<'_> {
             .with_transaction_timeout_ms(i32::MAX)
             .with_producer_id(ProducerId(-1))
             .with_producer_epoch(-1);
-        let response = self
-            .cluster
-            .connect_any(deadline)?
-            .call(&request, deadline)?;
-        Error::check(ApiKey::InitProducerId, response.error_code)?;
+        let mut connection = self.cluster.connect_any(deadline)?;
+        let response = connection.call(&request, deadline)?;
+        Error::check(ApiKey::InitProducerId, response.error_code)
+            .map_err(|error| error.of_broker(connection.address()))?;
         let mut state = self.shared.state();
         let identity = Identity::idempotent(response.producer_id.0, response.producer_epoch);
         state.records.set_identity(identity);

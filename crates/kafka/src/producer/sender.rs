@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::ApiKey;
 use crate::ErrorCode;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::produce_response::PartitionProduceResponse;
@@ -220,13 +219,17 @@ impl Sender<'_> {
                 });
             }
         }
-        let (batches, impossible) = self.encode(batches);
+        let (mut batches, impossible) = self.encode(batches);
         self.settle(impossible);
         if batches.is_empty() {
             return Ok(());
         }
         let timeout = self.shared.config.request_timeout;
         let deadline = Deadline::after(timeout);
+        let broker: Arc<str> = connection.address().into();
+        for batch in &mut batches {
+            batch.broker = Some(Arc::clone(&broker));
+        }
         let size = Size::of(&batches);
         let version_max = newest_version(&batches);
         let transactional_id = self.shared.transactional_id.as_deref();
@@ -407,9 +410,7 @@ impl Sender<'_> {
                 match &answer {
                     Answer::Written(_) => written = true,
                     Answer::Refused(code) => {
-                        let partition = batch.topic_partition();
-                        last_error =
-                            Some(Error::refused_partition(ApiKey::Produce, *code, &partition));
+                        last_error = Some(batch.refusal(*code));
                     }
                     _ => {}
                 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::ApiKey;
 use crate::ErrorCode;
 
 use super::{Accumulator, Completion, OutgoingBatch, Queued, completion};
@@ -61,7 +60,7 @@ impl Accumulator {
         now: Instant,
     ) -> Vec<Completion> {
         use ErrorCode::*;
-        let error = Error::refused_partition(ApiKey::Produce, code, &batch.topic_partition());
+        let error = batch.refusal(code);
         let partition = &mut self.partitions[batch.index];
         let follows = |other: &OutgoingBatch| other.number < batch.number;
         match code {

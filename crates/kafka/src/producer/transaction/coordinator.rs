@@ -79,7 +79,10 @@ impl Link {
             let answer = self.try_ask(request, newest, attempt);
             let error = match answer.and_then(|answer| check(&answer).map(|()| answer)) {
                 Ok(answer) => return Ok(answer),
-                Err(error) => error,
+                Err(error) => match &self.connection {
+                    Some(connection) => error.of_broker(connection.address()),
+                    None => error,
+                },
             };
             log::debug!("kafka transaction {}: {error}", self.key);
             match reaction_to(&error) {
