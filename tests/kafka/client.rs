@@ -16,7 +16,7 @@ use tbd_kafka::consumer::{Isolation, StartAt};
 use tbd_kafka::producer::partition_for_key;
 use tbd_kafka::producer::{Certainty, Outcome, Record};
 use tbd_kafka::{
-    Admin, ClientConfig, Cluster, Consumer, ConsumerConfig, ConsumerRecord, Producer,
+    Admin, ClientConfig, Cluster, Consumer, ConsumerConfig, ConsumerRecord, ErrorCode, Producer,
     ProducerConfig, TopicPartition,
 };
 
@@ -79,6 +79,7 @@ fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> V
     let mut connection = cluster.connect(node, soon()).unwrap();
     let mut records: Vec<Read> = Vec::new();
     let mut position = 0;
+    let deadline = soon();
     while position < end {
         let wanted = FetchPartition::default()
             .with_partition(partition)
@@ -97,8 +98,13 @@ fn read_partition(cluster: &Cluster, topic: &str, partition: i32, end: i64) -> V
                     .with_topic_id(cluster.topic_id(topic).unwrap())
                     .with_partitions(vec![wanted]),
             ]);
-        let response = connection.call(&request, soon()).unwrap();
+        let response = connection.call(&request, deadline).unwrap();
         let answer = &response.responses[0].partitions[0];
+        if answer.error_code == ErrorCode::UnknownTopicId.code() {
+            // The broker has not heard yet that the topic was created again, or the client has not.
+            cluster.refresh(&[topic], deadline).unwrap();
+            continue;
+        }
         assert_eq!(answer.error_code, 0);
         let mut bytes: Bytes = answer.records.clone().unwrap();
         while let Some(mut batch) = whole_batch(&mut bytes) {
