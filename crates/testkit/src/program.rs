@@ -335,9 +335,18 @@ impl Program {
         self.signal(Signal::TERM);
     }
 
-    /// Stops it in its tracks (SIGSTOP).
+    /// Stops it in its tracks (SIGSTOP). On a busy machine its threads run on until one of them has had a
+    /// core to take the signal, so this waits until it has stopped.
+    ///
+    /// # Panics
+    /// If it has not after 10 s.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        let status = format!("/proc/{}/status", self.child.id());
+        eventually(Duration::from_secs(10), "the program to stop", || {
+            let status = std::fs::read_to_string(&status).ok()?;
+            status.contains("State:\tT").then_some(())
+        });
     }
 
     /// Ends a [`freeze`](Self::freeze).
