@@ -210,6 +210,11 @@ impl Connection {
         &self.address
     }
 
+    /// `Err` with `code`, which this broker has answered, unless it is 0.
+    pub(crate) fn check(&self, api: ApiKey, code: i16) -> Result<(), Error> {
+        Error::check(api, code).map_err(|error| error.of_broker(Some(&self.address)))
+    }
+
     /// The negotiated version of `api` on this connection.
     ///
     /// # Errors
@@ -328,8 +333,7 @@ impl Connection {
         if ErrorCode::from_code(response.error_code) == Some(ErrorCode::UnsupportedVersion) {
             response = self.ask_versions(0, deadline)?;
         }
-        Error::check(ApiKey::ApiVersions, response.error_code)
-            .map_err(|error| error.of_broker(&self.address))?;
+        self.check(ApiKey::ApiVersions, response.error_code)?;
         self.versions = response
             .api_keys
             .iter()

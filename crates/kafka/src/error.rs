@@ -350,12 +350,14 @@ impl Error {
         }
     }
 
-    /// Names the broker that refused the request, unless it is named. Other errors stay as they
-    /// are.
+    /// Names the broker that refused the request, if it is known and not named yet. Other errors stay
+    /// as they are.
     #[must_use]
-    pub(crate) fn of_broker(mut self, address: &str) -> Self {
-        if let Self::Refused { broker, .. } = &mut self {
-            broker.get_or_insert_with(|| address.into());
+    pub(crate) fn of_broker(mut self, address: Option<&str>) -> Self {
+        if let Self::Refused { broker, .. } = &mut self
+            && broker.is_none()
+        {
+            *broker = address.map(Arc::from);
         }
         self
     }
@@ -400,14 +402,17 @@ mod tests {
         let partition = TopicPartition::new("orders", 3);
         let error =
             Error::refused_partition(ApiKey::Produce, ErrorCode::MessageTooLarge, &partition);
-        let error = error.of_broker("kafka-1:9092").of_broker("kafka-2:9092");
+        let error = error
+            .of_broker(None)
+            .of_broker(Some("kafka-1:9092"))
+            .of_broker(Some("kafka-2:9092"));
         assert_eq!(
             error.to_string(),
             "kafka broker kafka-1:9092 refused Produce for topic orders, partition 3: \
              MessageTooLarge (code 10); raise the topic's max.message.bytes"
         );
         assert!(matches!(
-            Error::Closed.of_broker("kafka-1:9092"),
+            Error::Closed.of_broker(Some("kafka-1:9092")),
             Error::Closed
         ));
     }

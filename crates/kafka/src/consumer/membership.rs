@@ -82,10 +82,7 @@ pub(super) enum PendingRequest {
 impl CoordinatorLink {
     /// The error with which the coordinator refused something.
     pub(super) fn refused(&self, error: Error) -> Error {
-        match &self.connection {
-            Some(connection) => error.of_broker(connection.address()),
-            None => error,
-        }
+        error.of_broker(self.connection.as_ref().map(Connection::address))
     }
 
     /// The connection, if an answer is pending on it.

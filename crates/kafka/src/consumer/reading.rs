@@ -263,10 +263,7 @@ impl Reading {
 
     /// The error with which a node refused something.
     pub(super) fn refused_by(&self, node: i32, error: Error) -> Error {
-        match self.cluster.address(node) {
-            Some(address) => error.of_broker(&address),
-            None => error,
-        }
+        error.of_broker(self.cluster.address(node).as_deref())
     }
 
     /// A node refused one partition. Most such errors are transient.

@@ -63,8 +63,7 @@ pub(crate) fn find_for(
         .with_key_type(kind as i8);
     let mut connection = cluster.connect_any(deadline)?;
     let answer = connection.call(&request, deadline)?;
-    Error::check(ApiKey::FindCoordinator, answer.error_code)
-        .map_err(|error| error.of_broker(connection.address()))?;
+    connection.check(ApiKey::FindCoordinator, answer.error_code)?;
     Ok(Coordinator {
         node_id: answer.node_id.0,
         address: host_port(&answer.host, answer.port),
@@ -259,8 +258,7 @@ pub(crate) fn leave(
         .into_iter()
         // An earlier request may have succeeded although its answer was lost.
         .filter(|&code| code != ErrorCode::UnknownMemberId.code())
-        .try_for_each(|code| Error::check(api, code))
-        .map_err(|error| error.of_broker(connection.address()))
+        .try_for_each(|code| connection.check(api, code))
 }
 
 fn leave_request(config: &MemberConfig, identity: &Identity) -> LeaveGroupRequest {

@@ -259,11 +259,9 @@ impl HeartbeatThread {
         let deadline = self.call_deadline();
         let request =
             coordinator::consumer_heartbeat_request(&self.config, &self.shared.topics(), heartbeat);
-        let answer = self
-            .connection_to(coordinator, deadline)?
-            .call(&request, deadline)?;
-        Error::check(ApiKey::ConsumerGroupHeartbeat, answer.error_code)
-            .map_err(|error| error.of_broker(&coordinator.address))?;
+        let connection = self.connection_to(coordinator, deadline)?;
+        let answer = connection.call(&request, deadline)?;
+        connection.check(ApiKey::ConsumerGroupHeartbeat, answer.error_code)?;
         Ok(coordinator::consumer_heartbeat_answer(answer))
     }
 
@@ -274,11 +272,9 @@ impl HeartbeatThread {
     ) -> Result<(), Error> {
         let deadline = self.call_deadline();
         let request = coordinator::heartbeat_request(&self.config, identity);
-        let answer = self
-            .connection_to(coordinator, deadline)?
-            .call(&request, deadline)?;
-        Error::check(ApiKey::Heartbeat, answer.error_code)
-            .map_err(|error| error.of_broker(&coordinator.address))
+        let connection = self.connection_to(coordinator, deadline)?;
+        let answer = connection.call(&request, deadline)?;
+        connection.check(ApiKey::Heartbeat, answer.error_code)
     }
 
     /// Tries once, and once more if the coordinator has moved.

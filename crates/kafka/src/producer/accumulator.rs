@@ -127,7 +127,7 @@ pub(super) struct OutgoingBatch {
     pub(super) identity: Identity,
     pub(super) base_sequence: i32,
     pub(super) compression: Compression,
-    /// The broker it was last sent to, as dialled.
+    /// The broker that refused it, as dialled.
     pub(super) broker: Option<Arc<str>>,
     /// The encoded batch; a retry sends the same bytes.
     pub(super) encoded: Option<Bytes>,
@@ -145,10 +145,7 @@ impl OutgoingBatch {
     /// The error with which its broker refused it.
     pub(super) fn refusal(&self, code: ErrorCode) -> Error {
         let error = Error::refused_partition(ApiKey::Produce, code, &self.topic_partition());
-        match &self.broker {
-            Some(broker) => error.of_broker(broker),
-            None => error,
-        }
+        error.of_broker(self.broker.as_deref())
     }
 
     /// Its partition.

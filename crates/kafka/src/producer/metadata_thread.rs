@@ -212,8 +212,7 @@ impl MetadataThread<'_> {
             .with_producer_epoch(-1);
         let mut connection = self.cluster.connect_any(deadline)?;
         let response = connection.call(&request, deadline)?;
-        Error::check(ApiKey::InitProducerId, response.error_code)
-            .map_err(|error| error.of_broker(connection.address()))?;
+        connection.check(ApiKey::InitProducerId, response.error_code)?;
         let mut state = self.shared.state();
         let identity = Identity::idempotent(response.producer_id.0, response.producer_epoch);
         state.records.set_identity(identity);

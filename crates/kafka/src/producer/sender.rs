@@ -219,17 +219,13 @@ impl Sender<'_> {
                 });
             }
         }
-        let (mut batches, impossible) = self.encode(batches);
+        let (batches, impossible) = self.encode(batches);
         self.settle(impossible);
         if batches.is_empty() {
             return Ok(());
         }
         let timeout = self.shared.config.request_timeout;
         let deadline = Deadline::after(timeout);
-        let broker: Arc<str> = connection.address().into();
-        for batch in &mut batches {
-            batch.broker = Some(Arc::clone(&broker));
-        }
         let size = Size::of(&batches);
         let version_max = newest_version(&batches);
         let transactional_id = self.shared.transactional_id.as_deref();
@@ -270,7 +266,8 @@ impl Sender<'_> {
         match connection.receive(oldest.sent, oldest.deadline) {
             Ok(response) => {
                 self.ended(oldest.size, Ok(()));
-                self.settle(self.answers(oldest.batches, &response, by_id));
+                let broker = connection.address();
+                self.settle(self.answers(oldest.batches, &response, by_id, broker));
                 Ok(())
             }
             Err(error) => {
@@ -352,6 +349,7 @@ impl Sender<'_> {
         batches: Vec<OutgoingBatch>,
         response: &ProduceResponse,
         by_id: bool,
+        broker: &str,
     ) -> Vec<(OutgoingBatch, Answer)> {
         let mut found: HashMap<(Uuid, &str, i32), &PartitionProduceResponse> = HashMap::new();
         for topic in &response.responses {
@@ -362,7 +360,7 @@ impl Sender<'_> {
         }
         batches
             .into_iter()
-            .map(|batch| {
+            .map(|mut batch| {
                 let key = answer_key(by_id, batch.topic_id, &batch.topic, batch.partition);
                 let answer = match found.get(&key) {
                     Some(partition) => self.answer(&batch, partition),
@@ -371,6 +369,9 @@ impl Sender<'_> {
                         reason: "no answer for a partition that was sent".to_owned(),
                     }),
                 };
+                if let Answer::Refused(_) = answer {
+                    batch.broker = Some(broker.into());
+                }
                 (batch, answer)
             })
             .collect()

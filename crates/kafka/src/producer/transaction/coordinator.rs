@@ -79,10 +79,7 @@ impl Link {
             let answer = self.try_ask(request, newest, attempt);
             let error = match answer.and_then(|answer| check(&answer).map(|()| answer)) {
                 Ok(answer) => return Ok(answer),
-                Err(error) => match &self.connection {
-                    Some(connection) => error.of_broker(connection.address()),
-                    None => error,
-                },
+                Err(error) => error.of_broker(self.connection.as_ref().map(Connection::address)),
             };
             log::debug!("kafka transaction {}: {error}", self.key);
             match reaction_to(&error) {
