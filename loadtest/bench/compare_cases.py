@@ -120,6 +120,9 @@ def delayed(server_port, milliseconds):
 def closed(side, case, running, script, connections, **conditions):
     values = load.wrk(running, script, connections, DURATION, {"api": running.pid, **SERVERS})
     settle()
+    if values["errors"]:
+        # Requests that still wait, and refusals that are held, outlive the clients they were for.
+        time.sleep(2)
     record(side, case, {**values, "warm": running.is_warm}, connections=connections, **conditions)
 
 
@@ -214,8 +217,6 @@ def by_slow_database(side, settings):
             for name in ("GET", "POST"):
                 for connections in (64, 512):
                     closed(side, f"{name}, slow database", running, f"{name.lower()}.lua", connections, value=milliseconds)
-                    # Requests that still wait, and refusals that are held, outlive the clients they were for.
-                    time.sleep(2)
 
 
 def by_slow_kafka(side, settings):

@@ -189,7 +189,7 @@ pub fn body_timeout() -> Problem {
     )
 }
 
-/// Refused at once, because too many requests wait already.
+/// Refused, because too many requests wait already.
 pub fn overloaded() -> Problem {
     Problem::new(
         503,

@@ -47,7 +47,7 @@ pub struct ServerConfig {
     /// clients which ignore `Retry-After` leave the threads their cores.
     pub refusals_at_once: u32,
     /// How long the queue may stay too long, or all threads may take no request, before further
-    /// requests get 503 at once (see `admission`).
+    /// requests get 503 (see `admission`).
     pub burst: Duration,
     /// The time from a request's arrival to its response, waiting included.
     pub request_timeout: Duration,
