@@ -40,7 +40,7 @@ impl<J: Job + ?Sized> Job for Arc<J> {
 /// The queue of jobs, and the places of its writers.
 pub struct Coalescer<J: Job> {
     writers_max: usize,
-    /// How many writers there may be once no batch was begun for `patience`.
+    /// How many writers there may be while batches are slow.
     slow_max: usize,
     patience: Duration,
     batch_max: usize,
@@ -57,6 +57,8 @@ struct State<J: Job> {
     writers: usize,
     /// When the latest writer got its place.
     begun: Instant,
+    /// How long the latest finished batch took.
+    took: Duration,
 }
 
 /// Why a job has no answer.
@@ -84,6 +86,7 @@ impl<J: Job> Coalescer<J> {
                 queue: VecDeque::new(),
                 writers: 0,
                 begun: Instant::now(),
+                took: Duration::ZERO,
             }),
             answered: None,
         }
@@ -91,6 +94,8 @@ impl<J: Job> Coalescer<J> {
 
     /// Allows up to `writers` callers at a time, one more whenever no batch was begun for
     /// `patience`. On a slow database a job would otherwise wait for a whole batch before its own.
+    /// Once a batch takes more than twice `patience`, the pause is its share of that time: then the
+    /// batches begin evenly spaced, with all writers in use.
     pub fn more_when_slow(self, writers: usize, patience: Duration) -> Self {
         Self {
             slow_max: writers,
@@ -132,12 +137,12 @@ impl<J: Job> Coalescer<J> {
         } else {
             state.queue.push_back(Arc::clone(&ticket));
         }
+        let mut pause = (self.slow_max > self.writers_max).then(|| self.pause(&state));
         drop(state);
-        let mut is_impatient = self.slow_max > self.writers_max;
         loop {
-            let until = match is_impatient {
-                true => deadline.earlier_of(Deadline::after(self.patience)),
-                false => deadline,
+            let until = match pause {
+                Some(pause) => deadline.earlier_of(Deadline::after(pause)),
+                None => deadline,
             };
             match ticket.wait(until) {
                 Phase::Done(answer) => return Ok(answer),
@@ -146,7 +151,7 @@ impl<J: Job> Coalescer<J> {
                     let batch = self.gather(Arc::clone(&ticket));
                     self.write(batch, &mut work);
                 }
-                Phase::Waiting if !deadline.is_past() => is_impatient = self.promote(&ticket),
+                Phase::Waiting if !deadline.is_past() => pause = self.promote(&ticket),
                 Phase::Waiting => {
                     if let Some(not_done) = self.withdraw(&ticket) {
                         return Err(not_done);
@@ -158,22 +163,29 @@ impl<J: Job> Coalescer<J> {
 
     fn has_place(&self, state: &State<J>) -> bool {
         state.writers < self.writers_max
-            || state.writers < self.slow_max && state.begun.elapsed() >= self.patience
+            || state.writers < self.slow_max && state.begun.elapsed() >= self.pause(state)
     }
 
-    /// Makes a caller that has waited long a writer, if there is a place. Returns whether it must
-    /// ask again: its job is in no batch yet, and a place may open.
-    fn promote(&self, ticket: &Arc<Ticket<J>>) -> bool {
+    /// How long no batch must have begun before there may be one more writer.
+    fn pause(&self, state: &State<J>) -> Duration {
+        let writers = u32::try_from(self.slow_max).unwrap_or(u32::MAX);
+        match state.took / 2 > self.patience {
+            true => self.patience.min(state.took / writers),
+            false => self.patience,
+        }
+    }
+
+    /// Makes a caller that has waited long a writer, if there is a place. Returns how long it must
+    /// wait before it asks again, if its job is in no batch yet and a place may open.
+    fn promote(&self, ticket: &Arc<Ticket<J>>) -> Option<Duration> {
         let mut state = lock(&self.state);
-        let Some(index) = state.queue.iter().position(|it| Arc::ptr_eq(it, ticket)) else {
-            return false;
-        };
+        let index = state.queue.iter().position(|it| Arc::ptr_eq(it, ticket))?;
         if self.has_place(&state) {
             state.queue.remove(index);
             state.take_place();
             ticket.set(Phase::Promoted);
         }
-        state.writers < self.slow_max
+        (state.writers < self.slow_max).then(|| self.pause(&state))
     }
 
     /// Withdraws a job whose deadline has passed; `None` if its phase has just changed.
@@ -225,6 +237,7 @@ impl<J: Job> Coalescer<J> {
         let mut writer = Writer {
             coalescer: self,
             has_place: true,
+            begun: Instant::now(),
             batch,
             answers: Vec::new(),
         };
@@ -246,6 +259,7 @@ impl<J: Job> Coalescer<J> {
 struct Writer<'a, J: Job> {
     coalescer: &'a Coalescer<J>,
     has_place: bool,
+    begun: Instant,
     batch: Vec<Arc<Ticket<J>>>,
     answers: Vec<J::Answer>,
 }
@@ -256,6 +270,7 @@ impl<J: Job> Writer<'_, J> {
             return;
         }
         let mut state = lock(&self.coalescer.state);
+        state.took = self.begun.elapsed();
         match state.queue.pop_front() {
             // Under the lock: between the two steps the job could be withdrawn, and the place would
             // be lost.

@@ -80,6 +80,19 @@ fn a_job_does_not_wait_for_a_slow_batch_once_none_was_begun_for_a_while() {
 }
 
 #[test]
+fn slow_batches_begin_a_share_of_their_own_time_apart() {
+    let millis = Duration::from_millis;
+    let coalescer = Coalescer::new(2, 50).more_when_slow(16, millis(8));
+    assert_eq!(coalescer.run(Number(1), far(), double), Ok(2));
+    let mut state = lock(&coalescer.state);
+    assert!(state.took > Duration::ZERO, "the time of a batch is noted");
+    for (took, pause) in [(0, 8), (16, 8), (48, 3), (80, 5), (1_000, 8)] {
+        state.took = millis(took);
+        assert_eq!(coalescer.pause(&state), millis(pause), "after {took} ms");
+    }
+}
+
+#[test]
 fn beyond_the_last_place_even_a_slow_batch_is_waited_for() {
     let coalescer = Coalescer::new(1, 50).more_when_slow(1, Duration::ZERO);
     while_one_writes(&coalescer, 1, || {

@@ -110,10 +110,10 @@ const FAIL: Statement = Statement::new(
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
-/// Shared look-ups that run at the same time, each on one caller's thread. On a slow database one
-/// more begins after each [`PATIENCE`].
+/// Shared look-ups that run at the same time, each on one caller's thread. There are more on a slow
+/// database, where they begin at most [`PATIENCE`] apart.
 const READERS: usize = 2;
-const READERS_IF_SLOW: usize = 8;
+const READERS_IF_SLOW: usize = 16;
 
 /// Longer than look-ups take on a database that is merely busy.
 const PATIENCE: Duration = Duration::from_millis(8);
