@@ -1,6 +1,10 @@
 //! Fail-over of PostgreSQL: a primary is demoted and a standby promoted, behind one name or in a list
 //! of hosts.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use postgres::{Client, NoTls};
@@ -8,7 +12,7 @@ use postgres::{Client, NoTls};
 use crate::support::http::get;
 use crate::support::program::{Program, READY, Stack, id};
 use crate::support::proxy::Proxy;
-use crate::support::{Database, OwnServer, PASSWORD, USER, eventually, kafka, unique};
+use crate::support::{Database, OwnServer, PASSWORD, SetOnDrop, USER, eventually, kafka, unique};
 
 pub const SOON: Duration = Duration::from_secs(15);
 
@@ -19,6 +23,28 @@ pub fn primary_and_standby() -> (Stack, OwnServer, OwnServer) {
     drop(stack.api());
     let standby = primary.standby();
     (stack, primary, standby)
+}
+
+/// Makes the standby stream the primary's changes.
+pub fn follow(standby: &OwnServer, primary: &OwnServer, stack: &Stack) {
+    let port = primary.port();
+    let from = format!("host=127.0.0.1 port={port} user={USER} password={PASSWORD}");
+    set(standby, stack, &format!("primary_conninfo = '{from}'"));
+    eventually(SOON, "the standby to stream", || {
+        let receivers = on(standby, stack).query("SELECT FROM pg_stat_wal_receiver", &[]);
+        (receivers.expect("ask").len() == 1).then_some(())
+    });
+}
+
+/// Changes a setting of a running server.
+fn set(server: &OwnServer, stack: &Stack, setting: &str) {
+    let mut admin = on(server, stack);
+    for statement in [
+        &*format!("ALTER SYSTEM SET {setting}"),
+        "SELECT pg_reload_conf()",
+    ] {
+        admin.batch_execute(statement).expect("change the setting");
+    }
 }
 
 /// A connection to the stack's database on one of the two servers.
@@ -35,13 +61,8 @@ pub fn on(server: &OwnServer, stack: &Stack) -> Client {
 
 /// Makes the server refuse writes from now on; all of its sessions stay.
 fn demote(server: &OwnServer, stack: &Stack) {
+    set(server, stack, "default_transaction_read_only = on");
     let mut admin = on(server, stack);
-    for statement in [
-        "ALTER SYSTEM SET default_transaction_read_only = on",
-        "SELECT pg_reload_conf()",
-    ] {
-        admin.batch_execute(statement).expect("demote the server");
-    }
     let read_only = "SELECT current_setting('default_transaction_read_only') = 'on'";
     eventually(SOON, "the server to be read-only", || {
         let row = admin.query_one(read_only, &[]).expect("ask");
@@ -146,4 +167,77 @@ fn of_several_hosts_the_first_acceptable_one_is_used() {
             && names(&format!("127.0.0.1:{standbys}: the server is read-only"));
         (ready.status == 503 && names_all).then_some(())
     });
+}
+
+/// The limit for orders to be accepted again after a server's death, and for them to be completed.
+const RECOVERED: Duration = Duration::from_secs(90);
+
+#[test]
+fn no_acknowledged_order_is_lost_when_a_broker_and_then_the_primary_die() {
+    let brokers = OwnServer::kafka_cluster();
+    let primary = OwnServer::postgres_with(&["synchronous_commit=on"]);
+    let addresses = brokers.each_ref().map(OwnServer::address).join(",");
+    let stack =
+        Stack::on(Database::on(&primary.address()), addresses).set("KAFKA_TOPIC_REPLICATION", "3");
+    drop(stack.api());
+    let standby = primary.standby();
+    follow(&standby, &primary, &stack);
+    // From now on a commit waits until the standby has it.
+    set(&primary, &stack, "synchronous_standby_names = '*'");
+    let mut admin = on(&primary, &stack);
+    eventually(SOON, "the standby to count", || {
+        let synchronous = "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'";
+        (admin.query(synchronous, &[]).expect("ask").len() == 1).then_some(())
+    });
+    drop(admin);
+    let stack = stack
+        .set("DB_HOST", "127.0.0.1,127.0.0.1")
+        .set("DB_PORT", &format!("{},{}", primary.port(), standby.port()))
+        .set("DB_TARGET_SESSION_ATTRS", "read-write");
+    let (api, _worker) = (stack.api(), stack.worker());
+
+    let acknowledged = Mutex::new(Vec::new());
+    let over = AtomicBool::new(false);
+    let customer = || {
+        while !over.load(Ordering::SeqCst) {
+            let key = unique("key");
+            let order = eventually(RECOVERED, "the order to be accepted", || {
+                let answer = api.order(&key, 1299);
+                (answer.status == 202).then(|| answer.json())
+            });
+            acknowledged.lock().unwrap().push(id(&order).to_owned());
+        }
+    };
+    let more_are_accepted = || {
+        let enough = acknowledged.lock().unwrap().len() + 100;
+        eventually(RECOVERED, "a hundred more orders", || {
+            (acknowledged.lock().unwrap().len() >= enough).then_some(())
+        });
+    };
+    thread::scope(|scope| {
+        let _over = SetOnDrop(&over);
+        for _ in 0..8 {
+            scope.spawn(customer);
+        }
+        more_are_accepted();
+        brokers[0].kill();
+        more_are_accepted();
+        primary.kill();
+        promote(&standby, &stack);
+        more_are_accepted();
+    });
+
+    let mut survivor = on(&standby, &stack);
+    let completed = "SELECT id::text FROM orders WHERE status = 'completed'";
+    let mut missing = acknowledged.into_inner().unwrap();
+    eventually(
+        RECOVERED,
+        "every acknowledged order to be completed",
+        || {
+            let rows = survivor.query(completed, &[]).expect("ask");
+            let found: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
+            missing.retain(|id| !found.contains(id));
+            missing.is_empty().then_some(())
+        },
+    );
 }

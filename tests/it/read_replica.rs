@@ -3,12 +3,11 @@
 use tbd::proto::orders::{GetOrderRequest, ListOrdersRequest, order_service as service};
 use tbd_grpc::Channel;
 
-use crate::failover::{SOON, on, primary_and_standby};
+use crate::failover::{SOON, follow, on, primary_and_standby};
 use crate::support::eventually;
 use crate::support::http::{get, post};
-use crate::support::program::{Program, READY, Stack, id};
+use crate::support::program::{Program, READY, id};
 use crate::support::proxy::Proxy;
-use crate::support::{OwnServer, PASSWORD, USER};
 
 /// The order's status, or none if there is no such order.
 fn status(api: &Program, id: &str) -> Option<String> {
@@ -33,24 +32,6 @@ fn listed(api: &Program) -> Vec<String> {
 fn cancel(api: &Program, id: &str) {
     let canceled = post(format!("/v1/orders/{id}/cancel")).send(&api.address());
     assert_eq!(canceled.status, 200, "{}", canceled.text());
-}
-
-/// Makes the standby stream the primary's changes.
-fn follow(standby: &OwnServer, primary: &OwnServer, stack: &Stack) {
-    let mut admin = on(standby, stack);
-    let port = primary.port();
-    for statement in [
-        &*format!(
-            "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port={port} user={USER} password={PASSWORD}'"
-        ),
-        "SELECT pg_reload_conf()",
-    ] {
-        admin.batch_execute(statement).expect("follow the primary");
-    }
-    eventually(SOON, "the standby to stream", || {
-        let receivers = admin.query("SELECT FROM pg_stat_wal_receiver", &[]);
-        (receivers.expect("ask").len() == 1).then_some(())
-    });
 }
 
 #[test]
