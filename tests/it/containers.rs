@@ -120,7 +120,8 @@ fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
     for (name, default) in passed {
         let variable = VARIABLES.iter().find(|variable| variable.name == name);
         let variable = variable.unwrap_or_else(|| panic!("{name} is nobody's variable"));
-        if !ELSEWHERE.contains(&name.as_str()) {
+        // Empty is unset: the program's own default.
+        if !ELSEWHERE.contains(&name.as_str()) && !default.is_empty() {
             assert_eq!(default, variable.default, "{name}");
         }
     }
@@ -150,12 +151,60 @@ fn names(lines: &[&str], name: &str) -> bool {
 fn compose_passes_on_every_variable_that_a_program_knows() {
     let compose = read("docker-compose.yml");
     let settings = below(&compose, "x-settings: &settings");
-    for (program, service) in [(Program::Api, "  api:"), (Program::Worker, "  worker:")] {
+    let of_servers = below(&compose, "x-server-settings: &server-settings");
+    for (program, service) in [
+        (Program::Api, "  api:"),
+        (Program::Worker, "  worker:"),
+        (Program::Participant, "  inventory: &participant"),
+    ] {
         let service = below(&compose, service);
+        let merged = match program {
+            Program::Worker => "<<: *settings",
+            Program::Api | Program::Participant => "<<: [*settings, *server-settings]",
+        };
+        assert!(service.iter().any(|line| line.trim() == merged));
         for variable in variables(program) {
-            let is_passed = names(&settings, variable.name) || names(&service, variable.name);
+            let is_passed = names(&settings, variable.name)
+                || names(&service, variable.name)
+                || program != Program::Worker && names(&of_servers, variable.name);
             assert!(is_passed, "{} of {}", variable.name, program.name());
         }
+    }
+    let payments = below(&compose, "  payments:");
+    assert!(payments.contains(&"      <<: *participant-settings"));
+}
+
+/// Compose's default of a variable, with the defaults of those within it.
+fn compose_default(compose: &str, name: &str) -> Option<String> {
+    let starts = [format!("${{{name}:-"), format!("${{{name}-")];
+    let rest = starts.iter().find_map(|it| compose.split_once(it))?.1;
+    match rest
+        .split_once("${")
+        .filter(|(before, _)| !before.contains('}'))
+    {
+        None => Some(rest.split_once('}')?.0.to_owned()),
+        Some((before, inner)) => {
+            let (_, inner) = inner.split_once('}')?.0.split_once(":-")?;
+            Some(before.to_owned() + inner)
+        }
+    }
+}
+
+#[test]
+fn every_assignment_of_the_example_is_composes_default() {
+    let compose = read("docker-compose.yml");
+    let example = read(".env.example");
+    let lines = example.lines().map(|line| line.trim_start_matches('#'));
+    let pairs = lines.filter_map(|line| line.split_once('='));
+    let is_name = |name: &str| {
+        name.chars()
+            .all(|c| c.is_ascii_uppercase() || "_0123456789".contains(c))
+    };
+    let pairs: Vec<(&str, &str)> = pairs.filter(|(name, _)| is_name(name)).collect();
+    assert!(pairs.len() > 60, "{}", pairs.len());
+    for (name, value) in pairs {
+        let default = compose_default(&compose, name);
+        assert_eq!(default.as_deref(), Some(value), "{name}");
     }
 }
 
