@@ -358,24 +358,57 @@ fn containers_get_the_time_that_a_shutdown_may_take() {
     assert!(quantity(&edge, "terminationGracePeriodSeconds: ", '#') > sleeps + answer);
 }
 
-/// About what a node of two CPUs has left when it also runs the cluster's control plane.
+/// The CPU that an object of docker/k8s requests, in thousandths.
+fn requested(file: &str) -> u64 {
+    let manifest = read(format!("docker/k8s/{file}.yaml"));
+    quantity(&manifest, "requests: {cpu: ", 'm')
+}
+
 #[test]
-fn kubernetes_runs_on_one_small_node_and_has_room_for_a_rollout() {
+fn kubernetes_requests_the_cpu_that_its_page_states_and_fits_one_small_node() {
+    // About what a node of two CPUs has left when it also runs the cluster's control plane.
     const LEFT: u64 = 1000;
-    let requests = [
-        ("base/api", 2, 1),
-        ("base/worker", 2, 0),
-        ("base/edge", 2, 1),
-        ("base/kafka", 1, 0),
-        ("base/postgres", 1, 0),
-        ("components/saga/inventory", 2, 0),
-        ("components/saga/payments", 2, 0),
-    ]
-    .map(|(file, instances, surge)| {
+    let (api, edge) = (requested("base/api"), requested("base/edge"));
+    let (kafka, postgres) = (requested("base/kafka"), requested("base/postgres"));
+    let base = 2 * (api + requested("base/worker") + edge) + kafka + postgres;
+    let rollout = base + api + edge;
+    let participants = ["inventory", "payments"].map(|it| format!("components/saga/{it}"));
+    let sagas: u64 = participants.iter().map(|it| 2 * requested(it)).sum();
+    let ha = 3 * requested("components/ha/kafka") - kafka + postgres;
+    assert!(rollout + sagas <= LEFT && base + ha <= LEFT, "{base} {ha}");
+
+    let page = read("docs/kubernetes.md").replace('\n', " ");
+    for statement in [
+        format!("request {base}m, and {rollout}m while api and edge roll out"),
+        format!("Sagas request {sagas}m more"),
+        format!("`ha` requests {ha}m more than `base`"),
+        format!("A rollout then needs {}m more", rollout - base),
+    ] {
+        assert!(page.contains(&statement), "{statement}");
+    }
+}
+
+#[test]
+fn kubernetes_keeps_one_of_several_instances_in_a_drain_and_scales_the_programs() {
+    let has = |file: &str, kind: &str, name: &str| {
+        let head = format!("kind: {kind}\nmetadata:\n  name: {name}\nspec:\n");
         let manifest = read(format!("docker/k8s/{file}.yaml"));
-        quantity(&manifest, "requests: {cpu: ", 'm') * (instances + surge)
-    });
-    assert!(requests.iter().sum::<u64>() <= LEFT, "{requests:?}");
+        assert!(manifest.contains(&head), "{file}: {kind} {name}");
+    };
+    for (file, name) in [
+        ("base/api", "api"),
+        ("base/worker", "worker"),
+        ("base/edge", "edge"),
+        ("components/saga/inventory", "inventory"),
+        ("components/saga/payments", "payments"),
+        ("components/ha/budgets", "kafka"),
+        ("components/ha/budgets", "postgres"),
+    ] {
+        has(file, "PodDisruptionBudget", name);
+        if !["edge", "kafka", "postgres"].contains(&name) {
+            has(file, "HorizontalPodAutoscaler", name);
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Commands and figures in README.md and docs/, compared with the files that they name.
 
 use std::fs;
+use std::process::Command;
+
+use tbd::orders::adapters::postgres::submission::{ROWS_MAX, WRITERS};
 
 use crate::support::{read, repository};
 
@@ -74,13 +77,9 @@ fn the_tour_is_an_afternoon_and_states_the_lengths_of_its_files() {
     assert!(number == 12 && sum <= 2000, "{number} files, {sum} lines");
 }
 
-#[test]
-fn the_memory_of_compose_is_the_sum_of_its_limits() {
-    let compose = read("docker-compose.yml");
-    // The participants are started by a profile only, and their limit is stated for each.
-    let services = compose.split("\n\n");
+/// The sum of the limits in these parts of a Compose file, in GiB.
+fn memory<'a>(services: impl Iterator<Item = &'a str>) -> f64 {
     let limits = services
-        .filter(|service| !service.contains("profiles: "))
         .flat_map(str::lines)
         .filter_map(|line| line.trim().strip_prefix("mem_limit: "));
     let mebibytes = |limit: &str| {
@@ -89,7 +88,58 @@ fn the_memory_of_compose_is_the_sum_of_its_limits() {
         let number: u32 = number.parse().expect("a number");
         number * if unit == "g" { 1024 } else { 1 }
     };
-    let sum = f64::from(limits.map(mebibytes).sum::<u32>()) / 1024.0;
-    let stated = format!("all together they may use {sum} GiB");
-    assert!(read("docs/compose.md").contains(&stated), "{stated}");
+    f64::from(limits.map(mebibytes).sum::<u32>()) / 1024.0
+}
+
+#[test]
+fn the_memory_of_compose_is_the_sum_of_its_limits() {
+    let compose = read("docker-compose.yml");
+    let services: Vec<&str> = compose.split("\n\n").collect();
+    let of = |name: &str| {
+        let mut found = services.iter().filter(|it| {
+            let mut lines = it.lines();
+            lines.any(|line| line.strip_prefix("  ") == Some(&format!("{name}:")))
+        });
+        *found.next().unwrap_or_else(|| panic!("no service {name}"))
+    };
+    // The participants are started by a profile only, and their limit is stated for each.
+    let all = memory(
+        services
+            .iter()
+            .copied()
+            .filter(|it| !it.contains("profiles: ")),
+    );
+    let small = memory(
+        ["nginx", "api", "worker", "postgres", "kafka"]
+            .map(of)
+            .into_iter(),
+    );
+    let override_file = read("docker-compose.ha.yml");
+    let copies = override_file
+        .lines()
+        .filter_map(|line| line.split_once("extends: {file: docker-compose.yml, service: "))
+        .map(|(_, service)| of(service.trim_end_matches('}')));
+    let more = memory(copies);
+    for (page, stated) in [
+        ("compose", format!("all together they may use {all} GiB")),
+        (
+            "compose",
+            format!("the user interfaces and observers it is {small} GiB"),
+        ),
+        ("scaling", format!("It may use {more} GiB more memory")),
+    ] {
+        let text = read(format!("docs/{page}.md")).replace('\n', " ");
+        assert!(text.contains(&stated), "{stated}");
+    }
+}
+
+#[test]
+fn the_page_on_scaling_shows_what_its_program_prints() {
+    let program = repository().join("loadtest/scaling.py");
+    let output = Command::new(&program).output().expect("run it");
+    assert!(output.status.success());
+    let printed = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(read("docs/scaling.md").contains(&printed), "{printed}");
+    let constants = format!("\nROWS_MAX, WRITERS = {ROWS_MAX}, {WRITERS} ");
+    assert!(read(program).contains(&constants), "{constants}");
 }
