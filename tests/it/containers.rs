@@ -493,19 +493,59 @@ fn checks_of_postgres_leave_it_no_child() {
     }
 }
 
-#[test]
-fn every_image_has_a_version() {
-    let compose = read("docker-compose.yml") + &read("docker-compose.redpanda.yml");
-    let images = compose
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("image: "));
-    let mut count = 0;
-    for image in images {
-        let (_, tag) = image.rsplit_once(':').expect("a tag");
-        assert_ne!(tag, "latest", "{image}");
-        count += 1;
+/// The lines of all files that name images: Compose, Dockerfile, and the manifests below docker/k8s.
+fn lines_with_images() -> Vec<String> {
+    let mut files: Vec<_> = fs::read_dir(repository())
+        .expect("the repository")
+        .map(|file| file.expect("a file").path())
+        .filter(|path| {
+            let name = path.file_name().expect("a name").to_string_lossy();
+            name.starts_with("docker-compose") || name == "Dockerfile"
+        })
+        .collect();
+    let mut folders = vec![repository().join("docker/k8s")];
+    while let Some(folder) = folders.pop() {
+        for file in fs::read_dir(folder).expect("manifests") {
+            let path = file.expect("a file").path();
+            if path.is_dir() {
+                &mut folders
+            } else {
+                &mut files
+            }
+            .push(path);
+        }
     }
-    assert!(count >= 12);
+    let text: Vec<String> = files.iter().map(read).collect();
+    text.iter()
+        .flat_map(|it| it.lines())
+        .map(|line| line.trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn every_image_has_its_exact_version_except_the_one_whose_publisher_offers_none() {
+    const WITHOUT_VERSIONS: &str = "gcr.io/distroless/cc-debian12:nonroot";
+    const OF_TWO_NUMBERS: [&str; 2] = ["postgres", "dpage/pgadmin4"];
+    let lines = lines_with_images();
+    let images = lines.iter().filter_map(|line| {
+        let base = line.strip_prefix("FROM ").filter(|base| base.contains(':'));
+        let image = line.strip_prefix("image: ").or(base)?;
+        image.split_whitespace().next()
+    });
+    let images: BTreeSet<&str> = images.filter(|image| !image.ends_with(":local")).collect();
+    assert!(images.len() >= 12, "{images:?}");
+    assert!(images.contains(WITHOUT_VERSIONS));
+    for image in images
+        .into_iter()
+        .filter(|image| *image != WITHOUT_VERSIONS)
+    {
+        let (name, tag) = image.rsplit_once(':').expect("a tag");
+        let version = tag.trim_start_matches('v').split('-').next();
+        let numbers = version.unwrap_or_default().split('.');
+        let are_numbers = numbers.clone().all(|number| number.parse::<u32>().is_ok());
+        let least = if OF_TWO_NUMBERS.contains(&name) { 2 } else { 3 };
+        assert!(are_numbers && numbers.count() >= least, "{image}");
+    }
 }
 
 /// Cargo refuses a manifest that names a missing file.
