@@ -69,7 +69,7 @@ fn dashboards_and_alerts_ask_for_metrics_that_exist() {
 }
 
 #[test]
-fn dashboards_have_ids_of_their_own_and_the_provisioned_data_source() {
+fn dashboards_have_ids_of_their_own_units_and_the_provisioned_data_source() {
     let mut ids = BTreeSet::new();
     for file in dashboards() {
         let text = read(&file);
@@ -79,7 +79,15 @@ fn dashboards_have_ids_of_their_own_and_the_provisioned_data_source() {
         for panel in json["panels"].as_array().expect("panels") {
             if panel["type"] != "row" {
                 assert_eq!(panel["datasource"]["uid"], "prometheus", "{panel}");
+                let unit = &panel["fieldConfig"]["defaults"]["unit"];
+                assert!(
+                    unit.as_str().is_some_and(|unit| !unit.is_empty()),
+                    "{panel}"
+                );
             }
+            let kind = panel["type"].as_str().expect("a type");
+            let known = ["row", "timeseries", "stat", "table", "state-timeline"];
+            assert!(known.contains(&kind), "{kind}");
         }
     }
     let sources = read("docker/grafana/provisioning/datasources/datasources.yaml");
@@ -105,15 +113,16 @@ fn passed_on(compose: &str) -> Vec<(String, String)> {
 #[test]
 fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
     // In containers the other servers have other names.
-    const ELSEWHERE: [&str; 8] = [
+    const ELSEWHERE: [&str; 9] = [
         "DB_HOST",
         "KAFKA_BROKERS",
         "INVENTORY_ADDRESS",
         "PAYMENTS_ADDRESS",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
-        "OTEL_METRICS_EXPORTER", // there is a collector
-        "JAEGER_UI_URL",         // on the port that Compose publishes
-        "SHUTDOWN_DRAIN",        // nginx learns late that a container ends
+        "OTEL_METRICS_EXPORTER",       // there is a collector
+        "OTEL_METRIC_EXPORT_INTERVAL", // Grafana's windows are as short as for scrapes
+        "JAEGER_UI_URL",               // on the port that Compose publishes
+        "SHUTDOWN_DRAIN",              // nginx learns late that a container ends
     ];
     let passed = passed_on(&read("docker-compose.yml"));
     assert!(passed.len() > 30, "{passed:?}");
@@ -280,6 +289,21 @@ fn the_override_for_tls_covers_every_program_and_scrapes_the_same_targets() {
     assert_eq!(plain.0, tls.0);
     assert!(plain.0.len() > 6, "{plain:?}");
     assert_eq!((plain.1, tls.1), (0, 4));
+}
+
+/// A rate needs two updates within `$__rate_interval`, which is at least four times the data source's `timeInterval`.
+#[test]
+fn grafanas_shortest_window_holds_two_updates_of_either_source() {
+    let sources = read("docker/grafana/provisioning/datasources/datasources.yaml");
+    let window = 4 * quantity(&sources, "timeInterval: ", 's');
+    let prometheus = read("docker/prometheus/prometheus.yml");
+    let scrape = quantity(&prometheus, "scrape_interval: ", 's');
+    let compose = read("docker-compose.yml");
+    let export = quantity(&compose, "${OTEL_METRIC_EXPORT_INTERVAL:-", '}').div_ceil(1000);
+    // What Prometheus sees of an export may be a scrape late.
+    assert!(window >= 2 * scrape && window >= 2 * export + scrape);
+    let collector = read("docker/otel-collector/config.yaml");
+    assert!(quantity(&collector, "metric_expiration: ", 's') > 2 * export);
 }
 
 #[test]
