@@ -25,6 +25,16 @@ verdict() {
   ! grep ^FAILED "$folder/verdicts"
 }
 
+# documented PAGE BEGINNING : runs the command of a page that begins so, at the ports of this project
+documented() {
+  local command
+  command=$(awk -v begin="$2" 'index($0, begin) == 1 { while (sub(/\\$/, "")) { getline rest; $0 = $0 rest } print; exit }' "$ROOT/$1")
+  [[ -n $command ]] || die "$1 has no command that begins with $2"
+  command=$(sed -e "s/localhost:50051/$GRPC_ADDRESS/" -e "s/localhost:9090/127.0.0.1:$PROMETHEUS_PORT/" \
+    -e "s/localhost:16686/127.0.0.1:$JAEGER_PORT/" -e 's/docker compose exec/& --no-TTY/' <<<"$command")
+  PATH=$PATH:$CACHE/bin bash -o pipefail -c "$command"
+}
+
 # fails COMMAND... : whether it fails
 fails() { ! "$@"; }
 

@@ -1,29 +1,113 @@
 //! Commands and figures in README.md and docs/, compared with the files that they name.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use tbd::orders::adapters::postgres::submission::{ROWS_MAX, WRITERS};
 
+use crate::support::program::{Stack, id};
 use crate::support::{read, repository};
 
-/// The commands in the code blocks: their words, without options and assignments.
-fn commands() -> Vec<Vec<String>> {
+/// The pages with commands to try.
+fn pages() -> Vec<PathBuf> {
     let files = fs::read_dir(repository().join("docs")).expect("docs");
     let files = files.map(|file| file.expect("a file").path());
     let pages = files.filter(|path| path.extension().is_some_and(|end| end == "md"));
-    let others = ["README.md".into(), "loadtest/README.md".into()];
-    let text: String = pages.chain(others).map(read).collect();
-    let blocks = text.split("\n```sh\n").skip(1);
-    let lines = blocks.flat_map(|block| block.split("\n```").next().unwrap_or_default().lines());
-    let code = lines.map(|line| line.split(" #").next().unwrap_or_default());
+    pages.chain(["README.md".into()]).collect()
+}
+
+/// The commands in the code blocks of these pages, without comments; a continued line is one command.
+fn command_lines(pages: &[PathBuf]) -> Vec<String> {
+    let mut found = Vec::new();
+    for page in pages {
+        let (mut is_shell, mut command) = (false, String::new());
+        for line in read(page).lines().map(str::trim) {
+            if line.starts_with("```") {
+                is_shell = !is_shell && matches!(line, "```sh" | "```bash");
+                continue;
+            }
+            let code = line.split(" #").next().unwrap_or_default().trim_end();
+            if !is_shell || code.is_empty() || code.starts_with('#') {
+                continue;
+            }
+            command.push_str(code.trim_end_matches('\\'));
+            if !code.ends_with('\\') {
+                found.push(std::mem::take(&mut command));
+            }
+        }
+    }
+    found
+}
+
+/// The simple commands in them: their words, without options and assignments.
+fn commands() -> Vec<Vec<String>> {
+    let mut pages = pages();
+    pages.push("loadtest/README.md".into());
     let is_word = |word: &&str| !word.starts_with('-') && !word.contains('=');
-    code.flat_map(|code| code.split([';', '|', '(', ')', '&', '"']))
-        .map(|command| {
-            let words = command.split_whitespace().filter(is_word);
-            words.map(str::to_owned).collect()
-        })
+    let lines = command_lines(&pages);
+    let parts = lines
+        .iter()
+        .flat_map(|code| code.split([';', '|', '(', ')', '&', '"']));
+    let words = parts.map(|command| command.split_whitespace().filter(is_word));
+    words
+        .map(|words| words.map(str::to_owned).collect())
         .collect()
+}
+
+/// Every documented command is run by a named file, or there is a reason why nothing runs it.
+#[test]
+fn every_command_of_the_pages_is_run_or_says_why_not() {
+    let table = read("tests/it/commands.txt");
+    let mut entries = Vec::new();
+    for section in table.split("\n\n").skip(1) {
+        let (head, lines) = section.split_once('\n').expect("a head");
+        if let Some(by) = head.strip_prefix("run by ") {
+            let (file, text) = by.split_once(": ").expect("a file and its text");
+            assert!(read(file).contains(text), "{file} has no {text}");
+        } else {
+            assert!(head.starts_with("not run: "), "{head}");
+        }
+        entries.extend(lines.lines());
+    }
+    let commands = command_lines(&pages());
+    assert!(commands.len() > 150, "{}", commands.len());
+    for command in &commands {
+        let is_listed = entries.iter().any(|entry| command.starts_with(entry));
+        assert!(is_listed, "tests/it/commands.txt does not list: {command}");
+    }
+    for entry in entries {
+        let is_there = commands.iter().any(|command| command.starts_with(entry));
+        assert!(is_there, "no page has: {entry}");
+    }
+}
+
+#[test]
+fn the_examples_of_the_readme_are_answered() {
+    const SAMPLE: &str = "01922f3e-8a54-7cc1-9a63-5d0f4c1b7e21";
+    let stack = Stack::new();
+    let api = stack.api();
+    let created = api.accepted_order();
+    let mut statuses = Vec::new();
+    for command in command_lines(&["README.md".into()]) {
+        if !command.starts_with("curl ") {
+            continue;
+        }
+        let here = command.replace("localhost:8080", &api.address());
+        let here = here.replace("localhost:8081", &api.address());
+        let here = here.replace(SAMPLE, id(&created));
+        let quiet = here.replacen(
+            "curl ",
+            "curl -s -o /dev/null -w '%{http_code}' --noproxy '*' ",
+            1,
+        );
+        let output = Command::new("bash").args(["-c", &quiet]).output();
+        let answer = output.expect("run curl").stdout;
+        let status = String::from_utf8(answer).expect("a status");
+        statuses.push((command, status));
+    }
+    let codes: Vec<&str> = statuses.iter().map(|(_, status)| &**status).collect();
+    assert_eq!(codes, ["202", "200", "200", "200", "200"], "{statuses:#?}");
 }
 
 #[test]
