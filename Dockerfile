@@ -1,8 +1,7 @@
-# syntax=docker/dockerfile:1
 # The programs, one image each: `--target api`, `--target worker` and `--target participant`. The final images hold glibc,
 # libgcc, CA certificates, time zones and one program: no shell, no package manager.
 
-FROM rust:1.95-slim-bookworm AS build
+FROM rust:1.95.0-slim-bookworm AS build
 # A profile of Cargo.toml. dev compiles soonest, for `docker compose watch`.
 ARG PROFILE=release
 WORKDIR /src
@@ -41,6 +40,7 @@ RUN find src -name '*.rs' -exec touch {} + \
     && mkdir /out \
     && cp target/*/tbd-api target/*/tbd-worker target/*/tbd-participant /out
 
+# The publisher has no tags with versions (docs/compose.md: images).
 FROM gcr.io/distroless/cc-debian12:nonroot AS runtime
 # SIGTERM goes to the program itself, which is process 1; it takes 30 s at most to stop.
 # The program is on the PATH, for `docker compose exec api tbd-api healthcheck` and `... worker tbd-worker dlq list`.

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Capacity model for docs/scaling.md: the needs of tens, hundreds and thousands of times this machine's load.
 
-usage: loadtest/scaling.py [RESULTS]      RESULTS: a bench.json of `make bench`; standard library only
+usage: loadtest/scaling.py [RESULTS]      RESULTS: a bench.json of `make bench`; the default is loadtest/results/bench.json
 
 Two models, both small enough to verify by reading:
 - arithmetic: the measured CPU time of an order in each part times the orders per second, and the bytes that it leaves;
-- a discrete-event simulation of POSTs through one database. Requests arrive at random. A few writers put all waiting
+- a discrete-event simulation of POSTs through one database. Requests arrive at random. The api's writer puts all waiting
   rows into one commit; then the Kafka requests, one in flight per broker, do the same. It shows how the delay grows
   with the load, and where it takes off.
+
+Standard library only.
 """
 
 import heapq
@@ -19,30 +21,22 @@ import sys
 from collections import deque
 from pathlib import Path
 
-# CPU microseconds of an order, rounded from `make bench`; a run's own values replace them.
-CPU_US = {"api": 110.0, "postgres": 100.0, "kafka": 45.0, "worker": 12.0}
-# Bytes of an order: rows and index entries of order and key; WAL; records of order.created and order.processed.
+# Not measured by `make bench`. Bytes of an order: rows and index entries of order and key; WAL; records of order.created and order.processed.
 TABLE_BYTES, WAL_BYTES, EVENT_BYTES = 900, 2_600, 2 * 700
 KEY_SHARE = 0.55  # of the table's bytes, gone after IDEMPOTENCY_TTL
 BUSY_MAX = 0.6  # of a core, which leaves room for a burst and for the loss of a machine
-ROWS_MAX, WRITERS = 64, 2
+ROWS_MAX, WRITERS = 64, 1  # of src/orders/adapters/postgres/submission.rs, as of one api
 
 
 def measured(path):
-    """The costs of POST at 64 connections and of the worker's backlog."""
+    """The costs of an order in each part, POST at 64 connections and the worker's backlog, and the rate of that POST."""
     cases = {case["case"]: case for case in json.loads(Path(path).read_text())["summary"]}
-    costs = dict(CPU_US)
-    post, backlog = cases.get("POST direct 64"), cases.get("backlog")
-    if post:
-        costs["api"] = post["cpu_us api"][0]
-        costs["postgres"] = post["cpu_us postgres"][0]
-        costs["kafka"] = post["cpu_us kafka"][0]
-    if backlog:
-        costs["worker"] = backlog["cpu_us worker"][0]
-        costs["postgres"] += backlog["cpu_us postgres"][0]
-        costs["kafka"] += backlog["cpu_us kafka"][0]
-    throughput = post["throughput"][0] if post else 5_000
-    return costs, throughput
+    post, backlog = cases["POST direct 64"], cases["backlog"]
+    costs = {part: post[f"cpu_us {part}"][0] for part in ("api", "postgres", "kafka")}
+    for part in ("postgres", "kafka"):
+        costs[part] += backlog[f"cpu_us {part}"][0]
+    costs["worker"] = backlog["cpu_us worker"][0]
+    return costs, post["throughput"][0]
 
 
 def batching(arrivals, servers, batch_max, seconds_of):
@@ -98,7 +92,8 @@ def human(number, unit):
 
 
 def main():
-    costs, base = measured(sys.argv[1]) if len(sys.argv) > 1 else (CPU_US, 5_000)
+    results = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "results/bench.json"
+    costs, base = measured(results)
     base = round(base, -2)
     print(f"An order costs, in CPU microseconds: {', '.join(f'{part} {cost:.0f}' for part, cost in costs.items())}.\n")
     print("| | " + " | ".join(f"{factor:,}x" for factor in (1, 10, 100, 1000)) + " |")
@@ -116,7 +111,7 @@ def main():
     for name, cells in rows.items():
         print(f"| {name} | " + " | ".join(cells) + " |")
 
-    print("\nOne database, one broker of 1 ms: delay of a POST's way (simulated; median / 99th percentile, ms)\n")
+    print("\nOne api, one database, one broker of 1 ms: delay of a POST's way (simulated; median / 99th percentile, ms)\n")
     commits = (0.5, 2.0, 10.0)
     print("| orders per second | " + " | ".join(f"commit of {commit:g} ms" for commit in commits) + " |")
     print("|---|" + "---|" * len(commits))

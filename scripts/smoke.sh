@@ -1,8 +1,10 @@
 # shellcheck shell=bash
-# What compose-test and k8s-test share: verdicts on commands, and orders. Source it after lib.sh. BASE_URL is the edge's.
+# What compose-test and k8s-test share: verdicts on commands, and orders. Source it after lib.sh. BASE_URL is the edge's, and
+# GRPC_ADDRESS its port for gRPC.
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/tbd-smoke.XXXXXX")
 : >"$folder/verdicts"
+: >"$folder/accepted" # the ids of all orders that `during` saw accepted
 
 # check WHAT COMMAND... : the verdict on a command. A failure does not end the run. `set -e` is off in the command.
 check() {
@@ -21,6 +23,16 @@ check() {
 verdict() {
   printf '\n%s of %s are ok\n' "$(grep -c ^ok "$folder/verdicts")" "$(grep -c '' "$folder/verdicts")"
   ! grep ^FAILED "$folder/verdicts"
+}
+
+# documented PAGE BEGINNING : runs the command of a page that begins so, at the ports of this project
+documented() {
+  local command
+  command=$(awk -v begin="$2" 'index($0, begin) == 1 { while (sub(/\\$/, "")) { getline rest; $0 = $0 rest } print; exit }' "$ROOT/$1")
+  [[ -n $command ]] || die "$1 has no command that begins with $2"
+  command=$(sed -e "s/localhost:50051/$GRPC_ADDRESS/" -e "s/localhost:9090/127.0.0.1:$PROMETHEUS_PORT/" \
+    -e "s/localhost:16686/127.0.0.1:$JAEGER_PORT/" -e 's/docker compose exec/& --no-TTY/' <<<"$command")
+  PATH=$PATH:$CACHE/bin bash -o pipefail -c "$command"
 }
 
 # fails COMMAND... : whether it fails
@@ -52,6 +64,17 @@ saga() {
   order "$1" "$2" && get "/v1/orders/$id/saga" | tee "$folder/saga" && grep -q "\"$3\"" "$folder/saga"
 }
 
+# grpc METHOD [OPTION...] : a call through the edge
+grpc() { "$CACHE/bin/grpcurl" -plaintext -max-time 20 "${@:2}" "$GRPC_ADDRESS" "$1"; }
+
+# grpc_order : an order that is accepted by gRPC, and completed
+grpc_order() {
+  grpc tbd.orders.v1.OrderService/CreateOrder -H "idempotency-key: $(cat /proc/sys/kernel/random/uuid)" \
+    -d '{"customer_email":"a@b.com","amount_cents":1299}' | tee "$folder/grpc" || return 1
+  id=$(sed -n 's/.*"id": *"\([^"]*\)".*/\1/p' "$folder/grpc")
+  [[ -n $id ]] && wait_until 90 completed has_status "$id" completed
+}
+
 # refuses CODE : a POST gets that answer
 refuses() { ! post 1299 && [[ $code == "$1" ]]; }
 
@@ -72,10 +95,21 @@ during() {
   touch "$folder/stop"
   wait "$flow"
   while read -r id; do
+    printf '%s\n' "$id" >>"$folder/accepted"
     wait_until 90 "$id" has_status "$id" completed || lost=$((lost + 1))
   done < <(awk '/^POST 202/ { print $4 }' "$folder/flow")
   awk -v lost="$lost" '{ count[$1 " " $2]++; if ($3 > slowest[$1]) slowest[$1] = $3 }
     END { for (answer in count) printf "%d x %s, ", count[answer], answer
       printf "slowest %.2f s and %.2f s, lost %d\n", slowest["POST"], slowest["GET"], lost }' "$folder/flow" | tee "$folder/note"
   ((result == 0 && lost == 0)) && grep -q '^POST 202' "$folder/flow" && ! grep -qvE "^(POST ($posts)|GET ($reads)) " "$folder/flow"
+}
+
+# none_lost : each order that was accepted during a flow is still there, and completed
+none_lost() {
+  local lost=0
+  while read -r id; do
+    wait_until 30 "$id" has_status "$id" completed || lost=$((lost + 1))
+  done <"$folder/accepted"
+  printf '%d orders, lost %d\n' "$(grep -c '' "$folder/accepted")" "$lost" | tee "$folder/note"
+  [[ -s $folder/accepted ]] && ((lost == 0))
 }

@@ -69,7 +69,7 @@ fn dashboards_and_alerts_ask_for_metrics_that_exist() {
 }
 
 #[test]
-fn dashboards_have_ids_of_their_own_and_the_provisioned_data_source() {
+fn dashboards_have_ids_of_their_own_units_and_the_provisioned_data_source() {
     let mut ids = BTreeSet::new();
     for file in dashboards() {
         let text = read(&file);
@@ -79,7 +79,15 @@ fn dashboards_have_ids_of_their_own_and_the_provisioned_data_source() {
         for panel in json["panels"].as_array().expect("panels") {
             if panel["type"] != "row" {
                 assert_eq!(panel["datasource"]["uid"], "prometheus", "{panel}");
+                let unit = &panel["fieldConfig"]["defaults"]["unit"];
+                assert!(
+                    unit.as_str().is_some_and(|unit| !unit.is_empty()),
+                    "{panel}"
+                );
             }
+            let kind = panel["type"].as_str().expect("a type");
+            let known = ["row", "timeseries", "stat", "table", "state-timeline"];
+            assert!(known.contains(&kind), "{kind}");
         }
     }
     let sources = read("docker/grafana/provisioning/datasources/datasources.yaml");
@@ -105,22 +113,24 @@ fn passed_on(compose: &str) -> Vec<(String, String)> {
 #[test]
 fn compose_passes_on_variables_that_exist_with_the_programs_own_defaults() {
     // In containers the other servers have other names.
-    const ELSEWHERE: [&str; 8] = [
+    const ELSEWHERE: [&str; 9] = [
         "DB_HOST",
         "KAFKA_BROKERS",
         "INVENTORY_ADDRESS",
         "PAYMENTS_ADDRESS",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
-        "OTEL_METRICS_EXPORTER", // there is a collector
-        "JAEGER_UI_URL",         // on the port that Compose publishes
-        "SHUTDOWN_DRAIN",        // nginx learns late that a container ends
+        "OTEL_METRICS_EXPORTER",       // there is a collector
+        "OTEL_METRIC_EXPORT_INTERVAL", // Grafana's windows are as short as for scrapes
+        "JAEGER_UI_URL",               // on the port that Compose publishes
+        "SHUTDOWN_DRAIN",              // nginx learns late that a container ends
     ];
     let passed = passed_on(&read("docker-compose.yml"));
     assert!(passed.len() > 30, "{passed:?}");
     for (name, default) in passed {
         let variable = VARIABLES.iter().find(|variable| variable.name == name);
         let variable = variable.unwrap_or_else(|| panic!("{name} is nobody's variable"));
-        if !ELSEWHERE.contains(&name.as_str()) {
+        // Empty is unset: the program's own default.
+        if !ELSEWHERE.contains(&name.as_str()) && !default.is_empty() {
             assert_eq!(default, variable.default, "{name}");
         }
     }
@@ -150,12 +160,60 @@ fn names(lines: &[&str], name: &str) -> bool {
 fn compose_passes_on_every_variable_that_a_program_knows() {
     let compose = read("docker-compose.yml");
     let settings = below(&compose, "x-settings: &settings");
-    for (program, service) in [(Program::Api, "  api:"), (Program::Worker, "  worker:")] {
+    let of_servers = below(&compose, "x-server-settings: &server-settings");
+    for (program, service) in [
+        (Program::Api, "  api:"),
+        (Program::Worker, "  worker:"),
+        (Program::Participant, "  inventory: &participant"),
+    ] {
         let service = below(&compose, service);
+        let merged = match program {
+            Program::Worker => "<<: *settings",
+            Program::Api | Program::Participant => "<<: [*settings, *server-settings]",
+        };
+        assert!(service.iter().any(|line| line.trim() == merged));
         for variable in variables(program) {
-            let is_passed = names(&settings, variable.name) || names(&service, variable.name);
+            let is_passed = names(&settings, variable.name)
+                || names(&service, variable.name)
+                || program != Program::Worker && names(&of_servers, variable.name);
             assert!(is_passed, "{} of {}", variable.name, program.name());
         }
+    }
+    let payments = below(&compose, "  payments:");
+    assert!(payments.contains(&"      <<: *participant-settings"));
+}
+
+/// Compose's default of a variable, with the defaults of those within it.
+fn compose_default(compose: &str, name: &str) -> Option<String> {
+    let starts = [format!("${{{name}:-"), format!("${{{name}-")];
+    let rest = starts.iter().find_map(|it| compose.split_once(it))?.1;
+    match rest
+        .split_once("${")
+        .filter(|(before, _)| !before.contains('}'))
+    {
+        None => Some(rest.split_once('}')?.0.to_owned()),
+        Some((before, inner)) => {
+            let (_, inner) = inner.split_once('}')?.0.split_once(":-")?;
+            Some(before.to_owned() + inner)
+        }
+    }
+}
+
+#[test]
+fn every_assignment_of_the_example_is_composes_default() {
+    let compose = read("docker-compose.yml");
+    let example = read(".env.example");
+    let lines = example.lines().map(|line| line.trim_start_matches('#'));
+    let pairs = lines.filter_map(|line| line.split_once('='));
+    let is_name = |name: &str| {
+        name.chars()
+            .all(|c| c.is_ascii_uppercase() || "_0123456789".contains(c))
+    };
+    let pairs: Vec<(&str, &str)> = pairs.filter(|(name, _)| is_name(name)).collect();
+    assert!(pairs.len() > 60, "{}", pairs.len());
+    for (name, value) in pairs {
+        let default = compose_default(&compose, name);
+        assert_eq!(default.as_deref(), Some(value), "{name}");
     }
 }
 
@@ -231,6 +289,21 @@ fn the_override_for_tls_covers_every_program_and_scrapes_the_same_targets() {
     assert_eq!(plain.0, tls.0);
     assert!(plain.0.len() > 6, "{plain:?}");
     assert_eq!((plain.1, tls.1), (0, 4));
+}
+
+/// A rate needs two updates within `$__rate_interval`, which is at least four times the data source's `timeInterval`.
+#[test]
+fn grafanas_shortest_window_holds_two_updates_of_either_source() {
+    let sources = read("docker/grafana/provisioning/datasources/datasources.yaml");
+    let window = 4 * quantity(&sources, "timeInterval: ", 's');
+    let prometheus = read("docker/prometheus/prometheus.yml");
+    let scrape = quantity(&prometheus, "scrape_interval: ", 's');
+    let compose = read("docker-compose.yml");
+    let export = quantity(&compose, "${OTEL_METRIC_EXPORT_INTERVAL:-", '}').div_ceil(1000);
+    // What Prometheus sees of an export may be a scrape late.
+    assert!(window >= 2 * scrape && window >= 2 * export + scrape);
+    let collector = read("docker/otel-collector/config.yaml");
+    assert!(quantity(&collector, "metric_expiration: ", 's') > 2 * export);
 }
 
 #[test]
@@ -309,24 +382,57 @@ fn containers_get_the_time_that_a_shutdown_may_take() {
     assert!(quantity(&edge, "terminationGracePeriodSeconds: ", '#') > sleeps + answer);
 }
 
-/// About what a node of two CPUs has left when it also runs the cluster's control plane.
+/// The CPU that an object of docker/k8s requests, in thousandths.
+fn requested(file: &str) -> u64 {
+    let manifest = read(format!("docker/k8s/{file}.yaml"));
+    quantity(&manifest, "requests: {cpu: ", 'm')
+}
+
 #[test]
-fn kubernetes_runs_on_one_small_node_and_has_room_for_a_rollout() {
+fn kubernetes_requests_the_cpu_that_its_page_states_and_fits_one_small_node() {
+    // About what a node of two CPUs has left when it also runs the cluster's control plane.
     const LEFT: u64 = 1000;
-    let requests = [
-        ("base/api", 2, 1),
-        ("base/worker", 2, 0),
-        ("base/edge", 2, 1),
-        ("base/kafka", 1, 0),
-        ("base/postgres", 1, 0),
-        ("components/saga/inventory", 2, 0),
-        ("components/saga/payments", 2, 0),
-    ]
-    .map(|(file, instances, surge)| {
+    let (api, edge) = (requested("base/api"), requested("base/edge"));
+    let (kafka, postgres) = (requested("base/kafka"), requested("base/postgres"));
+    let base = 2 * (api + requested("base/worker") + edge) + kafka + postgres;
+    let rollout = base + api + edge;
+    let participants = ["inventory", "payments"].map(|it| format!("components/saga/{it}"));
+    let sagas: u64 = participants.iter().map(|it| 2 * requested(it)).sum();
+    let ha = 3 * requested("components/ha/kafka") - kafka + postgres;
+    assert!(rollout + sagas <= LEFT && base + ha <= LEFT, "{base} {ha}");
+
+    let page = read("docs/kubernetes.md").replace('\n', " ");
+    for statement in [
+        format!("request {base}m, and {rollout}m while api and edge roll out"),
+        format!("Sagas request {sagas}m more"),
+        format!("`ha` requests {ha}m more than `base`"),
+        format!("A rollout then needs {}m more", rollout - base),
+    ] {
+        assert!(page.contains(&statement), "{statement}");
+    }
+}
+
+#[test]
+fn kubernetes_keeps_one_of_several_instances_in_a_drain_and_scales_the_programs() {
+    let has = |file: &str, kind: &str, name: &str| {
+        let head = format!("kind: {kind}\nmetadata:\n  name: {name}\nspec:\n");
         let manifest = read(format!("docker/k8s/{file}.yaml"));
-        quantity(&manifest, "requests: {cpu: ", 'm') * (instances + surge)
-    });
-    assert!(requests.iter().sum::<u64>() <= LEFT, "{requests:?}");
+        assert!(manifest.contains(&head), "{file}: {kind} {name}");
+    };
+    for (file, name) in [
+        ("base/api", "api"),
+        ("base/worker", "worker"),
+        ("base/edge", "edge"),
+        ("components/saga/inventory", "inventory"),
+        ("components/saga/payments", "payments"),
+        ("components/ha/budgets", "kafka"),
+        ("components/ha/budgets", "postgres"),
+    ] {
+        has(file, "PodDisruptionBudget", name);
+        if !["edge", "kafka", "postgres"].contains(&name) {
+            has(file, "HorizontalPodAutoscaler", name);
+        }
+    }
 }
 
 #[test]
@@ -411,19 +517,59 @@ fn checks_of_postgres_leave_it_no_child() {
     }
 }
 
-#[test]
-fn every_image_has_a_version() {
-    let compose = read("docker-compose.yml") + &read("docker-compose.redpanda.yml");
-    let images = compose
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("image: "));
-    let mut count = 0;
-    for image in images {
-        let (_, tag) = image.rsplit_once(':').expect("a tag");
-        assert_ne!(tag, "latest", "{image}");
-        count += 1;
+/// The lines of all files that name images: Compose, Dockerfile, and the manifests below docker/k8s.
+fn lines_with_images() -> Vec<String> {
+    let mut files: Vec<_> = fs::read_dir(repository())
+        .expect("the repository")
+        .map(|file| file.expect("a file").path())
+        .filter(|path| {
+            let name = path.file_name().expect("a name").to_string_lossy();
+            name.starts_with("docker-compose") || name == "Dockerfile"
+        })
+        .collect();
+    let mut folders = vec![repository().join("docker/k8s")];
+    while let Some(folder) = folders.pop() {
+        for file in fs::read_dir(folder).expect("manifests") {
+            let path = file.expect("a file").path();
+            if path.is_dir() {
+                &mut folders
+            } else {
+                &mut files
+            }
+            .push(path);
+        }
     }
-    assert!(count >= 12);
+    let text: Vec<String> = files.iter().map(read).collect();
+    text.iter()
+        .flat_map(|it| it.lines())
+        .map(|line| line.trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn every_image_has_its_exact_version_except_the_one_whose_publisher_offers_none() {
+    const WITHOUT_VERSIONS: &str = "gcr.io/distroless/cc-debian12:nonroot";
+    const OF_TWO_NUMBERS: [&str; 2] = ["postgres", "dpage/pgadmin4"];
+    let lines = lines_with_images();
+    let images = lines.iter().filter_map(|line| {
+        let base = line.strip_prefix("FROM ").filter(|base| base.contains(':'));
+        let image = line.strip_prefix("image: ").or(base)?;
+        image.split_whitespace().next()
+    });
+    let images: BTreeSet<&str> = images.filter(|image| !image.ends_with(":local")).collect();
+    assert!(images.len() >= 12, "{images:?}");
+    assert!(images.contains(WITHOUT_VERSIONS));
+    for image in images
+        .into_iter()
+        .filter(|image| *image != WITHOUT_VERSIONS)
+    {
+        let (name, tag) = image.rsplit_once(':').expect("a tag");
+        let version = tag.trim_start_matches('v').split('-').next();
+        let numbers = version.unwrap_or_default().split('.');
+        let are_numbers = numbers.clone().all(|number| number.parse::<u32>().is_ok());
+        let least = if OF_TWO_NUMBERS.contains(&name) { 2 } else { 3 };
+        assert!(are_numbers && numbers.count() >= least, "{image}");
+    }
 }
 
 /// Cargo refuses a manifest that names a missing file.

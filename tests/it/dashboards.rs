@@ -1,6 +1,8 @@
 //! The queries of dashboards and alerts, answered by a real Prometheus that watches real processes.
 
 use std::collections::BTreeSet;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -16,6 +18,14 @@ use crate::support::{dashboards, eventually, read, unique};
 
 const SOON: Duration = Duration::from_secs(60);
 
+/// Grafana's `$__rate_interval` of a panel that shows a quarter of an hour: four times the data source's `timeInterval`.
+fn rate_interval() -> String {
+    let sources = read("docker/grafana/provisioning/datasources/datasources.yaml");
+    let (_, rest) = sources.split_once("timeInterval: ").expect("timeInterval");
+    let (seconds, _) = rest.split_once('s').expect("seconds");
+    format!("{}s", 4 * seconds.parse::<u32>().expect("a number"))
+}
+
 /// The panels of all dashboards. Each query is there once for each source of metrics to choose.
 fn panels() -> Vec<Panel> {
     let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -27,8 +37,7 @@ fn panels() -> Vec<Panel> {
         assert_eq!(sources.len(), 2, "scraped, and by OTLP");
         let queries = |target: &Value| -> BTreeSet<String> {
             let query = target["expr"].as_str().expect("an expression");
-            // Longer than the test: a quantile of no request is NaN.
-            let query = query.replace("$__rate_interval", "10m");
+            let query = query.replace("$__rate_interval", &rate_interval());
             let source = |it: &Value| it["value"].as_str().expect("a pattern").to_owned();
             let of = |it: &Value| query.replace("$source", &source(it));
             sources.iter().map(of).collect()
@@ -84,43 +93,8 @@ fn traffic(stack: &Stack, api: &Program) {
     stack.execute("ALTER TABLE away RENAME TO orders");
 }
 
-#[test]
-fn every_panel_and_every_alert_gets_an_answer() {
-    let collector = Collector::start();
-    let exporting = |stack: Stack| {
-        stack
-            .set("OTEL_SDK_DISABLED", "false")
-            .set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.grpc_address())
-            .set("OTEL_METRICS_EXPORTER", "otlp")
-            .set("OTEL_METRIC_EXPORT_INTERVAL", "1000")
-    };
-    let stack = exporting(Stack::new());
-    let (api, worker) = (stack.api(), stack.worker());
-    let mut site = Site::new(&[]);
-    site.stack = exporting(site.stack);
-    let saga_worker = site.stack.worker();
-    let prometheus = Prometheus::start(&[
-        ("api", vec![api.address()]),
-        ("worker", vec![worker.address(), saga_worker.address()]),
-        ("spans", vec![collector.metrics_address()]),
-        ("programs", vec![collector.programs_address()]),
-    ]);
-    // A rate needs an earlier sample.
-    eventually(SOON, "a first look at all, by both ways", || {
-        let seen = prometheus.query(r#"count(http_threads{job=~"api|worker"})"#);
-        (seen == Ok(vec![6.0])).then_some(())
-    });
-    no_panel_is_without_data(&prometheus);
-    traffic(&stack, &api);
-    site.order(1251);
-    // The collector's counters start at their first count, so only a second one makes a rate.
-    eventually(SOON, "the spans to be counted", || {
-        let server = r#"count(traces_span_metrics_calls_total{span_kind="SPAN_KIND_SERVER"})"#;
-        (prometheus.query(server) != Ok(Vec::new())).then_some(())
-    });
-    traffic(&stack, &api);
-    site.order(1299);
-
+/// Waits until every query of every panel has a value. A quantile of no request is NaN, so this needs traffic.
+fn every_query_has_a_value(prometheus: &Prometheus) {
     let mut asked = 0;
     for Panel { name, queries, .. } in panels() {
         for query in queries {
@@ -133,13 +107,15 @@ fn every_panel_and_every_alert_gets_an_answer() {
         }
     }
     assert!(asked > 40, "{asked}");
+}
 
+fn every_alert_has_something_to_judge_by(prometheus: &Prometheus) {
     let alerts = prometheus.alerts();
     assert!(alerts.len() > 8, "{alerts:?}");
     for (name, query, health) in alerts {
         assert_eq!(health, "ok", "{name}");
         // Not whether the alert fires, only that it has data.
-        let mut judged = query.replace("[1m]", "[10m]");
+        let mut judged = query;
         for operator in ["==", ">=", ">", "<"] {
             judged = judged.replace(&format!(" {operator} "), &format!(" {operator} bool "));
         }
@@ -150,14 +126,89 @@ fn every_panel_and_every_alert_gets_an_answer() {
             (!values.is_empty()).then_some(())
         });
     }
+}
 
-    let created = |source: &str| {
+/// Waits until both ways show two apis that create orders, and no third. The second gets orders meanwhile; returns their number.
+fn there_are_two_apis(prometheus: &Prometheus, second: &Program) -> u32 {
+    let mut orders = 0;
+    for source in ["", "otlp"] {
+        let labels = format!(r#"source="{source}", job="api""#);
+        let count = format!("count(tbd_build_info{{{labels}}})");
+        let window = rate_interval();
+        let rates = format!("sum by (instance) (rate(orders_created_total{{{labels}}}[{window}]))");
+        eventually(SOON, &format!("two apis: {labels}"), || {
+            second.accepted_order();
+            orders += 1;
+            let rates = prometheus.query(&rates).expect("rates");
+            let both_create = rates.len() == 2 && rates.iter().all(|rate| *rate > 0.0);
+            (prometheus.query(&count) == Ok(vec![2.0]) && both_create).then_some(())
+        });
+    }
+    orders
+}
+
+#[test]
+fn every_panel_and_every_alert_gets_an_answer_also_after_a_restart_of_one_api_of_two() {
+    let collector = Collector::start();
+    let exporting = |stack: Stack| {
+        stack
+            .set("OTEL_SDK_DISABLED", "false")
+            .set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.grpc_address())
+            .set("OTEL_METRICS_EXPORTER", "otlp")
+            .set("OTEL_METRIC_EXPORT_INTERVAL", "1000")
+    };
+    let stack = exporting(Stack::new());
+    let (api, mut second, worker) = (stack.api(), stack.api(), stack.worker());
+    let mut site = Site::new(&[]);
+    site.stack = exporting(site.stack);
+    let saga_worker = site.stack.worker();
+    let prometheus = Prometheus::start(&[
+        ("api", vec![api.address(), second.address()]),
+        ("worker", vec![worker.address(), saga_worker.address()]),
+        ("spans", vec![collector.metrics_address()]),
+        ("programs", vec![collector.programs_address()]),
+    ]);
+    // A rate needs an earlier sample.
+    eventually(SOON, "a first look at all, by both ways", || {
+        let seen = prometheus.query(r#"count(http_threads{job=~"api|worker"})"#);
+        (seen == Ok(vec![8.0])).then_some(())
+    });
+    no_panel_is_without_data(&prometheus);
+
+    let (end, ended) = mpsc::channel::<()>();
+    let created = thread::scope(|scope| {
+        let (stack, api, site) = (&stack, &api, &site);
+        let rounds = scope.spawn(move || {
+            let pause = Duration::from_secs(1);
+            let mut rounds = 0;
+            while ended.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout) {
+                traffic(stack, api);
+                site.order(if rounds % 2 == 0 { 1251 } else { 1299 });
+                rounds += 1;
+            }
+            rounds
+        });
+        // The thread ends with this value, also after a failure.
+        let end = end;
+        second.accepted_order();
+        every_query_has_a_value(&prometheus);
+        second.kill();
+        second = stack.start_in_place_of(&second).ready();
+        let orders = there_are_two_apis(&prometheus, &second);
+        every_query_has_a_value(&prometheus);
+        every_alert_has_something_to_judge_by(&prometheus);
+        drop(end);
+        7 * rounds.join().expect("traffic") + orders
+    });
+
+    let counted = |source: &str| {
         prometheus.query(&format!(
             r#"sum(orders_created_total{{source="{source}"}})"#
         ))
     };
     eventually(SOON, "the same count by both ways", || {
-        (created("otlp") == created("") && created("") == Ok(vec![14.0])).then_some(())
+        (counted("otlp") == counted("") && counted("") == Ok(vec![f64::from(created)]))
+            .then_some(())
     });
 
     for (query, least) in [

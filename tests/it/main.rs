@@ -38,6 +38,7 @@ mod otlp;
 mod outages;
 mod page;
 mod participants;
+mod participants_shutdown;
 mod participants_tls;
 mod partitions;
 mod plans;

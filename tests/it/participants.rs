@@ -35,11 +35,10 @@ use crate::support::{self, Database, eventually, free_port, token};
 const LONG: Duration = Duration::from_secs(60);
 
 /// A participant with a database of its own, and a client.
-struct Running {
-    program: Program,
+pub struct Running {
+    pub program: Program,
     grpc: String,
-    /// Holds the database.
-    _stack: Stack,
+    pub stack: Stack,
 }
 
 fn command(stack: &Stack, name: &str) -> (Process, u16, String) {
@@ -53,20 +52,23 @@ fn command(stack: &Stack, name: &str) -> (Process, u16, String) {
     (command, http, format!("127.0.0.1:{grpc}"))
 }
 
-fn start(name: &str, variables: &[(&str, &str)]) -> Running {
-    let stack = variables
-        .iter()
-        .fold(Stack::new(), |stack, (name, value)| stack.set(name, value));
+pub fn start(name: &str, variables: &[(&str, &str)]) -> Running {
+    let set = |stack: Stack, (name, value): &(&str, &str)| stack.set(name, value);
+    start_on(variables.iter().fold(Stack::new(), set), name)
+}
+
+/// A participant on the stack's database.
+pub fn start_on(stack: Stack, name: &str) -> Running {
     let (command, http, grpc) = command(&stack, name);
     Running {
         program: Program::start(command, http).ready(),
         grpc,
-        _stack: stack,
+        stack,
     }
 }
 
 impl Running {
-    fn channel(&self) -> Channel {
+    pub fn channel(&self) -> Channel {
         Channel::builder(&self.grpc).build()
     }
 
@@ -77,11 +79,11 @@ impl Running {
     }
 }
 
-fn sagas<const N: usize>() -> [String; N] {
+pub fn sagas<const N: usize>() -> [String; N] {
     std::array::from_fn(|_| Uuid::now_v7().to_string())
 }
 
-fn units(saga: &str, units: u32, amount_cents: i64) -> inventory::Command {
+pub fn units(saga: &str, units: u32, amount_cents: i64) -> inventory::Command {
     inventory::Command {
         saga_id: saga.to_owned(),
         step: "step".to_owned(),
@@ -115,7 +117,10 @@ fn payment_answers(results: Vec<payments::Result>) -> Vec<String> {
     results.into_iter().map(answer).collect()
 }
 
-fn reserve(channel: &Channel, commands: Vec<inventory::Command>) -> Result<Vec<String>, Status> {
+pub fn reserve(
+    channel: &Channel,
+    commands: Vec<inventory::Command>,
+) -> Result<Vec<String>, Status> {
     let request = inventory::ReserveStockRequest { commands };
     let call = channel
         .call(inventories::RESERVE_STOCK)

@@ -9,9 +9,9 @@ use crate::support::http::{Connection, get};
 use crate::support::program::{Program, Stack, new_order};
 use crate::support::{Database, OwnServer, eventually, kafka, own_folder, postgres, unique};
 
-const SHUTDOWN: Duration = Duration::from_secs(30);
+pub const SHUTDOWN: Duration = Duration::from_secs(30);
 
-fn wait_until_blocked(stack: &Stack) {
+pub fn wait_until_blocked(stack: &Stack) {
     let query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually(Duration::from_secs(10), "a statement to be blocked", || {
         (stack.number(query) > 0).then_some(())
@@ -226,7 +226,8 @@ fn a_silent_database() {
     end_in(&stack, || server.freeze());
 }
 
-struct Thawed<'a>(&'a OwnServer);
+/// Thaws the server when dropped.
+pub struct Thawed<'a>(pub &'a OwnServer);
 
 impl Drop for Thawed<'_> {
     fn drop(&mut self) {
