@@ -165,6 +165,29 @@ fn full_batches_are_under_way_together_and_settled_in_order() {
 }
 
 #[test]
+fn a_throttled_producer_sends_nothing_until_the_time_is_over() {
+    const THROTTLE: Duration = Duration::from_millis(400);
+    let seen: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let broker = broker(move |incoming| {
+        lock(&log).push(Instant::now());
+        let answer = written(incoming, 0, 0).with_throttle_time_ms(400);
+        incoming.answer(&answer)
+    });
+    let config = ProducerConfig {
+        request_timeout: THROTTLE / 2,
+        ..ProducerConfig::default()
+    };
+    let producer = start_at(vec![broker.address()], config, Arc::new(()));
+    for _ in 0..2 {
+        publish(&producer, "v", in_ms(10_000)).unwrap();
+    }
+    let seen = lock(&seen);
+    assert_eq!(seen.len(), 2);
+    assert!(seen[1] - seen[0] >= THROTTLE);
+}
+
+#[test]
 fn a_broker_of_old_is_spoken_to_in_its_own_versions() {
     let broker = FakeBroker::start(|incoming, address| match incoming.api {
         ApiKey::ApiVersions => {
