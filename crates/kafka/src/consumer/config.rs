@@ -51,7 +51,7 @@ impl Isolation {
     }
 }
 
-/// What a consumer does about a topic that the cluster does not have.
+/// What a consumer does about a topic or an assigned partition that the cluster does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum MissingTopics {

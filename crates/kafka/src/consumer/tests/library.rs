@@ -203,6 +203,104 @@ fn a_missing_topic_fails_a_poll_if_the_policy_says_so() {
     );
 }
 
+/// The warnings and the news of all tests' clients.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Capture;
+
+impl log::Log for Capture {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Info
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            lock(&LOG).push(record.args().to_string());
+        }
+    }
+    fn flush(&self) {}
+}
+
+/// How many lines of the log have this text.
+fn logged(text: &str) -> usize {
+    lock(&LOG).iter().filter(|it| it.contains(text)).count()
+}
+
+#[test]
+fn a_missing_topic_or_partition_is_waited_for_and_logged_once_or_not_at_all() {
+    log::set_logger(&Capture).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let is_there = Arc::new(AtomicBool::new(false));
+    let exists = is_there.clone();
+    let broker = broker(move |incoming, address| {
+        (incoming.api == ApiKey::Metadata).then(|| {
+            let exists = exists.load(Ordering::SeqCst);
+            let mut metadata = incoming.metadata(address, if exists { 2 } else { 1 });
+            let mut topics = metadata.topics.iter_mut();
+            let absent = topics.find(|it| !exists && it.name.as_ref().unwrap().contains("absent"));
+            if let Some(topic) = absent {
+                topic.error_code = ErrorCode::UnknownTopicOrPartition.code();
+                topic.partitions.clear();
+            }
+            incoming.answer(&metadata)
+        })
+    });
+    let reading = |policy, topic: &str| {
+        let mut config = ConsumerConfig::without_group();
+        config.missing_topics = policy;
+        let start = (0..2).map(|it| (TopicPartition::new(topic, it), StartAt::Beginning));
+        Consumer::start_assigned(cluster(&broker), config, start, Box::new(())).unwrap()
+    };
+    let mut consumers = [
+        reading(MissingTopics::Wait, "absent-silent"),
+        reading(MissingTopics::Wait, "short-silent"),
+        reading(MissingTopics::Warn, "absent-warned"),
+        reading(MissingTopics::Warn, "short-warned"),
+    ];
+    let mut poll_until = |is_done: &dyn Fn() -> bool| {
+        let give_up = soon();
+        while !is_done() {
+            assert!(!give_up.is_past(), "{:?}", lock(&LOG));
+            for consumer in &mut consumers {
+                consumer
+                    .poll(Deadline::after(Duration::from_millis(50)))
+                    .unwrap();
+            }
+        }
+    };
+    let warned = || {
+        [
+            logged("for topic absent-warned:"),
+            logged("topic short-warned, partition 1"),
+        ]
+    };
+    poll_until(&|| warned() == [1, 1]);
+    is_there.store(true, Ordering::SeqCst);
+    let is_over =
+        || logged("absent-warned exists now") + logged("partition short-warned-1 exists now") == 2;
+    poll_until(&is_over);
+    assert_eq!(warned(), [1, 1]);
+    assert_eq!(logged("-silent"), 0);
+}
+
+#[test]
+fn a_missing_partition_fails_a_poll_if_the_policy_says_so() {
+    let (broker, _) = journal(|_, _| None);
+    let mut config = ConsumerConfig::without_group();
+    config.missing_topics = MissingTopics::Error;
+    let start = [0, 7].map(|it| (number(it), StartAt::Beginning));
+    let mut consumer =
+        Consumer::start_assigned(cluster(&broker), config, start, Box::new(())).unwrap();
+    let give_up = soon();
+    let error = loop {
+        assert!(!give_up.is_past());
+        if let Err(error) = consumer.poll(soon()) {
+            break error;
+        }
+    };
+    assert_eq!(error.code(), Some(ErrorCode::UnknownTopicOrPartition));
+    assert!(error.to_string().contains('7'), "{error}");
+}
+
 #[test]
 fn a_filter_picks_the_topics_of_the_cluster() {
     let broker = broker(|incoming, address| {
