@@ -71,7 +71,9 @@ fn a_record_arrives_as_it_was_handed_over_in_every_compression() {
         let mut config = ProducerConfig::default();
         config.compression = compression;
         let producer = start(&cluster, config);
-        let mut sent = record(&topic, "key".to_owned(), "value".to_owned())
+        // Longer than compressed.
+        let value = "value".repeat(100);
+        let mut sent = record(&topic, "key".to_owned(), value.clone())
             .header("traceparent", "00-abc")
             .header("other", "1");
         sent.headers.push(("none".to_owned(), None));
@@ -87,7 +89,7 @@ fn a_record_arrives_as_it_was_handed_over_in_every_compression() {
 
         let read = &read_topic(&cluster, &topic)[&0];
         assert_eq!(text(&read[0].key), "key");
-        assert_eq!(text(&read[0].value), "value");
+        assert_eq!(text(&read[0].value), value);
         assert_eq!(read[0].timestamp, 1_700_000_000_123);
         let headers: Vec<_> = read[0]
             .headers
@@ -226,6 +228,21 @@ fn a_record_too_large_for_the_broker_arrives_if_compression_helps() {
     let read = &read_topic(&cluster, &topic)[&0];
     let values: Vec<_> = read.iter().map(|one| text(&one.value)).collect();
     assert_eq!(values, ["a", &large, "b"]);
+}
+
+#[test]
+fn an_incompressible_record_just_below_the_brokers_limit_arrives() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 1);
+    let producer = start(&cluster, ProducerConfig::default());
+    let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
+        // The limit is 1 MiB and 12 bytes, with the batch's framing.
+        .take((1 << 20) - 70)
+        .collect();
+    let large = Record::new(&*topic, None, Some(noise.clone().into()));
+    producer.publish(vec![large], soon()).remove(0).unwrap();
+    let read = &read_topic(&cluster, &topic)[&0];
+    assert!(read[0].value.as_deref() == Some(&noise[..]));
 }
 
 #[test]
