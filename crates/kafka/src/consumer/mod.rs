@@ -145,7 +145,7 @@ impl Consumer {
     /// must have no members. [`ConsumerConfig::without_group`] has the defaults.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// As [`start`](Self::start); [`Error::InvalidOffset`].
     pub fn start_assigned(
         cluster: Cluster,
         config: ConsumerConfig,
@@ -153,7 +153,7 @@ impl Consumer {
         hooks: Box<dyn ConsumerHooks>,
     ) -> Result<Self, Error> {
         let mut consumer = Self::new(cluster, config, hooks)?;
-        consumer.reading.assign(partitions.into_iter().collect());
+        consumer.reading.assign(partitions.into_iter().collect())?;
         Ok(consumer)
     }
 
@@ -311,15 +311,18 @@ impl Consumer {
     /// Reads exactly these partitions from now on, for a consumer without a membership. Partitions
     /// that were assigned before keep their position. Returns false, and changes nothing, for a
     /// member of a group.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOffset`]; nothing is changed.
     pub fn assign(
         &mut self,
         partitions: impl IntoIterator<Item = (TopicPartition, StartAt)>,
-    ) -> bool {
+    ) -> Result<bool, Error> {
         let is_free = self.member.is_none();
         if is_free {
-            self.reading.assign(partitions.into_iter().collect());
+            self.reading.assign(partitions.into_iter().collect())?;
         }
-        is_free
+        Ok(is_free)
     }
 
     /// This member's current identity in its group; `None` without a membership.
@@ -343,11 +346,15 @@ impl Consumer {
     /// Continues reading at `offset`; commits are unaffected. Returns false when the partition is
     /// not assigned. [`Admin::offsets_for_times`](crate::Admin::offsets_for_times) finds the offset
     /// of a moment.
-    pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> bool {
+    ///
+    /// # Errors
+    /// [`Error::InvalidOffset`]; nothing is changed.
+    pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> Result<bool, Error> {
+        Error::check_offset(partition, offset)?;
         let reading = &mut self.reading;
         reading.prepare_seek(partition);
         let found = reading.partitions.get_mut(partition);
-        found.map(|found| found.seek(offset.max(0))).is_some()
+        Ok(found.map(|found| found.seek(offset)).is_some())
     }
 
     /// Continues reading at the oldest record available, like [`seek`](Self::seek). The next polls

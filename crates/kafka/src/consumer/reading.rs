@@ -100,7 +100,15 @@ impl Reading {
     }
 
     /// Reads exactly these partitions. Known ones keep their state.
-    pub(super) fn assign(&mut self, wanted: BTreeMap<TopicPartition, StartAt>) {
+    pub(super) fn assign(
+        &mut self,
+        wanted: BTreeMap<TopicPartition, StartAt>,
+    ) -> Result<(), Error> {
+        for (name, start) in &wanted {
+            if let StartAt::Offset(offset) = start {
+                Error::check_offset(name, *offset)?;
+            }
+        }
         let topics: BTreeSet<Arc<str>> = wanted.keys().map(|name| name.topic.clone()).collect();
         self.topics = topics.into_iter().collect();
         self.partitions.retain(|name, _| wanted.contains_key(name));
@@ -109,6 +117,7 @@ impl Reading {
             known.or_insert_with(|| Partition::starting(start));
         }
         self.want_metadata();
+        Ok(())
     }
 
     /// The error to end a poll with, if there is one: at the deadline, or at once when no waiting

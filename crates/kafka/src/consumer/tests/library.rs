@@ -51,7 +51,8 @@ fn assigned_partitions_are_read_from_where_the_application_says_without_a_group(
     assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 7)]);
     let refused = consumer.commit_polled(soon()).unwrap_err();
     assert!(refused.to_string().contains("group_id"), "{refused}");
-    assert!(consumer.assign([(number(1), StartAt::Beginning)]));
+    let moved = consumer.assign([(number(1), StartAt::Beginning)]);
+    assert!(moved.unwrap());
     assert_eq!(
         consumer.position(&number(1)),
         Some(8),
@@ -76,6 +77,35 @@ fn a_consumer_without_a_membership_begins_at_and_commits_to_its_group() {
     consumer.commit_polled(soon()).unwrap();
     assert_eq!(consumer.committed(&number(0)), Some(51));
     assert!(!lock(&journal).contains(&ApiKey::JoinGroup));
+}
+
+#[test]
+fn a_negative_offset_is_refused_and_changes_nothing() {
+    let (broker, journal) = journal(|_, _| None);
+    let start = |at| {
+        let config = ConsumerConfig::without_group();
+        let start = [(number(0), StartAt::Offset(at))];
+        Consumer::start_assigned(cluster(&broker), config, start, Box::new(()))
+    };
+    let mut consumer = start(7).unwrap();
+    let refusals = [
+        start(-7).map(drop),
+        consumer
+            .assign([(number(1), StartAt::Offset(-7))])
+            .map(drop),
+        consumer.seek(&number(0), -7).map(drop),
+        crate::Admin::new(cluster(&broker))
+            .alter_group_offsets("g", &[(number(0), -7)].into(), soon())
+            .map(drop),
+    ];
+    for refusal in refusals {
+        let error = refusal.unwrap_err();
+        assert!(error.to_string().contains("-7"), "{error}");
+        assert!(!error.is_transient());
+    }
+    assert_eq!(consumer.assignment(), [number(0)]);
+    assert_eq!(consumer.position(&number(0)), Some(7));
+    assert!(lock(&journal).is_empty(), "nothing was sent");
 }
 
 /// Commits when partitions are about to go.
