@@ -241,7 +241,9 @@ impl Consumer {
                 // the coordinator, or of a leader.
                 self.wait(Deadline::after(Duration::ZERO))?;
             }
+            self.reading.end_by_panic();
             let mut look_again = self.advance(deadline)?;
+            self.reading.end_by_panic();
             if wants_records {
                 let records = self.fetcher.take_records(&mut self.reading)?;
                 look_again = earlier(
@@ -436,8 +438,8 @@ impl Consumer {
     /// up.
     ///
     /// Commits nothing new: the application commits before. A commit that a rebalance refused is
-    /// retried, because no later poll can. If the coordinator has moved, the member finds it again:
-    /// under the consumer protocol once, under the classic protocol as long as any broker answers.
+    /// retried, because no later poll can. If the coordinator has moved, the member looks for it as
+    /// long as any broker answers.
     ///
     /// Waits at most until `deadline`, plus a heartbeat interval if that thread is connecting to a
     /// broker that hangs.
@@ -447,10 +449,12 @@ impl Consumer {
     /// is closed nevertheless.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
         self.await_owed_commits(deadline);
-        match &mut self.member {
+        let closed = match &mut self.member {
             Some(member) => member.close(&mut self.reading, deadline),
             None => Ok(()),
-        }
+        };
+        self.reading.end_by_panic();
+        closed
     }
 
     /// Remains a member while a commit is owed, for [`OWED_PATIENCE`] and until `deadline` at most.

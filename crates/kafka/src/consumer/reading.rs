@@ -1,7 +1,9 @@
 //! What a consumer reads: its topics, their metadata, and the state of its partitions.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,9 @@ use tbd_deadline::Deadline;
 const METADATA_CHECK: Duration = Duration::from_secs(1);
 /// How long a topic or partition must be missing before the policy applies: a broker learns of a new topic late.
 const MISSING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a hook panicked with.
+type Panic = Box<dyn Any + Send>;
 
 /// What the cluster does not have.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +47,8 @@ pub(super) struct Reading {
     /// The consumer's name in logs.
     pub(super) name: String,
     pub(super) hooks: Box<dyn ConsumerHooks>,
+    /// The first panic in a hook since the last poll.
+    hook_panic: Option<Panic>,
     pub(super) partitions: Partitions,
     pub(super) given: Given,
     /// The topics subscribed to, or those of the partitions that the application assigned.
@@ -78,6 +85,7 @@ impl Reading {
             },
             config,
             hooks,
+            hook_panic: None,
             partitions: Partitions::new(),
             given: Given::default(),
             discover_at: now,
@@ -118,6 +126,26 @@ impl Reading {
         }
         self.want_metadata();
         Ok(())
+    }
+
+    /// Calls a hook. The membership must go on whatever it does, so a panic is kept until
+    /// [`end_by_panic`](Self::end_by_panic).
+    pub(super) fn call_hook(&mut self, hook: impl FnOnce(&dyn ConsumerHooks)) {
+        let call = AssertUnwindSafe(|| hook(&*self.hooks));
+        self.hook_called(std::panic::catch_unwind(call));
+    }
+
+    pub(super) fn hook_called(&mut self, result: Result<(), Panic>) {
+        if let Err(panic) = result {
+            self.hook_panic.get_or_insert(panic);
+        }
+    }
+
+    /// Continues the panic of a hook on the application's thread.
+    pub(super) fn end_by_panic(&mut self) {
+        if let Some(panic) = self.hook_panic.take() {
+            std::panic::resume_unwind(panic);
+        }
     }
 
     /// The error to end a poll with, if there is one: at the deadline, or at once when no waiting

@@ -133,6 +133,71 @@ fn the_application_can_commit_before_it_gives_partitions_up() {
     assert!(place(ApiKey::OffsetCommit).is_some());
 }
 
+/// Panics whenever partitions are about to go, and notes the hooks that are called afterwards.
+#[derive(Clone, Default)]
+struct PanicsFirst(Arc<Mutex<Vec<(&'static str, usize)>>>);
+
+impl ConsumerHooks for PanicsFirst {
+    fn assigned(&self, added: &[TopicPartition]) {
+        lock(&self.0).push(("assigned", added.len()));
+    }
+    fn revoking(&self, _: &mut Rebalance<'_>, _: &[TopicPartition]) {
+        panic!("a bug in a hook");
+    }
+    fn revoked(&self, partitions: &[TopicPartition]) {
+        lock(&self.0).push(("revoked", partitions.len()));
+    }
+}
+
+#[test]
+fn a_panic_in_a_consumers_hook_ends_the_poll_and_the_membership_goes_on() {
+    let (must_move, syncs) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0));
+    let moves = must_move.clone();
+    let broker = broker(move |incoming, _| match incoming.api {
+        ApiKey::Heartbeat if moves.swap(false, Ordering::SeqCst) => {
+            let code = ErrorCode::RebalanceInProgress.code();
+            Some(incoming.answer(&HeartbeatResponse::default().with_error_code(code)))
+        }
+        // The second round takes a partition away, and the third one gives it back.
+        ApiKey::SyncGroup if syncs.fetch_add(1, Ordering::SeqCst) == 1 => {
+            let assignment = crate::group::protocol::encode_assignment(&[number(1)]);
+            Some(incoming.answer(&SyncGroupResponse::default().with_assignment(assignment)))
+        }
+        _ => None,
+    });
+    let mut config = ConsumerConfig::new("g", ["t"]);
+    config.heartbeat_interval = Duration::from_millis(50);
+    let hooks = PanicsFirst::default();
+    let mut consumer = start(&broker, config, Box::new(hooks.clone()));
+    read(&mut consumer, 2);
+    must_move.store(true, Ordering::SeqCst);
+    let give_up = soon();
+    let panics = |consumer: &mut Consumer| {
+        let poll = std::panic::AssertUnwindSafe(|| {
+            consumer.poll(Deadline::after(Duration::from_millis(50)))
+        });
+        std::panic::catch_unwind(poll).is_err()
+    };
+    while !panics(&mut consumer) {
+        assert!(!give_up.is_past());
+    }
+    assert_eq!(consumer.assignment(), [number(1)]);
+    while consumer.assignment().len() < 2 {
+        assert!(!give_up.is_past());
+        assert!(!panics(&mut consumer));
+    }
+    let closing = std::panic::AssertUnwindSafe(|| consumer.close(soon()));
+    assert!(std::panic::catch_unwind(closing).is_err());
+    let expected = [
+        ("assigned", 2),
+        ("revoked", 1),
+        ("assigned", 0),
+        ("assigned", 1),
+        ("revoked", 2),
+    ];
+    assert_eq!(*lock(&hooks.0), expected);
+}
+
 #[test]
 fn a_negative_offset_is_refused_before_anything_is_sent() {
     let (broker, journal) = journal(|_, _| None);

@@ -225,10 +225,11 @@ impl Accumulator {
     fn partition_for(&self, record: &Record) -> Result<usize, Error> {
         let topic = &self.topics[&record.topic];
         let count = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
-        let chosen = record.partition.or_else(|| {
-            let partitioner = &self.limits.partitioner;
-            partitioner.partition(&record.topic, record.key.as_deref(), count)
-        });
+        let partitioner = &self.limits.partitioner;
+        let chosen = match record.partition {
+            None => partitioner.partition(&record.topic, record.key.as_deref(), count)?,
+            named => named,
+        };
         let Some(number) = chosen else {
             return Ok(topic.partitions[self.gathering(topic)]);
         };

@@ -146,6 +146,29 @@ fn a_record_that_the_old_log_may_hold_cannot_be_withdrawn_and_is_never_called_no
 }
 
 #[test]
+fn a_partitioner_that_panics_fails_only_its_record() {
+    let mut records = accumulator_of(&OLD);
+    records.limits.partitioner = Partitioner::new(|_, key, count| match key {
+        Some(b"bad") if count == NEW.partitions => panic!("a bug in the partitioner"),
+        _ => Some(0),
+    });
+    let now = Instant::now();
+    for key in ["bad", "good"] {
+        push_keyed(&mut records, key, key, now);
+    }
+    let outcomes = tell(records.learn(&NEW));
+    let [Err(error)] = &outcomes[..] else {
+        panic!("{outcomes:?}");
+    };
+    assert_eq!(error.certainty, Certainty::NotSent);
+    assert!(error.to_string().contains("partitioner"), "{error}");
+    assert_eq!(values(&cut_all(&mut records, now)[0]), ["good"]);
+    // The caller of `send` gets the error, too.
+    let record = Record::new("t", Some("bad".into()), None);
+    assert!(records.place(&record, now).is_err());
+}
+
+#[test]
 fn a_record_for_a_partition_that_is_gone_fails_and_says_so() {
     let mut records = accumulator_of(&OLD);
     let now = Instant::now();
