@@ -345,6 +345,31 @@ fn without_a_broker_records_are_not_sent_and_the_error_has_the_reason() {
 }
 
 #[test]
+fn the_delivery_timeout_ends_a_record_in_time_whatever_its_deadline() {
+    // One record waits for its topic's partitions, the other one for an answer.
+    let unreachable = "127.0.0.1:1".to_owned();
+    let silent = broker(|_| Reply::Silence);
+    for (address, certainty) in [
+        (unreachable, Certainty::NotSent),
+        (silent.address(), Certainty::MaybeSent),
+    ] {
+        let config = ProducerConfig {
+            topics: vec!["t".to_owned()],
+            delivery_timeout: Duration::from_millis(300),
+            request_timeout: Duration::from_millis(100),
+            ..ProducerConfig::default()
+        };
+        let producer = start_at(vec![address], config, Arc::new(()));
+        let started = Instant::now();
+        let error = publish(&producer, "v", in_ms(20_000)).unwrap_err();
+        assert_eq!(error.certainty, certainty);
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(290), "{took:?}");
+        assert!(took < Duration::from_millis(900), "{took:?}");
+    }
+}
+
+#[test]
 fn a_full_buffer_makes_the_next_one_wait_until_its_deadline() {
     let broker = broker(|_| Reply::Silence);
     let config = ProducerConfig {

@@ -169,7 +169,7 @@ impl Accumulator {
 
     /// Keeps a batch of unknown outcome, to retry it unchanged.
     fn keep(&mut self, mut batch: OutgoingBatch, error: Error, now: Instant) -> Vec<Completion> {
-        if self.aborted.is_some() || now >= batch.cut_at + self.limits.delivery_timeout {
+        if self.aborted.is_some() || now >= batch.sent_at() + self.limits.delivery_timeout {
             return self.fail_unknown(batch, error);
         }
         batch.unknown = true;

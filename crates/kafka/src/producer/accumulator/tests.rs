@@ -417,9 +417,13 @@ fn an_unanswered_batch_is_given_up_after_the_delivery_timeout() {
     let mut records = accumulator(1);
     let now = Instant::now();
     push(&mut records, "a", now);
-    let batch = cut_one(&mut records, now);
-    assert!(records.settle(batch, lost(), now).is_empty());
+    // The time in the queue counts.
+    let cut_at = now + Duration::from_secs(50);
+    let batch = cut_one(&mut records, cut_at);
+    assert!(records.settle(batch, lost(), cut_at).is_empty());
     let late = now + limits().delivery_timeout;
+    assert_eq!(records.next_overdue(), Some(late));
+    assert!(records.sweep(late - Duration::from_millis(1)).is_empty());
     let outcomes = tell(records.sweep(late));
     let error = outcomes[0].as_ref().unwrap_err();
     assert_eq!(error.certainty, Certainty::MaybeSent);
