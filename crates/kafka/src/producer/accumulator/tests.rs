@@ -31,6 +31,9 @@ impl Leaders for OneLeader {
     fn topic_id(&self, _: &str) -> Option<Uuid> {
         None
     }
+    fn is_missing(&self, _: &str) -> bool {
+        false
+    }
 }
 
 fn limits() -> Limits {

@@ -98,6 +98,9 @@ impl Leaders for Broker {
     fn topic_id(&self, _: &str) -> Option<Uuid> {
         Some(Uuid::from_u128(self.id))
     }
+    fn is_missing(&self, _: &str) -> bool {
+        !self.is_there
+    }
 }
 
 impl Broker {
