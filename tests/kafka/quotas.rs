@@ -47,7 +47,8 @@ impl ClientHooks for Failures {
     }
 }
 
-/// A cluster whose clients have this quota.
+/// A cluster whose clients have this quota. A broker that knows a topic created afterwards knows the
+/// quota, too.
 fn limited(quota: &str, hooks: &Arc<Failures>) -> Cluster {
     let client_id = support::unique("limited");
     let set = kafka_tool("kafka.admin.ConfigCommand")
@@ -81,13 +82,13 @@ fn publish(producer: &Producer, topic: &str) {
 
 #[test]
 fn a_producer_above_its_quota_waits_and_no_request_of_it_times_out() {
-    let topic = topic(&cluster(), 1);
     let failures = Arc::new(Failures::default());
+    let cluster = limited("producer_byte_rate", &failures);
+    let topic = topic(&cluster, 1);
     let mut config = ProducerConfig::default();
     // A record fills a batch, so several are in flight.
     config.batch_bytes = RECORD_BYTES / 2;
     config.request_timeout = REQUEST_TIMEOUT;
-    let cluster = limited("producer_byte_rate", &failures);
     let hooks = Arc::clone(&failures) as Arc<dyn ProducerHooks>;
     let producer = Producer::start(cluster.clone(), config, hooks).unwrap();
     let started = Instant::now();
@@ -100,17 +101,17 @@ fn a_producer_above_its_quota_waits_and_no_request_of_it_times_out() {
 
 #[test]
 fn a_consumer_above_its_quota_waits_and_no_request_of_it_times_out() {
+    let failures = Arc::new(Failures::default());
+    let limited = limited("consumer_byte_rate", &failures);
     let topic = topic(&cluster(), 1);
     let producer = Producer::start(cluster(), ProducerConfig::default(), Arc::new(())).unwrap();
     publish(&producer, &topic);
     producer.close(soon()).unwrap();
-    let failures = Arc::new(Failures::default());
     let mut config = ConsumerConfig::without_group();
     config.max_partition_fetch_bytes = i32::try_from(RECORD_BYTES).unwrap();
     let partition = TopicPartition::new(topic.as_str(), 0);
     let start = (partition, tbd_kafka::consumer::StartAt::Beginning);
-    let cluster = limited("consumer_byte_rate", &failures);
-    let mut consumer = Consumer::start_assigned(cluster, config, [start], Box::new(())).unwrap();
+    let mut consumer = Consumer::start_assigned(limited, config, [start], Box::new(())).unwrap();
     let started = Instant::now();
     let records = poll_until(&mut consumer, |_, records| records.len() == RECORDS);
     assert_eq!(records.len(), RECORDS);
