@@ -8,6 +8,7 @@ mod faults;
 mod history;
 mod mixed;
 mod producer;
+mod quotas;
 mod rebalance;
 mod recreated_topic;
 mod replicas;

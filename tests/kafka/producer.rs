@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use tbd_deadline::Deadline;
 use tbd_kafka::admin::TopicSpec;
 use tbd_kafka::producer::partition_for_key;
-use tbd_kafka::producer::{Certainty, Compression, Outcome, Record, RecordMetadata};
+use tbd_kafka::producer::{Certainty, Compression, Outcome, Pending, Record, RecordMetadata};
 use tbd_kafka::{Admin, ProducerConfig};
 
 use crate::client::{
     check_promises, check_publishing_to_a_topic_created_again, cluster, cluster_at,
     publish_steadily, read_topic, record, soon, start, text, topic,
 };
-use crate::support::{self, OwnServer, SetOnDrop};
+use crate::support::proxy::Proxy;
+use crate::support::{self, OwnServer, SetOnDrop, free_port, kafka_tool};
 
 #[test]
 fn topics_are_made_once_listed_and_deleted() {
@@ -70,7 +71,9 @@ fn a_record_arrives_as_it_was_handed_over_in_every_compression() {
         let mut config = ProducerConfig::default();
         config.compression = compression;
         let producer = start(&cluster, config);
-        let mut sent = record(&topic, "key".to_owned(), "value".to_owned())
+        // Longer than compressed.
+        let value = "value".repeat(100);
+        let mut sent = record(&topic, "key".to_owned(), value.clone())
             .header("traceparent", "00-abc")
             .header("other", "1");
         sent.headers.push(("none".to_owned(), None));
@@ -86,7 +89,7 @@ fn a_record_arrives_as_it_was_handed_over_in_every_compression() {
 
         let read = &read_topic(&cluster, &topic)[&0];
         assert_eq!(text(&read[0].key), "key");
-        assert_eq!(text(&read[0].value), "value");
+        assert_eq!(text(&read[0].value), value);
         assert_eq!(read[0].timestamp, 1_700_000_000_123);
         let headers: Vec<_> = read[0]
             .headers
@@ -228,6 +231,21 @@ fn a_record_too_large_for_the_broker_arrives_if_compression_helps() {
 }
 
 #[test]
+fn an_incompressible_record_just_below_the_brokers_limit_arrives() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 1);
+    let producer = start(&cluster, ProducerConfig::default());
+    let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
+        // The limit is 1 MiB and 12 bytes, with the batch's framing.
+        .take((1 << 20) - 70)
+        .collect();
+    let large = Record::new(&*topic, None, Some(noise.clone().into()));
+    producer.publish(vec![large], soon()).remove(0).unwrap();
+    let read = &read_topic(&cluster, &topic)[&0];
+    assert!(read[0].value.as_deref() == Some(&noise[..]));
+}
+
+#[test]
 fn a_missing_topic_is_reported_at_the_deadline_and_used_once_it_exists() {
     let cluster = cluster();
     let producer = start(&cluster, ProducerConfig::default());
@@ -314,6 +332,100 @@ fn a_broker_killed_and_started_again_loses_and_doubles_nothing() {
     for (value, outcome) in &outcomes {
         assert!(outcome.is_ok(), "{value}: {outcome:?}");
     }
+}
+
+#[test]
+fn a_producer_whose_sequence_numbers_the_broker_has_forgotten_goes_on() {
+    let server = OwnServer::kafka_with(|_| {
+        let check = "producer.id.expiration.check.interval.ms=200".to_owned();
+        vec!["producer.id.expiration.ms=200".to_owned(), check]
+    });
+    let cluster = cluster_at(vec![server.address()]);
+    let topic = topic(&cluster, 1);
+    let producer = start(&cluster, ProducerConfig::default());
+    let publish = |numbers: std::ops::Range<usize>| {
+        let values: Vec<_> = numbers.map(|number| format!("0:{number}")).collect();
+        let records = values
+            .iter()
+            .map(|value| record(&topic, "k".to_owned(), value.clone()));
+        let outcomes = producer.publish(records.collect(), soon());
+        values.into_iter().zip(outcomes).collect::<Vec<_>>()
+    };
+    let mut outcomes = publish(0..10);
+    support::eventually(Duration::from_secs(60), "the broker to forget", || {
+        let described = kafka_tool("org.apache.kafka.tools.TransactionsCommand")
+            .args(["--bootstrap-server", &server.address()])
+            .args(["describe-producers", "--partition", "0", "--topic", &topic])
+            .output()
+            .unwrap();
+        assert!(described.status.success(), "{described:?}");
+        // A head line, and a line for each producer.
+        (described
+            .stdout
+            .trim_ascii()
+            .split(|it| *it == b'\n')
+            .count()
+            == 1)
+            .then_some(())
+    });
+    outcomes.extend(publish(10..20));
+    producer.close(soon()).unwrap();
+    assert!(outcomes.iter().all(|(_, outcome)| outcome.is_ok()));
+    check_promises(&cluster, &topic, &outcomes);
+}
+
+/// A broker reads from its snapshot only the last batch of each producer.
+#[test]
+fn batches_that_a_broker_has_written_and_forgotten_are_not_written_again() {
+    const BATCHES: i64 = 3;
+    let behind = free_port();
+    let proxy = Proxy::before(&format!("127.0.0.1:{behind}"));
+    let server = OwnServer::kafka_with(|port| {
+        let (proxied, controller) = (proxy.port(), free_port());
+        vec![
+            format!("controller.quorum.voters=1@127.0.0.1:{controller}"),
+            format!(
+                "listeners=PROXIED://127.0.0.1:{behind},PLAINTEXT://127.0.0.1:{port},\
+                 CONTROLLER://127.0.0.1:{controller}"
+            ),
+            format!(
+                "advertised.listeners=PROXIED://127.0.0.1:{proxied},PLAINTEXT://127.0.0.1:{port}"
+            ),
+            "listener.security.protocol.map=\
+             PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
+                .to_owned(),
+        ]
+    });
+    let cluster = cluster_at(vec![server.address()]);
+    let topic = topic(&cluster, 1);
+    let mut config = ProducerConfig::default();
+    // Each record fills a batch.
+    config.batch_bytes = 100;
+    let through_proxy = cluster_at(vec![format!("127.0.0.1:{}", proxy.port())]);
+    let producer = start(&through_proxy, config);
+    let send = |number: i64| {
+        let padding = "x".repeat(100);
+        let value = format!("0:{number}");
+        let sent = record(&topic, "k".to_owned(), value.clone()).header("padding", padding);
+        (value, producer.send(sent, soon()).unwrap())
+    };
+    let wait = |(value, pending): (String, Pending)| (value, pending.wait(soon()));
+    let mut outcomes = vec![wait(send(0))];
+    proxy.swallow_answers(true);
+    let pending: Vec<_> = (1..=BATCHES).map(send).collect();
+    support::eventually(Duration::from_secs(20), "the batches in the log", || {
+        let ends = Admin::new(cluster.clone()).end_offsets(&topic, soon());
+        (ends.unwrap() == [1 + BATCHES]).then_some(())
+    });
+    server.stop();
+    proxy.swallow_answers(false);
+    server.start();
+    outcomes.extend(pending.into_iter().map(wait));
+    outcomes.push(wait(send(1 + BATCHES)));
+    producer.close(soon()).unwrap();
+    check_promises(&cluster, &topic, &outcomes);
+    let written = |(_, outcome): &(String, Outcome)| outcome.is_ok();
+    assert!(outcomes.iter().rev().take(2).all(written), "{outcomes:?}");
 }
 
 #[test]

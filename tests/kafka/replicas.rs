@@ -314,7 +314,7 @@ fn a_log_cut_short_by_an_unclean_election_is_written_on_and_read_from_where_it_p
     // A group without a reset policy, which starts at a sought position.
     let mut strict = reading(OffsetReset::Error);
     let partition = TopicPartition::new(topic.as_str(), 0);
-    while !strict.consumer.seek(&partition, 0) {
+    while !strict.consumer.seek(&partition, 0).unwrap() {
         let _ = strict.consumer.poll(Deadline::after(TICK));
     }
     assert_eq!(strict.read(1), ["both have it"]);
@@ -341,7 +341,7 @@ fn a_log_cut_short_by_an_unclean_election_is_written_on_and_read_from_where_it_p
         }
     });
     assert!(error.to_string().contains("OffsetOutOfRange"), "{error}");
-    strict.consumer.seek(&partition, 1);
+    strict.consumer.seek(&partition, 1).unwrap();
     assert_eq!(strict.read(3), ["new 1", "new 2", "new 3"]);
     let committed = Admin::new(cluster.clone())
         .committed_offsets(&lenient.group, &[&topic], Deadline::after(PATIENCE))
@@ -377,7 +377,7 @@ fn a_consumer_reads_from_the_replica_in_its_rack_and_from_the_leader_when_that_i
         Consumer::start_assigned(brokers.cluster(), config, start, Box::new(())).unwrap();
     let mut read = || {
         let records = poll_until(&mut consumer, |_, records| !records.is_empty());
-        consumer.seek(&partition, 0);
+        consumer.seek(&partition, 0).unwrap();
         text(&records[0].value)
     };
     assert_eq!(read(), "before");

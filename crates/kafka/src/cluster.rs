@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::ApiKey;
 use crate::ErrorCode;
@@ -23,6 +23,9 @@ use tbd_deadline::Deadline;
 
 /// The leader epoch if the broker sent none.
 const NO_EPOCH: i32 = -1;
+
+/// How long a missing topic is known at least after a client last asked about it.
+const MISSING_LIFETIME: Duration = Duration::from_secs(60);
 
 /// A handle on one Kafka cluster: its configuration and its cached metadata. Clones share both.
 #[derive(Clone, Debug)]
@@ -158,7 +161,11 @@ impl Cluster {
         deadline: Deadline,
     ) -> Result<MetadataResponse, Error> {
         let response = self.exchange(&metadata_request(Some(topics)), deadline)?;
-        self.metadata().take_in(&response);
+        // Every client asks about its topics more often.
+        let age = self.inner.config.metadata_max_age.saturating_mul(2);
+        let mut metadata = self.metadata();
+        metadata.take_in(&response);
+        metadata.forget_missing(age.max(MISSING_LIFETIME));
         Ok(response)
     }
 
@@ -384,6 +391,14 @@ impl Metadata {
         }
     }
 
+    /// Forgets missing topics that no client has asked about for so long.
+    fn forget_missing(&mut self, age: Duration) {
+        self.topics.retain(|_, topic| {
+            let is_missing = topic.error == Some(ErrorCode::UnknownTopicOrPartition);
+            !is_missing || topic.refreshed.elapsed() < age
+        });
+    }
+
     fn take_in_topic(&mut self, name: &str, news: &MetadataResponseTopic) {
         let error = ErrorCode::from_code(news.error_code);
         let known = self.topics.entry(name.to_owned()).or_insert_with(|| Topic {
@@ -478,6 +493,18 @@ mod tests {
             cluster.metadata().take_in(answer);
         }
         cluster
+    }
+
+    #[test]
+    fn a_missing_topic_that_nobody_asks_about_is_forgotten() {
+        let unknown = ErrorCode::UnknownTopicOrPartition.code();
+        for (error, is_kept) in [(0, true), (unknown, false)] {
+            let cluster = cluster_after(&[answer(1, 0, &[(2, 3)]), answer(1, error, &[])]);
+            cluster.metadata().forget_missing(MISSING_LIFETIME);
+            assert!(cluster.partitions("t").is_some());
+            cluster.metadata().forget_missing(Duration::ZERO);
+            assert_eq!(cluster.partitions("t").is_some(), is_kept);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -70,6 +71,8 @@ pub struct Connection {
     /// Why the connection can no longer be used.
     poison: Option<Error>,
     last_used: Instant,
+    /// The broker reads no request before this moment.
+    muted_until: Option<Instant>,
 }
 
 /// A ticket for the response of a request in flight, see [`Connection::receive`]. Do not drop it:
@@ -89,7 +92,7 @@ impl<R> Sent<R> {
     }
 }
 
-impl std::os::fd::AsFd for Connection {
+impl AsFd for Connection {
     /// For waiting on several connections at once: readable means that a response has begun to
     /// arrive. This holds only with at most one request in flight, because responses that arrive
     /// together are read together.
@@ -197,6 +200,7 @@ impl Connection {
             spares: Spares::default(),
             poison: None,
             last_used: Instant::now(),
+            muted_until: None,
         };
         connection.negotiate(deadline)?;
         if let Some(sasl) = &config.security.sasl {
@@ -229,10 +233,12 @@ impl Connection {
             })
     }
 
-    /// Sends a request and waits for its response, at most until `deadline`.
+    /// Sends a request and waits for its response, at most until `deadline`. First waits as long as
+    /// the broker throttles the client (KIP-219). [`Error::Timeout`] if it does so beyond
+    /// `deadline`: nothing was sent then, and the connection is fine.
     ///
     /// # Errors
-    /// After [`Error::Timeout`], [`Error::ConnectionLost`] or [`Error::Protocol`] the request's
+    /// After any other [`Error::Timeout`], [`Error::ConnectionLost`] or [`Error::Protocol`] the request's
     /// outcome is unknown and the connection is poisoned. After [`Error::UnsupportedVersion`] and
     /// [`Error::Encode`] nothing was sent and the connection is fine. The caller must check error
     /// codes in the response.
@@ -246,7 +252,7 @@ impl Connection {
     }
 
     /// Sends a request without waiting for its response. Waits, at most until `deadline`, for the
-    /// socket to take the bytes. If nothing is in flight and the session is about to expire, also
+    /// broker to throttle no longer, and for the socket to take the bytes. If nothing is in flight and the session is about to expire, also
     /// waits for a new login.
     ///
     /// # Errors
@@ -289,8 +295,38 @@ impl Connection {
     ) -> Result<R::Response, Error> {
         let frame = self.receive_frame(&sent, deadline)?;
         self.is_proven = true;
-        wire::decode_response::<R>(frame, sent.version)
-            .map_err(|reason| self.poison_protocol(format!("{:?}: {reason}", R::API)))
+        let response = wire::decode_response::<R>(frame, sent.version)
+            .map_err(|reason| self.poison_protocol(format!("{:?}: {reason}", R::API)))?;
+        if let Ok(throttle @ 1..) = u64::try_from(R::throttle_ms(&response)) {
+            let until = Instant::now() + Duration::from_millis(throttle);
+            self.muted_until = self.muted_until.max(Some(until));
+        }
+        Ok(response)
+    }
+
+    /// For how long the broker still reads no request: it throttles the client (KIP-219).
+    pub(crate) fn muted_for(&self) -> Duration {
+        let until = self.muted_until;
+        until.map_or(Duration::ZERO, |until| {
+            until.saturating_duration_since(Instant::now())
+        })
+    }
+
+    fn wait_unmuted(&self, deadline: Deadline) -> Result<(), Error> {
+        let pause = self.muted_for();
+        if pause.is_zero() {
+            return Ok(());
+        }
+        let until = deadline.earlier_of(Deadline::after(pause));
+        // Readable early if the connection ends, or if more answers are in flight.
+        crate::wait::readable(&[self.transport.as_fd()], until);
+        match deadline.is_past() {
+            true => Err(Error::timeout(format!(
+                "kafka broker {}, which throttles this client",
+                self.address
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// Whether the next request logs in first, if nothing is in flight then. A caller that always
@@ -445,6 +481,7 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<Sent<R>, Error> {
         self.check_poison()?;
+        self.wait_unmuted(deadline)?;
         let api = R::API;
         let refuse = |reason: String| Error::Encode { api, reason };
         if self.in_flight.len() >= IN_FLIGHT_MAX {
@@ -709,6 +746,21 @@ mod tests {
         let error = ask(&mut connection, in_ms(1000)).unwrap_err();
         assert!(matches!(error, Error::UnsupportedVersion { .. }), "{error}");
         assert!(connection.is_usable(), "nothing was sent");
+    }
+
+    #[test]
+    fn a_throttled_client_waits_before_its_next_request() {
+        let broker = broker(|incoming| {
+            incoming.answer(&MetadataResponse::default().with_throttle_time_ms(300))
+        });
+        let mut connection = connect(&broker);
+        ask(&mut connection, in_ms(5000)).unwrap();
+        let started = Instant::now();
+        let error = ask(&mut connection, in_ms(50)).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert!(connection.is_usable(), "nothing was sent");
+        ask(&mut connection, in_ms(5000)).unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(290));
     }
 
     #[test]

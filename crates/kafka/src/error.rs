@@ -118,6 +118,14 @@ pub enum Error {
         /// The id of the topic that has the name now.
         new: String,
     },
+    /// The offset is negative. Nothing was changed.
+    #[error("{partition} has no offset {offset}: offsets begin at 0")]
+    InvalidOffset {
+        /// The partition.
+        partition: TopicPartition,
+        /// The offset given.
+        offset: i64,
+    },
     /// The record is larger than the client's own limit. Nothing was sent.
     #[error("a record of {bytes} bytes is larger than the limit of {limit}")]
     RecordTooLarge {
@@ -258,6 +266,7 @@ impl Error {
             | Self::Encode { .. }
             | Self::InvalidRecord { .. }
             | Self::TopicReplaced { .. }
+            | Self::InvalidOffset { .. }
             | Self::RecordTooLarge { .. }
             | Self::Config(_)
             | Self::Panicked { .. }
@@ -323,6 +332,16 @@ impl Error {
             topic: None,
             partition: None,
             broker: None,
+        }
+    }
+
+    pub(crate) fn check_offset(partition: &TopicPartition, offset: i64) -> Result<(), Self> {
+        match offset {
+            0.. => Ok(()),
+            _ => Err(Self::InvalidOffset {
+                partition: partition.clone(),
+                offset,
+            }),
         }
     }
 

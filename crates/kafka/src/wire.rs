@@ -35,6 +35,25 @@ pub trait Request: Encodable + HeaderVersion {
     const VERSIONS: VersionRange;
     /// Its response.
     type Response: Decodable + HeaderVersion;
+
+    /// For how long the broker reads no further request from the connection, in milliseconds
+    /// (KIP-219).
+    fn throttle_ms(response: &Self::Response) -> i32;
+}
+
+/// The responses to a login have no such field.
+macro_rules! throttle_ms {
+    (SaslHandshake, $response:ident) => {{
+        let _ = $response;
+        0
+    }};
+    (SaslAuthenticate, $response:ident) => {{
+        let _ = $response;
+        0
+    }};
+    ($api:ident, $response:ident) => {
+        $response.throttle_time_ms
+    };
 }
 
 /// One line per request: its type, its response's type, and the supported versions.
@@ -45,6 +64,10 @@ macro_rules! requests {
                 const API: ApiKey = ApiKey::$api;
                 const VERSIONS: VersionRange = VersionRange { min: $min, max: $max };
                 type Response = $response;
+
+                fn throttle_ms(response: &$response) -> i32 {
+                    throttle_ms!($api, response)
+                }
             }
         )*
 

@@ -24,6 +24,8 @@ struct State {
     lose_every: AtomicUsize,
     /// The answer to the next piece with these bytes gets lost.
     lose_answer_to: Mutex<Option<&'static [u8]>>,
+    /// All answers get lost, and connections stay open.
+    swallow_answers: AtomicBool,
     answers: AtomicUsize,
     open: Mutex<Vec<Arc<Pair>>>,
     round_trips: AtomicUsize,
@@ -56,6 +58,7 @@ impl Proxy {
             delay: Mutex::new(Duration::ZERO),
             lose_every: AtomicUsize::new(0),
             lose_answer_to: Mutex::new(None),
+            swallow_answers: AtomicBool::new(false),
             answers: AtomicUsize::new(0),
             open: Mutex::new(Vec::new()),
             round_trips: AtomicUsize::new(0),
@@ -148,6 +151,12 @@ impl Proxy {
         *self.state.lose_answer_to.lock().expect("lose") = Some(bytes);
     }
 
+    /// Loses all answers from now on, or no more of them: the server does the work, and the client
+    /// waits.
+    pub fn swallow_answers(&self, swallow: bool) {
+        self.state.swallow_answers.store(swallow, Ordering::SeqCst);
+    }
+
     /// Whether no such piece has been sent yet.
     pub fn is_to_lose_an_answer(&self) -> bool {
         self.state.lose_answer_to.lock().expect("lose").is_some()
@@ -202,7 +211,7 @@ impl State {
             if lose.take_if(|bytes| holds(bytes)).is_some() {
                 pair.answer_is_lost.store(true, Ordering::SeqCst);
             }
-            true
+            Some(piece)
         });
         // Read from the client of a half-open connection until it gives up.
         if pair.half_open.load(Ordering::SeqCst) {
@@ -212,7 +221,7 @@ impl State {
     }
 
     fn pump_answers(&self, pair: &Pair) {
-        self.pump(&pair.server, &pair.client, |_| {
+        self.pump(&pair.server, &pair.client, |piece| {
             pair.server_spoke.store(true, Ordering::SeqCst);
             let every = self.lose_every.load(Ordering::SeqCst);
             let number = self.answers.fetch_add(1, Ordering::SeqCst);
@@ -220,16 +229,24 @@ impl State {
                 || every > 0 && number.is_multiple_of(every);
             if is_lost {
                 pair.reset();
+                return None;
             }
-            !is_lost
+            let is_swallowed = self.swallow_answers.load(Ordering::SeqCst);
+            Some(if is_swallowed { &[] } else { piece })
         });
         if !pair.half_open.load(Ordering::SeqCst) {
             pair.end();
         }
     }
 
-    /// Copies bytes until either side ends; `pass` sees each piece and may stop it.
-    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, pass: impl Fn(&[u8]) -> bool) {
+    /// Copies bytes until either side ends. `pass` sees each piece, returns what to write, and ends
+    /// the copying with `None`.
+    fn pump(
+        &self,
+        mut from: &TcpStream,
+        mut to: &TcpStream,
+        pass: impl Fn(&[u8]) -> Option<&[u8]>,
+    ) {
         let mut buffer = [0; 16 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
             let delay = *self.delay.lock().expect("delay");
@@ -242,7 +259,10 @@ impl State {
                     .wait_while(frozen, |frozen| *frozen)
                     .expect("frozen"),
             );
-            if !pass(&buffer[..length]) || to.write_all(&buffer[..length]).is_err() {
+            let Some(piece) = pass(&buffer[..length]) else {
+                break;
+            };
+            if to.write_all(piece).is_err() {
                 break;
             }
         }

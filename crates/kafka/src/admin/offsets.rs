@@ -194,14 +194,16 @@ impl Admin {
     /// Commits offsets for a group without members: for each partition, the next offset to read.
     ///
     /// # Errors
-    /// When the group's coordinator did not answer in time. Each partition fails while the group
-    /// has members.
+    /// When the group's coordinator did not answer in time. [`Error::InvalidOffset`]; nothing was
+    /// sent. Each partition fails while the group has members.
     pub fn alter_group_offsets(
         &self,
         group: &str,
         offsets: &BTreeMap<TopicPartition, i64>,
         deadline: Deadline,
     ) -> Result<BTreeMap<TopicPartition, Result<(), Error>>, Error> {
+        let mut given = offsets.iter();
+        given.try_for_each(|(name, offset)| Error::check_offset(name, *offset))?;
         self.repeat_each(deadline, || {
             self.refresh_topics(offsets.keys(), deadline)?;
             let wanted = offsets.iter().map(|(name, offset)| {

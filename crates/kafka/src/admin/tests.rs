@@ -1,12 +1,13 @@
 //! Tests of the admin client against brokers of which one is the controller.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
 use kafka_protocol::messages::create_topics_response::CreatableTopicResult;
 use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
-use kafka_protocol::messages::{BrokerId, CreateTopicsResponse};
+use kafka_protocol::messages::{BrokerId, CreatePartitionsResponse, CreateTopicsResponse};
 
 use super::*;
 use crate::fake_broker::{FakeBroker, Incoming, Reply};
@@ -74,4 +75,31 @@ fn the_controller_is_asked_and_found_again_and_every_topic_has_its_result() {
             .contains("for topic no good: InvalidTopic"),
         "{error}"
     );
+}
+
+#[test]
+fn partitions_whose_first_answer_was_lost_are_created_and_others_were_there_before() {
+    let partitions = AtomicI32::new(1);
+    let broker = FakeBroker::start(move |incoming, own| match incoming.api {
+        ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+        ApiKey::Metadata => {
+            incoming.answer(&incoming.metadata(own, partitions.load(Ordering::SeqCst)))
+        }
+        _ if partitions.swap(3, Ordering::SeqCst) == 1 => Reply::BytesThenClose(Vec::new()),
+        _ => {
+            let result = CreatePartitionsTopicResult::default()
+                .with_name(wire::topic_name("t"))
+                .with_error_code(ErrorCode::InvalidPartitions.code());
+            let answer = CreatePartitionsResponse::default().with_results(vec![result]);
+            incoming.answer(&answer)
+        }
+    });
+    let admin = Admin::new(Cluster::new(ClientConfig {
+        brokers: vec![broker.address()],
+        ..ClientConfig::default()
+    }));
+    let create = || admin.create_partitions("t", 3, Deadline::after(Duration::from_secs(10)));
+    create().unwrap();
+    let error = create().unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::InvalidPartitions));
 }

@@ -151,7 +151,8 @@ impl Admin {
     }
 
     /// Raises a topic's number of partitions to `count`. Records with a key may then go to another
-    /// partition than before.
+    /// partition than before. Succeeds also if the topic gets them during the call by another one,
+    /// because the answer to an attempt may get lost.
     ///
     /// # Errors
     /// When the topic does not exist or has as many already, or no controller answered in time.
@@ -166,7 +167,8 @@ impl Admin {
             .with_count(count)
             .with_assignments(None);
         let request = CreatePartitionsRequest::default().with_topics(vec![wanted]);
-        self.repeat(deadline, || {
+        let before = self.partition_count(topic, deadline)?;
+        let created = self.repeat(deadline, || {
             let request = request.clone().with_timeout_ms(broker_timeout(deadline));
             let response = self.ask_controller(&request, deadline)?;
             let codes = response
@@ -174,8 +176,14 @@ impl Admin {
                 .iter()
                 .map(|it| (&*it.name.0, it.error_code));
             let results = results(ApiKey::CreatePartitions, codes, None);
-            results.into_values().collect()
-        })
+            results.into_values().collect::<Result<(), _>>()
+        });
+        let has_as_many = |error: &Error| error.code() == Some(ErrorCode::InvalidPartitions);
+        if before < count && created.as_ref().is_err_and(has_as_many) {
+            let now = self.partition_count(topic, deadline)?;
+            return if now == count { Ok(()) } else { created };
+        }
+        created
     }
 
     /// Returns those of `topics` that the cluster does not have. Asks once, without retries.

@@ -258,8 +258,9 @@ impl GroupMember {
         }
     }
 
-    /// Leaves from the polling thread: the classic protocol's way, and every protocol's after a
-    /// panic of the heartbeat thread.
+    /// Leaves from the polling thread, if the member has not left: the classic protocol's way, and
+    /// every protocol's after a panic or a failed leave of the heartbeat thread. Looks for a moving
+    /// coordinator until `deadline`.
     pub(super) fn leave_here(
         &mut self,
         reading: &mut Reading,

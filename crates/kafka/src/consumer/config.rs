@@ -51,7 +51,7 @@ impl Isolation {
     }
 }
 
-/// What a consumer does about a topic that the cluster does not have.
+/// What a consumer does about a topic or an assigned partition that the cluster does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum MissingTopics {
@@ -362,7 +362,8 @@ impl CommitError {
 }
 
 /// Callbacks about the membership, on the polling thread. The defaults do nothing. A panic in a
-/// hook ends the poll, as it would anywhere else on the application's thread.
+/// hook ends the poll by this panic, once the partitions are given up or taken over. An application
+/// that catches it may poll again.
 pub trait ConsumerHooks: Send {
     /// A rebalance ended. `added` lists the new partitions and may be empty.
     fn assigned(&self, added: &[TopicPartition]) {

@@ -403,6 +403,8 @@ impl Fetcher {
             Ok(result) => {
                 if let Some(leader) = self.leaders.get_mut(&node) {
                     leader.backoff.reset();
+                    let muted = leader.connection.as_ref().map(Connection::muted_for);
+                    leader.not_before = Instant::now() + muted.unwrap_or_default();
                 }
                 result
             }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -447,7 +448,7 @@ impl GroupMember {
             let known = reading.partitions.entry(partition);
             known.or_insert_with(|| Partition::new(id)).assigned_id = id;
         }
-        reading.hooks.assigned(&added);
+        reading.call_hook(|hooks| hooks.assigned(&added));
     }
 
     /// Gives all partitions up.
@@ -464,16 +465,19 @@ impl GroupMember {
         if !is_lost {
             // The hook may use the consumer, which owns the hook.
             let hooks = std::mem::replace(&mut reading.hooks, Box::new(()));
-            hooks.revoking(&mut Rebalance::new(self, reading), partitions);
+            let mut rebalance = Rebalance::new(self, reading);
+            let call = AssertUnwindSafe(|| hooks.revoking(&mut rebalance, partitions));
+            let result = std::panic::catch_unwind(call);
             reading.hooks = hooks;
+            reading.hook_called(result);
         }
         for partition in partitions {
             reading.partitions.remove(partition);
         }
-        match is_lost {
-            true => reading.hooks.lost(partitions),
-            false => reading.hooks.revoked(partitions),
-        }
+        reading.call_hook(|hooks| match is_lost {
+            true => hooks.lost(partitions),
+            false => hooks.revoked(partitions),
+        });
     }
 
     pub(super) fn bad_answer(&self, reason: &str) -> Error {

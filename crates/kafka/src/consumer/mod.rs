@@ -145,7 +145,7 @@ impl Consumer {
     /// must have no members. [`ConsumerConfig::without_group`] has the defaults.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// As [`start`](Self::start); [`Error::InvalidOffset`].
     pub fn start_assigned(
         cluster: Cluster,
         config: ConsumerConfig,
@@ -153,7 +153,7 @@ impl Consumer {
         hooks: Box<dyn ConsumerHooks>,
     ) -> Result<Self, Error> {
         let mut consumer = Self::new(cluster, config, hooks)?;
-        consumer.reading.assign(partitions.into_iter().collect());
+        consumer.reading.assign(partitions.into_iter().collect())?;
         Ok(consumer)
     }
 
@@ -241,7 +241,9 @@ impl Consumer {
                 // the coordinator, or of a leader.
                 self.wait(Deadline::after(Duration::ZERO))?;
             }
+            self.reading.end_by_panic();
             let mut look_again = self.advance(deadline)?;
+            self.reading.end_by_panic();
             if wants_records {
                 let records = self.fetcher.take_records(&mut self.reading)?;
                 look_again = earlier(
@@ -311,15 +313,18 @@ impl Consumer {
     /// Reads exactly these partitions from now on, for a consumer without a membership. Partitions
     /// that were assigned before keep their position. Returns false, and changes nothing, for a
     /// member of a group.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOffset`]; nothing is changed.
     pub fn assign(
         &mut self,
         partitions: impl IntoIterator<Item = (TopicPartition, StartAt)>,
-    ) -> bool {
+    ) -> Result<bool, Error> {
         let is_free = self.member.is_none();
         if is_free {
-            self.reading.assign(partitions.into_iter().collect());
+            self.reading.assign(partitions.into_iter().collect())?;
         }
-        is_free
+        Ok(is_free)
     }
 
     /// This member's current identity in its group; `None` without a membership.
@@ -343,11 +348,15 @@ impl Consumer {
     /// Continues reading at `offset`; commits are unaffected. Returns false when the partition is
     /// not assigned. [`Admin::offsets_for_times`](crate::Admin::offsets_for_times) finds the offset
     /// of a moment.
-    pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> bool {
+    ///
+    /// # Errors
+    /// [`Error::InvalidOffset`]; nothing is changed.
+    pub fn seek(&mut self, partition: &TopicPartition, offset: i64) -> Result<bool, Error> {
+        Error::check_offset(partition, offset)?;
         let reading = &mut self.reading;
         reading.prepare_seek(partition);
         let found = reading.partitions.get_mut(partition);
-        found.map(|found| found.seek(offset.max(0))).is_some()
+        Ok(found.map(|found| found.seek(offset)).is_some())
     }
 
     /// Continues reading at the oldest record available, like [`seek`](Self::seek). The next polls
@@ -429,8 +438,8 @@ impl Consumer {
     /// up.
     ///
     /// Commits nothing new: the application commits before. A commit that a rebalance refused is
-    /// retried, because no later poll can. If the coordinator has moved, the member finds it again:
-    /// under the consumer protocol once, under the classic protocol as long as any broker answers.
+    /// retried, because no later poll can. If the coordinator has moved, the member looks for it as
+    /// long as any broker answers.
     ///
     /// Waits at most until `deadline`, plus a heartbeat interval if that thread is connecting to a
     /// broker that hangs.
@@ -440,10 +449,12 @@ impl Consumer {
     /// is closed nevertheless.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
         self.await_owed_commits(deadline);
-        match &mut self.member {
+        let closed = match &mut self.member {
             Some(member) => member.close(&mut self.reading, deadline),
             None => Ok(()),
-        }
+        };
+        self.reading.end_by_panic();
+        closed
     }
 
     /// Remains a member while a commit is owed, for [`OWED_PATIENCE`] and until `deadline` at most.

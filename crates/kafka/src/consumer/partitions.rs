@@ -162,7 +162,7 @@ impl Partition {
             StartAt::Committed => {}
             StartAt::Beginning => partition.reset(ResetTo::Earliest),
             StartAt::End => partition.reset(ResetTo::Latest),
-            StartAt::Offset(offset) => partition.start_at(offset.max(0)),
+            StartAt::Offset(offset) => partition.start_at(offset),
             StartAt::Timestamp(time) => partition.reset(ResetTo::Timestamp(time)),
         }
         partition

@@ -120,7 +120,7 @@ impl Reading {
                     }
                 }
             }
-            self.hooks.topic_replaced(&partitions);
+            self.call_hook(|hooks| hooks.topic_replaced(&partitions));
         }
         Ok(())
     }

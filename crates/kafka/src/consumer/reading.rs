@@ -1,6 +1,9 @@
 //! What a consumer reads: its topics, their metadata, and the state of its partitions.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +18,27 @@ use tbd_deadline::Deadline;
 
 /// How often unknown or stale topics are checked.
 const METADATA_CHECK: Duration = Duration::from_secs(1);
-/// How long a topic must be missing before the policy applies: a broker learns of a new topic late.
+/// How long a topic or partition must be missing before the policy applies: a broker learns of a new topic late.
 const MISSING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a hook panicked with.
+type Panic = Box<dyn Any + Send>;
+
+/// What the cluster does not have.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Absent {
+    Topic(Arc<str>),
+    Partition(TopicPartition),
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Topic(topic) => write!(out, "topic {topic}"),
+            Self::Partition(name) => write!(out, "partition {name}"),
+        }
+    }
+}
 
 /// The part of a consumer that both its fetches and its membership work on.
 pub(super) struct Reading {
@@ -25,14 +47,16 @@ pub(super) struct Reading {
     /// The consumer's name in logs.
     pub(super) name: String,
     pub(super) hooks: Box<dyn ConsumerHooks>,
+    /// The first panic in a hook since the last poll.
+    hook_panic: Option<Panic>,
     pub(super) partitions: Partitions,
     pub(super) given: Given,
     /// The topics subscribed to, or those of the partitions that the application assigned.
     pub(super) topics: Arc<[Arc<str>]>,
     /// When to ask the filter about the cluster's topics again.
     discover_at: Instant,
-    /// Missing topics: since when, and whether the log says so.
-    missing: BTreeMap<Arc<str>, (Instant, bool)>,
+    /// What is missing: since when, and whether the log says so.
+    missing: BTreeMap<Absent, (Instant, bool)>,
     metadata_wanted: bool,
     metadata_not_before: Instant,
     /// Counts successful requests for metadata.
@@ -61,6 +85,7 @@ impl Reading {
             },
             config,
             hooks,
+            hook_panic: None,
             partitions: Partitions::new(),
             given: Given::default(),
             discover_at: now,
@@ -83,7 +108,15 @@ impl Reading {
     }
 
     /// Reads exactly these partitions. Known ones keep their state.
-    pub(super) fn assign(&mut self, wanted: BTreeMap<TopicPartition, StartAt>) {
+    pub(super) fn assign(
+        &mut self,
+        wanted: BTreeMap<TopicPartition, StartAt>,
+    ) -> Result<(), Error> {
+        for (name, start) in &wanted {
+            if let StartAt::Offset(offset) = start {
+                Error::check_offset(name, *offset)?;
+            }
+        }
         let topics: BTreeSet<Arc<str>> = wanted.keys().map(|name| name.topic.clone()).collect();
         self.topics = topics.into_iter().collect();
         self.partitions.retain(|name, _| wanted.contains_key(name));
@@ -92,6 +125,27 @@ impl Reading {
             known.or_insert_with(|| Partition::starting(start));
         }
         self.want_metadata();
+        Ok(())
+    }
+
+    /// Calls a hook. The membership must go on whatever it does, so a panic is kept until
+    /// [`end_by_panic`](Self::end_by_panic).
+    pub(super) fn call_hook(&mut self, hook: impl FnOnce(&dyn ConsumerHooks)) {
+        let call = AssertUnwindSafe(|| hook(&*self.hooks));
+        self.hook_called(std::panic::catch_unwind(call));
+    }
+
+    pub(super) fn hook_called(&mut self, result: Result<(), Panic>) {
+        if let Err(panic) = result {
+            self.hook_panic.get_or_insert(panic);
+        }
+    }
+
+    /// Continues the panic of a hook on the application's thread.
+    pub(super) fn end_by_panic(&mut self) {
+        if let Some(panic) = self.hook_panic.take() {
+            std::panic::resume_unwind(panic);
+        }
     }
 
     /// The error to end a poll with, if there is one: at the deadline, or at once when no waiting
@@ -140,7 +194,7 @@ impl Reading {
     /// Refreshes metadata when it was requested or is getting stale.
     ///
     /// # Errors
-    /// A missing topic, if the policy says so.
+    /// A missing topic or partition, if the policy says so.
     pub(super) fn refresh_metadata(&mut self, deadline: Deadline) -> Result<(), Error> {
         let now = Instant::now();
         if now < self.metadata_not_before {
@@ -168,25 +222,25 @@ impl Reading {
     }
 
     fn check_missing(&mut self, now: Instant) -> Result<(), Error> {
-        for topic in self.topics.iter() {
-            let code = self.cluster.topic_error(topic);
-            let Some(code) = code.filter(|code| *code != ErrorCode::LeaderNotAvailable) else {
-                if let Some((_, true)) = self.missing.remove(topic) {
-                    log::info!("{}: topic {topic} exists now", self.name);
-                }
-                continue;
-            };
-            let (since, is_logged) = self.missing.entry(topic.clone()).or_insert((now, false));
+        let absent = self.absent();
+        self.missing.retain(|name, (_, is_logged)| {
+            let is_absent = absent.contains_key(name);
+            if *is_logged && !is_absent {
+                log::info!("{}: {name} exists now", self.name);
+            }
+            is_absent
+        });
+        for (name, error) in absent {
+            let (since, is_logged) = self.missing.entry(name).or_insert((now, false));
             if now.saturating_duration_since(*since) < MISSING_PATIENCE {
                 continue;
             }
-            let error = Error::refused_topic(ApiKey::Metadata, code, topic);
             match self.config.missing_topics {
                 MissingTopics::Error => return Err(error),
                 MissingTopics::Warn if !*is_logged => {
                     *is_logged = true;
                     log::warn!(
-                        "{}: {error}; it reads nothing of the topic until that changes",
+                        "{}: {error}; it reads nothing there until that changes",
                         self.name
                     );
                 }
@@ -194,6 +248,24 @@ impl Reading {
             }
         }
         Ok(())
+    }
+
+    /// The topics and partitions that the cluster does not have or does not show, as far as is known.
+    fn absent(&self) -> BTreeMap<Absent, Error> {
+        let topics = self.topics.iter().filter_map(|topic| {
+            let code = self.cluster.topic_error(topic);
+            let code = code.filter(|code| *code != ErrorCode::LeaderNotAvailable)?;
+            let error = Error::refused_topic(ApiKey::Metadata, code, topic);
+            Some((Absent::Topic(topic.clone()), error))
+        });
+        let partitions = self.partitions.keys().filter_map(|name| {
+            let count = self.cluster.partitions(&name.topic)?;
+            let code = ErrorCode::UnknownTopicOrPartition;
+            let error = || Error::refused_partition(ApiKey::Metadata, code, name);
+            let is_there = (0..count).contains(&name.partition);
+            (!is_there).then(|| (Absent::Partition(name.clone()), error()))
+        });
+        topics.chain(partitions).collect()
     }
 
     pub(super) fn want_metadata(&mut self) {

@@ -422,7 +422,7 @@ fn a_paused_partition_gives_nothing_and_is_not_fetched_until_it_is_resumed() {
     consumer.pause(&paused);
     assert_eq!(consumer.paused(), paused);
     assert_eq!(read(&mut consumer, 1), [(0, 50)]);
-    consumer.seek(&TopicPartition::new("t", 0), 50);
+    consumer.seek(&TopicPartition::new("t", 0), 50).unwrap();
     assert_eq!(read(&mut consumer, 1), [(0, 50)]);
     assert!(!lock(&fetched).contains(&1));
     consumer.resume(&paused);

@@ -222,9 +222,17 @@ impl HeartbeatThread {
                         "consumer group {group_id}: leaving, because nobody polled for {limit:?}"
                     ),
                 }
-                if let Err(error) = self.leave(coordinator, &identity) {
-                    let group_id = &self.config.group_id;
-                    log::warn!("consumer group {group_id}: leaving failed: {error}");
+                match self.leave(coordinator, &identity, is_closed) {
+                    // The polling thread goes on: it knows for how long.
+                    Err(error) if is_closed && error.is_transient() => {
+                        self.shared.machine().stop();
+                        return true;
+                    }
+                    Err(error) => {
+                        let group_id = &self.config.group_id;
+                        log::warn!("consumer group {group_id}: leaving failed: {error}");
+                    }
+                    Ok(()) => {}
                 }
                 self.shared.machine().leave_ended(&identity);
                 self.shared.waker.nudge();
@@ -277,11 +285,16 @@ impl HeartbeatThread {
         connection.check(ApiKey::Heartbeat, answer.error_code)
     }
 
-    /// Tries once, and once more if the coordinator has moved.
-    fn leave(&mut self, known: Option<Coordinator>, identity: &Identity) -> Result<(), Error> {
+    /// Tries once. Tries once more if the coordinator has moved, unless the member is closed.
+    fn leave(
+        &mut self,
+        known: Option<Coordinator>,
+        identity: &Identity,
+        is_closed: bool,
+    ) -> Result<(), Error> {
         if let Some(coordinator) = known {
             match self.send_leave(&coordinator, identity) {
-                Err(error) if error.is_transient() => {
+                Err(error) if error.is_transient() && !is_closed => {
                     let group_id = &self.config.group_id;
                     log::debug!("consumer group {group_id}: leaving again: {error}");
                 }

@@ -148,6 +148,12 @@ impl OutgoingBatch {
         error.of_broker(self.broker.as_deref())
     }
 
+    /// When its records were sent by their callers, the oldest one's moment.
+    fn sent_at(&self) -> Instant {
+        let oldest = self.records.iter().map(|queued| queued.queued_at).min();
+        oldest.unwrap_or(self.cut_at)
+    }
+
     /// Its partition.
     pub(super) fn topic_partition(&self) -> TopicPartition {
         TopicPartition::new(Arc::clone(&self.topic), self.partition)
@@ -454,7 +460,7 @@ impl Accumulator {
                 completions.extend(self.expire(gone));
             }
             let timeout = self.limits.delivery_timeout;
-            let is_over = |batch: &OutgoingBatch| now >= batch.cut_at + timeout;
+            let is_over = |batch: &OutgoingBatch| now >= batch.sent_at() + timeout;
             while self.partitions[index].returned.front().is_some_and(is_over)
                 && let Some(batch) = self.partitions[index].returned.pop_front()
             {
@@ -464,6 +470,20 @@ impl Accumulator {
             }
         }
         completions
+    }
+
+    /// When [`Accumulator::sweep`] has something to do next, as far as the heads of the queues say.
+    pub(super) fn next_overdue(&self) -> Option<Instant> {
+        let timeout = self.limits.delivery_timeout;
+        let moments = self.partitions.iter().flat_map(|partition| {
+            let returned = partition.returned.front();
+            let queued = partition.queue.front();
+            let given_up = returned.map(|batch| batch.sent_at() + timeout);
+            given_up
+                .into_iter()
+                .chain(queued.map(|it| it.deadline.instant()))
+        });
+        moments.min()
     }
 
     /// Fails the queued records of the partitions that `node` leads, or of all partitions: no retry

@@ -58,7 +58,8 @@ const ATTRIBUTES_AT: usize = 21;
 const RECORDS_AT: usize = 61;
 
 /// Encodes `records`, each with its timestamp (milliseconds since 1970), as one
-/// batch. `out` is an empty buffer to use.
+/// batch. `out` is an empty buffer to use. Records that compression does not shrink stay as they
+/// are.
 ///
 /// # Errors
 /// The compressor's message, or that the batch is too large for the format.
@@ -91,7 +92,7 @@ pub fn encode<'a>(
     } else {
         0
     };
-    out.put_i16(compression.attribute() | transactional);
+    out.put_i16(transactional); // and the compression, below
     out.put_i32(count - 1); // last offset delta
     out.put_i64(base_timestamp);
     out.put_i64(max_timestamp);
@@ -111,7 +112,12 @@ pub fn encode<'a>(
     if compression != Compression::None {
         let mut packed = out[..RECORDS_AT].to_vec();
         pack(compression, &out[RECORDS_AT..], &mut packed)?;
-        out = packed;
+        // Random bytes grow, and may then exceed the broker's limit.
+        if packed.len() < out.len() {
+            let attributes = compression.attribute() | transactional;
+            packed[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
+            out = packed;
+        }
     }
 
     let length = i32::try_from(out.len() - LENGTH_AT - 4).map_err(too_large)?;
@@ -193,6 +199,7 @@ fn zigzag(value: i64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::unit_random;
     use kafka_protocol::records::RecordBatchDecoder;
     use proptest::prelude::*;
 
@@ -226,6 +233,10 @@ mod tests {
         ] {
             let stamped = records.iter().zip(1000i64..);
             let bytes = encode(Vec::new(), stamped, compression, IDENTITY, 7).unwrap();
+            assert_eq!(
+                i16::from(bytes[ATTRIBUTES_AT + 1] & 7),
+                compression.attribute()
+            );
             let read = decoded(bytes);
             assert_eq!(read.len(), 500);
             assert_eq!(read[499].key, records[499].key);
@@ -237,6 +248,22 @@ mod tests {
             assert!(read[499].transactional);
             let header = read[499].headers.get(&b"traceparent"[..]).unwrap();
             assert_eq!(header.as_deref(), Some(&b"00-499"[..]));
+        }
+    }
+
+    #[test]
+    fn records_that_compression_does_not_shrink_stay_as_they_are() {
+        let noise: Vec<u8> = std::iter::repeat_with(|| (256.0 * unit_random()) as u8)
+            .take(10_000)
+            .collect();
+        let record = Record::new("t", None, Some(noise.into()));
+        let encoded = |compression| {
+            let records = std::iter::once((&record, 5));
+            encode(Vec::new(), records, compression, IDENTITY, 0).unwrap()
+        };
+        let plain = encoded(Compression::None);
+        for compression in [Compression::Gzip, Compression::Lz4, Compression::Zstd] {
+            assert_eq!(encoded(compression), plain);
         }
     }
 

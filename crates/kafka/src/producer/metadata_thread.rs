@@ -24,7 +24,7 @@ const ELECTION_PERIOD: Duration = Duration::from_millis(100);
 /// The longest period of metadata requests while a topic is missing.
 const MISSING_PERIOD: Duration = Duration::from_millis(250);
 
-/// How often overdue records are looked for while records are pending.
+/// How often overdue records are looked for at least, while records are pending.
 const SWEEP_PERIOD: Duration = Duration::from_millis(500);
 
 /// The time-out of one request to the cluster.
@@ -77,9 +77,10 @@ impl MetadataThread<'_> {
                 if state.is_hurried || due <= now {
                     return true;
                 }
+                let overdue = state.records.next_overdue().unwrap_or(due);
                 let pause = match state.records.outstanding() {
                     0 => due - now,
-                    _ => SWEEP_PERIOD.min(due - now),
+                    _ => SWEEP_PERIOD.min(due.min(overdue).saturating_duration_since(now)),
                 };
                 state = wait(&self.shared.metadata_wakeup, state, pause);
                 state.records.sweep(Instant::now())

@@ -110,8 +110,10 @@ pub struct ProducerConfig {
     /// Kafka's `request.timeout.ms`.
     #[doc(alias = "request.timeout.ms")]
     pub request_timeout: Duration,
-    /// How long a batch of unknown outcome is retried. Its partition is blocked meanwhile, to keep
-    /// the order. Kafka's `delivery.timeout.ms`; here each record also has its own deadline.
+    /// The longest time from `send` to a record's outcome; Kafka's `delivery.timeout.ms`. Here each
+    /// record also has its own deadline. A batch of unknown outcome is retried for so long, since
+    /// its oldest record was sent, and blocks its partition meanwhile, to keep the order. A request
+    /// in flight is waited for, which may add `request_timeout`.
     #[doc(alias = "delivery.timeout.ms")]
     pub delivery_timeout: Duration,
     /// How long a transaction of a [`TransactionalProducer`] may last. The cluster then aborts it
@@ -414,7 +416,8 @@ impl Producer {
         outcome
     }
 
-    /// Queues a record for delivery by `deadline`. Waits, at most until then, for room in the
+    /// Queues a record for delivery by `deadline`, or by [`ProducerConfig::delivery_timeout`] from
+    /// now if that is earlier. Waits, at most until then, for room in the
     /// buffer, and for the partitions of a topic that is not known yet.
     ///
     /// A record that has not been sent by `deadline` will not be sent. The producer still retries a
@@ -431,6 +434,8 @@ impl Producer {
             return Err(ProduceError::not_sent(too_large));
         }
         let started = Instant::now();
+        let timeout = shared.config.delivery_timeout;
+        let deadline = deadline.earlier_of(Deadline::after_instant(started, timeout));
         let mut now = started;
         let mut state = shared.state();
         let index = loop {
@@ -474,6 +479,8 @@ impl Producer {
     pub fn try_send(&self, record: Record, deadline: Deadline) -> Result<Pending, TrySendError> {
         let shared = &self.shared;
         let now = Instant::now();
+        let timeout = shared.config.delivery_timeout;
+        let deadline = deadline.earlier_of(Deadline::after_instant(now, timeout));
         let mut state = shared.state();
         let (bytes, limit) = (record.size(), shared.config.record_bytes);
         let placed = match state.check_open() {

@@ -4,7 +4,10 @@
 //! `(murmur2(key) & 0x7fffffff) % partitions` (`org.apache.kafka.common.utils.Utils.murmur2`).
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+
+use crate::error::Error;
 
 type Rule = dyn Fn(&str, Option<&[u8]>, i32) -> Option<i32> + Send + Sync;
 
@@ -15,18 +18,28 @@ pub struct Partitioner(Option<Arc<Rule>>);
 impl Partitioner {
     /// A rule that gets a record's topic, its key and the number of partitions. It returns a
     /// partition, or `None` for one that gathers a batch. The producer calls it with a lock held:
-    /// it must be quick, and must not use the producer.
+    /// it must be quick, and must not use the producer. If it panics, the record fails.
     pub fn new(
         rule: impl Fn(&str, Option<&[u8]>, i32) -> Option<i32> + Send + Sync + 'static,
     ) -> Self {
         Self(Some(Arc::new(rule)))
     }
 
-    pub(super) fn partition(&self, topic: &str, key: Option<&[u8]>, count: i32) -> Option<i32> {
-        match &self.0 {
-            Some(rule) => rule(topic, key, count),
-            None => key.map(|key| partition_for_key(key, count)),
-        }
+    /// # Errors
+    /// When the rule panics: other records and the producer's threads must not suffer for it.
+    pub(super) fn partition(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        count: i32,
+    ) -> Result<Option<i32>, Error> {
+        let Some(rule) = &self.0 else {
+            return Ok(key.map(|key| partition_for_key(key, count)));
+        };
+        let call = AssertUnwindSafe(|| rule(topic, key, count));
+        std::panic::catch_unwind(call).map_err(|_| Error::InvalidRecord {
+            reason: format!("the partitioner panicked for a record of topic {topic}"),
+        })
     }
 }
 

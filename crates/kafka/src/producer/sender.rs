@@ -118,8 +118,12 @@ impl Sender<'_> {
             let now = Instant::now();
             let idle_for = |connection: &Connection| connection.last_used().elapsed();
             let idle = self.connection.as_ref().map(idle_for);
+            let muted = self.connection.as_ref().map(Connection::muted_for);
             let pause = match state.records.ready(self.node.id, now, false) {
-                Ready::Now => return true,
+                Ready::Now => match muted.filter(|pause| !pause.is_zero()) {
+                    Some(pause) => pause,
+                    None => return true,
+                },
                 Ready::At(moment) => moment.saturating_duration_since(now),
                 Ready::Idle => match idle {
                     Some(idle) if idle >= max_idle => {
@@ -160,7 +164,8 @@ impl Sender<'_> {
     fn cut(&self, connection: &Connection) -> Vec<OutgoingBatch> {
         let ahead = !self.in_flight.is_empty();
         let limit = self.shared.config.max_in_flight;
-        if ahead && (self.in_flight.len() >= limit || connection.must_log_in()) {
+        let is_full = self.in_flight.len() >= limit;
+        if ahead && (is_full || connection.must_log_in() || !connection.muted_for().is_zero()) {
             return Vec::new();
         }
         let (batches, expired) = {
@@ -266,6 +271,13 @@ impl Sender<'_> {
         match connection.receive(oldest.sent, oldest.deadline) {
             Ok(response) => {
                 self.ended(oldest.size, Ok(()));
+                let muted = connection.muted_for();
+                if !muted.is_zero() {
+                    // The broker reads the next request in flight only then.
+                    let deadline = Deadline::after(muted + self.shared.config.request_timeout);
+                    let in_flight = self.in_flight.iter_mut();
+                    in_flight.for_each(|request| request.deadline = deadline);
+                }
                 let broker = connection.address();
                 self.settle(self.answers(oldest.batches, &response, by_id, broker));
                 Ok(())

@@ -165,6 +165,29 @@ fn full_batches_are_under_way_together_and_settled_in_order() {
 }
 
 #[test]
+fn a_throttled_producer_sends_nothing_until_the_time_is_over() {
+    const THROTTLE: Duration = Duration::from_millis(400);
+    let seen: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let broker = broker(move |incoming| {
+        lock(&log).push(Instant::now());
+        let answer = written(incoming, 0, 0).with_throttle_time_ms(400);
+        incoming.answer(&answer)
+    });
+    let config = ProducerConfig {
+        request_timeout: THROTTLE / 2,
+        ..ProducerConfig::default()
+    };
+    let producer = start_at(vec![broker.address()], config, Arc::new(()));
+    for _ in 0..2 {
+        publish(&producer, "v", in_ms(10_000)).unwrap();
+    }
+    let seen = lock(&seen);
+    assert_eq!(seen.len(), 2);
+    assert!(seen[1] - seen[0] >= THROTTLE);
+}
+
+#[test]
 fn a_broker_of_old_is_spoken_to_in_its_own_versions() {
     let broker = FakeBroker::start(|incoming, address| match incoming.api {
         ApiKey::ApiVersions => {
@@ -319,6 +342,31 @@ fn without_a_broker_records_are_not_sent_and_the_error_has_the_reason() {
     let started = Instant::now();
     producer.close(in_ms(1000)).unwrap();
     assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn the_delivery_timeout_ends_a_record_in_time_whatever_its_deadline() {
+    // One record waits for its topic's partitions, the other one for an answer.
+    let unreachable = "127.0.0.1:1".to_owned();
+    let silent = broker(|_| Reply::Silence);
+    for (address, certainty) in [
+        (unreachable, Certainty::NotSent),
+        (silent.address(), Certainty::MaybeSent),
+    ] {
+        let config = ProducerConfig {
+            topics: vec!["t".to_owned()],
+            delivery_timeout: Duration::from_millis(300),
+            request_timeout: Duration::from_millis(100),
+            ..ProducerConfig::default()
+        };
+        let producer = start_at(vec![address], config, Arc::new(()));
+        let started = Instant::now();
+        let error = publish(&producer, "v", in_ms(20_000)).unwrap_err();
+        assert_eq!(error.certainty, certainty);
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(290), "{took:?}");
+        assert!(took < Duration::from_millis(900), "{took:?}");
+    }
 }
 
 #[test]

@@ -90,3 +90,34 @@ fn a_member_whose_heartbeat_thread_panicked_leaves_with_the_next_poll_or_when_it
         }
     }
 }
+
+#[test]
+fn a_member_that_closes_looks_for_its_coordinator_until_it_is_found() {
+    const SEARCHES: usize = 5;
+    for protocol in PROTOCOLS {
+        let leaves = Arc::new(AtomicUsize::new(0));
+        let count = leaves.clone();
+        let code = move || match count.fetch_add(1, Ordering::SeqCst) {
+            SEARCHES.. => 0,
+            _ => ErrorCode::NotCoordinator.code(),
+        };
+        let broker = broker(move |incoming, _| match incoming.api {
+            ApiKey::ConsumerGroupHeartbeat => {
+                let request: ConsumerGroupHeartbeatRequest = incoming.decode();
+                let is_leaving = request.member_epoch < 0;
+                let answer = ConsumerGroupHeartbeatResponse::default()
+                    .with_member_epoch(1)
+                    .with_heartbeat_interval_ms(100)
+                    .with_error_code(if is_leaving { code() } else { 0 });
+                Some(incoming.answer(&answer))
+            }
+            ApiKey::LeaveGroup => {
+                let answer = LeaveGroupResponse::default().with_error_code(code());
+                Some(incoming.answer(&answer))
+            }
+            _ => None,
+        });
+        member(&broker, protocol).close(soon()).unwrap();
+        assert_eq!(leaves.load(Ordering::SeqCst), SEARCHES + 1, "{protocol:?}");
+    }
+}

@@ -51,7 +51,8 @@ fn assigned_partitions_are_read_from_where_the_application_says_without_a_group(
     assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 7)]);
     let refused = consumer.commit_polled(soon()).unwrap_err();
     assert!(refused.to_string().contains("group_id"), "{refused}");
-    assert!(consumer.assign([(number(1), StartAt::Beginning)]));
+    let moved = consumer.assign([(number(1), StartAt::Beginning)]);
+    assert!(moved.unwrap());
     assert_eq!(
         consumer.position(&number(1)),
         Some(8),
@@ -78,6 +79,35 @@ fn a_consumer_without_a_membership_begins_at_and_commits_to_its_group() {
     assert!(!lock(&journal).contains(&ApiKey::JoinGroup));
 }
 
+#[test]
+fn a_negative_offset_is_refused_and_changes_nothing() {
+    let (broker, journal) = journal(|_, _| None);
+    let start = |at| {
+        let config = ConsumerConfig::without_group();
+        let start = [(number(0), StartAt::Offset(at))];
+        Consumer::start_assigned(cluster(&broker), config, start, Box::new(()))
+    };
+    let mut consumer = start(7).unwrap();
+    let refusals = [
+        start(-7).map(drop),
+        consumer
+            .assign([(number(1), StartAt::Offset(-7))])
+            .map(drop),
+        consumer.seek(&number(0), -7).map(drop),
+        crate::Admin::new(cluster(&broker))
+            .alter_group_offsets("g", &[(number(0), -7)].into(), soon())
+            .map(drop),
+    ];
+    for refusal in refusals {
+        let error = refusal.unwrap_err();
+        assert!(error.to_string().contains("-7"), "{error}");
+        assert!(!error.is_transient());
+    }
+    assert_eq!(consumer.assignment(), [number(0)]);
+    assert_eq!(consumer.position(&number(0)), Some(7));
+    assert!(lock(&journal).is_empty(), "nothing was sent");
+}
+
 /// Commits when partitions are about to go.
 struct CommitFirst;
 
@@ -101,6 +131,71 @@ fn the_application_can_commit_before_it_gives_partitions_up() {
         "{asked:?}"
     );
     assert!(place(ApiKey::OffsetCommit).is_some());
+}
+
+/// Panics whenever partitions are about to go, and notes the hooks that are called afterwards.
+#[derive(Clone, Default)]
+struct PanicsFirst(Arc<Mutex<Vec<(&'static str, usize)>>>);
+
+impl ConsumerHooks for PanicsFirst {
+    fn assigned(&self, added: &[TopicPartition]) {
+        lock(&self.0).push(("assigned", added.len()));
+    }
+    fn revoking(&self, _: &mut Rebalance<'_>, _: &[TopicPartition]) {
+        panic!("a bug in a hook");
+    }
+    fn revoked(&self, partitions: &[TopicPartition]) {
+        lock(&self.0).push(("revoked", partitions.len()));
+    }
+}
+
+#[test]
+fn a_panic_in_a_consumers_hook_ends_the_poll_and_the_membership_goes_on() {
+    let (must_move, syncs) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0));
+    let moves = must_move.clone();
+    let broker = broker(move |incoming, _| match incoming.api {
+        ApiKey::Heartbeat if moves.swap(false, Ordering::SeqCst) => {
+            let code = ErrorCode::RebalanceInProgress.code();
+            Some(incoming.answer(&HeartbeatResponse::default().with_error_code(code)))
+        }
+        // The second round takes a partition away, and the third one gives it back.
+        ApiKey::SyncGroup if syncs.fetch_add(1, Ordering::SeqCst) == 1 => {
+            let assignment = crate::group::protocol::encode_assignment(&[number(1)]);
+            Some(incoming.answer(&SyncGroupResponse::default().with_assignment(assignment)))
+        }
+        _ => None,
+    });
+    let mut config = ConsumerConfig::new("g", ["t"]);
+    config.heartbeat_interval = Duration::from_millis(50);
+    let hooks = PanicsFirst::default();
+    let mut consumer = start(&broker, config, Box::new(hooks.clone()));
+    read(&mut consumer, 2);
+    must_move.store(true, Ordering::SeqCst);
+    let give_up = soon();
+    let panics = |consumer: &mut Consumer| {
+        let poll = std::panic::AssertUnwindSafe(|| {
+            consumer.poll(Deadline::after(Duration::from_millis(50)))
+        });
+        std::panic::catch_unwind(poll).is_err()
+    };
+    while !panics(&mut consumer) {
+        assert!(!give_up.is_past());
+    }
+    assert_eq!(consumer.assignment(), [number(1)]);
+    while consumer.assignment().len() < 2 {
+        assert!(!give_up.is_past());
+        assert!(!panics(&mut consumer));
+    }
+    let closing = std::panic::AssertUnwindSafe(|| consumer.close(soon()));
+    assert!(std::panic::catch_unwind(closing).is_err());
+    let expected = [
+        ("assigned", 2),
+        ("revoked", 1),
+        ("assigned", 0),
+        ("assigned", 1),
+        ("revoked", 2),
+    ];
+    assert_eq!(*lock(&hooks.0), expected);
 }
 
 #[test]
@@ -201,6 +296,104 @@ fn a_missing_topic_fails_a_poll_if_the_policy_says_so() {
         error.to_string().contains("for topic t: UnknownTopic"),
         "{error}"
     );
+}
+
+/// The warnings and the news of all tests' clients.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Capture;
+
+impl log::Log for Capture {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Info
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            lock(&LOG).push(record.args().to_string());
+        }
+    }
+    fn flush(&self) {}
+}
+
+/// How many lines of the log have this text.
+fn logged(text: &str) -> usize {
+    lock(&LOG).iter().filter(|it| it.contains(text)).count()
+}
+
+#[test]
+fn a_missing_topic_or_partition_is_waited_for_and_logged_once_or_not_at_all() {
+    log::set_logger(&Capture).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let is_there = Arc::new(AtomicBool::new(false));
+    let exists = is_there.clone();
+    let broker = broker(move |incoming, address| {
+        (incoming.api == ApiKey::Metadata).then(|| {
+            let exists = exists.load(Ordering::SeqCst);
+            let mut metadata = incoming.metadata(address, if exists { 2 } else { 1 });
+            let mut topics = metadata.topics.iter_mut();
+            let absent = topics.find(|it| !exists && it.name.as_ref().unwrap().contains("absent"));
+            if let Some(topic) = absent {
+                topic.error_code = ErrorCode::UnknownTopicOrPartition.code();
+                topic.partitions.clear();
+            }
+            incoming.answer(&metadata)
+        })
+    });
+    let reading = |policy, topic: &str| {
+        let mut config = ConsumerConfig::without_group();
+        config.missing_topics = policy;
+        let start = (0..2).map(|it| (TopicPartition::new(topic, it), StartAt::Beginning));
+        Consumer::start_assigned(cluster(&broker), config, start, Box::new(())).unwrap()
+    };
+    let mut consumers = [
+        reading(MissingTopics::Wait, "absent-silent"),
+        reading(MissingTopics::Wait, "short-silent"),
+        reading(MissingTopics::Warn, "absent-warned"),
+        reading(MissingTopics::Warn, "short-warned"),
+    ];
+    let mut poll_until = |is_done: &dyn Fn() -> bool| {
+        let give_up = soon();
+        while !is_done() {
+            assert!(!give_up.is_past(), "{:?}", lock(&LOG));
+            for consumer in &mut consumers {
+                consumer
+                    .poll(Deadline::after(Duration::from_millis(50)))
+                    .unwrap();
+            }
+        }
+    };
+    let warned = || {
+        [
+            logged("for topic absent-warned:"),
+            logged("topic short-warned, partition 1"),
+        ]
+    };
+    poll_until(&|| warned() == [1, 1]);
+    is_there.store(true, Ordering::SeqCst);
+    let is_over =
+        || logged("absent-warned exists now") + logged("partition short-warned-1 exists now") == 2;
+    poll_until(&is_over);
+    assert_eq!(warned(), [1, 1]);
+    assert_eq!(logged("-silent"), 0);
+}
+
+#[test]
+fn a_missing_partition_fails_a_poll_if_the_policy_says_so() {
+    let (broker, _) = journal(|_, _| None);
+    let mut config = ConsumerConfig::without_group();
+    config.missing_topics = MissingTopics::Error;
+    let start = [0, 7].map(|it| (number(it), StartAt::Beginning));
+    let mut consumer =
+        Consumer::start_assigned(cluster(&broker), config, start, Box::new(())).unwrap();
+    let give_up = soon();
+    let error = loop {
+        assert!(!give_up.is_past());
+        if let Err(error) = consumer.poll(soon()) {
+            break error;
+        }
+    };
+    assert_eq!(error.code(), Some(ErrorCode::UnknownTopicOrPartition));
+    assert!(error.to_string().contains('7'), "{error}");
 }
 
 #[test]

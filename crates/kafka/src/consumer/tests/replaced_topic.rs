@@ -251,7 +251,7 @@ fn without_a_reset_policy_a_poll_fails_until_the_application_seeks() {
         }
     };
     assert!(matches!(error, Error::TopicReplaced { .. }), "{error}");
-    assert!(consumer.seek(&partition(), 51));
+    assert!(consumer.seek(&partition(), 51).unwrap());
     assert_eq!(read(&mut consumer, 1), [(0, 51)]);
     consumer.commit_polled(soon()).unwrap();
     let under_new = topic_id::commit_metadata(Some(NEW));

@@ -62,6 +62,11 @@ impl Accumulator {
         use ErrorCode::*;
         let error = batch.refusal(code);
         let partition = &mut self.partitions[batch.index];
+        // Each log has the last batch of every producer that it counts. Of earlier ones it may know
+        // nothing after the broker has started again. Without a count (UNKNOWN_PRODUCER_ID, KIP-360)
+        // or with another epoch, the broker recognises no repetition.
+        let is_last = partition.batch_number == batch.number;
+        let is_recognised = code == OutOfOrderSequenceNumber && is_last;
         let follows = |other: &OutgoingBatch| other.number < batch.number;
         match code {
             DuplicateSequenceNumber => self.written(batch, None),
@@ -84,8 +89,18 @@ impl Accumulator {
                 self.renew_identity(batch.identity);
                 self.fail(batch, error)
             }
-            // The broker's count differs from the client's. This batch is not in the log, or the
-            // broker would have recognised it. Count again from 0 under a new identity.
+            // An earlier attempt may be in the log, and the broker has forgotten it.
+            OutOfOrderSequenceNumber
+            | UnknownProducerId
+            | InvalidProducerEpoch
+            | ProducerFenced
+            | InvalidProducerIdMapping
+                if batch.unknown && !is_recognised =>
+            {
+                self.fail_unknown(batch, error)
+            }
+            // The broker's count differs from the client's. This batch is not in the log. Count
+            // again from 0 under a new identity.
             OutOfOrderSequenceNumber
             | UnknownProducerId
             | InvalidProducerEpoch
@@ -154,7 +169,7 @@ impl Accumulator {
 
     /// Keeps a batch of unknown outcome, to retry it unchanged.
     fn keep(&mut self, mut batch: OutgoingBatch, error: Error, now: Instant) -> Vec<Completion> {
-        if self.aborted.is_some() || now >= batch.cut_at + self.limits.delivery_timeout {
+        if self.aborted.is_some() || now >= batch.sent_at() + self.limits.delivery_timeout {
             return self.fail_unknown(batch, error);
         }
         batch.unknown = true;

@@ -31,6 +31,9 @@ impl Leaders for OneLeader {
     fn topic_id(&self, _: &str) -> Option<Uuid> {
         None
     }
+    fn is_missing(&self, _: &str) -> bool {
+        false
+    }
 }
 
 fn limits() -> Limits {
@@ -248,6 +251,69 @@ fn a_lost_count_starts_again_under_a_new_identity() {
 }
 
 #[test]
+fn a_batch_that_the_broker_may_have_forgotten_fails_as_possibly_sent_and_is_not_written_twice() {
+    use ErrorCode::*;
+    for code in [UnknownProducerId, InvalidProducerEpoch, ProducerFenced] {
+        let mut records = accumulator(1);
+        let now = Instant::now();
+        push(&mut records, "a", now);
+        let batch = cut_one(&mut records, now);
+        push(&mut records, "b", now);
+        assert!(records.settle(batch, lost(), now).is_empty());
+        let later = now + Duration::from_secs(1);
+        let again = cut_one(&mut records, later);
+        let outcomes = tell(records.settle(again, Answer::Refused(code), later));
+        let error = outcomes[0].as_ref().unwrap_err();
+        assert_eq!(error.certainty, Certainty::MaybeSent);
+        assert!(records.needs_identity());
+        let fresh = Identity::idempotent(2, 0);
+        records.set_identity(fresh);
+        let next = cut_one(&mut records, later + Duration::from_secs(1));
+        assert_eq!((next.identity, next.base_sequence), (fresh, 0));
+        assert_eq!(values(&next), ["b"]);
+    }
+}
+
+#[test]
+fn a_broker_that_counts_the_producer_would_have_recognised_its_last_batch() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    push(&mut records, "a", now);
+    let batch = cut_one(&mut records, now);
+    assert!(records.settle(batch, lost(), now).is_empty());
+    let later = now + Duration::from_secs(1);
+    let again = cut_one(&mut records, later);
+    let refused = Answer::Refused(ErrorCode::OutOfOrderSequenceNumber);
+    assert!(records.settle(again, refused, later).is_empty());
+    let fresh = Identity::idempotent(2, 0);
+    records.set_identity(fresh);
+    let again = cut_one(&mut records, later + Duration::from_secs(1));
+    assert_eq!((again.identity, again.base_sequence), (fresh, 0));
+    assert_eq!(values(&again), ["a"]);
+}
+
+/// A broker that starts again reads from its snapshot only the last batch of each producer.
+#[test]
+fn of_batches_in_flight_only_the_last_one_is_certainly_absent_when_out_of_order() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    for batch in three_in_flight(&mut records, now) {
+        assert!(records.settle(batch, lost(), now).is_empty());
+    }
+    let later = now + Duration::from_secs(1);
+    for _ in 0..2 {
+        let again = cut_one(&mut records, later);
+        let refused = Answer::Refused(ErrorCode::OutOfOrderSequenceNumber);
+        let outcomes = tell(records.settle(again, refused, later));
+        let error = outcomes[0].as_ref().unwrap_err();
+        assert_eq!(error.certainty, Certainty::MaybeSent);
+    }
+    let last = cut_one(&mut records, later);
+    let outcomes = tell(records.settle(last, Answer::Written(Some(2)), later));
+    assert!(outcomes[0].is_ok(), "the broker has recognised it");
+}
+
+#[test]
 fn a_batch_too_large_is_halved_until_the_culprit_is_alone() {
     let mut records = accumulator(1);
     let now = Instant::now();
@@ -354,9 +420,13 @@ fn an_unanswered_batch_is_given_up_after_the_delivery_timeout() {
     let mut records = accumulator(1);
     let now = Instant::now();
     push(&mut records, "a", now);
-    let batch = cut_one(&mut records, now);
-    assert!(records.settle(batch, lost(), now).is_empty());
+    // The time in the queue counts.
+    let cut_at = now + Duration::from_secs(50);
+    let batch = cut_one(&mut records, cut_at);
+    assert!(records.settle(batch, lost(), cut_at).is_empty());
     let late = now + limits().delivery_timeout;
+    assert_eq!(records.next_overdue(), Some(late));
+    assert!(records.sweep(late - Duration::from_millis(1)).is_empty());
     let outcomes = tell(records.sweep(late));
     let error = outcomes[0].as_ref().unwrap_err();
     assert_eq!(error.certainty, Certainty::MaybeSent);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{Accumulator, Completion, OutgoingBatch, Queued};
+use crate::ErrorCode;
 use crate::cluster::Cluster;
 use crate::error::Error;
 use crate::producer::batch::Identity;
@@ -17,6 +18,8 @@ pub(in crate::producer) trait Leaders {
     fn partitions(&self, topic: &str) -> Option<i32>;
     fn leader(&self, topic: &str, partition: i32) -> Option<i32>;
     fn topic_id(&self, topic: &str) -> Option<Uuid>;
+    /// Whether the cluster does not have the topic, even if it had it before.
+    fn is_missing(&self, topic: &str) -> bool;
 }
 
 impl Leaders for Cluster {
@@ -29,13 +32,16 @@ impl Leaders for Cluster {
     fn topic_id(&self, topic: &str) -> Option<Uuid> {
         Cluster::topic_id(self, topic)
     }
+    fn is_missing(&self, topic: &str) -> bool {
+        Cluster::topic_error(self, topic) == Some(ErrorCode::UnknownTopicOrPartition)
+    }
 }
 
 /// The share of records without a key that a partition gets before it is the next one's turn: the
 /// Java client's (KIP-794).
 const STICKY_BYTES: usize = 16 * 1024;
 
-/// How long metadata of an unknown topic is requested after a record last named it.
+/// How long metadata of a missing topic is requested after a record last named it.
 const UNKNOWN_LIFETIME: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
@@ -53,8 +59,10 @@ pub(super) struct Topic {
     sticky_bytes: usize,
     /// Whether its metadata was requested.
     is_asked: bool,
-    /// When a record last named the topic while it was unknown. `None`: the configuration names the
-    /// topic, so it is never forgotten.
+    /// Whether it was deleted. Its partitions are kept for a while: the broker may lag behind.
+    is_missing: bool,
+    /// When a record last named the topic while it was unknown, or when it was last seen or in use.
+    /// `None`: the configuration names the topic, so it is never forgotten.
     named_at: Option<Instant>,
 }
 
@@ -225,10 +233,11 @@ impl Accumulator {
     fn partition_for(&self, record: &Record) -> Result<usize, Error> {
         let topic = &self.topics[&record.topic];
         let count = i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX);
-        let chosen = record.partition.or_else(|| {
-            let partitioner = &self.limits.partitioner;
-            partitioner.partition(&record.topic, record.key.as_deref(), count)
-        });
+        let partitioner = &self.limits.partitioner;
+        let chosen = match record.partition {
+            None => partitioner.partition(&record.topic, record.key.as_deref(), count)?,
+            named => named,
+        };
         let Some(number) = chosen else {
             return Ok(topic.partitions[self.gathering(topic)]);
         };
@@ -266,7 +275,7 @@ impl Accumulator {
     }
 
     fn learn_topic(&mut self, name: &Arc<str>, leaders: &dyn Leaders) -> Vec<Completion> {
-        let Some(topic) = self.topics.get(name) else {
+        let Some(topic) = self.topics.get_mut(name) else {
             return Vec::new();
         };
         let id = leaders.topic_id(name);
@@ -274,6 +283,7 @@ impl Accumulator {
             // This broker lags behind.
             return Vec::new();
         }
+        topic.is_missing = leaders.is_missing(name);
         let mut waiting = Vec::new();
         if topic.is_replaced(name, leaders) {
             let in_flight = |index: &usize| self.partitions[*index].in_flight > 0;
@@ -292,7 +302,7 @@ impl Accumulator {
         self.place_again(waiting)
     }
 
-    /// Removes the partitions of a replaced topic, and returns their records in order. Call it only
+    /// Removes the partitions of a replaced or forgotten topic, and returns their records in order. Call it only
     /// when nothing of the topic is in flight.
     fn vacate(&mut self, name: &Arc<str>) -> Vec<Queued> {
         let mut waiting = Vec::new();
@@ -387,19 +397,41 @@ impl Accumulator {
     }
 
     /// The topics whose metadata to request now. Clears `leaders_doubtful` before the request, so a
-    /// doubt that is raised before the answer is kept. Forgets unknown topics that no record has
-    /// named for [`UNKNOWN_LIFETIME`].
+    /// doubt that is raised before the answer is kept.
     pub(in crate::producer) fn topics_to_ask(&mut self, now: Instant) -> Vec<Arc<str>> {
         self.leaders_doubtful = false;
-        self.topics.retain(|_, topic| {
-            let is_over = |named_at| now >= named_at + UNKNOWN_LIFETIME;
-            !topic.partitions.is_empty() || !topic.named_at.is_some_and(is_over)
-        });
+        self.forget_topics(now);
         let asked = self.topics.iter_mut().map(|(name, topic)| {
             topic.is_asked = true;
             Arc::clone(name)
         });
         asked.collect()
+    }
+
+    /// Forgets missing topics that no record has named for [`UNKNOWN_LIFETIME`].
+    fn forget_topics(&mut self, now: Instant) {
+        let (partitions, identity) = (&self.partitions, self.identity);
+        let is_transactional = self.limits.is_transactional;
+        let is_in_use = |index: &usize| {
+            let partition = &partitions[*index];
+            let is_in_transaction = is_transactional && partition.identity == identity;
+            partition.in_flight > 0 || partition.has_work() || is_in_transaction
+        };
+        let mut forgotten = Vec::new();
+        for (name, topic) in &mut self.topics {
+            let is_there = !topic.partitions.is_empty() && !topic.is_missing;
+            if is_there || topic.partitions.iter().any(is_in_use) {
+                topic.named_at = topic.named_at.map(|_| now);
+            }
+            let is_over = |named_at| now >= named_at + UNKNOWN_LIFETIME;
+            if topic.named_at.is_some_and(is_over) {
+                forgotten.push(Arc::clone(name));
+            }
+        }
+        for name in forgotten {
+            self.vacate(&name);
+            self.topics.remove(&name);
+        }
     }
 
     /// Whether metadata must be requested at once: a topic is new, a leader is in doubt, or records

@@ -50,6 +50,13 @@ impl Log {
         Answer::Written(Some(offset))
     }
 
+    /// The broker starts again: its snapshot has only the last batch of each producer.
+    fn restart(&mut self) {
+        for last in self.last.values_mut() {
+            last.drain(..last.len().saturating_sub(1));
+        }
+    }
+
     /// What a broker answers when `fault` happens.
     fn answer(&mut self, batch: &OutgoingBatch, ids: Ids, fault: u8) -> Answer {
         match fault % 12 {
@@ -72,6 +79,10 @@ impl Log {
             7 => {
                 self.append(batch, ids);
                 Answer::Refused(ErrorCode::UnknownServerError)
+            }
+            8 => {
+                self.restart();
+                self.append(batch, ids)
             }
             _ => self.append(batch, ids),
         }
@@ -97,6 +108,9 @@ impl Leaders for Broker {
     }
     fn topic_id(&self, _: &str) -> Option<Uuid> {
         Some(Uuid::from_u128(self.id))
+    }
+    fn is_missing(&self, _: &str) -> bool {
+        !self.is_there
     }
 }
 

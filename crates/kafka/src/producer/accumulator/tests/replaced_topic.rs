@@ -21,6 +21,27 @@ impl Leaders for Known {
     fn topic_id(&self, _: &str) -> Option<Uuid> {
         Some(Uuid::from_u128(self.id)).filter(|id| !id.is_nil())
     }
+    fn is_missing(&self, topic: &str) -> bool {
+        topic != "t"
+    }
+}
+
+/// What a cluster says after a topic was deleted: the client keeps its leaders.
+struct Deleted(Known);
+
+impl Leaders for Deleted {
+    fn partitions(&self, topic: &str) -> Option<i32> {
+        self.0.partitions(topic)
+    }
+    fn leader(&self, topic: &str, partition: i32) -> Option<i32> {
+        self.0.leader(topic, partition)
+    }
+    fn topic_id(&self, topic: &str) -> Option<Uuid> {
+        self.0.topic_id(topic)
+    }
+    fn is_missing(&self, _: &str) -> bool {
+        true
+    }
 }
 
 const OLD: Known = Known {
@@ -146,6 +167,29 @@ fn a_record_that_the_old_log_may_hold_cannot_be_withdrawn_and_is_never_called_no
 }
 
 #[test]
+fn a_partitioner_that_panics_fails_only_its_record() {
+    let mut records = accumulator_of(&OLD);
+    records.limits.partitioner = Partitioner::new(|_, key, count| match key {
+        Some(b"bad") if count == NEW.partitions => panic!("a bug in the partitioner"),
+        _ => Some(0),
+    });
+    let now = Instant::now();
+    for key in ["bad", "good"] {
+        push_keyed(&mut records, key, key, now);
+    }
+    let outcomes = tell(records.learn(&NEW));
+    let [Err(error)] = &outcomes[..] else {
+        panic!("{outcomes:?}");
+    };
+    assert_eq!(error.certainty, Certainty::NotSent);
+    assert!(error.to_string().contains("partitioner"), "{error}");
+    assert_eq!(values(&cut_all(&mut records, now)[0]), ["good"]);
+    // The caller of `send` gets the error, too.
+    let record = Record::new("t", Some("bad".into()), None);
+    assert!(records.place(&record, now).is_err());
+}
+
+#[test]
 fn a_record_for_a_partition_that_is_gone_fails_and_says_so() {
     let mut records = accumulator_of(&OLD);
     let now = Instant::now();
@@ -231,4 +275,31 @@ fn an_unknown_topic_is_forgotten_when_no_record_has_named_it_for_a_minute() {
         names(records.topics_to_ask(now + Duration::from_secs(120))),
         1
     );
+}
+
+#[test]
+fn a_deleted_topic_is_forgotten_when_no_record_has_been_for_it_for_a_minute() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let mut records = Accumulator::new(limits(), []);
+    let now = Instant::now();
+    let first = Record::new("t", None, None);
+    assert!(records.place(&first, now).unwrap().is_none());
+    records.learn(&OLD);
+    records.set_identity(identity(1));
+    push_keyed(&mut records, "k", "v", now);
+    assert_eq!(records.topics_to_ask(now).len(), 1);
+    records.learn(&Deleted(OLD));
+    // A record waits, and then there is none.
+    let later = now + MINUTE;
+    assert_eq!(records.topics_to_ask(later).len(), 1);
+    let batch = cut_all(&mut records, now).remove(0);
+    tell(records.settle(batch, Answer::Written(None), later));
+    assert_eq!(records.topics_to_ask(later + MINUTE / 2).len(), 1);
+    assert!(!records.needs_identity());
+    assert_eq!(records.topics_to_ask(later + MINUTE).len(), 0);
+    // If the topic is there after all, its broker counts under another identity.
+    assert!(records.needs_identity());
+    assert!(records.place(&first, now).unwrap().is_none());
+    records.learn(&OLD);
+    assert_eq!(records.partitions.len(), 16, "places are used again");
 }
