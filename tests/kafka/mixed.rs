@@ -13,11 +13,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tbd_deadline::Deadline;
 use tbd_kafka::TopicPartition;
+use tbd_kafka::admin::all;
 use tbd_kafka::consumer::Assignor;
 use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, Isolation};
 use tbd_kafka::producer::Compression;
 use tbd_kafka::producer::partition_for_key;
-use tbd_kafka::{Admin, ProducerConfig};
+use tbd_kafka::{Admin, OffsetAndMetadata, ProducerConfig};
 
 use crate::client::{cluster, read_topic, record, soon, start, text, topic};
 use crate::consumer::poll_until;
@@ -205,9 +206,10 @@ impl Group {
                 let distinct: BTreeSet<_> = read.iter().collect();
                 assert_eq!(distinct.len(), read.len(), "read twice: {read:?}");
                 let committed = admin
-                    .committed_offsets(&self.group, &[&self.topic], soon())
+                    .committed_offsets(&self.group, soon())
+                    .and_then(all)
                     .ok()?;
-                let committed: i64 = committed.values().sum();
+                let committed: i64 = committed.values().map(|it| it.offset).sum();
                 (read.len() == count && usize::try_from(committed) == Ok(count)).then_some(())
             },
         );
@@ -312,6 +314,51 @@ fn cooperative_sticky_groups_with_librdkafka_and_java_read_all_once_under_each_l
 #[test]
 fn range_groups_with_librdkafka_and_java_read_all_once_under_each_leader() {
     share_under_each_leader(Assignor::Range);
+}
+
+#[test]
+fn metadata_pass_between_this_client_and_librdkafka_until_a_commit_without_them() {
+    let (topic, group) = (topic(&cluster(), 1), unique("group"));
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    let producer = start(&cluster(), ProducerConfig::default());
+    let records = (0..3).map(|number| record(&topic, format!("{number}"), "v".to_owned()));
+    for outcome in producer.publish(records.collect(), soon()) {
+        outcome.unwrap();
+    }
+    producer.close(soon()).unwrap();
+    let theirs = |arguments: &[&str]| {
+        let mut command = librdkafka();
+        command.args([arguments[0], &kafka(), &topic, &group]);
+        let output = command.args(&arguments[1..]).output().expect("run it");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+
+    theirs(&["commit", "1", "of theirs"]);
+    // The Python module counts the zero at the end of a C string.
+    let expected = OffsetAndMetadata::new(1, "of theirs\0");
+    let committed = Admin::new(cluster()).committed_offsets(&group, soon());
+    assert_eq!(committed.and_then(all).unwrap()[&partition], expected);
+
+    let config = ConsumerConfig::new(group.as_str(), [topic.as_str()]);
+    let mut consumer = Consumer::start(cluster(), config, Box::new(())).unwrap();
+    let records = poll_until(&mut consumer, |_, records| records.len() == 2);
+    assert_eq!(consumer.committed(&partition), Some(&expected));
+    let mut ours = OffsetAndMetadata::new(2, "of ours");
+    ours.leader_epoch = records[0].leader_epoch;
+    let offsets = [(partition.clone(), ours.clone())];
+    consumer.commit(&offsets, soon()).unwrap();
+    assert_eq!(consumer.committed(&partition), Some(&ours));
+    let seen = theirs(&["committed"]);
+    assert_eq!(seen.trim(), r#"{"offset": 2, "metadata": "of ours"}"#);
+
+    consumer.commit_polled(soon()).unwrap();
+    consumer.close(soon()).unwrap();
+    let seen = theirs(&["committed"]);
+    assert!(
+        seen.starts_with(r#"{"offset": 3, "metadata": "topic-id="#),
+        "{seen}"
+    );
 }
 
 const CODECS: [(Compression, &str); 5] = [

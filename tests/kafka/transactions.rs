@@ -7,6 +7,7 @@ use std::time::Duration;
 use kafka_protocol::messages::{ApiVersionsRequest, FindCoordinatorRequest};
 use kafka_protocol::protocol::StrBytes;
 use tbd_deadline::Deadline;
+use tbd_kafka::admin::all;
 use tbd_kafka::consumer::Isolation;
 use tbd_kafka::producer::{Ended, Record, TransactionError, TransactionalProducer};
 use tbd_kafka::{Admin, Cluster, Consumer, ConsumerConfig, ProducerConfig, TopicPartition};
@@ -79,8 +80,9 @@ fn group_consumer(cluster: &Cluster, group: &str, topic: &str) -> Consumer {
 
 fn group_offset(cluster: &Cluster, group: &str, topic: &str) -> Option<i64> {
     let admin = Admin::new(cluster.clone());
-    let offsets = admin.committed_offsets(group, &[topic], soon()).unwrap();
-    offsets.get(&(topic.to_owned(), 0)).copied()
+    let offsets = admin.committed_offsets(group, soon()).and_then(all);
+    let found = offsets.unwrap().remove(&TopicPartition::new(topic, 0));
+    found.map(|it| it.offset)
 }
 
 fn is_fenced(result: &Result<(), TransactionError>) -> bool {
@@ -188,7 +190,9 @@ fn offsets_are_committed_with_the_records_or_not_at_all() {
                 .is_empty()
         );
         assert_eq!(
-            consumer.committed(&TopicPartition::new(input.as_str(), 0)),
+            consumer
+                .committed(&TopicPartition::new(input.as_str(), 0))
+                .map(|it| it.offset),
             Some(5)
         );
         assert_eq!(committed(&cluster, &output), ["0", "1", "2", "3", "4"]);

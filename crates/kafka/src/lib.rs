@@ -94,7 +94,7 @@ pub use config::ClientConfig;
 pub use consumer::{CommitError, Consumer, ConsumerConfig, ConsumerRecord};
 pub use error::{ConfigError, Error};
 pub use error_code::ErrorCode;
-pub use group::TopicPartition;
+pub use group::{OffsetAndMetadata, TopicPartition};
 pub use in_flight::ClientHooks;
 pub use producer::{Producer, ProducerConfig, TransactionalProducer};
 pub use reader::Reader;

@@ -115,7 +115,8 @@ impl Admin {
                 .with_configs(configs.collect())
         });
         let request = CreateTopicsRequest::default().with_topics(specs.collect());
-        self.repeat_each(deadline, || {
+        let names = topics.iter().map(|topic| topic.name.clone());
+        self.repeat_each(deadline, names, |_| {
             let request = request.clone().with_timeout_ms(broker_timeout(deadline));
             let response = self.ask_controller(&request, deadline)?;
             let codes = response
@@ -138,7 +139,8 @@ impl Admin {
     ) -> Result<BTreeMap<String, Result<(), Error>>, Error> {
         let names = topics.iter().map(|name| topic_name(name.as_ref()));
         let request = DeleteTopicsRequest::default().with_topic_names(names.collect());
-        self.repeat_each(deadline, || {
+        let names = topics.iter().map(|name| name.as_ref().to_owned());
+        self.repeat_each(deadline, names, |_| {
             let request = request.clone().with_timeout_ms(broker_timeout(deadline));
             let response = self.ask_controller(&request, deadline)?;
             let codes = response.responses.iter().filter_map(|it| {

@@ -47,6 +47,7 @@
 //! # }
 //! ```
 
+mod alone;
 mod classic;
 mod commit;
 mod config;
@@ -72,13 +73,15 @@ pub use config::{
     OffsetReset, StartAt, TopicFilter,
 };
 
+use self::alone::LoneCommits;
 use self::fetch::Fetcher;
 use self::membership::GroupMember;
 use self::partitions::{Partition, ResetTo};
 use self::positions::earlier;
 pub(crate) use self::positions::list_offsets_request;
 use self::reading::Reading;
-use super::group::TopicPartition;
+use super::connection::Connection;
+use super::group::{OffsetAndMetadata, TopicPartition};
 use super::wait::{self, WakeReceiver};
 use super::{Cluster, Error};
 use tbd_deadline::Deadline;
@@ -105,6 +108,8 @@ pub struct Consumer {
     fetcher: Fetcher,
     /// The membership; `None` when the application assigns the partitions.
     member: Option<GroupMember>,
+    /// The commits without a membership.
+    alone: LoneCommits,
     waker: Waker,
     wake_receiver: WakeReceiver,
 }
@@ -185,6 +190,7 @@ impl Consumer {
             reading: Reading::new(cluster, config, hooks),
             fetcher: Fetcher::default(),
             member: None,
+            alone: LoneCommits::default(),
             waker,
             wake_receiver,
         })
@@ -234,9 +240,7 @@ impl Consumer {
             if self.wake_receiver.take() {
                 return Ok(Vec::new());
             }
-            if self.member.as_ref().is_some_and(GroupMember::is_busy)
-                || self.reading.has_starving_partition()
-            {
+            if self.awaited_coordinator().is_some() || self.reading.has_starving_partition() {
                 // While records of other partitions flow, no other wait would notice the answer of
                 // the coordinator, or of a leader.
                 self.wait(Deadline::after(Duration::ZERO))?;
@@ -271,14 +275,26 @@ impl Consumer {
         match &mut self.member {
             // Assigned partitions are read even during a rebalance.
             Some(member) => member.advance(&mut self.reading, has_new_topics, deadline),
-            None => self.reading.advance_alone(deadline),
+            None => {
+                let look_again = self.alone.make_up(&mut self.reading);
+                let positions = self.reading.advance_alone(deadline)?;
+                Ok(earlier(look_again, positions))
+            }
+        }
+    }
+
+    /// The connection to the coordinator, if an answer is pending on it.
+    fn awaited_coordinator(&self) -> Option<&Connection> {
+        match &self.member {
+            Some(member) => member.awaited(),
+            None => self.alone.awaited(),
         }
     }
 
     /// Waits for an answer, a wake-up or the deadline, and processes what arrived.
     fn wait(&mut self, deadline: Deadline) -> Result<(), Error> {
         let mut sources = vec![self.wake_receiver.as_fd()];
-        let group = self.member.as_ref().and_then(GroupMember::awaited);
+        let group = self.awaited_coordinator();
         sources.extend(group.map(AsFd::as_fd));
         let has_group = group.is_some();
         let mut nodes = Vec::new();
@@ -291,9 +307,13 @@ impl Consumer {
         if ready.next() == Some(true) {
             self.wake_receiver.drain();
         }
-        if has_group && let Some(member) = &mut self.member {
+        if has_group {
             let is_ready = ready.next() == Some(true);
-            member.take_answer(&mut self.reading, is_ready, deadline)?;
+            let reading = &mut self.reading;
+            match &mut self.member {
+                Some(member) => member.take_answer(reading, is_ready, deadline)?,
+                None => self.alone.take_answer(reading, is_ready),
+            }
         }
         for node in nodes {
             let is_ready = ready.next() == Some(true);
@@ -333,10 +353,10 @@ impl Consumer {
         self.reading.partitions.get(partition)?.position()
     }
 
-    /// The offset of a partition that this consumer committed last, or that it began at.
-    /// `None` when there is none yet. [`Admin::committed_offsets`](crate::Admin::committed_offsets)
-    /// asks the group.
-    pub fn committed(&self, partition: &TopicPartition) -> Option<i64> {
+    /// The offset of a partition that this consumer committed last, or that its group had committed
+    /// when it began. `None` when there is none yet.
+    /// [`Admin::committed_offsets`](crate::Admin::committed_offsets) asks the group.
+    pub fn committed(&self, partition: &TopicPartition) -> Option<&OffsetAndMetadata> {
         self.reading.partitions.get(partition)?.committed_offset()
     }
 
@@ -458,7 +478,10 @@ impl Consumer {
     }
 
     fn has_owed_commits(&self) -> bool {
-        let is_sent = self.member.as_ref().is_some_and(GroupMember::is_committing);
+        let is_sent = match &self.member {
+            Some(member) => member.is_committing(),
+            None => self.alone.awaited().is_some(),
+        };
         let mut partitions = self.reading.partitions.values();
         is_sent || partitions.any(|state| state.owed.is_some())
     }
