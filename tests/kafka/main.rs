@@ -5,6 +5,7 @@ mod client;
 mod consumer;
 mod consumer_protocol;
 mod faults;
+mod hand_over;
 mod history;
 mod mixed;
 mod producer;

@@ -15,7 +15,7 @@ use tbd_deadline::Deadline;
 use tbd_kafka::TopicPartition;
 use tbd_kafka::admin::all;
 use tbd_kafka::consumer::Assignor;
-use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, Isolation};
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol, Isolation};
 use tbd_kafka::producer::Compression;
 use tbd_kafka::producer::partition_for_key;
 use tbd_kafka::{Admin, OffsetAndMetadata, ProducerConfig};
@@ -25,33 +25,34 @@ use crate::consumer::poll_until;
 use crate::support::{eventually, kafka, kafka_tool, librdkafka, unique};
 
 /// How long a Java program may take to start and do its part, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PARTITIONS: i32 = 6;
+pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PARTITIONS: i32 = 6;
 
 /// The assignments of a group's members, and the records they have read.
 #[derive(Default)]
-struct Seen {
+pub struct Seen {
     owned: BTreeMap<&'static str, BTreeSet<i64>>,
     /// Partition and offset, in the order of reading.
-    read: Vec<(i64, i64)>,
+    pub read: Vec<(i64, i64)>,
 }
 
 /// A group under test.
-struct Group {
-    topic: String,
-    group: String,
+pub struct Group {
+    pub topic: String,
+    pub group: String,
+    protocol: GroupProtocol,
     assignor: Assignor,
-    seen: Arc<Mutex<Seen>>,
+    pub seen: Arc<Mutex<Seen>>,
 }
 
 /// A member; leaves in an orderly way when dropped.
-enum Member {
+pub enum Member {
     Ours(Arc<AtomicBool>, Option<JoinHandle<()>>),
     Other(Child, End, Option<JoinHandle<()>>),
 }
 
 /// How to ask another client to leave.
-enum End {
+pub enum End {
     /// By closing its standard input (librdkafka).
     Input(Option<ChildStdin>),
     /// By a signal (Java).
@@ -63,12 +64,20 @@ impl Group {
         Group {
             topic: topic(&cluster(), PARTITIONS),
             group: unique("mixed"),
+            protocol: GroupProtocol::Classic,
             assignor,
             seen: Arc::default(),
         }
     }
 
-    fn join(&self, who: &'static str) -> Member {
+    pub fn of(protocol: GroupProtocol) -> Group {
+        Group {
+            protocol,
+            ..Group::new(Assignor::CooperativeSticky)
+        }
+    }
+
+    pub fn join(&self, who: &'static str) -> Member {
         match who {
             "ours" => self.ours(),
             "librdkafka" => self.librdkafka(),
@@ -81,6 +90,7 @@ impl Group {
         let mut config = ConsumerConfig::new(self.group.as_str(), [self.topic.as_str()]);
         config.set_session_timeout(Duration::from_secs(6));
         config.assignors = vec![self.assignor];
+        config.group_protocol = self.protocol;
         let mut consumer = Consumer::start(cluster(), config, Box::new(())).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, stopping) = (Arc::clone(&self.seen), Arc::clone(&stop));
@@ -99,7 +109,7 @@ impl Group {
                     seen.read.extend(places);
                 }
                 match consumer.commit_polled(soon()) {
-                    Ok(()) | Err(CommitError::Rebalancing) => {}
+                    Ok(()) | Err(CommitError::Rebalancing | CommitError::Lost) => {}
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -133,13 +143,13 @@ impl Group {
         command
             .args(["--bootstrap-server", &kafka(), "--topic", &self.topic])
             .args(["--group-id", &self.group, "--reset-policy", "earliest"])
-            .args([
-                "--session-timeout",
-                "6000",
-                "--verbose",
-                "--assignment-strategy",
-            ])
-            .arg(format!("org.apache.kafka.clients.consumer.{strategy}"));
+            .arg("--verbose");
+        match self.protocol {
+            GroupProtocol::Consumer => command.args(["--group-protocol", "consumer"]),
+            _ => command
+                .args(["--session-timeout", "6000", "--assignment-strategy"])
+                .arg(format!("org.apache.kafka.clients.consumer.{strategy}")),
+        };
         Member::other(command, false, Arc::clone(&self.seen), |seen, line| {
             let owned = seen.owned.entry("java").or_default();
             let partitions = line["partitions"].as_array().into_iter().flatten();
@@ -174,7 +184,7 @@ impl Group {
     }
 
     /// Waits until each of these members has its share, and no other member has any.
-    fn wait_for_shares(&self, members: &[&'static str]) {
+    pub fn wait_for_shares(&self, members: &[&'static str]) {
         let share = usize::try_from(PARTITIONS).unwrap() / members.len();
         let mut owned = BTreeMap::new();
         eventually(
