@@ -138,7 +138,7 @@ impl Group {
         let mut command = kafka_tool("org.apache.kafka.tools.VerifiableConsumer");
         let strategy = match self.assignor {
             Assignor::Range => "RangeAssignor",
-            Assignor::CooperativeSticky => "CooperativeStickyAssignor",
+            _ => "CooperativeStickyAssignor",
         };
         command
             .args(["--bootstrap-server", &kafka(), "--topic", &self.topic])

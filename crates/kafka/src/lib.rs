@@ -98,7 +98,10 @@ pub use group::{OffsetAndMetadata, TopicPartition};
 pub use in_flight::ClientHooks;
 pub use producer::{Producer, ProducerConfig, TransactionalProducer};
 pub use reader::Reader;
+#[cfg(feature = "tls")]
+pub use security::Token;
 pub use security::{Sasl, SaslMechanism, Security, Tls};
+pub use tbd_deadline::Deadline;
 pub use wire::ApiKey;
 
 use tbd_deadline::lock;

@@ -81,7 +81,7 @@ impl Reader {
                 continue;
             }
             let name = TopicPartition::new(Arc::clone(&self.topic), partition);
-            let (mut records, next) = match self.poll(&name, range.start, deadline) {
+            let (mut records, next) = match self.poll(&name, &range, deadline) {
                 Err(error) if error.code() == Some(ErrorCode::OffsetOutOfRange) => {
                     (Vec::new(), self.oldest(&name, &range, deadline)?)
                 }
@@ -101,13 +101,14 @@ impl Reader {
         Ok(Vec::new())
     }
 
-    /// Polls the partition from `start` on. Returns also the next offset to read.
+    /// Polls the partition for records of `range`. Returns also the next offset to read.
     fn poll(
         &mut self,
         name: &TopicPartition,
-        start: i64,
+        range: &Range<i64>,
         deadline: Deadline,
     ) -> Result<(Vec<ConsumerRecord>, i64), Error> {
+        let start = range.start;
         let mut consumer = match self.consumer.take() {
             Some(consumer) => consumer,
             None => {
@@ -117,7 +118,7 @@ impl Reader {
                 Consumer::at(self.cluster.clone(), config, name, start, self.topic_id)?
             }
         };
-        let records = consumer.poll(deadline)?;
+        let records = consumer.poll_to(name, range.end, deadline)?;
         let next = consumer.position(name).unwrap_or(start);
         self.consumer = Some(consumer);
         Ok((records, next))

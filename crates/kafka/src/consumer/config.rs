@@ -273,6 +273,7 @@ impl ConsumerConfig {
 
 /// One record handed to the application.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ConsumerRecord {
     /// The topic it was read from.
     pub topic: Arc<str>,
@@ -293,6 +294,20 @@ pub struct ConsumerRecord {
 }
 
 impl ConsumerRecord {
+    /// A record without key, value, headers and time, for tests of an application.
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32, offset: i64) -> Self {
+        Self {
+            topic: topic.into(),
+            partition,
+            offset,
+            leader_epoch: -1,
+            timestamp_ms: -1,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        }
+    }
+
     /// The partition it was read from.
     pub fn topic_partition(&self) -> TopicPartition {
         TopicPartition::new(self.topic.clone(), self.partition)

@@ -214,7 +214,24 @@ impl Consumer {
     /// error, polling again does not help. If that error ended the membership, the consumer has
     /// tried to leave the group before.
     pub fn poll(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
-        self.poll_until(deadline, true)
+        self.poll_until(deadline, true, |_| false)
+    }
+
+    /// As [`poll`](Self::poll), but returns also once the partition's position has reached `end`:
+    /// the offsets before it may be those of removed records or of a transaction's marker.
+    pub(crate) fn poll_to(
+        &mut self,
+        partition: &TopicPartition,
+        end: i64,
+        deadline: Deadline,
+    ) -> Result<Vec<ConsumerRecord>, Error> {
+        self.poll_until(deadline, true, |reading| {
+            let position = reading
+                .partitions
+                .get(partition)
+                .and_then(Partition::position);
+            position.is_some_and(|position| position >= end)
+        })
     }
 
     /// Like [`poll`](Self::poll), but hands out no records. For an application that cannot work
@@ -224,13 +241,14 @@ impl Consumer {
     /// # Errors
     /// As [`poll`](Self::poll).
     pub fn idle(&mut self, deadline: Deadline) -> Result<(), Error> {
-        self.poll_until(deadline, false).map(drop)
+        self.poll_until(deadline, false, |_| false).map(drop)
     }
 
     fn poll_until(
         &mut self,
         deadline: Deadline,
         wants_records: bool,
+        is_enough: impl Fn(&Reading) -> bool,
     ) -> Result<Vec<ConsumerRecord>, Error> {
         self.reading.learn_outcomes();
         loop {
@@ -248,6 +266,9 @@ impl Consumer {
             let mut look_again = self.advance(deadline)?;
             if wants_records {
                 let records = self.fetcher.take_records(&mut self.reading)?;
+                if records.is_empty() && is_enough(&self.reading) {
+                    return Ok(records);
+                }
                 look_again = earlier(
                     look_again,
                     self.fetcher.send_fetches(&mut self.reading, deadline),

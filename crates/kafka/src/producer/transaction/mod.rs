@@ -55,6 +55,7 @@ impl std::fmt::Debug for TransactionalProducer {
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ended {
     /// All of it has taken effect.
     Committed,
