@@ -4,6 +4,7 @@ mod admin;
 mod client;
 mod consumer;
 mod consumer_protocol;
+mod examples;
 mod faults;
 mod hand_over;
 mod history;

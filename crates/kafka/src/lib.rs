@@ -21,7 +21,7 @@
 //!
 //! # Guarantees
 //!
-//! - Every call takes a [`Deadline`](tbd_deadline::Deadline) and returns by then, with two
+//! - Every call takes a [`Deadline`] and returns by then, with two
 //!   exceptions. Name resolution has the operating system's own time-outs. A consumer's poll reads
 //!   a response to its end once it has begun.
 //! - A failed connection is never used again.

@@ -16,6 +16,27 @@ use super::group::TopicPartition;
 use tbd_deadline::Deadline;
 
 /// Reads ranges of offsets one after another.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tbd_kafka::{ClientConfig, Cluster, Deadline, Reader};
+///
+/// # fn main() -> Result<(), tbd_kafka::Error> {
+/// // All that the topic has now.
+/// let cluster = Cluster::new(ClientConfig::new(["localhost:9092"]));
+/// let soon = || Deadline::after(Duration::from_secs(10));
+/// let ranges = Reader::ranges(&cluster, "topic", soon())?;
+/// let mut reader = Reader::new(cluster, "topic", (0..).zip(ranges));
+/// loop {
+///     let records = reader.read(soon())?;
+///     if records.is_empty() {
+///         break;
+///     }
+///     println!("{} records", records.len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Reader {
     cluster: Cluster,

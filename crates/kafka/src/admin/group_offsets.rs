@@ -163,6 +163,7 @@ impl Admin {
     /// # Errors
     /// When the topic does not exist, or the group's coordinator did not answer in time. A partition
     /// fails if its leader did not answer.
+    #[doc(alias = "kafka-consumer-groups")]
     pub fn lag(
         &self,
         group: &str,

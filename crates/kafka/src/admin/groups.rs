@@ -59,11 +59,12 @@ pub struct GroupMemberDescription {
 }
 
 impl Admin {
-    /// Lists the groups that each broker coordinates, by the broker's node id (Java:
-    /// `listGroups`).
+    /// Lists the groups that each broker coordinates, by the broker's node id.
     ///
     /// # Errors
     /// When no broker answered in time. Each broker's result is an error of its own.
+    #[doc(alias = "listGroups")]
+    #[doc(alias = "listConsumerGroups")]
     pub fn list_groups(
         &self,
         deadline: Deadline,
@@ -90,10 +91,11 @@ impl Admin {
         Ok(groups.collect())
     }
 
-    /// Describes groups of either protocol (Java: `describeConsumerGroups`).
+    /// Describes groups of either protocol.
     ///
     /// # Errors
     /// When no broker answered in time. Each group's result is an error of its own.
+    #[doc(alias = "describeConsumerGroups")]
     pub fn describe_groups<T: AsRef<str>>(
         &self,
         groups: &[T],
@@ -110,10 +112,11 @@ impl Admin {
     }
 
     /// Deletes groups that have no members, with their committed offsets. A group that does not
-    /// exist counts as deleted (Java: `deleteConsumerGroups`).
+    /// exist counts as deleted.
     ///
     /// # Errors
     /// When no broker answered in time. Each group's result is an error of its own.
+    #[doc(alias = "deleteConsumerGroups")]
     pub fn delete_groups<T: AsRef<str>>(
         &self,
         groups: &[T],

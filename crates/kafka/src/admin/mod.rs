@@ -29,7 +29,27 @@ use super::group::coordinator;
 use super::wire::{self, Request};
 use tbd_deadline::Deadline;
 
-/// Admin client for one cluster; see the module documentation.
+/// Admin client for one cluster; see the [module](self).
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tbd_kafka::admin::{Admin, TopicSpec, all};
+/// use tbd_kafka::{ClientConfig, Cluster, Deadline};
+///
+/// # fn main() -> Result<(), tbd_kafka::Error> {
+/// let admin = Admin::new(Cluster::new(ClientConfig::new(["localhost:9092"])));
+/// let soon = || Deadline::after(Duration::from_secs(10));
+/// all(admin.create_topics(&[TopicSpec::new("topic", 6, 3)], soon())?)?;
+/// for (partition, lag) in admin.lag("group", "topic", soon())? {
+///     match lag {
+///         Ok(lag) => println!("{partition}: {lag} records behind"),
+///         Err(error) => println!("{partition}: {error}"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "AdminClient")]
 #[derive(Clone, Debug)]
 pub struct Admin {
     cluster: Cluster,

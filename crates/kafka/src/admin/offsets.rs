@@ -41,6 +41,8 @@ impl Admin {
     ///
     /// # Errors
     /// When a partition's leader did not answer in time.
+    #[doc(alias = "listOffsets")]
+    #[doc(alias = "endOffsets")]
     pub fn end_offsets(&self, topic: &str, deadline: Deadline) -> Result<Vec<i64>, Error> {
         self.topic_offsets(topic, LATEST, deadline)
     }
@@ -50,6 +52,8 @@ impl Admin {
     ///
     /// # Errors
     /// When a partition's leader did not answer in time.
+    #[doc(alias = "listOffsets")]
+    #[doc(alias = "beginningOffsets")]
     pub fn start_offsets(&self, topic: &str, deadline: Deadline) -> Result<Vec<i64>, Error> {
         self.topic_offsets(topic, EARLIEST, deadline)
     }
@@ -82,6 +86,8 @@ impl Admin {
     /// # Errors
     /// When no broker answered in time. A partition fails if it does not exist, or its leader did
     /// not answer.
+    #[doc(alias = "listOffsets")]
+    #[doc(alias = "offsetsForTimes")]
     pub fn offsets_for_times(
         &self,
         times: &BTreeMap<TopicPartition, i64>,
@@ -128,6 +134,7 @@ impl Admin {
     /// # Errors
     /// When no broker answered in time. A partition fails if it does not exist, or its leader did
     /// not answer.
+    #[doc(alias = "deleteRecords")]
     pub fn delete_records(
         &self,
         before: &BTreeMap<TopicPartition, i64>,

@@ -97,6 +97,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no controller answered in time.
+    #[doc(alias = "createTopics")]
     pub fn create_topics(
         &self,
         topics: &[TopicSpec],
@@ -132,6 +133,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no controller answered in time.
+    #[doc(alias = "deleteTopics")]
     pub fn delete_topics<T: AsRef<str>>(
         &self,
         topics: &[T],
@@ -157,6 +159,7 @@ impl Admin {
     ///
     /// # Errors
     /// When the topic does not exist or has as many already, or no controller answered in time.
+    #[doc(alias = "createPartitions")]
     pub fn create_partitions(
         &self,
         topic: &str,
@@ -212,6 +215,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no broker answered in time.
+    #[doc(alias = "listTopics")]
     pub fn list_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
         self.repeat(deadline, || self.cluster.list_topics(deadline))
     }
@@ -221,6 +225,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no broker answered in time.
+    #[doc(alias = "describeTopics")]
     pub fn describe_topics<T: AsRef<str>>(
         &self,
         topics: &[T],
@@ -243,6 +248,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no broker answered in time.
+    #[doc(alias = "describeCluster")]
     pub fn describe_cluster(&self, deadline: Deadline) -> Result<ClusterDescription, Error> {
         let response = self.repeat(deadline, || self.cluster.describe(&[], deadline))?;
         let brokers = response.brokers.iter().map(|broker| BrokerDescription {

@@ -104,6 +104,7 @@ impl Consumer {
     /// # Errors
     /// See [`CommitError`]. After a transient error the next polls retry the commit, for partitions
     /// that are still assigned.
+    #[doc(alias = "commitSync")]
     pub fn commit_polled(&mut self, deadline: Deadline) -> Result<(), CommitError> {
         let offsets = self.reading.polled();
         self.commit_offsets(offsets, deadline)
@@ -121,6 +122,7 @@ impl Consumer {
     ///
     /// # Errors
     /// As [`commit_polled`](Self::commit_polled).
+    #[doc(alias = "commitSync")]
     pub fn commit<T: Into<OffsetAndMetadata> + Clone>(
         &mut self,
         offsets: &[(TopicPartition, T)],
@@ -137,6 +139,7 @@ impl Consumer {
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
+    #[doc(alias = "commitAsync")]
     pub fn commit_async<T: Into<OffsetAndMetadata> + Clone>(
         &mut self,
         offsets: &[(TopicPartition, T)],

@@ -30,8 +30,7 @@
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use tbd_deadline::Deadline;
-//! use tbd_kafka::{ClientConfig, Cluster};
+//! use tbd_kafka::{ClientConfig, Cluster, Deadline};
 //! use tbd_kafka::consumer::{Consumer, ConsumerConfig};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -97,10 +96,29 @@ const STEP_MIN: Duration = Duration::from_secs(1);
 /// How long a closing consumer remains a member to retry a commit that a rebalance refused.
 const OWED_PATIENCE: Duration = Duration::from_secs(3);
 
-/// A consumer; see the module documentation.
+/// A consumer; the [module](self) says how it works.
 ///
 /// Dropping a member of a group without [`close`](Self::close) is like a crash: the group notices
 /// after the session time-out.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tbd_kafka::consumer::StartAt;
+/// use tbd_kafka::{ClientConfig, Cluster, Consumer, ConsumerConfig, Deadline, TopicPartition};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // A partition read from its beginning, outside any group.
+/// let cluster = Cluster::new(ClientConfig::new(["localhost:9092"]));
+/// let start = [(TopicPartition::new("topic", 0), StartAt::Beginning)];
+/// let config = ConsumerConfig::without_group();
+/// let mut consumer = Consumer::start_assigned(cluster, config, start, Box::new(()))?;
+/// for record in consumer.poll(Deadline::after(Duration::from_secs(1)))? {
+///     println!("{}: {:?}", record.offset, record.value);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "KafkaConsumer")]
 pub struct Consumer {
     /// What is read: configuration, metadata, partitions and their positions.
     reading: Reading,
@@ -131,6 +149,7 @@ impl Consumer {
     /// # Errors
     /// [`Error::Config`] when a setting is out of its range; [`Error::Resource`] when the operating
     /// system cannot create a thread or a socket pair.
+    #[doc(alias = "subscribe")]
     pub fn start(
         cluster: Cluster,
         config: ConsumerConfig,
@@ -151,6 +170,7 @@ impl Consumer {
     ///
     /// # Errors
     /// As [`start`](Self::start).
+    #[doc(alias = "assign")]
     pub fn start_assigned(
         cluster: Cluster,
         config: ConsumerConfig,
@@ -364,6 +384,7 @@ impl Consumer {
     }
 
     /// This member's current identity in its group; `None` without a membership.
+    #[doc(alias = "groupMetadata")]
     pub fn group_metadata(&self) -> Option<GroupMetadata> {
         self.member.as_ref().map(GroupMember::identity)
     }
@@ -393,12 +414,14 @@ impl Consumer {
 
     /// Continues reading at the oldest record available, like [`seek`](Self::seek). The next polls
     /// look the offset up. Partitions that are not assigned are ignored.
+    #[doc(alias = "seekToBeginning")]
     pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
         self.reset(partitions, ResetTo::Earliest);
     }
 
     /// Continues reading at the end of the log. The next polls look the offset up. Partitions that
     /// are not assigned are ignored.
+    #[doc(alias = "seekToEnd")]
     pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
         self.reset(partitions, ResetTo::Latest);
     }
@@ -451,6 +474,7 @@ impl Consumer {
 
     /// The number of records beyond the committed offset, for each partition whose end is known. As
     /// fresh as the last answer about the partition.
+    #[doc(alias = "currentLag")]
     pub fn lag(&self) -> Vec<(TopicPartition, i64)> {
         let partitions = self.reading.partitions.iter();
         partitions
