@@ -7,7 +7,7 @@ use tbd_deadline::Deadline;
 use tbd_kafka::admin::{Admin, ConfigResource, TopicSpec, all};
 use tbd_kafka::consumer::{Consumer, ConsumerConfig, GroupProtocol, StartAt};
 use tbd_kafka::producer::Record;
-use tbd_kafka::{Cluster, ProducerConfig, TopicPartition};
+use tbd_kafka::{Cluster, ErrorCode, OffsetAndMetadata, ProducerConfig, TopicPartition};
 
 use crate::client::{cluster, soon, start, topic};
 use crate::support::{eventually, unique};
@@ -81,23 +81,26 @@ fn offsets_are_found_by_time_cut_off_and_committed_for_a_group_without_members()
     let partition = TopicPartition::new(name.as_str(), 0);
     write_ten(&cluster, &name);
 
-    let times = BTreeMap::from([(partition.clone(), 1005)]);
-    let found = admin.offsets_for_times(&times, soon()).unwrap();
-    assert_eq!(found[&partition].unwrap().offset, 5);
-    let late = BTreeMap::from([(partition.clone(), 9999)]);
-    assert_eq!(
-        admin.offsets_for_times(&late, soon()).unwrap()[&partition],
-        None
-    );
+    let found_at = |time| {
+        let times = BTreeMap::from([(partition.clone(), time)]);
+        let found = admin.offsets_for_times(&times, soon()).and_then(all);
+        found.unwrap()[&partition].map(|at| at.offset)
+    };
+    assert_eq!(found_at(1005), Some(5));
+    assert_eq!(found_at(9999), None);
     let start = StartAt::Timestamp(1007);
     assert_eq!(first_offset(&cluster, "", &partition, start), 7);
 
-    let cut = BTreeMap::from([(partition.clone(), 4)]);
-    let left = admin.delete_records(&cut, soon()).and_then(all).unwrap();
-    assert_eq!(left[&partition], 4);
+    let unknown = TopicPartition::new(name.as_str(), 7);
+    let cut = BTreeMap::from([(partition.clone(), 4), (unknown.clone(), 4)]);
+    let brief = Deadline::after(Duration::from_secs(5));
+    let mut left = admin.delete_records(&cut, brief).unwrap();
+    let refused = left.remove(&unknown).unwrap().unwrap_err();
+    assert_eq!(refused.code(), Some(ErrorCode::UnknownTopicOrPartition));
+    assert_eq!(left.remove(&partition).unwrap().unwrap(), 4);
     assert_eq!(admin.start_offsets(&name, soon()).unwrap(), [4]);
 
-    let offsets = BTreeMap::from([(partition.clone(), 6)]);
+    let offsets = BTreeMap::from([(partition.clone(), OffsetAndMetadata::new(6, "by hand"))]);
     admin
         .alter_group_offsets(&group, &offsets, soon())
         .and_then(all)
@@ -106,10 +109,15 @@ fn offsets_are_found_by_time_cut_off_and_committed_for_a_group_without_members()
         first_offset(&cluster, &group, &partition, StartAt::Committed),
         6
     );
-    let committed = || admin.committed_offsets(&group, &[&name], soon()).unwrap();
-    assert_eq!(committed()[&(name.clone(), 0)], 6);
-    let groups = admin.list_groups(soon()).unwrap();
-    assert!(groups.iter().any(|listed| listed.group_id == group));
+    let committed = || {
+        let committed = admin.committed_offsets(&group, soon());
+        committed.and_then(all).unwrap()
+    };
+    assert_eq!(committed(), offsets);
+    let groups = admin.list_groups(soon()).and_then(all).unwrap();
+    let mut groups = groups.into_values().flatten();
+    let listed = groups.find(|it| it.group_id == group).unwrap();
+    assert_eq!(listed.group_type, "classic");
     admin
         .delete_group_offsets(&group, &[partition], soon())
         .and_then(all)

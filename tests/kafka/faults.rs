@@ -10,9 +10,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tbd_deadline::Deadline;
+use tbd_kafka::admin::all;
 use tbd_kafka::consumer::{GroupProtocol, Isolation};
 use tbd_kafka::producer::{Ended, TransactionError, TransactionalProducer};
-use tbd_kafka::{Admin, ApiKey, Cluster, Consumer, ConsumerConfig, ErrorCode, ProducerConfig};
+use tbd_kafka::{
+    Admin, ApiKey, Cluster, Consumer, ConsumerConfig, ErrorCode, ProducerConfig, TopicPartition,
+};
 
 use crate::client::{check_promises, cluster_at, consume, record, soon, start, text, topic};
 use crate::support::{repository, unique};
@@ -311,8 +314,11 @@ fn read_three(
 
 fn committed(cluster: &Cluster, group: &str, topic: &str) -> Option<i64> {
     let admin = Admin::new(cluster.clone());
-    match admin.committed_offsets(group, &[topic], soon()) {
-        Ok(offsets) => offsets.get(&(topic.to_owned(), 0)).copied(),
+    match admin.committed_offsets(group, soon()).and_then(all) {
+        Ok(offsets) => {
+            let found = offsets.get(&TopicPartition::new(topic, 0));
+            found.map(|it| it.offset)
+        }
         // Apache Kafka has no offsets then, either, but does not call it an error.
         Err(error) => {
             assert_eq!(error.code(), Some(ErrorCode::GroupIdNotFound));

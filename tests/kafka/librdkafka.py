@@ -7,13 +7,17 @@ librdkafka.py produce BROKER TOPIC COMPRESSION
     Publishes each line "key<TAB>value" of its standard input.
 librdkafka.py transact BROKER TOPIC
     The same, each in a transaction of its own, which is aborted where the key is "aborted".
+librdkafka.py commit BROKER TOPIC GROUP OFFSET METADATA
+    Commits an offset of partition 0.
+librdkafka.py committed BROKER TOPIC GROUP
+    Prints what the group has committed of partition 0: {"offset": 0, "metadata": "m"}.
 """
 
 import json
 import sys
 import threading
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 
 def say(what):
@@ -86,5 +90,23 @@ def transact(broker, topic):
             producer.commit_transaction()
 
 
+def outside(broker, group):
+    return Consumer({"bootstrap.servers": broker, "group.id": group, "enable.auto.commit": False})
+
+
+def commit(broker, topic, group, offset, metadata):
+    consumer = outside(broker, group)
+    consumer.commit(offsets=[TopicPartition(topic, 0, int(offset), metadata)], asynchronous=False)
+    consumer.close()
+
+
+def committed(broker, topic, group):
+    consumer = outside(broker, group)
+    [one] = consumer.committed([TopicPartition(topic, 0)], 20)
+    say({"offset": one.offset, "metadata": one.metadata})
+    consumer.close()
+
+
 if __name__ == "__main__":
-    {"consume": consume, "produce": produce, "transact": transact}[sys.argv[1]](*sys.argv[2:])
+    commands = {"consume": consume, "produce": produce, "transact": transact, "commit": commit, "committed": committed}
+    commands[sys.argv[1]](*sys.argv[2:])

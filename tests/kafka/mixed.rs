@@ -13,44 +13,46 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tbd_deadline::Deadline;
 use tbd_kafka::TopicPartition;
+use tbd_kafka::admin::all;
 use tbd_kafka::consumer::Assignor;
-use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, Isolation};
+use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol, Isolation};
 use tbd_kafka::producer::Compression;
 use tbd_kafka::producer::partition_for_key;
-use tbd_kafka::{Admin, ProducerConfig};
+use tbd_kafka::{Admin, OffsetAndMetadata, ProducerConfig};
 
 use crate::client::{cluster, read_topic, record, soon, start, text, topic};
 use crate::consumer::poll_until;
 use crate::support::{eventually, kafka, kafka_tool, librdkafka, unique};
 
 /// How long a Java program may take to start and do its part, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PARTITIONS: i32 = 6;
+pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PARTITIONS: i32 = 6;
 
 /// The assignments of a group's members, and the records they have read.
 #[derive(Default)]
-struct Seen {
+pub struct Seen {
     owned: BTreeMap<&'static str, BTreeSet<i64>>,
     /// Partition and offset, in the order of reading.
-    read: Vec<(i64, i64)>,
+    pub read: Vec<(i64, i64)>,
 }
 
 /// A group under test.
-struct Group {
-    topic: String,
-    group: String,
+pub struct Group {
+    pub topic: String,
+    pub group: String,
+    protocol: GroupProtocol,
     assignor: Assignor,
-    seen: Arc<Mutex<Seen>>,
+    pub seen: Arc<Mutex<Seen>>,
 }
 
 /// A member; leaves in an orderly way when dropped.
-enum Member {
+pub enum Member {
     Ours(Arc<AtomicBool>, Option<JoinHandle<()>>),
     Other(Child, End, Option<JoinHandle<()>>),
 }
 
 /// How to ask another client to leave.
-enum End {
+pub enum End {
     /// By closing its standard input (librdkafka).
     Input(Option<ChildStdin>),
     /// By a signal (Java).
@@ -62,12 +64,20 @@ impl Group {
         Group {
             topic: topic(&cluster(), PARTITIONS),
             group: unique("mixed"),
+            protocol: GroupProtocol::Classic,
             assignor,
             seen: Arc::default(),
         }
     }
 
-    fn join(&self, who: &'static str) -> Member {
+    pub fn of(protocol: GroupProtocol) -> Group {
+        Group {
+            protocol,
+            ..Group::new(Assignor::CooperativeSticky)
+        }
+    }
+
+    pub fn join(&self, who: &'static str) -> Member {
         match who {
             "ours" => self.ours(),
             "librdkafka" => self.librdkafka(),
@@ -80,6 +90,7 @@ impl Group {
         let mut config = ConsumerConfig::new(self.group.as_str(), [self.topic.as_str()]);
         config.set_session_timeout(Duration::from_secs(6));
         config.assignors = vec![self.assignor];
+        config.group_protocol = self.protocol;
         let mut consumer = Consumer::start(cluster(), config, Box::new(())).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, stopping) = (Arc::clone(&self.seen), Arc::clone(&stop));
@@ -98,7 +109,7 @@ impl Group {
                     seen.read.extend(places);
                 }
                 match consumer.commit_polled(soon()) {
-                    Ok(()) | Err(CommitError::Rebalancing) => {}
+                    Ok(()) | Err(CommitError::Rebalancing | CommitError::Lost) => {}
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -127,18 +138,18 @@ impl Group {
         let mut command = kafka_tool("org.apache.kafka.tools.VerifiableConsumer");
         let strategy = match self.assignor {
             Assignor::Range => "RangeAssignor",
-            Assignor::CooperativeSticky => "CooperativeStickyAssignor",
+            _ => "CooperativeStickyAssignor",
         };
         command
             .args(["--bootstrap-server", &kafka(), "--topic", &self.topic])
             .args(["--group-id", &self.group, "--reset-policy", "earliest"])
-            .args([
-                "--session-timeout",
-                "6000",
-                "--verbose",
-                "--assignment-strategy",
-            ])
-            .arg(format!("org.apache.kafka.clients.consumer.{strategy}"));
+            .arg("--verbose");
+        match self.protocol {
+            GroupProtocol::Consumer => command.args(["--group-protocol", "consumer"]),
+            _ => command
+                .args(["--session-timeout", "6000", "--assignment-strategy"])
+                .arg(format!("org.apache.kafka.clients.consumer.{strategy}")),
+        };
         Member::other(command, false, Arc::clone(&self.seen), |seen, line| {
             let owned = seen.owned.entry("java").or_default();
             let partitions = line["partitions"].as_array().into_iter().flatten();
@@ -173,7 +184,7 @@ impl Group {
     }
 
     /// Waits until each of these members has its share, and no other member has any.
-    fn wait_for_shares(&self, members: &[&'static str]) {
+    pub fn wait_for_shares(&self, members: &[&'static str]) {
         let share = usize::try_from(PARTITIONS).unwrap() / members.len();
         let mut owned = BTreeMap::new();
         eventually(
@@ -205,9 +216,10 @@ impl Group {
                 let distinct: BTreeSet<_> = read.iter().collect();
                 assert_eq!(distinct.len(), read.len(), "read twice: {read:?}");
                 let committed = admin
-                    .committed_offsets(&self.group, &[&self.topic], soon())
+                    .committed_offsets(&self.group, soon())
+                    .and_then(all)
                     .ok()?;
-                let committed: i64 = committed.values().sum();
+                let committed: i64 = committed.values().map(|it| it.offset).sum();
                 (read.len() == count && usize::try_from(committed) == Ok(count)).then_some(())
             },
         );
@@ -312,6 +324,51 @@ fn cooperative_sticky_groups_with_librdkafka_and_java_read_all_once_under_each_l
 #[test]
 fn range_groups_with_librdkafka_and_java_read_all_once_under_each_leader() {
     share_under_each_leader(Assignor::Range);
+}
+
+#[test]
+fn metadata_pass_between_this_client_and_librdkafka_until_a_commit_without_them() {
+    let (topic, group) = (topic(&cluster(), 1), unique("group"));
+    let partition = TopicPartition::new(topic.as_str(), 0);
+    let producer = start(&cluster(), ProducerConfig::default());
+    let records = (0..3).map(|number| record(&topic, format!("{number}"), "v".to_owned()));
+    for outcome in producer.publish(records.collect(), soon()) {
+        outcome.unwrap();
+    }
+    producer.close(soon()).unwrap();
+    let theirs = |arguments: &[&str]| {
+        let mut command = librdkafka();
+        command.args([arguments[0], &kafka(), &topic, &group]);
+        let output = command.args(&arguments[1..]).output().expect("run it");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+
+    theirs(&["commit", "1", "of theirs"]);
+    // The Python module counts the zero at the end of a C string.
+    let expected = OffsetAndMetadata::new(1, "of theirs\0");
+    let committed = Admin::new(cluster()).committed_offsets(&group, soon());
+    assert_eq!(committed.and_then(all).unwrap()[&partition], expected);
+
+    let config = ConsumerConfig::new(group.as_str(), [topic.as_str()]);
+    let mut consumer = Consumer::start(cluster(), config, Box::new(())).unwrap();
+    let records = poll_until(&mut consumer, |_, records| records.len() == 2);
+    assert_eq!(consumer.committed(&partition), Some(&expected));
+    let mut ours = OffsetAndMetadata::new(2, "of ours");
+    ours.leader_epoch = records[0].leader_epoch;
+    let offsets = [(partition.clone(), ours.clone())];
+    consumer.commit(&offsets, soon()).unwrap();
+    assert_eq!(consumer.committed(&partition), Some(&ours));
+    let seen = theirs(&["committed"]);
+    assert_eq!(seen.trim(), r#"{"offset": 2, "metadata": "of ours"}"#);
+
+    consumer.commit_polled(soon()).unwrap();
+    consumer.close(soon()).unwrap();
+    let seen = theirs(&["committed"]);
+    assert!(
+        seen.starts_with(r#"{"offset": 3, "metadata": "topic-id="#),
+        "{seen}"
+    );
 }
 
 const CODECS: [(Compression, &str); 5] = [

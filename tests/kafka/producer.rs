@@ -30,7 +30,7 @@ fn topics_are_made_once_listed_and_deleted() {
     assert_eq!(admin.partition_count(&name, soon()).unwrap(), 3);
     assert!(admin.list_topics(soon()).unwrap().contains(&name));
     assert_eq!(admin.end_offsets(&name, soon()).unwrap(), [0, 0, 0]);
-    let committed = admin.committed_offsets("nobody", &[&name], soon()).unwrap();
+    let committed = admin.committed_offsets("nobody", soon()).unwrap();
     assert!(committed.is_empty());
     admin
         .delete_topics(&[&name], soon())

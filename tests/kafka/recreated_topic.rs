@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tbd_deadline::Deadline;
 use tbd_kafka::TopicPartition;
+use tbd_kafka::admin;
 use tbd_kafka::consumer::{CommitError, Consumer, ConsumerConfig, GroupProtocol};
 use tbd_kafka::{Admin, Cluster, Error, ProducerConfig, Reader};
 
@@ -62,8 +63,8 @@ impl Stage {
     }
 
     fn lag(&self) -> Vec<i64> {
-        let lag = self.admin().lag(&self.group, &[&self.topic], soon());
-        lag.unwrap().into_values().collect()
+        let lag = self.admin().lag(&self.group, &self.topic, soon());
+        lag.and_then(admin::all).unwrap().into_values().collect()
     }
 
     fn partition(&self) -> TopicPartition {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use kafka_protocol::messages::{ApiVersionsRequest, FindCoordinatorRequest};
 use kafka_protocol::protocol::StrBytes;
 use tbd_deadline::Deadline;
+use tbd_kafka::admin::all;
 use tbd_kafka::consumer::Isolation;
 use tbd_kafka::producer::{Ended, Record, TransactionError, TransactionalProducer};
-use tbd_kafka::{Admin, Cluster, Consumer, ConsumerConfig, ProducerConfig, TopicPartition};
+use tbd_kafka::{Admin, Cluster, Consumer, ConsumerConfig, ProducerConfig, Reader, TopicPartition};
 
 use crate::client::{
     cluster, cluster_at, consume, record, replicated_topic, soon, start, text, topic,
@@ -79,12 +80,33 @@ fn group_consumer(cluster: &Cluster, group: &str, topic: &str) -> Consumer {
 
 fn group_offset(cluster: &Cluster, group: &str, topic: &str) -> Option<i64> {
     let admin = Admin::new(cluster.clone());
-    let offsets = admin.committed_offsets(group, &[topic], soon()).unwrap();
-    offsets.get(&(topic.to_owned(), 0)).copied()
+    let offsets = admin.committed_offsets(group, soon()).and_then(all);
+    let found = offsets.unwrap().remove(&TopicPartition::new(topic, 0));
+    found.map(|it| it.offset)
 }
 
 fn is_fenced(result: &Result<(), TransactionError>) -> bool {
     matches!(result, Err(TransactionError::Fenced(_)))
+}
+
+#[test]
+fn a_reader_is_done_when_only_the_end_of_a_transaction_is_left_of_its_range() {
+    let cluster = cluster();
+    let topic = topic(&cluster, 1);
+    let mut producer = producer(&cluster, &unique("tx"));
+    let mut transaction = producer.begin(soon()).unwrap();
+    for record in numbered(&topic, 0..3) {
+        transaction.send(record, soon()).unwrap();
+    }
+    transaction.commit(soon()).unwrap();
+    producer.close(soon()).unwrap();
+    let ranges = Reader::ranges(&cluster, &topic, soon()).unwrap();
+    assert_eq!(ranges[0], 0..4, "three records and the end");
+    let mut reader = Reader::new(cluster, topic, [(0, 0..4)]);
+    assert_eq!(reader.read(soon()).unwrap().len(), 3);
+    let deadline = soon();
+    assert_eq!(reader.read(deadline).unwrap(), []);
+    assert!(!deadline.is_past(), "it has waited for more");
 }
 
 #[test]
@@ -188,7 +210,9 @@ fn offsets_are_committed_with_the_records_or_not_at_all() {
                 .is_empty()
         );
         assert_eq!(
-            consumer.committed(&TopicPartition::new(input.as_str(), 0)),
+            consumer
+                .committed(&TopicPartition::new(input.as_str(), 0))
+                .map(|it| it.offset),
             Some(5)
         );
         assert_eq!(committed(&cluster, &output), ["0", "1", "2", "3", "4"]);

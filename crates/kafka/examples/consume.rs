@@ -1,47 +1,16 @@
-//! Reads a topic in a group until the input ends (Ctrl-D), at least once, and counts records for
-//! Prometheus: `consume <broker> <group> <topic>`.
+//! Reads a topic in a group until the input ends (Ctrl-D), at least once:
+//! `consume <broker> <group> <topic>`.
 
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tbd_deadline::Deadline;
 use tbd_kafka::consumer::{ConsumerHooks, Rebalance};
-use tbd_kafka::{
-    ApiKey, ClientConfig, ClientHooks, Cluster, Consumer, ConsumerConfig, TopicPartition,
-};
+use tbd_kafka::{ClientConfig, Cluster, Consumer, ConsumerConfig, Deadline, TopicPartition};
 
-/// Counters that a `/metrics` page may print.
-#[derive(Debug, Default)]
-struct Metrics {
-    requests: AtomicU64,
-    lost_requests: AtomicU64,
-    records: AtomicU64,
-}
-
-impl Metrics {
-    fn print(&self) {
-        for (name, counter) in [
-            ("kafka_requests_total", &self.requests),
-            ("kafka_requests_lost_total", &self.lost_requests),
-            ("kafka_consumer_records_total", &self.records),
-        ] {
-            println!(
-                "# TYPE {name} counter\n{name} {}",
-                counter.load(Ordering::Relaxed)
-            );
-        }
-    }
-}
-
-impl ClientHooks for Metrics {
-    fn request_ended(&self, _: ApiKey, latency: Option<Duration>) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        if latency.is_none() {
-            self.lost_requests.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(5))
 }
 
 /// Commits before a partition goes to another member, so that it repeats nothing.
@@ -49,7 +18,7 @@ struct CommitFirst;
 
 impl ConsumerHooks for CommitFirst {
     fn revoking(&self, rebalance: &mut Rebalance<'_>, _: &[TopicPartition]) {
-        if let Err(error) = rebalance.commit_polled(Deadline::after(Duration::from_secs(5))) {
+        if let Err(error) = rebalance.commit_polled(soon()) {
             eprintln!("not committed: {error}");
         }
     }
@@ -62,10 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     else {
         return Err("usage: consume <broker> <group> <topic>".into());
     };
-    let metrics = Arc::new(Metrics::default());
-    let mut config = ClientConfig::new([broker]);
-    config.hooks = metrics.clone();
-    let cluster = Cluster::new(config);
+    let cluster = Cluster::new(ClientConfig::new([broker]));
     let config = ConsumerConfig::new(group, [topic]);
     let mut consumer = Consumer::start(cluster, config, Box::new(CommitFirst))?;
 
@@ -77,7 +43,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         flag.store(true, Ordering::SeqCst);
         waker.wake();
     });
-    let soon = || Deadline::after(Duration::from_secs(5));
     while !is_over.load(Ordering::SeqCst) {
         let records = match consumer.poll(soon()) {
             Ok(records) => records,
@@ -88,15 +53,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             Err(error) => return Err(error.into()),
         };
         for record in &records {
-            println!(
-                "{}@{}: {:?}",
-                record.topic_partition(),
-                record.offset,
-                record.value
-            );
+            let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default());
+            println!("{}@{}: {value}", record.topic_partition(), record.offset);
         }
-        let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
-        metrics.records.fetch_add(count, Ordering::Relaxed);
         if let Err(error) = consumer.commit_polled(soon()) {
             eprintln!("{error}; the next poll repeats the commit, or the records");
         }
@@ -104,6 +63,5 @@ fn main() -> Result<(), Box<dyn Error>> {
     consumer.close(soon())?;
     // The input has ended.
     input.join().map_err(|_| "the input's thread panicked")?;
-    metrics.print();
     Ok(())
 }

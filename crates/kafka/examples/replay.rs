@@ -3,9 +3,8 @@
 use std::error::Error;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tbd_deadline::Deadline;
 use tbd_kafka::consumer::StartAt;
-use tbd_kafka::{Admin, ClientConfig, Cluster, Consumer, ConsumerConfig, TopicPartition};
+use tbd_kafka::{Admin, ClientConfig, Cluster, Consumer, ConsumerConfig, Deadline, TopicPartition};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);

@@ -3,15 +3,10 @@
 //!
 //! Start it as often as there are partitions; each needs another `TRANSACTIONAL_ID`.
 
-use std::error::Error;
-use std::io::Read;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tbd_deadline::Deadline;
-use tbd_kafka::consumer::{Isolation, OffsetReset};
-use tbd_kafka::producer::{Record, TransactionError, TransactionalProducer};
-use tbd_kafka::{ClientConfig, Cluster, Consumer, ConsumerConfig, ConsumerRecord, ProducerConfig};
+use tbd_kafka::producer::{Record, TransactionError};
+use tbd_kafka::{Consumer, ConsumerRecord, Deadline, TransactionalProducer};
 
 fn within(seconds: u64) -> Deadline {
     Deadline::after(Duration::from_secs(seconds))
@@ -35,7 +30,34 @@ fn transform(
     transaction.commit(within(30))
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn step(
+    producer: &mut TransactionalProducer,
+    consumer: &mut Consumer,
+    to: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let records = match consumer.poll(within(1)) {
+        Ok(records) => records,
+        Err(error) if error.is_transient() => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if records.is_empty() {
+        return Ok(());
+    }
+    match transform(producer, consumer, &records, to) {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_transient() => {
+            producer.settle(within(60))?; // committed or aborted: the consumer learns it
+            consumer.rewind(); // to the last commit
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    use tbd_kafka::consumer::Isolation;
+    use tbd_kafka::{ClientConfig, Cluster, ConsumerConfig, ProducerConfig};
+
     let mut arguments = std::env::args().skip(1);
     let (Some(broker), Some(from), Some(to)) =
         (arguments.next(), arguments.next(), arguments.next())
@@ -45,39 +67,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let cluster = Cluster::new(ClientConfig::new([broker]));
     // The id outlives the process: the next one with it ends this one's open transaction.
     let id = std::env::var("TRANSACTIONAL_ID").unwrap_or_else(|_| "transform-1".to_owned());
-    let config = ProducerConfig::default();
-    let mut producer = TransactionalProducer::start(cluster.clone(), id, config, Arc::new(()))?;
+    let (config, hooks) = (ProducerConfig::default(), std::sync::Arc::new(()));
+    let mut producer = TransactionalProducer::start(cluster.clone(), id, config, hooks)?;
     producer.settle(within(60))?;
 
     let mut config = ConsumerConfig::new("transform", [from]);
-    config.auto_offset_reset = OffsetReset::Earliest;
     config.isolation = Isolation::ReadCommitted;
     let mut consumer = Consumer::start(cluster, config, Box::new(()))?;
     let waker = consumer.waker();
     let input = std::thread::spawn(move || {
         // The end of the input is the signal to stop, an error too.
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         waker.wake();
     });
     while !input.is_finished() {
-        let records = match consumer.poll(within(1)) {
-            Ok(records) => records,
-            Err(error) if error.is_transient() => continue,
-            Err(error) => return Err(error.into()),
-        };
-        if records.is_empty() {
-            continue;
-        }
-        match transform(&mut producer, &mut consumer, &records, &to) {
-            Ok(()) => println!("{} records", records.len()),
-            Err(error) if error.is_transient() => {
-                eprintln!("{error}");
-                // Aborted, or committed although the answer was late. Then read on from there.
-                producer.settle(within(60))?;
-                consumer.rewind();
-            }
-            Err(error) => return Err(error.into()),
-        }
+        step(&mut producer, &mut consumer, &to)?;
     }
     consumer.close(within(10))?;
     producer.close(within(10))?;

@@ -14,31 +14,43 @@ use super::security::Security;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClientConfig {
-    /// Bootstrap addresses, each `host:port`. The cluster's metadata names the rest.
+    /// Bootstrap addresses, each `host:port`. The cluster's metadata names the rest. Default
+    /// `localhost:9092`.
+    #[doc(alias = "bootstrap.servers")]
     pub brokers: Vec<String>,
-    /// The name that brokers use in request logs and quotas.
+    /// The name that brokers use in request logs and quotas. Default `tbd-kafka`.
+    #[doc(alias = "client.id")]
     pub client_id: String,
-    /// How connections are protected.
+    /// How connections are protected. Default: not at all (`PLAINTEXT`).
+    #[doc(alias = "security.protocol")]
     pub security: Security,
     /// The time-out of one connection attempt, including TLS handshake, version negotiation and
-    /// login.
+    /// login. Default 3 s; Java's is 10 s.
+    #[doc(alias = "socket.connection.setup.timeout.ms")]
     pub connect_timeout: Duration,
     /// The time-out of one request from a thread that has no deadline of its own (background
-    /// threads).
+    /// threads). Default 30 s.
+    #[doc(alias = "request.timeout.ms")]
     pub request_timeout: Duration,
     /// The pause after the first failed connection attempt; it doubles with each further failure.
+    /// Default 50 ms.
+    #[doc(alias = "reconnect.backoff.ms")]
     pub reconnect_backoff: Duration,
-    /// The longest pause between connection attempts.
+    /// The longest pause between connection attempts. Default 1 s.
+    #[doc(alias = "reconnect.backoff.max.ms")]
     pub reconnect_backoff_max: Duration,
-    /// How long a connection may be idle before the client closes it; Kafka's
-    /// `connections.max.idle.ms`. Brokers close idle connections after ten minutes.
+    /// How long a connection may be idle before the client closes it. Default 9 minutes; brokers
+    /// close idle connections after ten.
     ///
     /// It applies to connections of a producer, and of a consumer to leaders. Other connections are
     /// rarely idle for so long; they are checked before they are used again.
+    #[doc(alias = "connections.max.idle.ms")]
     pub connections_max_idle: Duration,
-    /// The age at which metadata is requested again.
+    /// The age at which metadata is requested again. Default 5 minutes.
+    #[doc(alias = "metadata.max.age.ms")]
     pub metadata_max_age: Duration,
-    /// Hooks that observe every request on every connection.
+    /// Hooks that observe every request on every connection. Default: none.
+    #[doc(alias = "metric.reporters")]
     pub hooks: Arc<dyn ClientHooks>,
 }
 

@@ -21,7 +21,7 @@
 //!
 //! # Guarantees
 //!
-//! - Every call takes a [`Deadline`](tbd_deadline::Deadline) and returns by then, with two
+//! - Every call takes a [`Deadline`] and returns by then, with two
 //!   exceptions. Name resolution has the operating system's own time-outs. A consumer's poll reads
 //!   a response to its end once it has begun.
 //! - A failed connection is never used again.
@@ -94,11 +94,14 @@ pub use config::ClientConfig;
 pub use consumer::{CommitError, Consumer, ConsumerConfig, ConsumerRecord};
 pub use error::{ConfigError, Error};
 pub use error_code::ErrorCode;
-pub use group::TopicPartition;
+pub use group::{OffsetAndMetadata, TopicPartition};
 pub use in_flight::ClientHooks;
 pub use producer::{Producer, ProducerConfig, TransactionalProducer};
 pub use reader::Reader;
+#[cfg(feature = "tls")]
+pub use security::Token;
 pub use security::{Sasl, SaslMechanism, Security, Tls};
+pub use tbd_deadline::Deadline;
 pub use wire::ApiKey;
 
 use tbd_deadline::lock;

@@ -16,6 +16,27 @@ use super::group::TopicPartition;
 use tbd_deadline::Deadline;
 
 /// Reads ranges of offsets one after another.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tbd_kafka::{ClientConfig, Cluster, Deadline, Reader};
+///
+/// # fn main() -> Result<(), tbd_kafka::Error> {
+/// // All that the topic has now.
+/// let cluster = Cluster::new(ClientConfig::new(["localhost:9092"]));
+/// let soon = || Deadline::after(Duration::from_secs(10));
+/// let ranges = Reader::ranges(&cluster, "topic", soon())?;
+/// let mut reader = Reader::new(cluster, "topic", (0..).zip(ranges));
+/// loop {
+///     let records = reader.read(soon())?;
+///     if records.is_empty() {
+///         break;
+///     }
+///     println!("{} records", records.len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Reader {
     cluster: Cluster,
@@ -81,7 +102,7 @@ impl Reader {
                 continue;
             }
             let name = TopicPartition::new(Arc::clone(&self.topic), partition);
-            let (mut records, next) = match self.poll(&name, range.start, deadline) {
+            let (mut records, next) = match self.poll(&name, &range, deadline) {
                 Err(error) if error.code() == Some(ErrorCode::OffsetOutOfRange) => {
                     (Vec::new(), self.oldest(&name, &range, deadline)?)
                 }
@@ -101,13 +122,14 @@ impl Reader {
         Ok(Vec::new())
     }
 
-    /// Polls the partition from `start` on. Returns also the next offset to read.
+    /// Polls the partition for records of `range`. Returns also the next offset to read.
     fn poll(
         &mut self,
         name: &TopicPartition,
-        start: i64,
+        range: &Range<i64>,
         deadline: Deadline,
     ) -> Result<(Vec<ConsumerRecord>, i64), Error> {
+        let start = range.start;
         let mut consumer = match self.consumer.take() {
             Some(consumer) => consumer,
             None => {
@@ -117,7 +139,7 @@ impl Reader {
                 Consumer::at(self.cluster.clone(), config, name, start, self.topic_id)?
             }
         };
-        let records = consumer.poll(deadline)?;
+        let records = consumer.poll_to(name, range.end, deadline)?;
         let next = consumer.position(name).unwrap_or(start);
         self.consumer = Some(consumer);
         Ok((records, next))

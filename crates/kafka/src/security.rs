@@ -20,9 +20,10 @@ use super::error::Error;
 /// `security.protocol`; the default is PLAINTEXT.
 #[derive(Clone, Debug, Default)]
 pub struct Security {
-    /// Encryption, and the check of brokers' certificates.
+    /// Encryption, and the check of brokers' certificates. Default: none.
     pub tls: Option<Tls>,
-    /// The login.
+    /// The login. Default: none.
+    #[doc(alias = "sasl.jaas.config")]
     pub sasl: Option<Sasl>,
 }
 

@@ -32,6 +32,14 @@ pub(crate) fn from_commit_metadata(metadata: Option<&str>) -> Option<Uuid> {
     Uuid::from_slice(&bytes).ok().filter(|id| !id.is_nil())
 }
 
+/// The metadata of an application next to a committed offset.
+pub(crate) fn foreign_metadata(metadata: Option<&str>) -> Option<String> {
+    let is_ours = from_commit_metadata(metadata).is_some();
+    metadata
+        .filter(|text| !text.is_empty() && !is_ours)
+        .map(ToOwned::to_owned)
+}
+
 /// Whether a leader's answer to a Fetch by id means that it has no such topic.
 pub(crate) fn is_refusal(code: i16) -> bool {
     matches!(
@@ -75,7 +83,11 @@ mod tests {
         ];
         for metadata in foreign {
             assert_eq!(from_commit_metadata(Some(metadata)), None, "{metadata}");
+            let kept = foreign_metadata(Some(metadata)).unwrap_or_default();
+            assert_eq!(kept, metadata);
         }
         assert_eq!(from_commit_metadata(None), None);
+        let ours = commit_metadata(Some(Uuid::from_u128(1)));
+        assert_eq!(foreign_metadata(Some(&ours)), None);
     }
 }

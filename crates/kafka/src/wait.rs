@@ -26,6 +26,7 @@ struct Inner {
 impl Waker {
     /// Makes the current poll, or else the next one, return at once without records. Never blocks;
     /// several calls before a poll count as one.
+    #[doc(alias = "wakeup")]
     pub fn wake(&self) {
         self.inner.is_woken.store(true, Ordering::SeqCst);
         self.nudge();

@@ -416,16 +416,13 @@ fn record(message: &BorrowedMessage<'_>) -> ConsumerRecord {
             })
             .collect()
     });
-    ConsumerRecord {
-        topic: message.topic().into(),
-        partition: message.partition(),
-        offset: message.offset(),
-        leader_epoch: -1,
-        timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
-        key: message.key().map(Bytes::copy_from_slice),
-        value: message.payload().map(Bytes::copy_from_slice),
-        headers,
-    }
+    let (topic, partition) = (message.topic(), message.partition());
+    let mut record = ConsumerRecord::new(topic, partition, message.offset());
+    record.timestamp_ms = message.timestamp().to_millis().unwrap_or(-1);
+    record.key = message.key().map(Bytes::copy_from_slice);
+    record.value = message.payload().map(Bytes::copy_from_slice);
+    record.headers = headers;
+    record
 }
 
 /// Offsets in rdkafka's form.

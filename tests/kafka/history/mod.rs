@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use tbd_kafka::admin::all;
 use tbd_kafka::consumer::Isolation;
 use tbd_kafka::{Admin, Cluster};
 
@@ -172,8 +173,12 @@ fn trouble_clients(clients: &Clients, mut chance: Chance, end: Instant, deeds: &
 
 fn await_commits(cluster: &Cluster, group: &str, topic: &str) {
     eventually(PATIENCE, "transformers to commit all", || {
-        let lag = Admin::new(cluster.clone()).lag(group, &[topic], soon());
-        lag.ok()?.values().all(|lag| *lag == 0).then_some(())
+        let lag = Admin::new(cluster.clone()).lag(group, topic, soon());
+        all(lag.ok()?)
+            .ok()?
+            .values()
+            .all(|lag| *lag == 0)
+            .then_some(())
     });
 }
 

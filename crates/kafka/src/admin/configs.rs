@@ -72,6 +72,7 @@ impl Admin {
     ///
     /// # Errors
     /// When it does not exist, or no broker answered in time.
+    #[doc(alias = "describeConfigs")]
     pub fn describe_configs(
         &self,
         resource: &ConfigResource,
@@ -105,6 +106,7 @@ impl Admin {
     ///
     /// # Errors
     /// When it does not exist, a value is invalid, or no broker answered in time.
+    #[doc(alias = "incrementalAlterConfigs")]
     pub fn alter_configs(
         &self,
         resource: &ConfigResource,

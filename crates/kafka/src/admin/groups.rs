@@ -6,7 +6,7 @@ use kafka_protocol::messages::{
     ConsumerGroupDescribeRequest, DeleteGroupsRequest, DescribeGroupsRequest, ListGroupsRequest,
 };
 
-use super::{Admin, Results, group_id};
+use super::{Admin, each, group_id};
 use crate::connection::Connection;
 use crate::group::protocol::decode_assignment;
 use crate::group::{GroupProtocol, TopicPartition, coordinator};
@@ -21,6 +21,9 @@ pub struct GroupListing {
     pub group_id: String,
     /// The kind of its members: `consumer`, `connect`, ...; empty without members.
     pub protocol_type: String,
+    /// Its membership protocol: `classic`, `consumer`, `share` or `streams`; empty from brokers
+    /// before Kafka 3.8.
+    pub group_type: String,
     /// Its state, for example `Stable` or `Empty`; empty from brokers before Kafka 2.6.
     pub state: String,
 }
@@ -56,52 +59,55 @@ pub struct GroupMemberDescription {
 }
 
 impl Admin {
-    /// Lists the groups of all brokers, of either protocol.
+    /// Lists the groups that each broker coordinates, by the broker's node id.
     ///
     /// # Errors
-    /// When a broker did not answer in time.
-    pub fn list_groups(&self, deadline: Deadline) -> Result<Vec<GroupListing>, Error> {
-        self.repeat(deadline, || {
-            let cluster = self.cluster.describe(&[], deadline)?;
-            let mut groups = BTreeMap::new();
-            for broker in &cluster.brokers {
-                let mut connection = self.cluster.connect(broker.node_id.0, deadline)?;
-                let response = connection.call(&ListGroupsRequest::default(), deadline)?;
-                Error::check(ApiKey::ListGroups, response.error_code)?;
-                groups.extend(response.groups.iter().map(|group| {
-                    let listing = GroupListing {
-                        group_id: group.group_id.to_string(),
-                        protocol_type: group.protocol_type.to_string(),
-                        state: group.group_state.to_string(),
-                    };
-                    (listing.group_id.clone(), listing)
-                }));
-            }
-            Ok(groups.into_values().collect())
+    /// When no broker answered in time. Each broker's result is an error of its own.
+    #[doc(alias = "listGroups")]
+    #[doc(alias = "listConsumerGroups")]
+    pub fn list_groups(
+        &self,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<i32, Result<Vec<GroupListing>, Error>>, Error> {
+        let brokers = self.describe_cluster(deadline)?.brokers;
+        self.repeat_each(deadline, brokers.iter().map(|it| it.node), |left| {
+            let listed = each(left.iter().copied(), deadline, |node, share| {
+                self.list_groups_of(*node, share)
+            });
+            Ok(listed)
         })
+    }
+
+    fn list_groups_of(&self, node: i32, deadline: Deadline) -> Result<Vec<GroupListing>, Error> {
+        let mut connection = self.cluster.connect(node, deadline)?;
+        let response = connection.call(&ListGroupsRequest::default(), deadline)?;
+        connection.check(ApiKey::ListGroups, response.error_code)?;
+        let groups = response.groups.iter().map(|group| GroupListing {
+            group_id: group.group_id.to_string(),
+            protocol_type: group.protocol_type.to_string(),
+            group_type: group.group_type.to_string(),
+            state: group.group_state.to_string(),
+        });
+        Ok(groups.collect())
     }
 
     /// Describes groups of either protocol.
     ///
     /// # Errors
-    /// When a group's coordinator did not answer in time.
+    /// When no broker answered in time. Each group's result is an error of its own.
+    #[doc(alias = "describeConsumerGroups")]
     pub fn describe_groups<T: AsRef<str>>(
         &self,
         groups: &[T],
         deadline: Deadline,
     ) -> Result<BTreeMap<String, Result<GroupDescription, Error>>, Error> {
-        self.repeat_each(deadline, || {
-            let mut results = Results::new();
-            for group in groups.iter().map(AsRef::as_ref) {
-                let kind = coordinator::Kind::Group;
-                let mut connection = coordinator::connect(&self.cluster, kind, group, deadline)?;
-                let described = match describe_consumer(&mut connection, group, deadline)? {
-                    Some(described) => described,
-                    None => describe_classic(&mut connection, group, deadline)?,
-                };
-                results.insert(group.to_owned(), described);
+        self.repeat_groups(groups, deadline, |group, share| {
+            let kind = coordinator::Kind::Group;
+            let mut connection = coordinator::connect(&self.cluster, kind, group, share)?;
+            match describe_consumer(&mut connection, group, share)? {
+                Some(described) => Ok(described),
+                None => describe_classic(&mut connection, group, share),
             }
-            Ok(results)
         })
     }
 
@@ -109,36 +115,29 @@ impl Admin {
     /// exist counts as deleted.
     ///
     /// # Errors
-    /// When a group's coordinator did not answer in time.
+    /// When no broker answered in time. Each group's result is an error of its own.
+    #[doc(alias = "deleteConsumerGroups")]
     pub fn delete_groups<T: AsRef<str>>(
         &self,
         groups: &[T],
         deadline: Deadline,
     ) -> Result<BTreeMap<String, Result<(), Error>>, Error> {
-        self.repeat_each(deadline, || {
-            let mut results = Results::new();
-            for group in groups.iter().map(AsRef::as_ref) {
-                let request =
-                    DeleteGroupsRequest::default().with_groups_names(vec![group_id(group)]);
-                let response = self.ask_coordinator(group, &request, deadline)?;
-                let codes = response.results.iter().map(|it| it.error_code);
-                let mut codes = codes.filter(|code| *code != ErrorCode::GroupIdNotFound.code());
-                let result = codes.try_for_each(|code| Error::check(ApiKey::DeleteGroups, code));
-                results.insert(group.to_owned(), result);
-            }
-            Ok(results)
+        self.repeat_groups(groups, deadline, |group, share| {
+            let request = DeleteGroupsRequest::default().with_groups_names(vec![group_id(group)]);
+            let response = self.ask_coordinator(group, &request, share)?;
+            let codes = response.results.iter().map(|it| it.error_code);
+            let mut codes = codes.filter(|code| *code != ErrorCode::GroupIdNotFound.code());
+            codes.try_for_each(|code| Error::check(ApiKey::DeleteGroups, code))
         })
     }
 }
-
-type Described = Result<GroupDescription, Error>;
 
 /// `None` when the group is none of the consumer protocol.
 fn describe_consumer(
     connection: &mut Connection,
     group: &str,
     deadline: Deadline,
-) -> Result<Option<Described>, Error> {
+) -> Result<Option<GroupDescription>, Error> {
     if connection
         .version_of(ApiKey::ConsumerGroupDescribe)
         .is_err()
@@ -153,10 +152,7 @@ fn describe_consumer(
     match ErrorCode::from_code(found.error_code) {
         None => {}
         Some(ErrorCode::GroupIdNotFound | ErrorCode::UnsupportedVersion) => return Ok(None),
-        Some(code) => {
-            let error = Error::refused(ApiKey::ConsumerGroupDescribe, code);
-            return Ok(Some(Err(error)));
-        }
+        Some(code) => return Err(Error::refused(ApiKey::ConsumerGroupDescribe, code)),
     }
     let members = found.members.iter().map(|member| {
         let topics = member.assignment.topic_partitions.iter();
@@ -175,28 +171,26 @@ fn describe_consumer(
             partitions: partitions.collect(),
         }
     });
-    Ok(Some(Ok(GroupDescription {
+    Ok(Some(GroupDescription {
         protocol: GroupProtocol::Consumer,
         state: found.group_state.to_string(),
         assignor: found.assignor_name.to_string(),
         members: members.collect(),
-    })))
+    }))
 }
 
 fn describe_classic(
     connection: &mut Connection,
     group: &str,
     deadline: Deadline,
-) -> Result<Described, Error> {
+) -> Result<GroupDescription, Error> {
     let request = DescribeGroupsRequest::default().with_groups(vec![group_id(group)]);
     let response = connection.call(&request, deadline)?;
     let Some(found) = response.groups.first() else {
-        let error = Error::refused(ApiKey::DescribeGroups, ErrorCode::GroupIdNotFound);
-        return Ok(Err(error));
+        let code = ErrorCode::GroupIdNotFound;
+        return Err(Error::refused(ApiKey::DescribeGroups, code));
     };
-    if let Err(error) = Error::check(ApiKey::DescribeGroups, found.error_code) {
-        return Ok(Err(error));
-    }
+    Error::check(ApiKey::DescribeGroups, found.error_code)?;
     let members = found.members.iter().map(|member| GroupMemberDescription {
         member_id: member.member_id.to_string(),
         instance_id: member.group_instance_id.as_ref().map(ToString::to_string),
@@ -205,10 +199,10 @@ fn describe_classic(
         // Members of other kinds, such as Kafka Connect's, have no partitions.
         partitions: decode_assignment(member.member_assignment.clone()).unwrap_or_default(),
     });
-    Ok(Ok(GroupDescription {
+    Ok(GroupDescription {
         protocol: GroupProtocol::Classic,
         state: found.group_state.to_string(),
         assignor: found.protocol_data.to_string(),
         members: members.collect(),
-    }))
+    })
 }

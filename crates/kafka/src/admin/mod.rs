@@ -5,11 +5,12 @@
 //! returns a result for each; [`all`] makes one of them.
 
 mod configs;
+mod group_offsets;
 mod groups;
 mod offsets;
 mod topics;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kafka_protocol::messages::GroupId;
 use uuid::Uuid;
@@ -28,7 +29,27 @@ use super::group::coordinator;
 use super::wire::{self, Request};
 use tbd_deadline::Deadline;
 
-/// Admin client for one cluster; see the module documentation.
+/// Admin client for one cluster; see the [module](self).
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tbd_kafka::admin::{Admin, TopicSpec, all};
+/// use tbd_kafka::{ClientConfig, Cluster, Deadline};
+///
+/// # fn main() -> Result<(), tbd_kafka::Error> {
+/// let admin = Admin::new(Cluster::new(ClientConfig::new(["localhost:9092"])));
+/// let soon = || Deadline::after(Duration::from_secs(10));
+/// all(admin.create_topics(&[TopicSpec::new("topic", 6, 3)], soon())?)?;
+/// for (partition, lag) in admin.lag("group", "topic", soon())? {
+///     match lag {
+///         Ok(lag) => println!("{partition}: {lag} records behind"),
+///         Err(error) => println!("{partition}: {error}"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "AdminClient")]
 #[derive(Clone, Debug)]
 pub struct Admin {
     cluster: Cluster,
@@ -74,20 +95,49 @@ impl Admin {
         self.repeat_until(deadline, |_| true, attempt)
     }
 
-    /// As [`Admin::repeat`], for an attempt with a result for each item: it is repeated while one
-    /// of them failed for a transient reason.
+    /// As [`Admin::repeat`], for an attempt with a result for each item. It is repeated for the
+    /// items that failed for a transient reason; the others keep their results.
     fn repeat_each<K: Ord, T>(
         &self,
         deadline: Deadline,
-        attempt: impl FnMut() -> Result<Results<K, T>, Error>,
+        items: impl IntoIterator<Item = K>,
+        mut attempt: impl FnMut(&BTreeSet<K>) -> Result<Results<K, T>, Error>,
     ) -> Result<Results<K, T>, Error> {
-        let is_final = |result: &Result<T, Error>| {
-            result
-                .as_ref()
-                .err()
-                .is_none_or(|error| !error.is_transient())
+        let mut left: BTreeSet<K> = items.into_iter().collect();
+        let mut results = Results::new();
+        let attempts = || {
+            for (item, result) in attempt(&left)? {
+                let is_wanted = match &result {
+                    Err(error) if error.is_transient() => left.contains(&item),
+                    _ => left.remove(&item),
+                };
+                if is_wanted {
+                    results.insert(item, result);
+                }
+            }
+            Ok(left.is_empty())
         };
-        self.repeat_until(deadline, |results| results.values().all(is_final), attempt)
+        match self.repeat_until(deadline, |is_done| *is_done, attempts) {
+            Err(error) if results.is_empty() => Err(error),
+            _ => Ok(results),
+        }
+    }
+
+    /// As [`Admin::repeat_each`], for groups, each of which is asked for alone.
+    fn repeat_groups<G: AsRef<str>, T>(
+        &self,
+        groups: &[G],
+        deadline: Deadline,
+        ask: impl Fn(&str, Deadline) -> Result<T, Error>,
+    ) -> Result<Results<String, T>, Error> {
+        let groups = groups.iter().map(|group| group.as_ref().to_owned());
+        self.repeat_each(deadline, groups, |left| {
+            // Without any broker the call as a whole fails.
+            self.cluster.refresh(&[] as &[&str], deadline)?;
+            Ok(each(left.iter().cloned(), deadline, |group, share| {
+                ask(group, share)
+            }))
+        })
     }
 
     fn repeat_until<T>(
@@ -124,6 +174,23 @@ pub fn all<K: Ord, T>(results: BTreeMap<K, Result<T, Error>>) -> Result<BTreeMap
 
 /// A result for each item of a call.
 type Results<K, T> = BTreeMap<K, Result<T, Error>>;
+
+/// Asks for one item after another, each with its share of the time left: one without an answer
+/// leaves time for the others.
+fn each<K: Ord, T>(
+    items: impl ExactSizeIterator<Item = K>,
+    deadline: Deadline,
+    mut ask: impl FnMut(&K, Deadline) -> Result<T, Error>,
+) -> Results<K, T> {
+    let mut untried = u32::try_from(items.len()).unwrap_or(u32::MAX);
+    let answered = items.map(|item| {
+        let share = deadline.earlier_of(Deadline::after(deadline.remaining() / untried.max(1)));
+        untried = untried.saturating_sub(1);
+        let result = ask(&item, share);
+        (item, result)
+    });
+    answered.collect()
+}
 
 fn group_id(name: &str) -> GroupId {
     GroupId(wire::text(name))

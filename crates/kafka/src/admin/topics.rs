@@ -97,6 +97,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no controller answered in time.
+    #[doc(alias = "createTopics")]
     pub fn create_topics(
         &self,
         topics: &[TopicSpec],
@@ -115,7 +116,8 @@ impl Admin {
                 .with_configs(configs.collect())
         });
         let request = CreateTopicsRequest::default().with_topics(specs.collect());
-        self.repeat_each(deadline, || {
+        let names = topics.iter().map(|topic| topic.name.clone());
+        self.repeat_each(deadline, names, |_| {
             let request = request.clone().with_timeout_ms(broker_timeout(deadline));
             let response = self.ask_controller(&request, deadline)?;
             let codes = response
@@ -131,6 +133,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no controller answered in time.
+    #[doc(alias = "deleteTopics")]
     pub fn delete_topics<T: AsRef<str>>(
         &self,
         topics: &[T],
@@ -138,7 +141,8 @@ impl Admin {
     ) -> Result<BTreeMap<String, Result<(), Error>>, Error> {
         let names = topics.iter().map(|name| topic_name(name.as_ref()));
         let request = DeleteTopicsRequest::default().with_topic_names(names.collect());
-        self.repeat_each(deadline, || {
+        let names = topics.iter().map(|name| name.as_ref().to_owned());
+        self.repeat_each(deadline, names, |_| {
             let request = request.clone().with_timeout_ms(broker_timeout(deadline));
             let response = self.ask_controller(&request, deadline)?;
             let codes = response.responses.iter().filter_map(|it| {
@@ -156,6 +160,7 @@ impl Admin {
     ///
     /// # Errors
     /// When the topic does not exist or has as many already, or no controller answered in time.
+    #[doc(alias = "createPartitions")]
     pub fn create_partitions(
         &self,
         topic: &str,
@@ -218,6 +223,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no broker answered in time.
+    #[doc(alias = "listTopics")]
     pub fn list_topics(&self, deadline: Deadline) -> Result<Vec<String>, Error> {
         self.repeat(deadline, || self.cluster.list_topics(deadline))
     }
@@ -227,6 +233,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no broker answered in time.
+    #[doc(alias = "describeTopics")]
     pub fn describe_topics<T: AsRef<str>>(
         &self,
         topics: &[T],
@@ -249,6 +256,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no broker answered in time.
+    #[doc(alias = "describeCluster")]
     pub fn describe_cluster(&self, deadline: Deadline) -> Result<ClusterDescription, Error> {
         let response = self.repeat(deadline, || self.cluster.describe(&[], deadline))?;
         let brokers = response.brokers.iter().map(|broker| BrokerDescription {

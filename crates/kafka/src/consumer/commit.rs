@@ -10,9 +10,9 @@ use super::membership::{GroupMember, Pending, PendingRequest, heartbeat_panicked
 use super::reading::Reading;
 use super::{CommitError, Consumer, RETRY_BACKOFF, STEP_MIN};
 use crate::error::ConfigError;
-use crate::group::TopicPartition;
 use crate::group::coordinator::{self, OffsetToCommit};
 use crate::group::machine::{CommitVerdict, Coordinator, Failure, Identity, PollStep};
+use crate::group::{OffsetAndMetadata, TopicPartition};
 use crate::{ApiKey, Error, ErrorCode};
 use tbd_deadline::Deadline;
 
@@ -26,11 +26,15 @@ pub struct PendingCommit {
 }
 
 impl PendingCommit {
-    fn new(offsets: Offsets) -> Self {
+    pub(super) fn new(offsets: Offsets) -> Self {
         Self {
             offsets,
             result: Arc::default(),
         }
+    }
+
+    pub(super) fn offsets(&self) -> &Offsets {
+        &self.offsets
     }
 
     /// The result, once a later poll, commit or close of the consumer has received it. Does not
@@ -39,7 +43,7 @@ impl PendingCommit {
         self.result.get().cloned()
     }
 
-    fn complete(&self, result: Result<(), CommitError>) {
+    pub(super) fn complete(&self, result: Result<(), CommitError>) {
         // The first result counts.
         let _ = self.result.set(result);
     }
@@ -81,9 +85,9 @@ impl<'a> Rebalance<'a> {
     ///
     /// # Errors
     /// As [`Consumer::commit`].
-    pub fn commit(
+    pub fn commit<T: Into<OffsetAndMetadata> + Clone>(
         &mut self,
-        offsets: &[(TopicPartition, i64)],
+        offsets: &[(TopicPartition, T)],
         deadline: Deadline,
     ) -> Result<(), CommitError> {
         let offsets = self.reading.to_commit(offsets)?;
@@ -100,14 +104,15 @@ impl Consumer {
     /// # Errors
     /// See [`CommitError`]. After a transient error the next polls retry the commit, for partitions
     /// that are still assigned.
+    #[doc(alias = "commitSync")]
     pub fn commit_polled(&mut self, deadline: Deadline) -> Result<(), CommitError> {
         let offsets = self.reading.polled();
         self.commit_offsets(offsets, deadline)
     }
 
-    /// Commits pairs of a partition and the next offset to read. If one of the partitions is not
-    /// assigned to this consumer, nothing is committed. An offset below the last committed one is
-    /// ignored.
+    /// Commits pairs of a partition and the next offset to read: an `i64`, or an
+    /// [`OffsetAndMetadata`]. If one of the partitions is not assigned to this consumer, nothing is
+    /// committed. An offset below the last committed one is ignored.
     ///
     /// A partition that was revoked and assigned again can be committed once reading has begun
     /// again; offsets read before are not committed. If its topic was deleted and created again, an
@@ -117,9 +122,10 @@ impl Consumer {
     ///
     /// # Errors
     /// As [`commit_polled`](Self::commit_polled).
-    pub fn commit(
+    #[doc(alias = "commitSync")]
+    pub fn commit<T: Into<OffsetAndMetadata> + Clone>(
         &mut self,
-        offsets: &[(TopicPartition, i64)],
+        offsets: &[(TopicPartition, T)],
         deadline: Deadline,
     ) -> Result<(), CommitError> {
         let offsets = self.reading.to_commit(offsets)?;
@@ -132,23 +138,24 @@ impl Consumer {
     /// repeat it.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit). [`CommitError::Fatal`] without a membership.
-    pub fn commit_async(
+    /// As [`commit`](Self::commit).
+    #[doc(alias = "commitAsync")]
+    pub fn commit_async<T: Into<OffsetAndMetadata> + Clone>(
         &mut self,
-        offsets: &[(TopicPartition, i64)],
+        offsets: &[(TopicPartition, T)],
         deadline: Deadline,
     ) -> Result<PendingCommit, CommitError> {
         let offsets = self.reading.to_commit(offsets)?;
         match &mut self.member {
             Some(member) => member.send_commit(&mut self.reading, offsets, deadline),
-            None => Err(CommitError::Fatal(no_group())),
+            None => self.alone.send(&mut self.reading, offsets, deadline),
         }
     }
 
     fn commit_offsets(&mut self, offsets: Offsets, deadline: Deadline) -> Result<(), CommitError> {
         match &mut self.member {
             Some(member) => member.commit(&mut self.reading, offsets, deadline),
-            None => self.reading.commit_alone(offsets, deadline),
+            None => self.alone.commit(&mut self.reading, offsets, deadline),
         }
     }
 }
@@ -160,66 +167,40 @@ impl Reading {
         partitions
             .filter_map(|(name, partition)| {
                 let (offset, _) = partition.to_commit()?;
-                Some((name.clone(), partition.offset_to_commit(offset)))
+                Some((name.clone(), partition.offset_to_commit(offset.into())))
             })
             .collect()
     }
 
     /// What a commit of these offsets stores.
-    pub(super) fn to_commit(
+    pub(super) fn to_commit<T: Into<OffsetAndMetadata> + Clone>(
         &self,
-        offsets: &[(TopicPartition, i64)],
+        offsets: &[(TopicPartition, T)],
     ) -> Result<Offsets, CommitError> {
         let mut wanted = Offsets::new();
-        for (name, offset) in offsets {
-            if *offset < 0 {
+        for (name, given) in offsets {
+            let given: OffsetAndMetadata = given.clone().into();
+            let offset = given.offset;
+            if offset < 0 {
                 return Err(CommitError::InvalidOffset {
                     partition: name.clone(),
-                    offset: *offset,
+                    offset,
                 });
             }
             let partition = self
                 .partitions
                 .get(name)
-                .filter(|partition| !partition.is_foreign(*offset))
+                .filter(|partition| !partition.is_foreign(offset))
                 .ok_or(CommitError::Lost)?;
-            if !partition.is_backwards(*offset) {
-                wanted.insert(name.clone(), partition.offset_to_commit(*offset));
+            if !partition.is_backwards(offset) {
+                wanted.insert(name.clone(), partition.offset_to_commit(given));
             }
         }
         Ok(wanted)
     }
 
-    /// Commits for a group without members.
-    fn commit_alone(
-        &mut self,
-        mut offsets: Offsets,
-        deadline: Deadline,
-    ) -> Result<(), CommitError> {
-        if self.config.group_id.is_empty() {
-            return Err(CommitError::Fatal(no_group()));
-        }
-        while !offsets.is_empty() {
-            let group_id = &self.config.group_id;
-            let request =
-                coordinator::commit_request(group_id, None, &Identity::nobody(), &offsets);
-            let answer = coordinator::ask(&self.cluster, group_id, &request, deadline)
-                .and_then(|answer| self.take_commit_answer(&mut offsets, &answer));
-            match answer {
-                Ok(()) => {}
-                Err(error) if !error.is_transient() => return Err(CommitError::Refused(error)),
-                Err(error) if deadline.remaining() <= RETRY_BACKOFF => {
-                    return Err(CommitError::Unavailable(error));
-                }
-                // A pause between attempts, not a wait for an event.
-                Err(_) => std::thread::sleep(RETRY_BACKOFF),
-            }
-        }
-        Ok(())
-    }
-
     /// Removes from `offsets` what was committed.
-    fn take_commit_answer(
+    pub(super) fn take_commit_answer(
         &mut self,
         offsets: &mut Offsets,
         answer: &OffsetCommitResponse,
@@ -239,7 +220,7 @@ impl Reading {
                         if let (Some(wanted), Some(partition)) =
                             (offsets.remove(&name), self.partitions.get_mut(&name))
                         {
-                            partition.committed(wanted.offset);
+                            partition.committed(&wanted);
                         }
                     }
                 }
@@ -255,11 +236,19 @@ impl Reading {
         }
     }
 
+    /// Commits to repeat.
+    pub(super) fn owed(&self) -> Offsets {
+        let partitions = self.partitions.iter();
+        partitions
+            .filter_map(|(name, partition)| Some((name.clone(), partition.owed.clone()?)))
+            .collect()
+    }
+
     /// Remembers commits to repeat, or forgets them.
-    fn set_owed(&mut self, offsets: &Offsets, is_owed: bool) {
+    pub(super) fn set_owed(&mut self, offsets: &Offsets, is_owed: bool) {
         for (name, wanted) in offsets {
             if let Some(partition) = self.partitions.get_mut(name) {
-                partition.owed = is_owed.then_some(wanted.offset);
+                partition.owed = is_owed.then(|| wanted.clone());
             }
         }
     }
@@ -272,13 +261,7 @@ impl GroupMember {
         if Instant::now() < self.commits_not_before || self.is_committing() {
             return;
         }
-        let partitions = reading.partitions.iter();
-        let owed: Offsets = partitions
-            .filter_map(|(name, partition)| {
-                let offset = partition.owed?;
-                Some((name.clone(), partition.offset_to_commit(offset)))
-            })
-            .collect();
+        let owed = reading.owed();
         if owed.is_empty() {
             return;
         }
@@ -436,7 +419,7 @@ impl GroupMember {
     }
 }
 
-fn no_group() -> Error {
+pub(super) fn no_group() -> Error {
     Error::Config(ConfigError {
         field: "ConsumerConfig::group_id",
         reason: "a commit needs a group".to_owned(),

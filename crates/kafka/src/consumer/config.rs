@@ -109,44 +109,48 @@ pub enum StartAt {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ConsumerConfig {
-    /// The group's name (Java: `group.id`).
+    /// The group's name. No default; empty for a consumer without a group.
     #[doc(alias = "group.id")]
     pub group_id: String,
-    /// The topics to read.
+    /// The topics to read. No default.
+    #[doc(alias = "subscribe")]
     pub topics: Vec<String>,
     /// Reads also the topics that this filter picks. It is asked again when metadata is older than
-    /// [`ClientConfig::metadata_max_age`](crate::ClientConfig::metadata_max_age).
+    /// [`ClientConfig::metadata_max_age`](crate::ClientConfig::metadata_max_age). Default: none.
+    #[doc(alias = "Pattern")]
     pub topic_filter: Option<TopicFilter>,
-    /// What to do about a topic that does not exist.
+    /// What to do about a topic that does not exist. Default: one warning in the log. Topics are
+    /// never created.
+    #[doc(alias = "allow.auto.create.topics")]
     pub missing_topics: MissingTopics,
-    /// What to read of transactions (Java: `isolation.level`).
+    /// What to read of transactions. Default: all records, also uncommitted ones.
     #[doc(alias = "isolation.level")]
     pub isolation: Isolation,
     /// The membership protocol. A group may have members of both protocols, so it can be migrated
-    /// member by member.
+    /// member by member. Default: the classic protocol.
     #[doc(alias = "group.protocol")]
     pub group_protocol: GroupProtocol,
     /// A name that outlives restarts (static membership): a restart within the session time-out
-    /// moves no partitions.
+    /// moves no partitions. Default: none.
     #[doc(alias = "group.instance.id")]
     pub group_instance_id: Option<String>,
     /// The group drops a member without heartbeats for this long. Default 10 s. Java's 45 s would
     /// leave a killed member's records unread for that long.
     #[doc(alias = "session.timeout.ms")]
     pub session_timeout: Duration,
-    /// Time between heartbeats. Java's is 3 s; the default here is a third of the session time-out,
-    /// at most one second. Members learn of a rebalance by heartbeat, so partitions that move may
+    /// Time between heartbeats. Default a third of the session time-out, at most one second; Java's
+    /// is 3 s. Members learn of a rebalance by heartbeat, so partitions that move may
     /// wait this long.
     #[doc(alias = "heartbeat.interval.ms")]
     pub heartbeat_interval: Duration,
     /// A member that is not polled for this long counts as stuck and leaves. A rebalance waits this
-    /// long for a busy member.
+    /// long for a busy member. Default 5 minutes.
     #[doc(alias = "max.poll.interval.ms")]
     pub max_poll_interval: Duration,
-    /// The most records that one poll returns.
+    /// The most records that one poll returns. Default 500.
     #[doc(alias = "max.poll.records")]
     pub max_poll_records: usize,
-    /// The target for the bytes of records in one broker answer.
+    /// The target for the bytes of records in one broker answer. Default 50 MiB.
     ///
     /// It bounds the memory of records fetched and not handed out, those of paused partitions
     /// included. The bound is twice this value for each broker that is read from. An answer is one
@@ -160,23 +164,23 @@ pub struct ConsumerConfig {
     /// answer.
     #[doc(alias = "fetch.max.bytes")]
     pub fetch_max_bytes: i32,
-    /// The most bytes of one partition's records in one answer. A single larger batch is delivered
-    /// nevertheless.
+    /// The most bytes of one partition's records in one answer. Default 1 MiB. A single larger batch
+    /// is delivered nevertheless.
     #[doc(alias = "max.partition.fetch.bytes")]
     pub max_partition_fetch_bytes: i32,
-    /// How long a broker may wait for records when it has none.
+    /// How long a broker may wait for records when it has none. Default 500 ms.
     #[doc(alias = "fetch.max.wait.ms")]
     pub fetch_max_wait: Duration,
-    /// Where to begin without a committed offset. Java's default is `Latest`.
+    /// Where to begin without a committed offset. Default `Earliest`; Java's is `Latest`.
     #[doc(alias = "auto.offset.reset")]
     pub auto_offset_reset: OffsetReset,
     /// The rack (or availability zone) that the consumer is in. Leaders then name a replica in that
     /// rack, if they have a `replica.selector.class` (KIP-392), and records are fetched from it.
-    /// They arrive later than from the leader, by the time of their replication.
+    /// They arrive later than from the leader, by the time of their replication. Default: none.
     #[doc(alias = "client.rack")]
     pub client_rack: Option<String>,
-    /// Assignors, preferred ones first. The group uses one that all members support. Java lists
-    /// range first.
+    /// Assignors of the classic protocol, preferred ones first. The group uses one that all members
+    /// support. Default cooperative-sticky, then range; Java lists range first.
     #[doc(alias = "partition.assignment.strategy")]
     pub assignors: Vec<Assignor>,
 }
@@ -273,6 +277,7 @@ impl ConsumerConfig {
 
 /// One record handed to the application.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ConsumerRecord {
     /// The topic it was read from.
     pub topic: Arc<str>,
@@ -293,6 +298,20 @@ pub struct ConsumerRecord {
 }
 
 impl ConsumerRecord {
+    /// A record without key, value, headers and time, for tests of an application.
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32, offset: i64) -> Self {
+        Self {
+            topic: topic.into(),
+            partition,
+            offset,
+            leader_epoch: -1,
+            timestamp_ms: -1,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        }
+    }
+
     /// The partition it was read from.
     pub fn topic_partition(&self) -> TopicPartition {
         TopicPartition::new(self.topic.clone(), self.partition)
@@ -364,6 +383,7 @@ impl CommitError {
 /// Callbacks about the membership, on the polling thread. The defaults do nothing. A panic in a
 /// hook ends the poll by this panic, once the partitions are given up or taken over. An application
 /// that catches it may poll again.
+#[doc(alias = "ConsumerRebalanceListener")]
 pub trait ConsumerHooks: Send {
     /// A rebalance ended. `added` lists the new partitions and may be empty.
     fn assigned(&self, added: &[TopicPartition]) {

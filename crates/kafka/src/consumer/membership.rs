@@ -333,7 +333,8 @@ impl GroupMember {
         let PollStep::Ready(coordinator) = step else {
             return;
         };
-        let request = coordinator::offset_fetch_request(&self.config.group_id, partitions, true);
+        let group_id = &self.config.group_id;
+        let request = coordinator::offset_fetch_request(group_id, Some(partitions), true);
         let step = reading.step_deadline(deadline);
         let sent = self
             .coordinator_connection(reading, &coordinator, step)

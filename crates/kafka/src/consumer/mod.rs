@@ -30,8 +30,7 @@
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use tbd_deadline::Deadline;
-//! use tbd_kafka::{ClientConfig, Cluster};
+//! use tbd_kafka::{ClientConfig, Cluster, Deadline};
 //! use tbd_kafka::consumer::{Consumer, ConsumerConfig};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,6 +46,7 @@
 //! # }
 //! ```
 
+mod alone;
 mod classic;
 mod commit;
 mod config;
@@ -72,13 +72,15 @@ pub use config::{
     OffsetReset, StartAt, TopicFilter,
 };
 
+use self::alone::LoneCommits;
 use self::fetch::Fetcher;
 use self::membership::GroupMember;
 use self::partitions::{Partition, ResetTo};
 use self::positions::earlier;
 pub(crate) use self::positions::list_offsets_request;
 use self::reading::Reading;
-use super::group::TopicPartition;
+use super::connection::Connection;
+use super::group::{OffsetAndMetadata, TopicPartition};
 use super::wait::{self, WakeReceiver};
 use super::{Cluster, Error};
 use tbd_deadline::Deadline;
@@ -94,10 +96,29 @@ const STEP_MIN: Duration = Duration::from_secs(1);
 /// How long a closing consumer remains a member to retry a commit that a rebalance refused.
 const OWED_PATIENCE: Duration = Duration::from_secs(3);
 
-/// A consumer; see the module documentation.
+/// A consumer; the [module](self) says how it works.
 ///
 /// Dropping a member of a group without [`close`](Self::close) is like a crash: the group notices
 /// after the session time-out.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tbd_kafka::consumer::StartAt;
+/// use tbd_kafka::{ClientConfig, Cluster, Consumer, ConsumerConfig, Deadline, TopicPartition};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // A partition read from its beginning, outside any group.
+/// let cluster = Cluster::new(ClientConfig::new(["localhost:9092"]));
+/// let start = [(TopicPartition::new("topic", 0), StartAt::Beginning)];
+/// let config = ConsumerConfig::without_group();
+/// let mut consumer = Consumer::start_assigned(cluster, config, start, Box::new(()))?;
+/// for record in consumer.poll(Deadline::after(Duration::from_secs(1)))? {
+///     println!("{}: {:?}", record.offset, record.value);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "KafkaConsumer")]
 pub struct Consumer {
     /// What is read: configuration, metadata, partitions and their positions.
     reading: Reading,
@@ -105,6 +126,8 @@ pub struct Consumer {
     fetcher: Fetcher,
     /// The membership; `None` when the application assigns the partitions.
     member: Option<GroupMember>,
+    /// The commits without a membership.
+    alone: LoneCommits,
     waker: Waker,
     wake_receiver: WakeReceiver,
 }
@@ -126,6 +149,7 @@ impl Consumer {
     /// # Errors
     /// [`Error::Config`] when a setting is out of its range; [`Error::Resource`] when the operating
     /// system cannot create a thread or a socket pair.
+    #[doc(alias = "subscribe")]
     pub fn start(
         cluster: Cluster,
         config: ConsumerConfig,
@@ -146,6 +170,7 @@ impl Consumer {
     ///
     /// # Errors
     /// As [`start`](Self::start); [`Error::InvalidOffset`].
+    #[doc(alias = "assign")]
     pub fn start_assigned(
         cluster: Cluster,
         config: ConsumerConfig,
@@ -185,6 +210,7 @@ impl Consumer {
             reading: Reading::new(cluster, config, hooks),
             fetcher: Fetcher::default(),
             member: None,
+            alone: LoneCommits::default(),
             waker,
             wake_receiver,
         })
@@ -208,7 +234,24 @@ impl Consumer {
     /// error, polling again does not help. If that error ended the membership, the consumer has
     /// tried to leave the group before.
     pub fn poll(&mut self, deadline: Deadline) -> Result<Vec<ConsumerRecord>, Error> {
-        self.poll_until(deadline, true)
+        self.poll_until(deadline, true, |_| false)
+    }
+
+    /// As [`poll`](Self::poll), but returns also once the partition's position has reached `end`:
+    /// the offsets before it may be those of removed records or of a transaction's marker.
+    pub(crate) fn poll_to(
+        &mut self,
+        partition: &TopicPartition,
+        end: i64,
+        deadline: Deadline,
+    ) -> Result<Vec<ConsumerRecord>, Error> {
+        self.poll_until(deadline, true, |reading| {
+            let position = reading
+                .partitions
+                .get(partition)
+                .and_then(Partition::position);
+            position.is_some_and(|position| position >= end)
+        })
     }
 
     /// Like [`poll`](Self::poll), but hands out no records. For an application that cannot work
@@ -218,13 +261,14 @@ impl Consumer {
     /// # Errors
     /// As [`poll`](Self::poll).
     pub fn idle(&mut self, deadline: Deadline) -> Result<(), Error> {
-        self.poll_until(deadline, false).map(drop)
+        self.poll_until(deadline, false, |_| false).map(drop)
     }
 
     fn poll_until(
         &mut self,
         deadline: Deadline,
         wants_records: bool,
+        is_enough: impl Fn(&Reading) -> bool,
     ) -> Result<Vec<ConsumerRecord>, Error> {
         self.reading.learn_outcomes();
         loop {
@@ -234,9 +278,7 @@ impl Consumer {
             if self.wake_receiver.take() {
                 return Ok(Vec::new());
             }
-            if self.member.as_ref().is_some_and(GroupMember::is_busy)
-                || self.reading.has_starving_partition()
-            {
+            if self.awaited_coordinator().is_some() || self.reading.has_starving_partition() {
                 // While records of other partitions flow, no other wait would notice the answer of
                 // the coordinator, or of a leader.
                 self.wait(Deadline::after(Duration::ZERO))?;
@@ -246,6 +288,9 @@ impl Consumer {
             self.reading.end_by_panic();
             if wants_records {
                 let records = self.fetcher.take_records(&mut self.reading)?;
+                if records.is_empty() && is_enough(&self.reading) {
+                    return Ok(records);
+                }
                 look_again = earlier(
                     look_again,
                     self.fetcher.send_fetches(&mut self.reading, deadline),
@@ -273,14 +318,26 @@ impl Consumer {
         match &mut self.member {
             // Assigned partitions are read even during a rebalance.
             Some(member) => member.advance(&mut self.reading, has_new_topics, deadline),
-            None => self.reading.advance_alone(deadline),
+            None => {
+                let look_again = self.alone.make_up(&mut self.reading);
+                let positions = self.reading.advance_alone(deadline)?;
+                Ok(earlier(look_again, positions))
+            }
+        }
+    }
+
+    /// The connection to the coordinator, if an answer is pending on it.
+    fn awaited_coordinator(&self) -> Option<&Connection> {
+        match &self.member {
+            Some(member) => member.awaited(),
+            None => self.alone.awaited(),
         }
     }
 
     /// Waits for an answer, a wake-up or the deadline, and processes what arrived.
     fn wait(&mut self, deadline: Deadline) -> Result<(), Error> {
         let mut sources = vec![self.wake_receiver.as_fd()];
-        let group = self.member.as_ref().and_then(GroupMember::awaited);
+        let group = self.awaited_coordinator();
         sources.extend(group.map(AsFd::as_fd));
         let has_group = group.is_some();
         let mut nodes = Vec::new();
@@ -293,9 +350,13 @@ impl Consumer {
         if ready.next() == Some(true) {
             self.wake_receiver.drain();
         }
-        if has_group && let Some(member) = &mut self.member {
+        if has_group {
             let is_ready = ready.next() == Some(true);
-            member.take_answer(&mut self.reading, is_ready, deadline)?;
+            let reading = &mut self.reading;
+            match &mut self.member {
+                Some(member) => member.take_answer(reading, is_ready, deadline)?,
+                None => self.alone.take_answer(reading, is_ready),
+            }
         }
         for node in nodes {
             let is_ready = ready.next() == Some(true);
@@ -328,6 +389,7 @@ impl Consumer {
     }
 
     /// This member's current identity in its group; `None` without a membership.
+    #[doc(alias = "groupMetadata")]
     pub fn group_metadata(&self) -> Option<GroupMetadata> {
         self.member.as_ref().map(GroupMember::identity)
     }
@@ -338,10 +400,10 @@ impl Consumer {
         self.reading.partitions.get(partition)?.position()
     }
 
-    /// The offset of a partition that this consumer committed last, or that it began at.
-    /// `None` when there is none yet. [`Admin::committed_offsets`](crate::Admin::committed_offsets)
-    /// asks the group.
-    pub fn committed(&self, partition: &TopicPartition) -> Option<i64> {
+    /// The offset of a partition that this consumer committed last, or that its group had committed
+    /// when it began. `None` when there is none yet.
+    /// [`Admin::committed_offsets`](crate::Admin::committed_offsets) asks the group.
+    pub fn committed(&self, partition: &TopicPartition) -> Option<&OffsetAndMetadata> {
         self.reading.partitions.get(partition)?.committed_offset()
     }
 
@@ -361,12 +423,14 @@ impl Consumer {
 
     /// Continues reading at the oldest record available, like [`seek`](Self::seek). The next polls
     /// look the offset up. Partitions that are not assigned are ignored.
+    #[doc(alias = "seekToBeginning")]
     pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
         self.reset(partitions, ResetTo::Earliest);
     }
 
     /// Continues reading at the end of the log. The next polls look the offset up. Partitions that
     /// are not assigned are ignored.
+    #[doc(alias = "seekToEnd")]
     pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
         self.reset(partitions, ResetTo::Latest);
     }
@@ -419,6 +483,7 @@ impl Consumer {
 
     /// The number of records beyond the committed offset, for each partition whose end is known. As
     /// fresh as the last answer about the partition.
+    #[doc(alias = "currentLag")]
     pub fn lag(&self) -> Vec<(TopicPartition, i64)> {
         let partitions = self.reading.partitions.iter();
         partitions
@@ -469,7 +534,10 @@ impl Consumer {
     }
 
     fn has_owed_commits(&self) -> bool {
-        let is_sent = self.member.as_ref().is_some_and(GroupMember::is_committing);
+        let is_sent = match &self.member {
+            Some(member) => member.is_committing(),
+            None => self.alone.awaited().is_some(),
+        };
         let mut partitions = self.reading.partitions.values();
         is_sent || partitions.any(|state| state.owed.is_some())
     }

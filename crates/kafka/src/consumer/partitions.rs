@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::config::{ConsumerRecord, StartAt};
 use super::fetch::Asked;
 use crate::batch::{self, BatchError, FetchedBatch, Record, whole_batches};
-use crate::group::TopicPartition;
 use crate::group::coordinator::OffsetToCommit;
+use crate::group::{OffsetAndMetadata, TopicPartition};
 
 /// What must be looked up before fetching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,11 +127,11 @@ pub(super) struct Partition {
     epoch: i32,
     /// Where the group resumes if nothing more is committed: the last committed position, or where
     /// this member began.
-    anchor: i64,
+    anchor: OffsetAndMetadata,
     /// Whether the coordinator knows the anchor.
     is_anchor_committed: bool,
     /// An offset that the application committed and the coordinator has not accepted yet.
-    pub owed: Option<i64>,
+    pub owed: Option<OffsetToCommit>,
     /// End of what can be read, in the last answer.
     pub end: Option<i64>,
     /// The replica to fetch from instead of the leader.
@@ -178,7 +178,7 @@ impl Partition {
             lookup: Some(Lookup::Committed),
             position: 0,
             epoch: -1,
-            anchor: 0,
+            anchor: OffsetAndMetadata::from(0),
             is_anchor_committed: false,
             owed: None,
             end: None,
@@ -201,21 +201,21 @@ impl Partition {
     }
 
     /// Reading begins at the committed offset.
-    pub(super) fn start_committed(&mut self, offset: i64, epoch: i32) {
-        self.begin(offset, epoch, true);
+    pub(super) fn start_committed(&mut self, committed: OffsetAndMetadata) {
+        self.begin(committed, true);
     }
 
     /// Reading begins here: nothing is committed, or the committed offset is gone.
     pub(super) fn start_at(&mut self, offset: i64) {
-        self.begin(offset, -1, false);
+        self.begin(offset.into(), false);
     }
 
-    fn begin(&mut self, offset: i64, epoch: i32, is_committed: bool) {
+    fn begin(&mut self, anchor: OffsetAndMetadata, is_committed: bool) {
         self.lookup = None;
-        self.position = offset;
-        self.anchor = offset;
+        self.position = anchor.offset;
+        self.epoch = anchor.leader_epoch;
+        self.anchor = anchor;
         self.is_anchor_committed = is_committed;
-        self.epoch = epoch;
         self.not_before = None;
         self.drop_fetched();
     }
@@ -253,8 +253,8 @@ impl Partition {
         }
         let end = end.min(self.position);
         self.owed = None;
-        if end < self.anchor {
-            self.anchor = end;
+        if end < self.anchor.offset {
+            self.anchor = end.into();
             self.is_anchor_committed = false;
         }
         self.seek(end);
@@ -284,8 +284,8 @@ impl Partition {
 
     /// Returns to the last commit, to hand out the records since then again.
     pub(super) fn rewind(&mut self) {
-        if self.lookup.is_none() && self.position != self.anchor {
-            self.seek(self.anchor);
+        if self.lookup.is_none() && self.position != self.anchor.offset {
+            self.seek(self.anchor.offset);
         }
     }
 
@@ -325,18 +325,30 @@ impl Partition {
 
     /// The offset and epoch to commit for all records handed out; `None` if already committed.
     pub(super) fn to_commit(&self) -> Option<(i64, i32)> {
-        let is_news = self.position > self.anchor
-            || (self.position == self.anchor && !self.is_anchor_committed);
+        let anchor = self.anchor.offset;
+        let is_news =
+            self.position > anchor || (self.position == anchor && !self.is_anchor_committed);
         (self.lookup.is_none() && is_news).then_some((self.position, self.epoch))
     }
 
-    /// What a commit of `offset` stores.
-    pub(super) fn offset_to_commit(&self, offset: i64) -> OffsetToCommit {
-        let is_position = offset == self.position;
+    /// What a commit of `wanted` stores.
+    pub(super) fn offset_to_commit(&self, wanted: OffsetAndMetadata) -> OffsetToCommit {
+        let offset = wanted.offset;
+        let leader_epoch = match wanted.leader_epoch {
+            -1 if offset == self.position => self.epoch,
+            given => given,
+        };
+        let metadata = match wanted.metadata {
+            None if self.is_anchor_committed && offset == self.anchor.offset => {
+                self.anchor.metadata.clone()
+            }
+            given => given.filter(|text| !text.is_empty()),
+        };
         OffsetToCommit {
             offset,
-            leader_epoch: if is_position { self.epoch } else { -1 },
+            leader_epoch,
             topic_id: self.topic_id,
+            metadata,
         }
     }
 
@@ -349,20 +361,25 @@ impl Partition {
 
     /// Whether a commit would go backwards within this generation. Such a commit is ignored.
     pub(super) fn is_backwards(&self, offset: i64) -> bool {
-        self.is_anchor_committed && offset < self.anchor
+        self.is_anchor_committed && offset < self.anchor.offset
     }
 
-    pub(super) fn committed(&mut self, offset: i64) {
-        if !self.is_backwards(offset) {
-            self.anchor = offset;
+    pub(super) fn committed(&mut self, done: &OffsetToCommit) {
+        if !self.is_backwards(done.offset) {
+            self.anchor = OffsetAndMetadata {
+                offset: done.offset,
+                leader_epoch: done.leader_epoch,
+                metadata: done.metadata.clone(),
+            };
             self.is_anchor_committed = true;
         }
-        self.owed = self.owed.filter(|owed| *owed > offset);
+        self.owed.take_if(|owed| owed.offset <= done.offset);
     }
 
     /// The offset last committed, as far as this member knows.
-    pub(super) fn committed_offset(&self) -> Option<i64> {
-        (self.is_anchor_committed && self.lookup != Some(Lookup::Committed)).then_some(self.anchor)
+    pub(super) fn committed_offset(&self) -> Option<&OffsetAndMetadata> {
+        let is_known = self.is_anchor_committed && self.lookup != Some(Lookup::Committed);
+        is_known.then_some(&self.anchor)
     }
 
     /// The number of records in the log that this group has not committed.
@@ -370,7 +387,7 @@ impl Partition {
         let known = self.lookup.is_none();
         self.end
             .filter(|_| known)
-            .map(|end| (end - self.anchor).max(0))
+            .map(|end| (end - self.anchor.offset).max(0))
     }
 
     /// Takes the records of an answer to a fetch at `offset`. Returns false when the answer is

@@ -18,7 +18,7 @@ use super::{GroupProtocol, Isolation, OffsetReset, RETRY_BACKOFF};
 use crate::error::ConfigError;
 use crate::group::coordinator;
 use crate::group::ladder::Reaction;
-use crate::group::{TopicPartition, by_topic};
+use crate::group::{OffsetAndMetadata, TopicPartition, by_topic};
 use crate::{ApiKey, Error, ErrorCode, topic_id};
 use tbd_deadline::Deadline;
 
@@ -66,7 +66,7 @@ impl Reading {
             "ConsumerConfig::group_id",
             "it is empty, so that there are no committed offsets",
         )?;
-        let request = coordinator::offset_fetch_request(&group_id, &unknown, true);
+        let request = coordinator::offset_fetch_request(&group_id, Some(&unknown), true);
         let step = self.step_deadline(deadline);
         match coordinator::ask(&self.cluster, &group_id, &request, step) {
             Ok(answer) => self.committed_answer(&answer, |_| Reaction::Retry)?,
@@ -186,7 +186,11 @@ impl Reading {
                     // the topic is gone, its leader refuses the fetch.
                     let id = topic_id::from_commit_metadata(entry.metadata.as_deref());
                     partition.topic_id = id.or(partition.topic_id);
-                    partition.start_committed(entry.committed_offset, entry.committed_leader_epoch);
+                    partition.start_committed(OffsetAndMetadata {
+                        offset: entry.committed_offset,
+                        leader_epoch: entry.committed_leader_epoch,
+                        metadata: topic_id::foreign_metadata(entry.metadata.as_deref()),
+                    });
                 } else {
                     // Nothing is committed yet.
                     let to = reset_to(self.config.auto_offset_reset).ok_or_else(|| {

@@ -7,8 +7,8 @@ use super::commit::Offsets;
 use super::partitions::Lookup;
 use super::reading::Reading;
 use super::{CommitError, Consumer};
-use crate::group::TopicPartition;
 use crate::group::machine::Identity;
+use crate::group::{OffsetAndMetadata, TopicPartition};
 
 /// Offsets of a group, for
 /// [`Transaction::send_offsets`](crate::producer::Transaction::send_offsets).
@@ -62,13 +62,13 @@ impl Consumer {
     }
 
     /// As [`polled_offsets`](Self::polled_offsets), for pairs of a partition and the next offset to
-    /// read.
+    /// read, an `i64` or an [`OffsetAndMetadata`].
     ///
     /// # Errors
     /// When one of the partitions is not assigned, or an offset is negative.
-    pub fn offsets_to_commit(
+    pub fn offsets_to_commit<T: Into<OffsetAndMetadata> + Clone>(
         &mut self,
-        offsets: &[(TopicPartition, i64)],
+        offsets: &[(TopicPartition, T)],
     ) -> Result<GroupOffsets, CommitError> {
         let offsets = self.reading.to_commit(offsets)?;
         Ok(self.give_to_transaction(offsets))
@@ -102,7 +102,7 @@ impl Reading {
                 Some(true) => {
                     for (name, wanted) in &offsets {
                         if let Some(partition) = self.partitions.get_mut(name) {
-                            partition.committed(wanted.offset);
+                            partition.committed(wanted);
                         }
                     }
                 }

@@ -16,6 +16,7 @@ use super::protocol::Subscription;
 
 /// A distribution strategy, under the name that all clients know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Assignor {
     /// Neighbouring partitions; all are revoked before each rebalance.
     Range,
@@ -25,7 +26,7 @@ pub enum Assignor {
 
 /// A member as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub(crate) struct Member {
     /// The id from the coordinator.
     pub member_id: String,
     /// The instance id of a static member.
@@ -60,7 +61,7 @@ impl Assignor {
 
     /// The assignor's own bytes in a subscription. Cooperative-sticky repeats the generation there,
     /// for peers older than subscription version 2.
-    pub fn user_data(self, generation: Option<i32>) -> Option<Bytes> {
+    pub(crate) fn user_data(self, generation: Option<i32>) -> Option<Bytes> {
         match self {
             Self::Range => None,
             Self::CooperativeSticky => {
@@ -73,7 +74,7 @@ impl Assignor {
     /// Distributes the partitions 0..n of each topic in `partition_counts` among the members
     /// subscribed to it. Other topics are ignored. The result does not depend on the order of the
     /// input.
-    pub fn assign(
+    pub(crate) fn assign(
         self,
         members: &[Member],
         partition_counts: &HashMap<Arc<str>, i32>,

@@ -271,7 +271,7 @@ fn leave_request(config: &MemberConfig, identity: &Identity) -> LeaveGroupReques
 }
 
 /// The offset to commit for a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OffsetToCommit {
     /// The next offset to read.
     pub offset: i64,
@@ -279,9 +279,20 @@ pub(crate) struct OffsetToCommit {
     pub leader_epoch: i32,
     /// The topic that the offset belongs to, if it has an id.
     pub topic_id: Option<Uuid>,
+    /// The application's metadata, if it has any.
+    pub metadata: Option<String>,
 }
 
-/// OffsetCommit. Offsets are stored under the topic's name; the metadata contains the topic's id.
+impl OffsetToCommit {
+    /// The metadata to store: the application's, or else the topic's id.
+    pub(crate) fn stored_metadata(&self) -> Option<StrBytes> {
+        let ours = || topic_id::commit_metadata(self.topic_id);
+        let metadata = self.metadata.clone().unwrap_or_else(ours);
+        Some(StrBytes::from_string(metadata))
+    }
+}
+
+/// OffsetCommit. Offsets are stored under the topic's name.
 pub(crate) fn commit_request(
     group_id: &str,
     instance_id: Option<&str>,
@@ -289,12 +300,11 @@ pub(crate) fn commit_request(
     offsets: &BTreeMap<TopicPartition, OffsetToCommit>,
 ) -> OffsetCommitRequest {
     let topics = by_topic(offsets.iter().map(|(name, wanted)| {
-        let metadata = topic_id::commit_metadata(wanted.topic_id);
         let partition = OffsetCommitRequestPartition::default()
             .with_partition_index(name.partition)
             .with_committed_offset(wanted.offset)
             .with_committed_leader_epoch(wanted.leader_epoch)
-            .with_committed_metadata(Some(StrBytes::from_string(metadata)));
+            .with_committed_metadata(wanted.stored_metadata());
         (name, partition)
     }));
     let topics = topics.map(|(name, partitions)| {
@@ -310,23 +320,26 @@ pub(crate) fn commit_request(
         .with_topics(topics.collect())
 }
 
-/// OffsetFetch for `partitions`. With `is_stable`, the coordinator refuses a partition while a
-/// transaction with an offset for it is undecided.
+/// OffsetFetch for `partitions`; for all that have a commit if they are `None`. With `is_stable`,
+/// the coordinator refuses a partition while a transaction with an offset for it is undecided.
 pub(crate) fn offset_fetch_request<'a>(
     group_id: &str,
-    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    partitions: Option<impl IntoIterator<Item = &'a TopicPartition>>,
     is_stable: bool,
 ) -> OffsetFetchRequest {
-    let partitions = partitions.into_iter();
-    let topics = by_topic(partitions.map(|name| (name, name.partition)));
-    let topics = topics.map(|(name, numbers)| {
-        OffsetFetchRequestTopic::default()
-            .with_name(name)
-            .with_partition_indexes(numbers)
+    let topics = partitions.map(|partitions| {
+        let partitions = partitions.into_iter();
+        let topics = by_topic(partitions.map(|name| (name, name.partition)));
+        let topics = topics.map(|(name, numbers)| {
+            OffsetFetchRequestTopic::default()
+                .with_name(name)
+                .with_partition_indexes(numbers)
+        });
+        topics.collect()
     });
     OffsetFetchRequest::default()
         .with_group_id(GroupId(text(group_id)))
-        .with_topics(Some(topics.collect()))
+        .with_topics(topics)
         .with_require_stable(is_stable)
 }
 

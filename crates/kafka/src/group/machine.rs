@@ -57,6 +57,7 @@ pub struct Coordinator {
 
 /// The member and generation that a request is sent for.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Identity {
     /// The id from the coordinator; empty until it has given one.
     pub member_id: String,

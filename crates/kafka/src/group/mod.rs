@@ -76,6 +76,46 @@ impl TopicPartition {
     }
 }
 
+/// A committed offset, or one to commit.
+///
+/// Where an offset alone is to be committed, an `i64` does as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OffsetAndMetadata {
+    /// The next offset to read.
+    pub offset: i64,
+    /// Epoch of the leader that wrote the record before it; -1 when unknown. A commit with -1 stores
+    /// the consumer's own, if the offset is its position.
+    pub leader_epoch: i32,
+    /// The application's text, at most the brokers' `offset.metadata.max.bytes` (default 4096).
+    ///
+    /// `None` when there is none. The client then stores the topic's id there, which is how it knows
+    /// the offsets of a topic that was deleted and created again. An offset with a text counts for
+    /// any topic of its name. The text belongs to its offset: a commit without a text keeps it only
+    /// if it repeats that offset. An empty text removes it.
+    pub metadata: Option<String>,
+}
+
+impl OffsetAndMetadata {
+    /// An offset with a text.
+    pub fn new(offset: i64, metadata: impl Into<String>) -> Self {
+        Self {
+            metadata: Some(metadata.into()),
+            ..Self::from(offset)
+        }
+    }
+}
+
+impl From<i64> for OffsetAndMetadata {
+    fn from(offset: i64) -> Self {
+        Self {
+            offset,
+            leader_epoch: -1,
+            metadata: None,
+        }
+    }
+}
+
 /// Groups the partitions of a request by their topics, as Kafka's messages do.
 pub(crate) fn by_topic<'a, T>(
     items: impl IntoIterator<Item = (&'a TopicPartition, T)>,

@@ -70,59 +70,61 @@ use tbd_deadline::Deadline;
 #[non_exhaustive]
 pub struct ProducerConfig {
     /// Topics whose leaders the producer finds and connects to at the start, not at the first
-    /// record; [`Producer::warm_up`] waits for it.
+    /// record; [`Producer::warm_up`] waits for it. Default: none.
     pub topics: Vec<String>,
-    /// The rule for the partition of a record that names none.
+    /// The rule for the partition of a record that names none. Default: Java's, by the key's hash;
+    /// without a key, one partition after another is filled (KIP-794).
     #[doc(alias = "partitioner.class")]
     pub partitioner: Partitioner,
-    /// How batches are compressed; Kafka's `compression.type`.
+    /// How batches are compressed. Default: not at all.
     #[doc(alias = "compression.type")]
     pub compression: Compression,
-    /// How long a record waits for others to share its batch although its leader is idle; Kafka's
-    /// `linger.ms`.
+    /// How long a record waits for others to share its batch although its leader is idle. Default
+    /// zero; Java's is 5 ms.
     #[doc(alias = "linger.ms")]
     pub linger: Duration,
-    /// Approximate size of the largest batch, in bytes before compression. By default brokers
-    /// refuse more than 1 MiB. Kafka's `batch.size`.
+    /// Approximate size of the largest batch, in bytes before compression. Default 900,000 (Java:
+    /// 16,384), because brokers refuse more than 1 MiB by default.
     ///
     /// A larger record is a batch of its own. If [`compression`](Self::compression) is none, that
     /// batch is compressed with the best codec there is, and so is a single record that a broker
     /// found too large.
     #[doc(alias = "batch.size")]
     pub batch_bytes: usize,
-    /// The largest record, in bytes before compression; Kafka's `max.request.size`. Far below the
+    /// The largest record, in bytes before compression. Default 16 MiB (Java: 1 MiB), far below the
     /// request size of 100 MB at which brokers close the connection.
     #[doc(alias = "max.request.size")]
     pub record_bytes: usize,
     /// Approximate size of the largest request, in bytes before compression, unless one record is
-    /// larger.
+    /// larger. Default 4 MiB.
     pub request_bytes: usize,
-    /// Approximate memory for unacknowledged records, in bytes; Kafka's `buffer.memory`. When it
-    /// is full, `send` waits until the record's deadline.
+    /// Approximate memory for unacknowledged records, in bytes. Default 32 MiB. When it is full,
+    /// `send` waits until the record's deadline.
     #[doc(alias = "buffer.memory")]
     pub buffer_bytes: usize,
-    /// How many requests may be in flight on one connection, 1 to 5; Kafka's
-    /// `max.in.flight.requests.per.connection`. The order is kept in any case. Brokers remember
-    /// a producer's last five batches of a partition.
+    /// How many requests may be in flight on one connection, 1 to 5. Default 5. The order is kept
+    /// in any case. Brokers remember a producer's last five batches of a partition.
     #[doc(alias = "max.in.flight.requests.per.connection")]
     pub max_in_flight: usize,
-    /// How long one produce request waits for its response before its connection is closed;
-    /// Kafka's `request.timeout.ms`.
+    /// How long one produce request waits for its response before its connection is closed.
+    /// Default 10 s; Java's is 30 s.
     #[doc(alias = "request.timeout.ms")]
     pub request_timeout: Duration,
-    /// The longest time from `send` to a record's outcome; Kafka's `delivery.timeout.ms`. Here each
-    /// record also has its own deadline. A batch of unknown outcome is retried for so long, since
-    /// its oldest record was sent, and blocks its partition meanwhile, to keep the order. A request
-    /// in flight is waited for, which may add `request_timeout`.
+    /// The longest time from `send` to a record's outcome. Default 2 minutes. Each record also has
+    /// its own deadline. A batch of unknown outcome is retried for so long, since its oldest record
+    /// was sent, and blocks its partition meanwhile, to keep the order. A request in flight is waited
+    /// for, which may add `request_timeout`.
     #[doc(alias = "delivery.timeout.ms")]
     pub delivery_timeout: Duration,
     /// How long a transaction of a [`TransactionalProducer`] may last. The cluster then aborts it
-    /// and fences the producer. Readers of committed records wait for an open transaction. Kafka's
-    /// `transaction.timeout.ms`; brokers limit it by `transaction.max.timeout.ms`.
+    /// and fences the producer. Readers of committed records wait for an open transaction. Default
+    /// one minute; brokers limit it by `transaction.max.timeout.ms`.
     #[doc(alias = "transaction.timeout.ms")]
     pub transaction_timeout: Duration,
     /// The pauses before each retry of a record that a broker refused for a transient reason; it
-    /// fails after the last. Waiting for a new leader or for a connection does not count.
+    /// fails after the last. Waiting for a new leader or for a connection does not count. Default
+    /// 100 ms, 500 ms and 2 s; Java retries until `delivery.timeout.ms`.
+    #[doc(alias = "retry.backoff.ms")]
     pub refusal_pauses: [Duration; 3],
 }
 
@@ -211,6 +213,28 @@ impl ProducerHooks for () {}
 /// A running producer. Any number of threads may share it; see the module's documentation.
 ///
 /// Dropping it without [`Producer::close`] gives up unacknowledged records.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use tbd_kafka::producer::Record;
+/// use tbd_kafka::{ClientConfig, Cluster, Deadline, Producer, ProducerConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cluster = Cluster::new(ClientConfig::new(["localhost:9092"]));
+/// let mut config = ProducerConfig::default();
+/// config.linger = Duration::from_millis(5);
+/// let producer = Producer::start(cluster, config, Arc::new(()))?;
+/// let soon = Deadline::after(Duration::from_secs(10));
+/// let records = ["a", "b"].map(|key| Record::new("letters", Some(key.into()), Some("v".into())));
+/// for outcome in producer.publish(records.into(), soon) {
+///     println!("{:?}", outcome?.offset);
+/// }
+/// producer.close(soon)?;
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "KafkaProducer")]
 pub struct Producer {
     shared: Arc<ProducerShared>,
     metadata_thread: Mutex<Option<JoinHandle<()>>>,
@@ -381,6 +405,7 @@ impl Producer {
     /// # Errors
     /// [`Error::Timeout`], with the reason; [`Error::Closed`]; [`Error::Tls`] and
     /// [`Error::Authentication`] without waiting. The producer continues to try.
+    #[doc(alias = "partitionsFor")]
     pub fn warm_up(&self, deadline: Deadline) -> Result<(), Error> {
         let shared = &self.shared;
         let mut state = shared.state();

@@ -70,6 +70,7 @@ impl Record {
 
 /// Where an acknowledged record is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RecordMetadata {
     /// The topic.
     pub topic: Arc<str>,
@@ -94,6 +95,7 @@ pub enum Certainty {
     Certainty::NotSent => "record not sent",
     Certainty::MaybeSent => "record possibly sent",
 })]
+#[non_exhaustive]
 pub struct ProduceError {
     /// Whether it may be in the topic.
     pub certainty: Certainty,
@@ -146,6 +148,7 @@ impl ProduceError {
 /// A record that [`Producer::try_send`](super::Producer::try_send) did not take.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot take a record for {} without waiting: {reason}", .record.topic)]
+#[non_exhaustive]
 pub struct TrySendError {
     /// The record, unchanged.
     pub record: Box<Record>,

@@ -155,12 +155,9 @@ pub(super) fn with_original(letter: &ConsumerRecord, original: ConsumerRecord) -
     headers.retain(|(name, _)| !is_added(name));
     let added = letter.headers.iter().filter(|(name, _)| is_added(name));
     headers.extend(added.cloned());
-    ConsumerRecord {
-        key: original.key,
-        value: original.value,
-        headers,
-        ..letter.clone()
-    }
+    let mut whole = letter.clone();
+    (whole.key, whole.value, whole.headers) = (original.key, original.value, headers);
+    whole
 }
 
 fn text<'a>(record: &'a ConsumerRecord, name: &str) -> Option<&'a str> {
@@ -201,32 +198,22 @@ mod tests {
     fn record() -> ConsumerRecord {
         let header =
             |name: &str, value: &str| (name.to_owned(), Some(Bytes::from(value.to_owned())));
-        ConsumerRecord {
-            topic: "order.created".into(),
-            partition: 3,
-            offset: 17,
-            leader_epoch: -1,
-            timestamp_ms: -1,
-            key: Some(Bytes::from_static(b"key")),
-            value: None,
-            headers: vec![
-                header("mine", "1"),
-                header("traceparent", "00-a-b-01"),
-                header("tracestate", "a=1"),
-                header("mine", "2"),
-            ],
-        }
+        let mut record = ConsumerRecord::new("order.created", 3, 17);
+        record.key = Some(Bytes::from_static(b"key"));
+        record.headers = vec![
+            header("mine", "1"),
+            header("traceparent", "00-a-b-01"),
+            header("tracestate", "a=1"),
+            header("mine", "2"),
+        ];
+        record
     }
 
     /// The record as its consumer reads it.
     fn arrived(sent: Record) -> ConsumerRecord {
-        ConsumerRecord {
-            topic: sent.topic,
-            key: sent.key,
-            value: sent.value,
-            headers: sent.headers,
-            ..record()
-        }
+        let mut record = ConsumerRecord::new(sent.topic, 3, 17);
+        (record.key, record.value, record.headers) = (sent.key, sent.value, sent.headers);
+        record
     }
 
     fn letter(record: &ConsumerRecord) -> ConsumerRecord {
@@ -258,10 +245,8 @@ mod tests {
 
     #[test]
     fn a_letter_without_its_value_says_where_it_lies_and_how_to_recognize_it() {
-        let original = ConsumerRecord {
-            value: Some(Bytes::from(vec![b'x'; 10_000])),
-            ..record()
-        };
+        let mut original = record();
+        original.value = Some(Bytes::from(vec![b'x'; 10_000]));
         let whole = dead_letter(&"order.dlq".into(), &original, "because", 3);
         let short = without_value(&whole).unwrap();
         assert_eq!((&short.key, &short.value), (&original.key, &None));
@@ -288,11 +273,9 @@ mod tests {
     #[test]
     fn a_letter_is_small_without_its_value_however_large_key_and_headers_are() {
         let large = Bytes::from(vec![0; 1 << 20]);
-        let original = ConsumerRecord {
-            key: Some(large.clone()),
-            headers: vec![("mine".to_owned(), Some(large))],
-            ..record()
-        };
+        let mut original = record();
+        original.key = Some(large.clone());
+        original.headers = vec![("mine".to_owned(), Some(large))];
         let letter = dead_letter(&"order.dlq".into(), &original, "because", 0);
         let short = without_value(&letter).unwrap();
         assert_eq!(short.key, None);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::metrics::KafkaMetrics;
 use tbd_deadline::{Deadline, StopSignal};
 use tbd_kafka::Cluster;
-use tbd_kafka::admin::Admin;
+use tbd_kafka::admin::{self, Admin};
 
 /// The interval between measurements.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -33,13 +33,14 @@ pub fn watch_lag(
         .spawn(move || {
             let admin = Admin::new(cluster);
             while !stop.is_stopped() {
-                let lags = admin.lag(&group, &[&topic], Deadline::after(BUDGET));
+                let lags = admin.lag(&group, &topic, Deadline::after(BUDGET));
+                let lags = lags.and_then(admin::all);
                 if let Err(error) = &lags {
                     log::debug!("the lag is not known: {error}");
                     metrics.consumer_lag.reset();
                 }
-                for ((topic, partition), lag) in lags.unwrap_or_default() {
-                    let labels = [&*topic, &partition.to_string(), &group];
+                for (name, lag) in lags.unwrap_or_default() {
+                    let labels = [&*name.topic, &name.partition.to_string(), &group];
                     metrics.consumer_lag.with_label_values(&labels).set(lag);
                 }
                 stop.wait_for(INTERVAL);

@@ -10,7 +10,7 @@ use super::*;
 #[test]
 fn a_truncated_log_is_read_and_committed_again_from_its_divergence() {
     let mut partition = Partition::new(None);
-    partition.start_committed(50, 3);
+    partition.start_committed(committed(50, 3));
     partition.diverged(49, 40);
     assert_eq!(partition.position(), Some(50), "stale news");
     partition.diverged(50, 40);
@@ -89,9 +89,21 @@ fn fetched(partition: &mut Partition, offset: i64, records: Bytes) -> bool {
     partition.fetched(offset, records, Vec::new(), &answer)
 }
 
+fn committed(offset: i64, leader_epoch: i32) -> OffsetAndMetadata {
+    OffsetAndMetadata {
+        leader_epoch,
+        ..OffsetAndMetadata::from(offset)
+    }
+}
+
+fn commit(partition: &mut Partition, offset: impl Into<OffsetAndMetadata>) {
+    let wanted = partition.offset_to_commit(offset.into());
+    partition.committed(&wanted);
+}
+
 fn at(offset: i64) -> Partition {
     let mut partition = Partition::new(None);
-    partition.start_committed(offset, 1);
+    partition.start_committed(committed(offset, 1));
     partition
 }
 
@@ -157,7 +169,7 @@ fn rewinding_goes_back_to_the_last_commit_from_any_point() {
     }
     assert!(fetched(&mut partition, 0, batch(&[0, 1, 2], 2).into()));
     hand_out(&mut partition, 2);
-    partition.committed(2);
+    commit(&mut partition, 2);
     hand_out(&mut partition, 1);
     partition.rewind();
     assert_eq!(partition.position(), Some(2));
@@ -168,13 +180,29 @@ fn commits_do_not_go_backwards_and_are_not_repeated() {
     let mut partition = at(5);
     assert_eq!(partition.to_commit(), None);
     assert!(partition.is_backwards(4) && !partition.is_backwards(5));
-    partition.committed(4);
+    commit(&mut partition, 4);
     partition.seek(9);
     assert_eq!(partition.to_commit(), Some((9, -1)));
-    partition.committed(9);
+    commit(&mut partition, 9);
     assert_eq!(partition.to_commit(), None);
     partition.rewind();
     assert_eq!(partition.position(), Some(9));
+}
+
+#[test]
+fn metadata_belongs_to_the_offset_that_it_was_committed_with() {
+    let mut partition = Partition::new(None);
+    partition.start_committed(OffsetAndMetadata::new(5, "of another client"));
+    let stored = |partition: &Partition| partition.committed_offset().unwrap().metadata.clone();
+    assert_eq!(stored(&partition).as_deref(), Some("of another client"));
+    commit(&mut partition, 5);
+    assert_eq!(stored(&partition).as_deref(), Some("of another client"));
+    commit(&mut partition, 6);
+    assert_eq!(stored(&partition), None);
+    commit(&mut partition, OffsetAndMetadata::new(6, "new"));
+    assert_eq!(stored(&partition).as_deref(), Some("new"));
+    commit(&mut partition, OffsetAndMetadata::new(6, ""));
+    assert_eq!(stored(&partition), None);
 }
 
 #[test]
@@ -192,7 +220,7 @@ fn lag_counts_what_is_not_committed() {
     partition.end = Some(9);
     partition.seek(8);
     assert_eq!(partition.lag(), Some(4));
-    partition.committed(9);
+    commit(&mut partition, 9);
     assert_eq!(partition.lag(), Some(0));
 }
 

@@ -73,9 +73,9 @@ fn a_consumer_without_a_membership_begins_at_and_commits_to_its_group() {
     let mut consumer =
         Consumer::start_assigned(cluster(&broker), config, start, Box::new(())).unwrap();
     assert_eq!(read(&mut consumer, 1), [(0, 50)]);
-    assert_eq!(consumer.committed(&number(0)), Some(50));
+    assert_eq!(consumer.committed(&number(0)).unwrap().offset, 50);
     consumer.commit_polled(soon()).unwrap();
-    assert_eq!(consumer.committed(&number(0)), Some(51));
+    assert_eq!(consumer.committed(&number(0)).unwrap().offset, 51);
     assert!(!lock(&journal).contains(&ApiKey::JoinGroup));
 }
 
@@ -106,6 +106,42 @@ fn a_negative_offset_is_refused_and_changes_nothing() {
     assert_eq!(consumer.assignment(), [number(0)]);
     assert_eq!(consumer.position(&number(0)), Some(7));
     assert!(lock(&journal).is_empty(), "nothing was sent");
+}
+
+#[test]
+fn a_consumer_without_a_membership_commits_without_waiting_and_repeats_what_failed() {
+    let commits = AtomicUsize::new(0);
+    let (broker, journal) = journal(move |incoming, _| {
+        let is_commit = incoming.api == ApiKey::OffsetCommit;
+        // Another broker coordinates the group at first.
+        let is_first = is_commit && commits.fetch_add(1, Ordering::SeqCst) == 0;
+        let code = ErrorCode::NotCoordinator.code();
+        is_first.then(|| commit_answer(incoming, |_| code))
+    });
+    let mut config = ConsumerConfig::without_group();
+    config.group_id = "g".to_owned();
+    let start = [(number(0), StartAt::Committed)];
+    let mut consumer =
+        Consumer::start_assigned(cluster(&broker), config, start, Box::new(())).unwrap();
+    read(&mut consumer, 1);
+    let commit = consumer.commit_async(&[(number(0), 51)], soon()).unwrap();
+    assert_eq!(commit.result().map(|it| it.is_ok()), None);
+    let give_up = soon();
+    while consumer.committed(&number(0)).unwrap().offset < 51 {
+        assert!(!give_up.is_past());
+        consumer
+            .idle(Deadline::after(Duration::from_millis(20)))
+            .unwrap();
+    }
+    let refused = commit.result().unwrap().unwrap_err();
+    assert!(refused.is_transient(), "{refused}");
+    // An answer that nobody has polled for is awaited by close.
+    let last = consumer.commit_async(&[(number(0), 52)], soon()).unwrap();
+    consumer.close(soon()).unwrap();
+    assert!(last.result().unwrap().is_ok());
+    let asked = lock(&journal);
+    let count = |wanted| asked.iter().filter(|api| **api == wanted).count();
+    assert_eq!(count(ApiKey::OffsetCommit), 3);
 }
 
 /// Commits when partitions are about to go.
@@ -236,7 +272,7 @@ fn a_commit_that_was_only_sent_gets_its_result_from_a_later_poll() {
         }
         assert_eq!(commit.result().unwrap().is_ok(), is_accepted);
     }
-    assert_eq!(consumer.committed(&number(0)), Some(51));
+    assert_eq!(consumer.committed(&number(0)).unwrap().offset, 51);
     consumer.close(soon()).unwrap();
 }
 

@@ -12,7 +12,6 @@ use kafka_protocol::messages::{
     GroupId, InitProducerIdRequest, ProducerId, TransactionalId, TxnOffsetCommitRequest,
     TxnOffsetCommitResponse,
 };
-use kafka_protocol::protocol::StrBytes;
 
 use super::machine::{Reaction, reaction_to};
 use crate::ErrorCode::OperationNotAttempted;
@@ -22,7 +21,6 @@ use crate::consumer::{GroupMetadata, GroupOffsets};
 use crate::group::coordinator::{self, Kind};
 use crate::group::{TopicPartition, by_topic};
 use crate::producer::batch::Identity;
-use crate::topic_id;
 use crate::wire::{Request, millis, text};
 use crate::{ApiKey, Cluster, Error, ErrorCode};
 use tbd_deadline::Deadline;
@@ -190,12 +188,11 @@ pub(super) fn commit_request(
     member: &GroupMetadata,
 ) -> TxnOffsetCommitRequest {
     let topics = by_topic(offsets.offsets.iter().map(|(name, wanted)| {
-        let metadata = topic_id::commit_metadata(wanted.topic_id);
         let partition = TxnOffsetCommitRequestPartition::default()
             .with_partition_index(name.partition)
             .with_committed_offset(wanted.offset)
             .with_committed_leader_epoch(wanted.leader_epoch)
-            .with_committed_metadata(Some(StrBytes::from_string(metadata)));
+            .with_committed_metadata(wanted.stored_metadata());
         (name, partition)
     }));
     let topics = topics.map(|(name, partitions)| {

@@ -33,6 +33,28 @@ const EXPLICIT_MAX: i16 = 4;
 ///
 /// Dropping it without [`close`](Self::close) leaves an open transaction to
 /// [`ProducerConfig::transaction_timeout`].
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use tbd_kafka::producer::Record;
+/// use tbd_kafka::{ClientConfig, Cluster, Deadline, ProducerConfig, TransactionalProducer};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cluster = Cluster::new(ClientConfig::new(["localhost:9092"]));
+/// let config = ProducerConfig::default();
+/// let mut producer = TransactionalProducer::start(cluster, "transfers-1", config, Arc::new(()))?;
+/// let soon = Deadline::after(Duration::from_secs(30));
+/// let mut transaction = producer.begin(soon)?;
+/// for topic in ["debits", "credits"] {
+///     transaction.send(Record::new(topic, None, Some("7".into())), soon)?;
+/// }
+/// transaction.commit(soon)?; // both or neither
+/// producer.close(soon)?;
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "transactional.id")]
 pub struct TransactionalProducer {
     producer: Producer,
     id: String,
@@ -55,6 +77,7 @@ impl std::fmt::Debug for TransactionalProducer {
 
 /// How a transaction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ended {
     /// All of it has taken effect.
     Committed,
@@ -176,6 +199,7 @@ impl TransactionalProducer {
     ///
     /// # Errors
     /// As [`settle`](Self::settle).
+    #[doc(alias = "beginTransaction")]
     pub fn begin(&mut self, deadline: Deadline) -> Result<Transaction<'_>, TransactionError> {
         self.settle(deadline)?;
         if let Some(identity) = self.machine.begin() {
@@ -439,6 +463,7 @@ impl Transaction<'_> {
     /// # Errors
     /// [`TransactionError::Aborted`], also if an acknowledgement is missing at the deadline;
     /// [`TransactionError::Unknown`] when the coordinator's answer is; [`TransactionError::Fenced`].
+    #[doc(alias = "commitTransaction")]
     pub fn commit(self, deadline: Deadline) -> Result<(), TransactionError> {
         self.owner.commit(deadline)
     }
@@ -447,6 +472,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// As [`TransactionalProducer::settle`]. The transaction is not committed in any case.
+    #[doc(alias = "abortTransaction")]
     pub fn abort(self, deadline: Deadline) -> Result<(), TransactionError> {
         self.owner.abandon();
         self.owner.settle(deadline).map(drop)

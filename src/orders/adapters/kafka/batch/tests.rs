@@ -24,16 +24,9 @@ fn order() -> Order {
 }
 
 fn record(partition: i32, offset: i64, value: Option<Vec<u8>>) -> ConsumerRecord {
-    ConsumerRecord {
-        topic: "order.created".into(),
-        partition,
-        offset,
-        leader_epoch: -1,
-        timestamp_ms: -1,
-        key: None,
-        value: value.map(Into::into),
-        headers: Vec::new(),
-    }
+    let mut record = ConsumerRecord::new("order.created", partition, offset);
+    record.value = value.map(Into::into);
+    record
 }
 
 fn created(partition: i32, offset: i64, order: &Order) -> ConsumerRecord {
