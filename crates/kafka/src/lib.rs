@@ -74,6 +74,8 @@ pub mod consumer;
 mod error;
 mod error_code;
 #[cfg(test)]
+mod error_tables;
+#[cfg(test)]
 mod fake_broker;
 mod group;
 mod in_flight;

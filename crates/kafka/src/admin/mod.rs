@@ -85,7 +85,7 @@ impl Admin {
             result
                 .as_ref()
                 .err()
-                .is_none_or(|error| !error.is_transient())
+                .is_none_or(|error| !error.is_transient_for_nobody())
         };
         self.repeat_until(deadline, |results| results.values().all(is_final), attempt)
     }
@@ -102,7 +102,7 @@ impl Admin {
             let result = attempt();
             let is_over = match &result {
                 Ok(value) => is_done(value),
-                Err(error) => !error.is_transient(),
+                Err(error) => !error.is_transient_for_nobody(),
             };
             let pause = backoff.next_pause();
             if is_over || pause >= deadline.remaining() {

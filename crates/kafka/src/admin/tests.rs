@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
 use kafka_protocol::messages::create_topics_response::CreatableTopicResult;
 use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
-use kafka_protocol::messages::{BrokerId, CreateTopicsResponse};
+use kafka_protocol::messages::{BrokerId, CreatePartitionsResponse, CreateTopicsResponse};
 
 use super::*;
 use crate::fake_broker::{FakeBroker, Incoming, Reply};
@@ -74,4 +75,31 @@ fn the_controller_is_asked_and_found_again_and_every_topic_has_its_result() {
             .contains("for topic no good: InvalidTopic"),
         "{error}"
     );
+}
+
+#[test]
+fn partitions_that_an_unanswered_request_created_count_as_created() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let broker = FakeBroker::start(move |incoming, own| match incoming.api {
+        ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+        ApiKey::Metadata => incoming.answer(&incoming.metadata(own, 2)),
+        _ => {
+            let code = match count.fetch_add(1, Ordering::SeqCst) {
+                0 => ErrorCode::RequestTimedOut,
+                _ => ErrorCode::InvalidPartitions,
+            };
+            let result = CreatePartitionsTopicResult::default()
+                .with_name(wire::topic_name("t"))
+                .with_error_code(code.code());
+            incoming.answer(&CreatePartitionsResponse::default().with_results(vec![result]))
+        }
+    });
+    let admin = Admin::new(Cluster::new(ClientConfig {
+        brokers: vec![broker.address()],
+        ..ClientConfig::default()
+    }));
+    let deadline = Deadline::after(Duration::from_secs(10));
+    admin.create_partitions("t", 2, deadline).unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }

@@ -166,7 +166,16 @@ impl Admin {
             .with_count(count)
             .with_assignments(None);
         let request = CreatePartitionsRequest::default().with_topics(vec![wanted]);
+        let mut attempts = 0;
         self.repeat(deadline, || {
+            // An earlier attempt may have succeeded although its answer was lost or an error.
+            attempts += 1;
+            if attempts > 1 {
+                self.cluster.refresh(&[topic], deadline)?;
+                if self.known_partitions(topic).ok() == Some(count) {
+                    return Ok(());
+                }
+            }
             let request = request.clone().with_timeout_ms(broker_timeout(deadline));
             let response = self.ask_controller(&request, deadline)?;
             let codes = response

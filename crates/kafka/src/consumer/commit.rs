@@ -207,7 +207,9 @@ impl Reading {
                 .and_then(|answer| self.take_commit_answer(&mut offsets, &answer));
             match answer {
                 Ok(()) => {}
-                Err(error) if !error.is_transient() => return Err(CommitError::Refused(error)),
+                Err(error) if !error.is_transient_for_nobody() => {
+                    return Err(CommitError::Refused(error));
+                }
                 Err(error) if deadline.remaining() <= RETRY_BACKOFF => {
                     return Err(CommitError::Unavailable(error));
                 }
