@@ -269,6 +269,16 @@ impl Cluster {
     /// The last attempt's.
     #[doc(hidden)] // for this repository's own tests
     pub fn connect_any(&self, deadline: Deadline) -> Result<Connection, Error> {
+        let connected = self.ask_any(deadline, |_, _| Ok(()));
+        connected.map(|(connection, ())| connection)
+    }
+
+    /// As [`Cluster::connect_any`], for the first broker that answers `ask`.
+    fn ask_any<T>(
+        &self,
+        deadline: Deadline,
+        ask: impl Fn(&mut Connection, Deadline) -> Result<T, Error>,
+    ) -> Result<(Connection, T), Error> {
         let candidates = self.candidates();
         let mut last = Error::Unreachable {
             address: "any".to_owned(),
@@ -281,9 +291,12 @@ impl Cluster {
                 break;
             }
             let share = deadline.earlier_of(Deadline::after(left / untried));
-            match self.open(address, share) {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = error,
+            let answer = self.open(address, share).and_then(|mut connection| {
+                ask(&mut connection, share).map(|answer| (connection, answer))
+            });
+            match answer {
+                Err(error) if !wants_bootstrap(&error) => last = error,
+                answer => return answer,
             }
         }
         Err(last)
@@ -310,13 +323,36 @@ impl Cluster {
         }
     }
 
-    /// One metadata exchange, on the idle connection or a new one. An idle connection that fails is
-    /// replaced once: the broker may have closed it, and a second metadata request does no harm.
+    /// One metadata exchange. A broker may answer that the client shall forget all brokers but the
+    /// configured ones, and begin again (KIP-1102).
     fn exchange(
         &self,
         request: &MetadataRequest,
         deadline: Deadline,
     ) -> Result<MetadataResponse, Error> {
+        match self.try_exchange(request, deadline) {
+            Err(error) if wants_bootstrap(&error) => {
+                log::info!("kafka: {error}; asking the configured addresses");
+                self.metadata().forget_nodes();
+                self.try_exchange(request, deadline)
+            }
+            answer => answer,
+        }
+    }
+
+    /// One metadata exchange, on the idle connection or a new one. An idle connection that fails is
+    /// replaced once: the broker may have closed it, and a second metadata request does no harm.
+    fn try_exchange(
+        &self,
+        request: &MetadataRequest,
+        deadline: Deadline,
+    ) -> Result<MetadataResponse, Error> {
+        let ask = |connection: &mut Connection, deadline| {
+            let response = connection.call(request, deadline)?;
+            // No code of the whole answer keeps the client from asking again.
+            let checked = connection.check(ApiKey::Metadata, response.error_code);
+            checked.map_err(Error::of_repeated).map(|()| response)
+        };
         let idle_connection = lock(&self.inner.idle_connection).take();
         if let Some(mut connection) = idle_connection
             && connection.is_usable()
@@ -327,19 +363,22 @@ impl Cluster {
             // If this broker hangs, there must be time to ask another.
             let left = deadline.remaining();
             let half = deadline.earlier_of(Deadline::after(left / 2));
-            if let Ok(response) = connection.call(request, half) {
-                *lock(&self.inner.idle_connection) = Some(connection);
-                return Ok(response);
+            match ask(&mut connection, half) {
+                Ok(response) => {
+                    *lock(&self.inner.idle_connection) = Some(connection);
+                    return Ok(response);
+                }
+                Err(error) if wants_bootstrap(&error) => return Err(error),
+                Err(_) => {}
             }
         }
-        let mut connection = self.connect_any(deadline)?;
-        let response = connection.call(request, deadline)?;
+        let (connection, response) = self.ask_any(deadline, ask)?;
         *lock(&self.inner.idle_connection) = Some(connection);
         Ok(response)
     }
 
     /// All addresses to try: known nodes in turn from a random one, then the configured addresses.
-    /// After a move of the cluster, only the configured ones may work.
+    /// After a move of the cluster, only the configured ones may work (KIP-899).
     fn candidates(&self) -> Vec<String> {
         let mut candidates: Vec<String> = self.metadata().nodes.values().cloned().collect();
         if !candidates.is_empty() {
@@ -359,6 +398,11 @@ impl Cluster {
     }
 }
 
+/// Whether a broker has answered REBOOTSTRAP_REQUIRED.
+fn wants_bootstrap(error: &Error) -> bool {
+    error.code() == Some(ErrorCode::RebootstrapRequired)
+}
+
 /// `None` asks about all topics.
 fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
     let named = |name: &&str| MetadataRequestTopic::default().with_name(Some(topic_name(name)));
@@ -368,6 +412,11 @@ fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
 }
 
 impl Metadata {
+    fn forget_nodes(&mut self) {
+        self.nodes.clear();
+        self.controller = None;
+    }
+
     fn take_in(&mut self, response: &MetadataResponse) {
         if !response.brokers.is_empty() {
             self.nodes = response
@@ -441,7 +490,12 @@ impl Metadata {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
     use super::*;
+    use crate::fake_broker::{FakeBroker, Incoming, Reply};
     use kafka_protocol::messages::BrokerId;
     use kafka_protocol::messages::metadata_response::{
         MetadataResponseBroker, MetadataResponsePartition,
@@ -531,6 +585,80 @@ mod tests {
         assert_eq!(cluster.leader("t", 0), Some((1, 5)));
         cluster.observe_leader("t", 0, 2, 6);
         assert_eq!(cluster.leader("t", 0), Some((2, 6)));
+    }
+
+    fn in_ms(ms: u64) -> Deadline {
+        Deadline::after(Duration::from_millis(ms))
+    }
+
+    /// A broker that answers requests for metadata as `metadata` says; it gets the number of the
+    /// request, from 0. With `true` it closes the connection afterwards.
+    fn broker(
+        metadata: impl Fn(&Incoming, usize) -> (MetadataResponse, bool) + Send + Sync + 'static,
+    ) -> FakeBroker {
+        let count = AtomicUsize::new(0);
+        FakeBroker::start(move |incoming, _| match incoming.api {
+            ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+            _ => {
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                let (answer, closes) = metadata(incoming, number);
+                match closes {
+                    true => Reply::BytesThenClose(incoming.frame(&answer)),
+                    false => incoming.answer(&answer),
+                }
+            }
+        })
+    }
+
+    fn cluster_of(broker: &FakeBroker) -> Cluster {
+        Cluster::new(ClientConfig::new([broker.address()]))
+    }
+
+    #[test]
+    fn a_broker_can_make_the_client_begin_again_at_the_configured_addresses() {
+        let refusal = || {
+            let code = ErrorCode::RebootstrapRequired.code();
+            (MetadataResponse::default().with_error_code(code), false)
+        };
+        let strayed = broker(move |_, _| refusal());
+        let [first, second, third] = [strayed.address(), "[::1]:1".into(), "[::1]:2".into()]
+            .map(|address| address.parse::<SocketAddr>().unwrap());
+        let configured = broker(move |incoming, number| match number {
+            0 => (incoming.metadata(first, 1), true),
+            1 => (incoming.metadata(second, 1), false),
+            // On the connection of the last request.
+            2 => refusal(),
+            _ => (incoming.metadata(third, 1), false),
+        });
+        let cluster = cluster_of(&configured);
+        for expected in [first, second, third] {
+            cluster.refresh(&["t"], in_ms(10_000)).unwrap();
+            assert_eq!(cluster.address(1), Some(expected.to_string()));
+        }
+        // A configured broker that goes on so is asked again later.
+        let cluster = cluster_of(&strayed);
+        let error = cluster.refresh(&["t"], in_ms(10_000)).unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        assert_eq!(error.code(), Some(ErrorCode::RebootstrapRequired));
+    }
+
+    #[test]
+    fn while_all_known_nodes_are_silent_the_configured_addresses_answer() {
+        let silent = FakeBroker::start(|incoming, _| match incoming.api {
+            ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+            _ => Reply::Silence,
+        });
+        let known: SocketAddr = silent.address().parse().unwrap();
+        let moved: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let configured = broker(move |incoming, number| match number {
+            0 => (incoming.metadata(known, 1), true),
+            _ => (incoming.metadata(moved, 1), false),
+        });
+        let cluster = cluster_of(&configured);
+        cluster.refresh(&["t"], in_ms(10_000)).unwrap();
+        assert_eq!(cluster.address(1), Some(known.to_string()));
+        cluster.refresh(&["t"], in_ms(1000)).unwrap();
+        assert_eq!(cluster.address(1), Some(moved.to_string()));
     }
 
     #[test]
