@@ -114,6 +114,9 @@ pub mod internals {
     pub use crate::group::coordinator::find as find_coordinator;
     pub use crate::group::protocol::{Subscription, decode_assignment};
     pub use crate::producer::batch::{Identity, Transactions, encode as encode_batch};
+    #[cfg(feature = "scram")]
+    pub use crate::sasl::try_scram;
+    pub use crate::topic_id::{commit_metadata, from_commit_metadata};
     pub use crate::wire::{Request, topic_name, try_decode};
 
     /// The request with this number, and the oldest and newest version that the client supports.
