@@ -43,6 +43,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Metadata {
     nodes: BTreeMap<i32, String>,
+    /// The racks of those nodes that have one.
+    racks: BTreeMap<i32, Arc<str>>,
     controller: Option<i32>,
     topics: HashMap<String, Topic>,
 }
@@ -52,6 +54,8 @@ struct Topic {
     id: Uuid,
     /// By partition number, without gaps.
     partitions: Vec<Leader>,
+    /// The nodes that have a replica, by partition number.
+    replicas: Vec<Vec<i32>>,
     /// The error of the last metadata response, if it had one for this topic.
     error: Option<ErrorCode>,
     refreshed: Instant,
@@ -186,6 +190,17 @@ impl Cluster {
         let metadata = self.metadata();
         let count = metadata.topics.get(topic)?.partitions.len();
         i32::try_from(count).ok().filter(|count| *count > 0)
+    }
+
+    /// The racks that have a replica, for each partition of a topic in their order.
+    pub(crate) fn replica_racks(&self, topic: &str) -> Vec<BTreeSet<Arc<str>>> {
+        let metadata = self.metadata();
+        let replicas = metadata.topics.get(topic).map(|topic| &topic.replicas);
+        let racks_of = |nodes: &Vec<i32>| {
+            let racks = nodes.iter().filter_map(|node| metadata.racks.get(node));
+            racks.cloned().collect()
+        };
+        replicas.into_iter().flatten().map(racks_of).collect()
     }
 
     /// The name of the topic with that id, if its metadata was requested before. Does not wait.
@@ -424,6 +439,11 @@ impl Metadata {
                 .iter()
                 .map(|broker| (broker.node_id.0, host_port(&broker.host, broker.port)))
                 .collect();
+            let racked = response.brokers.iter().filter_map(|broker| {
+                let rack = broker.rack.as_deref()?;
+                Some((broker.node_id.0, Arc::from(rack)))
+            });
+            self.racks = racked.collect();
         }
         self.controller = Some(response.controller_id.0).filter(|id| *id >= 0);
         for topic in &response.topics {
@@ -438,6 +458,7 @@ impl Metadata {
         let known = self.topics.entry(name.to_owned()).or_insert_with(|| Topic {
             id: news.topic_id,
             partitions: Vec::new(),
+            replicas: Vec::new(),
             error: None,
             refreshed: Instant::now(),
         });
@@ -464,17 +485,20 @@ impl Metadata {
             epoch: NO_EPOCH,
         };
         let mut partitions = vec![nobody; count];
+        known.replicas = vec![Vec::new(); count];
         for news in &news.partitions {
-            let Some(slot) = usize::try_from(news.partition_index)
+            let Some(index) = usize::try_from(news.partition_index)
                 .ok()
-                .and_then(|index| partitions.get_mut(index))
+                .filter(|index| *index < count)
             else {
                 continue;
             };
-            *slot = Leader {
+            partitions[index] = Leader {
                 node: Some(news.leader_id.0).filter(|node| *node >= 0),
                 epoch: news.leader_epoch,
             };
+            let replicas = news.replica_nodes.iter().map(|node| node.0);
+            known.replicas[index] = replicas.collect();
         }
         if same_topic {
             for (new, old) in partitions.iter_mut().zip(&known.partitions) {
@@ -659,6 +683,25 @@ mod tests {
         assert_eq!(cluster.address(1), Some(known.to_string()));
         cluster.refresh(&["t"], in_ms(1000)).unwrap();
         assert_eq!(cluster.address(1), Some(moved.to_string()));
+    }
+
+    #[test]
+    fn a_partition_is_in_the_racks_of_its_replicas() {
+        let mut answer = answer(7, 0, &[(1, 5), (2, 5)]);
+        for (broker, rack) in answer.brokers.iter_mut().zip(["a", "b"]) {
+            broker.rack = Some(StrBytes::from_static_str(rack));
+        }
+        let nodes = |nodes: &[i32]| nodes.iter().copied().map(BrokerId).collect();
+        answer.topics[0].partitions[0].replica_nodes = nodes(&[2, 1]);
+        answer.topics[0].partitions[1].replica_nodes = nodes(&[3, 2, 9]);
+        let cluster = cluster_after(&[answer]);
+        let racks = cluster.replica_racks("t");
+        let racks: Vec<Vec<&str>> = racks
+            .iter()
+            .map(|racks| racks.iter().map(|rack| &**rack).collect())
+            .collect();
+        assert_eq!(racks, [vec!["a", "b"], vec!["b"]]);
+        assert!(cluster.replica_racks("unknown").is_empty());
     }
 
     #[test]

@@ -37,7 +37,6 @@
 //!
 //! - fetch sessions: a fetch names only partitions with room for another response, and those
 //!   differ each time;
-//! - its own assignors' use of racks (KIP-881);
 //! - automatic commits;
 //! - systems other than Unix;
 //! - requests that address topics by id, except Produce, Fetch and those of the consumer protocol.
