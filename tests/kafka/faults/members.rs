@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use tbd_deadline::Deadline;
 use tbd_kafka::consumer::{ConsumerHooks, GroupMetadata, GroupProtocol};
-use tbd_kafka::{
-    ApiKey, Cluster, CommitError, Consumer, ConsumerConfig, Error, ErrorCode, TopicPartition,
-};
+use tbd_kafka::{ApiKey, Cluster, CommitError, Consumer, ConsumerConfig, Error, TopicPartition};
 
 use super::tables::ErrorTable;
 use super::{At, Case, Kfake, LIMIT, THREADS, check_all, committed, moment, publish_three};
@@ -266,11 +264,7 @@ fn check_stages(protocol: GroupProtocol, stages: &[(Stage, &[ApiKey])]) {
     let kfake = Kfake::start();
     for (stage, apis) in stages {
         check_all(apis, THREADS, |case| {
-            // Only the first half of joining may be answered so: with a member id.
-            let is_half = case.api == ApiKey::JoinGroup && case.code == ErrorCode::MemberIdRequired;
-            if !is_half {
-                check_member(&kfake, case, protocol, *stage);
-            }
+            check_member(&kfake, case, protocol, *stage);
         });
     }
 }

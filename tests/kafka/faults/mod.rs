@@ -1,10 +1,9 @@
 //! Every request that the client sends is answered with every error code, one at a time, by kfake, a
 //! cluster in memory. The client does what the tables in its `DESIGN.md` say. It never hangs, and it
 //! loses and repeats nothing that it has promised.
-//!
-//! Not here: logins, which kfake could fault, but not for one connection alone.
 
 mod admin;
+mod logins;
 mod members;
 mod producers;
 mod readers;
@@ -44,6 +43,11 @@ impl Kfake {
     /// Without `transaction.version` 2.
     fn old() -> Self {
         Self::with(&["old"])
+    }
+
+    /// It asks for a login.
+    fn with_login() -> Self {
+        Self::with(&["login"])
     }
 
     fn with(arguments: &[&str]) -> Self {
@@ -135,7 +139,17 @@ struct Case {
 }
 
 impl Case {
+    /// The next such request is answered with the code.
     fn install<'a>(self, kfake: &'a Kfake, at: At<'_>) -> Fault<'a> {
+        self.install_times(kfake, at, 1)
+    }
+
+    /// All such requests are answered with the code, until the fault is removed.
+    fn install_for_good<'a>(self, kfake: &'a Kfake, at: At<'_>) -> Fault<'a> {
+        self.install_times(kfake, at, -1)
+    }
+
+    fn install_times<'a>(self, kfake: &'a Kfake, at: At<'_>, count: i32) -> Fault<'a> {
         let (mut topic, mut group, mut id, mut resource, mut scope) = ("-", "-", "-", "-", "-");
         match at {
             At::Topic(name) => topic = name,
@@ -148,7 +162,7 @@ impl Case {
         }
         // The protocol's numbers are the discriminants.
         let (api, code) = (self.api as i16, self.code.code());
-        let line = format!("fault {api} {code} 1 {topic} {group} {id} {resource} {scope}");
+        let line = format!("fault {api} {code} {count} {topic} {group} {id} {resource} {scope}");
         Fault(kfake, kfake.order(&line))
     }
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tbd_deadline::Deadline;
 use tbd_kafka::consumer::{GroupProtocol, Isolation};
 use tbd_kafka::producer::{Certainty, Ended, ProduceError, TransactionError};
-use tbd_kafka::{ApiKey, Cluster, ProducerConfig, TransactionalProducer};
+use tbd_kafka::{ApiKey, Cluster, ErrorCode, ProducerConfig, TransactionalProducer};
 
 use super::members::{group_consumer, read_three};
 use super::tables::ErrorTable;
@@ -28,6 +30,35 @@ fn a_producer_recovers_from_every_code_of_the_requests_that_name_nothing() {
     check_all(&[ApiKey::InitProducerId], 1, |case| {
         check_producer(&kfake, case, |_| At::Any, &table);
     });
+}
+
+#[test]
+fn a_record_that_waits_for_metadata_or_a_producer_id_fails_at_its_deadline_and_names_the_code() {
+    let kfake = Kfake::start();
+    let cluster = kfake.cluster();
+    let topic = topic(&cluster, 1);
+    for api in [ApiKey::Metadata, ApiKey::InitProducerId] {
+        let case = Case {
+            api,
+            code: ErrorCode::ClusterAuthorizationFailed,
+        };
+        let at = match api {
+            ApiKey::Metadata => At::Topic(&topic),
+            _ => At::Any,
+        };
+        let fault = case.install_for_good(&kfake, at);
+        let producer = start(&kfake.cluster(), ProducerConfig::default());
+        let publish = |deadline| {
+            let one = record(&topic, "k".to_owned(), "0:0".to_owned());
+            producer.publish(vec![one], deadline).remove(0)
+        };
+        let error = publish(Deadline::after(Duration::from_secs(1))).unwrap_err();
+        let what = (error.certainty, error.cause.code());
+        assert_eq!(what, (Certainty::NotSent, Some(case.code)), "{error}");
+        fault.remove();
+        publish(soon()).unwrap();
+        producer.close(soon()).unwrap();
+    }
 }
 
 fn check_producer(kfake: &Kfake, case: Case, at: fn(&str) -> At<'_>, table: &ErrorTable) {

@@ -10,7 +10,7 @@
 //
 // A dash for TOPIC, GROUP, ID (the transactional one) or RESOURCE means any. SCOPE is a dash, "top" for the error code of the
 // whole answer, or "leave" for heartbeats with which a member leaves. It ends with its input. The argument "old" makes it a Kafka
-// without transaction.version 2.
+// without transaction.version 2; "login" makes it ask for a login by SCRAM-SHA-256 as admin, with the password admin.
 package main
 
 import (
@@ -33,8 +33,14 @@ func main() {
 		"group.consumer.heartbeat.interval.ms": "100",
 		"group.consumer.session.timeout.ms":    "6000",
 	})}
-	if len(os.Args) == 2 && os.Args[1] == "old" {
+	switch strings.Join(os.Args[1:], " ") {
+	case "":
+	case "old":
 		options = append(options, kfake.MaxVersions(kversion.V3_9_0()))
+	case "login":
+		options = append(options, kfake.EnableSASL())
+	default:
+		log.Fatalf("unknown arguments %q", os.Args[1:])
 	}
 	cluster, err := kfake.NewCluster(options...)
 	if err != nil {

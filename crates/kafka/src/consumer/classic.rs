@@ -81,6 +81,13 @@ impl GroupMember {
         self.shared.notify();
         if !is_named {
             log::debug!("{}: joining failed: {error}", reading.name);
+            // An answer without an id is followed by another join.
+            let is_repeated = error.code() == Some(ErrorCode::MemberIdRequired);
+            let error = if is_repeated {
+                error.of_repeated()
+            } else {
+                error
+            };
             reading.last_error = Some(error);
         }
     }
