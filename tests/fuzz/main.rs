@@ -109,3 +109,20 @@ fn every_answer_that_the_kafka_client_decodes_has_a_target() {
         assert!(targets.contains(&*name), "{name}");
     }
 }
+
+#[test]
+fn seeds_of_the_newest_metadata_and_of_a_login_are_accepted() {
+    use bytes::Bytes;
+    use tbd_kafka::internals::{self, try_scram};
+    let is_login = |seed: &Vec<u8>| {
+        let mut parts = seed.split(|byte| *byte == 0).map(Bytes::copy_from_slice);
+        try_scram([parts.next().unwrap(), parts.next().unwrap()]).is_ok()
+    };
+    assert!(seeds_of("kafka_scram").iter().any(is_login));
+    let (api, oldest, newest) = internals::request(3).unwrap();
+    let is_newest = |seed: &Vec<u8>| {
+        i16::from(seed[0]) == newest - oldest
+            && internals::try_decode(api, newest, Bytes::copy_from_slice(&seed[1..])).is_ok()
+    };
+    assert!(seeds_of("kafka_metadata").iter().any(is_newest));
+}

@@ -24,8 +24,8 @@ pub fn find(name: &str) -> Option<Target> {
         .map(|(_, target)| *target)
 }
 
-/// Every target, by name: one for each answer that the Kafka client decodes, one for each input from
-/// an HTTP client, and one for events.
+/// Every target, by name: one for each answer that the Kafka client decodes and for each part of one
+/// that it decodes itself, one for each input from an HTTP client, and one for events.
 pub const ALL: &[(&str, Target)] = &[
     ("http_new_order", http_new_order),
     ("http_list_query", http_list_query),
@@ -37,6 +37,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("order_event", order_event),
     ("kafka_batches", kafka_batches),
     ("kafka_subscription", kafka_subscription),
+    ("kafka_commit_metadata", kafka_commit_metadata),
+    ("kafka_scram", kafka_scram),
     ("kafka_produce", answer::<0>),
     ("kafka_fetch", answer::<1>),
     ("kafka_list_offsets", answer::<2>),
@@ -197,6 +199,22 @@ fn kafka_subscription(bytes: &[u8]) {
         assert_eq!(again.topics, subscription.topics);
     }
     let _ = decode_assignment(bytes);
+}
+
+/// Metadata that any client may have stored with an offset. An accepted id is one that we write.
+fn kafka_commit_metadata(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Some(id) = internals::from_commit_metadata(Some(&text)) {
+        assert_eq!(internals::commit_metadata(Some(id)), text);
+    }
+}
+
+/// A broker's two messages in a login by SCRAM, divided by a zero byte.
+fn kafka_scram(bytes: &[u8]) {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    let (first, last) = bytes.split_at(end.unwrap_or(bytes.len()));
+    let last = last.get(1..).unwrap_or_default();
+    let _ = internals::try_scram([first, last].map(Bytes::copy_from_slice));
 }
 
 /// The body of a POST. An accepted order survives encoding and decoding.

@@ -13,7 +13,9 @@ use kafka_protocol::protocol::StrBytes;
 use tbd_deadline::Deadline;
 use tbd_kafka::TopicPartition;
 use tbd_kafka::admin::all;
-use tbd_kafka::consumer::{Consumer, ConsumerConfig, GroupProtocol, OffsetReset, StartAt};
+use tbd_kafka::consumer::{
+    Assignor, Consumer, ConsumerConfig, GroupProtocol, OffsetReset, StartAt,
+};
 use tbd_kafka::internals::topic_name;
 use tbd_kafka::producer::{Outcome, RecordMetadata};
 use tbd_kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
@@ -259,15 +261,26 @@ fn groups_of_either_protocol_continue_when_their_coordinator_is_killed() {
 /// A topic with one partition, led by node 1 and copied to node 2. Node 2 may take over although its
 /// copy lacks records.
 fn carefree_topic(cluster: &Cluster) -> String {
-    let name = support::unique("topic");
-    let replicas = CreatableReplicaAssignment::default()
-        .with_partition_index(0)
-        .with_broker_ids(vec![BrokerId(1), BrokerId(2)]);
     let settings = [
         ("unclean.leader.election.enable", "true"),
         ("min.insync.replicas", "1"),
     ];
-    let settings = settings.map(|(name, value)| {
+    topic_on(cluster, &[&[1, 2]], &settings)
+}
+
+/// A topic with a partition on each of these sets of nodes.
+fn topic_on(
+    cluster: &Cluster,
+    nodes: &[&[i32]],
+    settings: &[(&'static str, &'static str)],
+) -> String {
+    let name = support::unique("topic");
+    let replicas = (0..).zip(nodes).map(|(partition, nodes)| {
+        CreatableReplicaAssignment::default()
+            .with_partition_index(partition)
+            .with_broker_ids(nodes.iter().copied().map(BrokerId).collect())
+    });
+    let settings = settings.iter().map(|(name, value)| {
         CreatableTopicConfig::default()
             .with_name(StrBytes::from_static_str(name))
             .with_value(Some(StrBytes::from_static_str(value)))
@@ -276,8 +289,8 @@ fn carefree_topic(cluster: &Cluster) -> String {
         .with_name(topic_name(&name))
         .with_num_partitions(-1)
         .with_replication_factor(-1)
-        .with_assignments(vec![replicas])
-        .with_configs(settings.into());
+        .with_assignments(replicas.collect())
+        .with_configs(settings.collect());
     let request = CreateTopicsRequest::default()
         .with_topics(vec![topic])
         .with_timeout_ms(10_000);
@@ -397,6 +410,38 @@ fn a_consumer_reads_from_the_replica_in_its_rack_and_from_the_leader_when_that_i
     assert_eq!(read(), "before");
     consumer.close(soon()).unwrap();
     brokers.node(near).start();
+}
+
+#[test]
+fn each_member_of_a_group_is_assigned_the_partitions_with_a_replica_in_its_rack() {
+    let brokers = Brokers::all_up();
+    let cluster = brokers.cluster();
+    let nodes: &[&[i32]] = &[&[3], &[1], &[1], &[2], &[3], &[2]];
+    let topic = topic_on(&cluster, nodes, &[]);
+    for assignor in [Assignor::CooperativeSticky, Assignor::Range] {
+        let group = support::unique("group");
+        let member = |node: i32| {
+            let mut config = ConsumerConfig::new(&*group, [topic.as_str()]);
+            config.client_rack = Some(format!("rack-{node}"));
+            config.assignors = vec![assignor];
+            Consumer::start(brokers.cluster(), config, Box::new(())).unwrap()
+        };
+        // Not in the order of the racks.
+        let mut members = [2, 3, 1].map(|node| (node, member(node)));
+        eventually(PATIENCE, "two near partitions for each member", || {
+            let mut are_settled = true;
+            for (node, consumer) in &mut members {
+                let _ = consumer.poll(Deadline::after(TICK));
+                let is_near = |it: &TopicPartition| leader(&cluster, &topic, it.partition) == *node;
+                let assigned = consumer.assignment();
+                are_settled &= assigned.len() == 2 && assigned.iter().all(is_near);
+            }
+            are_settled.then_some(())
+        });
+        for (_, consumer) in members {
+            consumer.close(soon()).unwrap();
+        }
+    }
 }
 
 #[test]

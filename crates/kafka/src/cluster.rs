@@ -46,6 +46,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Metadata {
     nodes: BTreeMap<i32, String>,
+    /// The racks of those nodes that have one.
+    racks: BTreeMap<i32, Arc<str>>,
     controller: Option<i32>,
     topics: HashMap<String, Topic>,
 }
@@ -55,6 +57,8 @@ struct Topic {
     id: Uuid,
     /// By partition number, without gaps.
     partitions: Vec<Leader>,
+    /// The nodes that have a replica, by partition number.
+    replicas: Vec<Vec<i32>>,
     /// The error of the last metadata response, if it had one for this topic.
     error: Option<ErrorCode>,
     refreshed: Instant,
@@ -195,6 +199,17 @@ impl Cluster {
         i32::try_from(count).ok().filter(|count| *count > 0)
     }
 
+    /// The racks that have a replica, for each partition of a topic in their order.
+    pub(crate) fn replica_racks(&self, topic: &str) -> Vec<BTreeSet<Arc<str>>> {
+        let metadata = self.metadata();
+        let replicas = metadata.topics.get(topic).map(|topic| &topic.replicas);
+        let racks_of = |nodes: &Vec<i32>| {
+            let racks = nodes.iter().filter_map(|node| metadata.racks.get(node));
+            racks.cloned().collect()
+        };
+        replicas.into_iter().flatten().map(racks_of).collect()
+    }
+
     /// The name of the topic with that id, if its metadata was requested before. Does not wait.
     pub(crate) fn topic_of(&self, id: Uuid) -> Option<Arc<str>> {
         let metadata = self.metadata();
@@ -276,6 +291,16 @@ impl Cluster {
     /// The last attempt's.
     #[doc(hidden)] // for this repository's own tests
     pub fn connect_any(&self, deadline: Deadline) -> Result<Connection, Error> {
+        let connected = self.ask_any(deadline, |_, _| Ok(()));
+        connected.map(|(connection, ())| connection)
+    }
+
+    /// As [`Cluster::connect_any`], for the first broker that answers `ask`.
+    fn ask_any<T>(
+        &self,
+        deadline: Deadline,
+        ask: impl Fn(&mut Connection, Deadline) -> Result<T, Error>,
+    ) -> Result<(Connection, T), Error> {
         let candidates = self.candidates();
         let mut last = Error::Unreachable {
             address: "any".to_owned(),
@@ -288,9 +313,12 @@ impl Cluster {
                 break;
             }
             let share = deadline.earlier_of(Deadline::after(left / untried));
-            match self.open(address, share) {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = error,
+            let answer = self.open(address, share).and_then(|mut connection| {
+                ask(&mut connection, share).map(|answer| (connection, answer))
+            });
+            match answer {
+                Err(error) if !wants_bootstrap(&error) => last = error,
+                answer => return answer,
             }
         }
         Err(last)
@@ -317,13 +345,36 @@ impl Cluster {
         }
     }
 
-    /// One metadata exchange, on the idle connection or a new one. An idle connection that fails is
-    /// replaced once: the broker may have closed it, and a second metadata request does no harm.
+    /// One metadata exchange. A broker may answer that the client shall forget all brokers but the
+    /// configured ones, and begin again (KIP-1102).
     fn exchange(
         &self,
         request: &MetadataRequest,
         deadline: Deadline,
     ) -> Result<MetadataResponse, Error> {
+        match self.try_exchange(request, deadline) {
+            Err(error) if wants_bootstrap(&error) => {
+                log::info!("kafka: {error}; asking the configured addresses");
+                self.metadata().forget_nodes();
+                self.try_exchange(request, deadline)
+            }
+            answer => answer,
+        }
+    }
+
+    /// One metadata exchange, on the idle connection or a new one. An idle connection that fails is
+    /// replaced once: the broker may have closed it, and a second metadata request does no harm.
+    fn try_exchange(
+        &self,
+        request: &MetadataRequest,
+        deadline: Deadline,
+    ) -> Result<MetadataResponse, Error> {
+        let ask = |connection: &mut Connection, deadline| {
+            let response = connection.call(request, deadline)?;
+            // No code of the whole answer keeps the client from asking again.
+            let checked = connection.check(ApiKey::Metadata, response.error_code);
+            checked.map_err(Error::of_repeated).map(|()| response)
+        };
         let idle_connection = lock(&self.inner.idle_connection).take();
         if let Some(mut connection) = idle_connection
             && connection.is_usable()
@@ -334,19 +385,22 @@ impl Cluster {
             // If this broker hangs, there must be time to ask another.
             let left = deadline.remaining();
             let half = deadline.earlier_of(Deadline::after(left / 2));
-            if let Ok(response) = connection.call(request, half) {
-                *lock(&self.inner.idle_connection) = Some(connection);
-                return Ok(response);
+            match ask(&mut connection, half) {
+                Ok(response) => {
+                    *lock(&self.inner.idle_connection) = Some(connection);
+                    return Ok(response);
+                }
+                Err(error) if wants_bootstrap(&error) => return Err(error),
+                Err(_) => {}
             }
         }
-        let mut connection = self.connect_any(deadline)?;
-        let response = connection.call(request, deadline)?;
+        let (connection, response) = self.ask_any(deadline, ask)?;
         *lock(&self.inner.idle_connection) = Some(connection);
         Ok(response)
     }
 
     /// All addresses to try: known nodes in turn from a random one, then the configured addresses.
-    /// After a move of the cluster, only the configured ones may work.
+    /// After a move of the cluster, only the configured ones may work (KIP-899).
     fn candidates(&self) -> Vec<String> {
         let mut candidates: Vec<String> = self.metadata().nodes.values().cloned().collect();
         if !candidates.is_empty() {
@@ -366,6 +420,11 @@ impl Cluster {
     }
 }
 
+/// Whether a broker has answered REBOOTSTRAP_REQUIRED.
+fn wants_bootstrap(error: &Error) -> bool {
+    error.code() == Some(ErrorCode::RebootstrapRequired)
+}
+
 /// `None` asks about all topics.
 fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
     let named = |name: &&str| MetadataRequestTopic::default().with_name(Some(topic_name(name)));
@@ -375,6 +434,11 @@ fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
 }
 
 impl Metadata {
+    fn forget_nodes(&mut self) {
+        self.nodes.clear();
+        self.controller = None;
+    }
+
     fn take_in(&mut self, response: &MetadataResponse) {
         if !response.brokers.is_empty() {
             self.nodes = response
@@ -382,6 +446,11 @@ impl Metadata {
                 .iter()
                 .map(|broker| (broker.node_id.0, host_port(&broker.host, broker.port)))
                 .collect();
+            let racked = response.brokers.iter().filter_map(|broker| {
+                let rack = broker.rack.as_deref()?;
+                Some((broker.node_id.0, Arc::from(rack)))
+            });
+            self.racks = racked.collect();
         }
         self.controller = Some(response.controller_id.0).filter(|id| *id >= 0);
         for topic in &response.topics {
@@ -404,6 +473,7 @@ impl Metadata {
         let known = self.topics.entry(name.to_owned()).or_insert_with(|| Topic {
             id: news.topic_id,
             partitions: Vec::new(),
+            replicas: Vec::new(),
             error: None,
             refreshed: Instant::now(),
         });
@@ -430,17 +500,20 @@ impl Metadata {
             epoch: NO_EPOCH,
         };
         let mut partitions = vec![nobody; count];
+        known.replicas = vec![Vec::new(); count];
         for news in &news.partitions {
-            let Some(slot) = usize::try_from(news.partition_index)
+            let Some(index) = usize::try_from(news.partition_index)
                 .ok()
-                .and_then(|index| partitions.get_mut(index))
+                .filter(|index| *index < count)
             else {
                 continue;
             };
-            *slot = Leader {
+            partitions[index] = Leader {
                 node: Some(news.leader_id.0).filter(|node| *node >= 0),
                 epoch: news.leader_epoch,
             };
+            let replicas = news.replica_nodes.iter().map(|node| node.0);
+            known.replicas[index] = replicas.collect();
         }
         if same_topic {
             for (new, old) in partitions.iter_mut().zip(&known.partitions) {
@@ -456,7 +529,12 @@ impl Metadata {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
     use super::*;
+    use crate::fake_broker::{FakeBroker, Incoming, Reply};
     use kafka_protocol::messages::BrokerId;
     use kafka_protocol::messages::metadata_response::{
         MetadataResponseBroker, MetadataResponsePartition,
@@ -558,6 +636,99 @@ mod tests {
         assert_eq!(cluster.leader("t", 0), Some((1, 5)));
         cluster.observe_leader("t", 0, 2, 6);
         assert_eq!(cluster.leader("t", 0), Some((2, 6)));
+    }
+
+    fn in_ms(ms: u64) -> Deadline {
+        Deadline::after(Duration::from_millis(ms))
+    }
+
+    /// A broker that answers requests for metadata as `metadata` says; it gets the number of the
+    /// request, from 0. With `true` it closes the connection afterwards.
+    fn broker(
+        metadata: impl Fn(&Incoming, usize) -> (MetadataResponse, bool) + Send + Sync + 'static,
+    ) -> FakeBroker {
+        let count = AtomicUsize::new(0);
+        FakeBroker::start(move |incoming, _| match incoming.api {
+            ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+            _ => {
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                let (answer, closes) = metadata(incoming, number);
+                match closes {
+                    true => Reply::BytesThenClose(incoming.frame(&answer)),
+                    false => incoming.answer(&answer),
+                }
+            }
+        })
+    }
+
+    fn cluster_of(broker: &FakeBroker) -> Cluster {
+        Cluster::new(ClientConfig::new([broker.address()]))
+    }
+
+    #[test]
+    fn a_broker_can_make_the_client_begin_again_at_the_configured_addresses() {
+        let refusal = || {
+            let code = ErrorCode::RebootstrapRequired.code();
+            (MetadataResponse::default().with_error_code(code), false)
+        };
+        let strayed = broker(move |_, _| refusal());
+        let [first, second, third] = [strayed.address(), "[::1]:1".into(), "[::1]:2".into()]
+            .map(|address| address.parse::<SocketAddr>().unwrap());
+        let configured = broker(move |incoming, number| match number {
+            0 => (incoming.metadata(first, 1), true),
+            1 => (incoming.metadata(second, 1), false),
+            // On the connection of the last request.
+            2 => refusal(),
+            _ => (incoming.metadata(third, 1), false),
+        });
+        let cluster = cluster_of(&configured);
+        for expected in [first, second, third] {
+            cluster.refresh(&["t"], in_ms(10_000)).unwrap();
+            assert_eq!(cluster.address(1), Some(expected.to_string()));
+        }
+        // A configured broker that goes on so is asked again later.
+        let cluster = cluster_of(&strayed);
+        let error = cluster.refresh(&["t"], in_ms(10_000)).unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        assert_eq!(error.code(), Some(ErrorCode::RebootstrapRequired));
+    }
+
+    #[test]
+    fn while_all_known_nodes_are_silent_the_configured_addresses_answer() {
+        let silent = FakeBroker::start(|incoming, _| match incoming.api {
+            ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+            _ => Reply::Silence,
+        });
+        let known: SocketAddr = silent.address().parse().unwrap();
+        let moved: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let configured = broker(move |incoming, number| match number {
+            0 => (incoming.metadata(known, 1), true),
+            _ => (incoming.metadata(moved, 1), false),
+        });
+        let cluster = cluster_of(&configured);
+        cluster.refresh(&["t"], in_ms(10_000)).unwrap();
+        assert_eq!(cluster.address(1), Some(known.to_string()));
+        cluster.refresh(&["t"], in_ms(1000)).unwrap();
+        assert_eq!(cluster.address(1), Some(moved.to_string()));
+    }
+
+    #[test]
+    fn a_partition_is_in_the_racks_of_its_replicas() {
+        let mut answer = answer(7, 0, &[(1, 5), (2, 5)]);
+        for (broker, rack) in answer.brokers.iter_mut().zip(["a", "b"]) {
+            broker.rack = Some(StrBytes::from_static_str(rack));
+        }
+        let nodes = |nodes: &[i32]| nodes.iter().copied().map(BrokerId).collect();
+        answer.topics[0].partitions[0].replica_nodes = nodes(&[2, 1]);
+        answer.topics[0].partitions[1].replica_nodes = nodes(&[3, 2, 9]);
+        let cluster = cluster_after(&[answer]);
+        let racks = cluster.replica_racks("t");
+        let racks: Vec<Vec<&str>> = racks
+            .iter()
+            .map(|racks| racks.iter().map(|rack| &**rack).collect())
+            .collect();
+        assert_eq!(racks, [vec!["a", "b"], vec!["b"]]);
+        assert!(cluster.replica_racks("unknown").is_empty());
     }
 
     #[test]

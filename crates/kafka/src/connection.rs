@@ -417,9 +417,9 @@ impl Connection {
         let outcome = sasl::log_in(sasl, |message| {
             let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into());
             let answer = self.exchange(&request, deadline)?;
-            if answer.error_code != 0 {
+            if let Some(code) = ErrorCode::from_code(answer.error_code) {
                 let reason = answer.error_message.as_deref();
-                let reason = reason.unwrap_or("no reason given").to_owned();
+                let reason = reason.map_or_else(|| code.to_string(), str::to_owned);
                 return Err(self.poison_login(reason));
             }
             lifetime = Duration::from_millis(answer.session_lifetime_ms.max(0).unsigned_abs());

@@ -235,15 +235,29 @@ fn way_out(api: ApiKey, code: ErrorCode) -> Option<&'static str> {
 }
 
 /// Whether the coordinator no longer knows the member, its generation or its epoch.
-fn is_membership_over(code: ErrorCode) -> bool {
-    matches!(
-        code,
-        ErrorCode::UnknownMemberId
-            | ErrorCode::IllegalGeneration
-            | ErrorCode::RebalanceInProgress
-            | ErrorCode::FencedMemberEpoch
-            | ErrorCode::StaleMemberEpoch
-    )
+fn is_membership_over(api: ApiKey, code: ErrorCode) -> bool {
+    use ApiKey as A;
+    let is_of_members = matches!(
+        api,
+        A::FindCoordinator
+            | A::JoinGroup
+            | A::SyncGroup
+            | A::Heartbeat
+            | A::ConsumerGroupHeartbeat
+            | A::LeaveGroup
+            | A::OffsetCommit
+            | A::OffsetFetch
+            | A::TxnOffsetCommit
+    );
+    is_of_members
+        && matches!(
+            code,
+            ErrorCode::UnknownMemberId
+                | ErrorCode::IllegalGeneration
+                | ErrorCode::RebalanceInProgress
+                | ErrorCode::FencedMemberEpoch
+                | ErrorCode::StaleMemberEpoch
+        )
 }
 
 impl Error {
@@ -258,7 +272,9 @@ impl Error {
             // The invalid response may come from a proxy, or from a broker of another version
             // during an upgrade. A new connection may reach another broker.
             | Self::Protocol { .. } => true,
-            Self::Refused { code, .. } => code.is_retriable() || is_membership_over(*code),
+            Self::Refused { api, code, .. } => {
+                code.is_retriable() || is_membership_over(*api, *code)
+            }
             // A certificate or a password must change first.
             Self::Tls { .. }
             | Self::Authentication { .. }
@@ -273,6 +289,29 @@ impl Error {
             | Self::Aborted
             | Self::Closed
             | Self::Resource { .. } => false,
+        }
+    }
+
+    /// As [`Error::is_transient`], for a request that no membership is behind. The coordinator then
+    /// refuses who is no member, and nobody joins again.
+    pub(crate) fn is_transient_for_nobody(&self) -> bool {
+        match self {
+            Self::Refused { api, code, .. } if is_membership_over(*api, *code) => {
+                *code == ErrorCode::RebalanceInProgress
+            }
+            error => error.is_transient(),
+        }
+    }
+
+    /// This error of a request that will be repeated, so that it counts as transient.
+    #[must_use]
+    pub(crate) fn of_repeated(self) -> Self {
+        match self.is_transient() {
+            true => self,
+            false => Self::Timeout {
+                what: "a broker to recover".to_owned(),
+                cause: Some(Box::new(self)),
+            },
         }
     }
 

@@ -25,6 +25,12 @@ macro_rules! error_codes {
                 }
             }
 
+            /// Every known code, and one that is not known.
+            #[cfg(test)]
+            pub(crate) fn all() -> impl Iterator<Item = Self> {
+                [$(Self::$name,)* Self::Unknown(999)].into_iter()
+            }
+
             /// Its number in the protocol.
             pub const fn code(self) -> i16 {
                 match self {

@@ -37,7 +37,6 @@
 //!
 //! - fetch sessions: a fetch names only partitions with room for another response, and those
 //!   differ each time;
-//! - its own assignors' use of racks (KIP-881);
 //! - automatic commits;
 //! - systems other than Unix;
 //! - requests that address topics by id, except Produce, Fetch and those of the consumer protocol.
@@ -73,6 +72,8 @@ mod connection;
 pub mod consumer;
 mod error;
 mod error_code;
+#[cfg(test)]
+mod error_tables;
 #[cfg(test)]
 mod fake_broker;
 mod group;
@@ -115,6 +116,9 @@ pub mod internals {
     pub use crate::group::coordinator::find as find_coordinator;
     pub use crate::group::protocol::{Subscription, decode_assignment};
     pub use crate::producer::batch::{Identity, Transactions, encode as encode_batch};
+    #[cfg(feature = "scram")]
+    pub use crate::sasl::try_scram;
+    pub use crate::topic_id::{commit_metadata, from_commit_metadata};
     pub use crate::wire::{Request, topic_name, try_decode};
 
     /// The request with this number, and the oldest and newest version that the client supports.

@@ -104,7 +104,8 @@ impl Reader {
             let name = TopicPartition::new(Arc::clone(&self.topic), partition);
             let (mut records, next) = match self.poll(&name, &range, deadline) {
                 Err(error) if error.code() == Some(ErrorCode::OffsetOutOfRange) => {
-                    (Vec::new(), self.oldest(&name, &range, deadline)?)
+                    let oldest = self.oldest(&name, &range, deadline)?;
+                    (Vec::new(), oldest.ok_or(error)?)
                 }
                 polled => polled?,
             };
@@ -145,20 +146,23 @@ impl Reader {
         Ok((records, next))
     }
 
-    /// The range's start was removed: the oldest record left, or the range's end.
+    /// The range's start is out of range: the oldest record left, or the range's end. `None` when
+    /// the leader has the start by now.
     fn oldest(
         &self,
         name: &TopicPartition,
         range: &Range<i64>,
         deadline: Deadline,
-    ) -> Result<i64, Error> {
-        let starts = Admin::new(self.cluster.clone()).start_offsets(&self.topic, deadline)?;
-        let start = usize::try_from(name.partition)
+    ) -> Result<Option<i64>, Error> {
+        let ranges = Self::ranges(&self.cluster, &self.topic, deadline)?;
+        let left = usize::try_from(name.partition)
             .ok()
-            .and_then(|index| starts.get(index).copied());
-        Ok(start
-            .filter(|start| *start > range.start)
-            .unwrap_or(range.end))
+            .and_then(|index| ranges.get(index));
+        Ok(match left {
+            Some(left) if left.contains(&range.start) => None,
+            Some(left) if left.start > range.start => Some(left.start),
+            _ => Some(range.end),
+        })
     }
 }
 

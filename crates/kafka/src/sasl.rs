@@ -201,6 +201,22 @@ fn scram<E>(
     }
 }
 
+/// Logs in by SCRAM-SHA-256 as `user` with the password `pencil` and the nonce `n`, at a broker that
+/// gives these two answers. For fuzzing.
+///
+/// # Errors
+/// Why the client does not believe them.
+#[cfg(feature = "scram")]
+pub fn try_scram(answers: [Bytes; 2]) -> Result<(), String> {
+    let login = Login {
+        username: "user",
+        password: "pencil",
+    };
+    let mut answers = answers.into_iter();
+    let outcome = scram(login, &SHA_256, "n", |_| answers.next().ok_or(()));
+    outcome.map_err(|failure| format!("{failure:?}"))
+}
+
 /// The value of the field that begins with `name`.
 #[cfg(feature = "scram")]
 fn field<'a>(message: &'a str, name: &str) -> Option<&'a str> {

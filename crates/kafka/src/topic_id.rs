@@ -20,13 +20,13 @@ pub(crate) fn to_text(id: Uuid) -> String {
 }
 
 /// The metadata to commit with an offset of the topic with this id; empty when the id is unknown.
-pub(crate) fn commit_metadata(id: Option<Uuid>) -> String {
+pub fn commit_metadata(id: Option<Uuid>) -> String {
     id.map_or_else(String::new, |id| format!("{PREFIX}{}", to_text(id)))
 }
 
 /// The id of the topic that a committed offset belongs to. `None` for metadata of other clients,
 /// which contains no id.
-pub(crate) fn from_commit_metadata(metadata: Option<&str>) -> Option<Uuid> {
+pub fn from_commit_metadata(metadata: Option<&str>) -> Option<Uuid> {
     let text = metadata?.strip_prefix(PREFIX)?;
     let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
     Uuid::from_slice(&bytes).ok().filter(|id| !id.is_nil())

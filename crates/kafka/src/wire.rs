@@ -121,8 +121,8 @@ requests! {
     // 13 addresses topics by id; 12 is sent where an id is not known.
     Fetch: FetchRequest => FetchResponse, 4 to 13;
     ListOffsets: ListOffsetsRequest => ListOffsetsResponse, 1 to 7;
-    // 4 can forbid the creation of topics; 13 adds re-bootstrapping.
-    Metadata: MetadataRequest => MetadataResponse, 4 to 12;
+    // 4 can forbid the creation of topics; 13 can ask for a new bootstrap.
+    Metadata: MetadataRequest => MetadataResponse, 4 to 13;
     // 7 knows static members; 10 addresses topics by id.
     OffsetCommit: OffsetCommitRequest => OffsetCommitResponse, 7 to 9;
     // 8 asks for many groups at once.
@@ -383,7 +383,7 @@ mod tests {
         #[test]
         fn random_bytes_are_an_error_or_a_message_but_never_a_panic(
             bytes in proptest::collection::vec(any::<u8>(), 0..400),
-            version in 0i16..13,
+            version in 0i16..14,
         ) {
             let frame = Bytes::from(bytes);
             let _ = decode_response::<MetadataRequest>(frame.clone(), version);

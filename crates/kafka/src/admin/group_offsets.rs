@@ -114,7 +114,11 @@ impl Admin {
                     results.insert(name, result);
                 }
             }
-            Ok(complete(results, offsets.keys().copied(), ApiKey::OffsetCommit))
+            Ok(complete(
+                results,
+                offsets.keys().copied(),
+                ApiKey::OffsetCommit,
+            ))
         })
     }
 

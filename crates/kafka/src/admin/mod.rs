@@ -108,7 +108,7 @@ impl Admin {
         let attempts = || {
             for (item, result) in attempt(&left)? {
                 let is_wanted = match &result {
-                    Err(error) if error.is_transient() => left.contains(&item),
+                    Err(error) if error.is_transient_for_nobody() => left.contains(&item),
                     _ => left.remove(&item),
                 };
                 if is_wanted {
@@ -152,7 +152,7 @@ impl Admin {
             let result = attempt();
             let is_over = match &result {
                 Ok(value) => is_done(value),
-                Err(error) => !error.is_transient(),
+                Err(error) => !error.is_transient_for_nobody(),
             };
             let pause = backoff.next_pause();
             if is_over || pause >= deadline.remaining() {

@@ -14,9 +14,9 @@ use kafka_protocol::messages::describe_groups_response::DescribedGroup;
 use kafka_protocol::messages::list_groups_response::ListedGroup;
 use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
 use kafka_protocol::messages::{
-    BrokerId, ConsumerGroupDescribeResponse, CreatePartitionsResponse, CreateTopicsResponse, DeleteRecordsRequest,
-    DeleteRecordsResponse, DescribeGroupsRequest, DescribeGroupsResponse, FindCoordinatorRequest,
-    FindCoordinatorResponse, ListGroupsResponse, MetadataResponse,
+    BrokerId, ConsumerGroupDescribeResponse, CreatePartitionsResponse, CreateTopicsResponse,
+    DeleteRecordsRequest, DeleteRecordsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
+    FindCoordinatorRequest, FindCoordinatorResponse, ListGroupsResponse, MetadataResponse,
 };
 
 use super::*;

@@ -11,7 +11,7 @@ use super::{CommitError, RETRY_BACKOFF, STEP_MIN};
 use crate::connection::{Connection, Sent};
 use crate::group::coordinator::{self, Kind};
 use crate::group::machine::Identity;
-use crate::{Error, ErrorCode, wait};
+use crate::{Error, wait};
 use tbd_deadline::Deadline;
 
 /// The connection to the group's coordinator, with at most one commit in flight.
@@ -194,12 +194,8 @@ fn check_group(reading: &Reading) -> Result<(), CommitError> {
     }
 }
 
-/// A group that has members refuses others' commits until its members have left, which no retry
-/// awaits.
 fn explain(error: Error) -> CommitError {
-    let code = error.code();
-    let is_passing = code.map_or(error.is_transient(), ErrorCode::is_retriable);
-    match is_passing {
+    match error.is_transient_for_nobody() {
         true => CommitError::Unavailable(error),
         false => CommitError::Refused(error),
     }

@@ -11,7 +11,7 @@ use kafka_protocol::messages::{JoinGroupResponse, SyncGroupResponse};
 use super::RETRY_BACKOFF;
 use super::membership::{GroupMember, Pending, PendingRequest};
 use super::reading::Reading;
-use crate::group::assignor::{Assignment, Assignor, Member};
+use crate::group::assignor::{Assignment, Assignor, Member, Racks};
 use crate::group::coordinator;
 use crate::group::machine::{Coordinator, Failure, Identity, Machine};
 use crate::group::protocol::{Subscription, decode_assignment};
@@ -81,6 +81,13 @@ impl GroupMember {
         self.shared.notify();
         if !is_named {
             log::debug!("{}: joining failed: {error}", reading.name);
+            // An answer without an id is followed by another join.
+            let is_repeated = error.code() == Some(ErrorCode::MemberIdRequired);
+            let error = if is_repeated {
+                error.of_repeated()
+            } else {
+                error
+            };
             reading.last_error = Some(error);
         }
     }
@@ -188,6 +195,10 @@ impl GroupMember {
         {
             reading.last_error = Some(error);
         }
+        let is_racked = members.iter().any(|it| it.subscription.rack.is_some());
+        let racked = topics.iter().filter(|_| is_racked);
+        let racks = racked.map(|topic| (topic.clone(), reading.cluster.replica_racks(topic)));
+        let racks: Racks = racks.collect();
         let counts: HashMap<Arc<str>, Option<i32>> = topics
             .into_iter()
             .map(|topic| (topic.clone(), reading.cluster.partitions(&topic)))
@@ -197,7 +208,7 @@ impl GroupMember {
             .filter_map(|(topic, count)| count.map(|count| (topic.clone(), count)))
             .collect();
         self.led_counts = Some(counts);
-        assignor.assign(&members, &known)
+        assignor.assign(&members, &known, &racks)
     }
 
     /// As the leader, rejoins when topics appear or grow.

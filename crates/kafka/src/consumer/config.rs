@@ -176,7 +176,9 @@ pub struct ConsumerConfig {
     pub auto_offset_reset: OffsetReset,
     /// The rack (or availability zone) that the consumer is in. Leaders then name a replica in that
     /// rack, if they have a `replica.selector.class` (KIP-392), and records are fetched from it.
-    /// They arrive later than from the leader, by the time of their replication. Default: none.
+    /// They arrive later than from the leader, by the time of their replication. A group's assignors
+    /// prefer partitions with a replica in the rack, where the balance leaves a choice (KIP-881). Default:
+    /// none.
     #[doc(alias = "client.rack")]
     pub client_rack: Option<String>,
     /// Assignors of the classic protocol, preferred ones first. The group uses one that all members

@@ -38,7 +38,7 @@ impl Fetcher {
                     partition.read_replica = None;
                 }
             }
-            reading.last_error = Some(reading.refused_by(node, error));
+            reading.last_error = Some(reading.refused_by(node, error).of_repeated());
             return Ok(());
         }
         let answers = answer.responses.iter().flat_map(|topic| &topic.partitions);

@@ -517,6 +517,9 @@ impl GroupMember {
             let what = format!("leaving group {}", self.config.group_id);
             return Err(Error::timeout(what));
         }
+        if let Some(error) = self.shared.take_leave_error() {
+            return Err(error);
+        }
         self.leave_here(reading, deadline)
     }
 

@@ -510,8 +510,8 @@ impl Consumer {
     /// broker that hangs.
     ///
     /// # Errors
-    /// When the coordinator cannot be reached; it notices after the session time-out. The consumer
-    /// is closed nevertheless.
+    /// When the coordinator cannot be reached or refuses the request; it notices after the session
+    /// time-out. The consumer is closed nevertheless.
     pub fn close(mut self, deadline: Deadline) -> Result<(), Error> {
         self.await_owed_commits(deadline);
         let closed = match &mut self.member {

@@ -69,7 +69,13 @@ impl Reading {
         let request = coordinator::offset_fetch_request(&group_id, Some(&unknown), true);
         let step = self.step_deadline(deadline);
         match coordinator::ask(&self.cluster, &group_id, &request, step) {
-            Ok(answer) => self.committed_answer(&answer, |_| Reaction::Retry)?,
+            Ok(answer) => self.committed_answer(&answer, |code| {
+                let error = Error::refused(ApiKey::OffsetFetch, code);
+                match error.is_transient() {
+                    true => Reaction::Retry,
+                    false => Reaction::Report,
+                }
+            })?,
             Err(error) => {
                 let later = Some(Instant::now() + RETRY_BACKOFF);
                 for name in &unknown {

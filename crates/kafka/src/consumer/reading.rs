@@ -361,7 +361,7 @@ impl Reading {
             return Err(error);
         }
         self.want_metadata();
-        self.last_error = Some(error);
+        self.last_error = Some(error.of_repeated());
         Ok(())
     }
 }

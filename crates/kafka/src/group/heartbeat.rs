@@ -36,6 +36,8 @@ pub(crate) struct MembershipShared {
     interrupts: Arc<Interrupts>,
     /// Whether the heartbeat thread has panicked.
     is_dead: AtomicBool,
+    /// Why the leave of a closed member failed.
+    leave_error: Mutex<Option<Error>>,
 }
 
 impl MembershipShared {
@@ -48,6 +50,7 @@ impl MembershipShared {
             topics: Mutex::new(topics),
             interrupts: Arc::default(),
             is_dead: AtomicBool::new(false),
+            leave_error: Mutex::default(),
         }
     }
 
@@ -100,6 +103,11 @@ impl MembershipShared {
             machine = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         true
+    }
+
+    /// Why the heartbeat thread could not leave, if it was to leave a closed member's group.
+    pub(crate) fn take_leave_error(&self) -> Option<Error> {
+        lock(&self.leave_error).take()
     }
 
     /// Closes the machine and interrupts the heartbeat thread's waits, so that it can be joined.
@@ -231,6 +239,9 @@ impl HeartbeatThread {
                     Err(error) => {
                         let group_id = &self.config.group_id;
                         log::warn!("consumer group {group_id}: leaving failed: {error}");
+                        if is_closed {
+                            *lock(&self.shared.leave_error) = Some(error);
+                        }
                     }
                     Ok(()) => {}
                 }

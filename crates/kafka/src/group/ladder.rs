@@ -162,6 +162,40 @@ mod tests {
     }
 
     #[test]
+    fn the_ladder_is_the_table_in_the_design() {
+        use crate::error_tables::ErrorTable;
+        let table = ErrorTable::under("### Requests of a member");
+        let apis = [
+            ("FindCoordinator", GroupApi::FindCoordinator),
+            ("JoinGroup", GroupApi::Join),
+            ("SyncGroup", GroupApi::Sync),
+            ("Heartbeat", GroupApi::Heartbeat),
+            ("ConsumerGroupHeartbeat", GroupApi::ConsumerHeartbeat),
+            ("OffsetCommit", GroupApi::OffsetCommit),
+            ("OffsetFetch", GroupApi::OffsetFetch),
+        ];
+        let mut named: Vec<String> = table.codes().collect();
+        for code in ErrorCode::all() {
+            named.retain(|name| !name.eq_ignore_ascii_case(code.name()));
+            for (name, api) in apis {
+                let expected = match reaction(api, code) {
+                    Reaction::Retry => "retry",
+                    Reaction::FindCoordinator => "find",
+                    Reaction::TakeMemberId => "take the id",
+                    Reaction::Rejoin => "rejoin",
+                    Reaction::ResetGeneration => "new generation",
+                    Reaction::ResetMember => "new member",
+                    Reaction::Report => "report",
+                    Reaction::Fatal => "end",
+                };
+                let written = table.reaction(name, code.name(), code.is_retriable());
+                assert_eq!(written, expected, "{name} {code}");
+            }
+        }
+        assert!(named.is_empty(), "unknown codes: {named:?}");
+    }
+
+    #[test]
     fn looking_for_the_coordinator_and_for_offsets_waits_where_waiting_helps() {
         for (api, code, expected) in [
             (GroupApi::FindCoordinator, 15, Reaction::Retry),

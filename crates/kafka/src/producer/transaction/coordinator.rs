@@ -230,19 +230,23 @@ pub(super) fn end_request(id: &str, identity: Identity, commits: bool) -> EndTxn
 }
 
 /// The first error that a repetition does not help against, or else the first one. Once one
-/// partition is refused, the broker does not attempt the others.
+/// partition is refused, the broker does not attempt the others, so its code counts more than
+/// theirs.
 fn first_error<'a>(
     api: ApiKey,
     codes: impl Iterator<Item = (&'a str, i32, i16)>,
 ) -> Result<(), Error> {
-    let mut found: Option<Error> = None;
+    let (mut found, mut not_attempted): (Option<Error>, Option<Error>) = (None, None);
     for (topic, partition, code) in codes {
-        let Some(code) = ErrorCode::from_code(code).filter(|it| *it != OperationNotAttempted)
-        else {
+        let Some(code) = ErrorCode::from_code(code) else {
             continue;
         };
         let name = TopicPartition::new(Arc::<str>::from(topic), partition);
         let error = Error::refused_partition(api, code, &name);
+        if code == OperationNotAttempted {
+            not_attempted = not_attempted.or(Some(error));
+            continue;
+        }
         let is_final = !matches!(
             reaction_to(&error),
             Reaction::Retry | Reaction::FindCoordinator
@@ -254,5 +258,5 @@ fn first_error<'a>(
             break;
         }
     }
-    found.map_or(Ok(()), Err)
+    found.or(not_attempted).map_or(Ok(()), Err)
 }
