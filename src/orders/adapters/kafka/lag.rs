@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::metrics::KafkaMetrics;
 use tbd_deadline::{Deadline, StopSignal};
 use tbd_kafka::Cluster;
-use tbd_kafka::admin::{self, Admin};
+use tbd_kafka::admin::Admin;
 
 /// The interval between measurements.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -16,8 +16,9 @@ const BUDGET: Duration = Duration::from_secs(5);
 
 /// Starts the thread `kafka-lag`, which sets `kafka_consumer_lag` for every partition of `topic`:
 /// the end of the log minus the committed offset of `group`. The value is correct for members
-/// that are idle, busy, stopped or gone. While Kafka is unavailable, the metric is absent. Every
-/// api and worker measures, so that one always does; take the maximum. `stop` ends the thread.
+/// that are idle, busy, stopped or gone. While Kafka or a partition's leader is unavailable, the
+/// metric is absent. Every api and worker measures, so that one always does; take the maximum.
+/// `stop` ends the thread.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -34,14 +35,20 @@ pub fn watch_lag(
             let admin = Admin::new(cluster);
             while !stop.is_stopped() {
                 let lags = admin.lag(&group, &topic, Deadline::after(BUDGET));
-                let lags = lags.and_then(admin::all);
                 if let Err(error) = &lags {
                     log::debug!("the lag is not known: {error}");
                     metrics.consumer_lag.reset();
                 }
                 for (name, lag) in lags.unwrap_or_default() {
                     let labels = [&*name.topic, &name.partition.to_string(), &group];
-                    metrics.consumer_lag.with_label_values(&labels).set(lag);
+                    match lag {
+                        Ok(lag) => metrics.consumer_lag.with_label_values(&labels).set(lag),
+                        Err(error) => {
+                            log::debug!("the lag of {name} is not known: {error}");
+                            // It has no value if it never had one.
+                            let _ = metrics.consumer_lag.remove_label_values(&labels);
+                        }
+                    }
                 }
                 stop.wait_for(INTERVAL);
             }
