@@ -61,7 +61,7 @@ fn commits(group: &Group) -> Vec<(i32, i64)> {
     let hash = group.group.bytes().fold(0_i32, |hash, byte| {
         hash.wrapping_mul(31).wrapping_add(i32::from(byte))
     });
-    let number = (hash & i32::MAX) % i32::try_from(ranges.len()).unwrap();
+    let number = hash.checked_abs().unwrap_or(0) % i32::try_from(ranges.len()).unwrap();
     let range = ranges[usize::try_from(number).unwrap()].clone();
     let mut reader = Reader::new(cluster(), OFFSETS, [(number, range)]);
     let mut commits = Vec::new();
