@@ -42,7 +42,8 @@ pub fn group_consumer(
     let mut config = ConsumerConfig::new(group, [topic]);
     config.group_protocol = protocol;
     config.set_session_timeout(Duration::from_secs(6));
-    config.heartbeat_interval = Duration::from_millis(100);
+    // Also the time-out of a heartbeat on a busy machine. After a join they are more frequent.
+    config.heartbeat_interval = Duration::from_secs(2);
     let hooks = Losses(losses.map(Arc::clone).unwrap_or_default());
     Consumer::start(cluster.clone(), config, Box::new(hooks)).unwrap()
 }
