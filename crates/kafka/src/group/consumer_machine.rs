@@ -333,7 +333,7 @@ impl ConsumerMachine {
             return false;
         }
         match result {
-            Ok(answer) => self.take_answer(answer, now),
+            Ok(answer) => self.take_answer(sent, answer, now),
             Err(failure) => {
                 // The coordinator may have processed the request, or not.
                 self.send_all = true;
@@ -345,7 +345,7 @@ impl ConsumerMachine {
         }
     }
 
-    fn take_answer(&mut self, answer: Answer, now: Instant) -> bool {
+    fn take_answer(&mut self, sent: &HeartbeatRequest, answer: Answer, now: Instant) -> bool {
         self.heartbeat_backoff.reset();
         self.identity.generation = answer.epoch;
         self.interval = answer.interval;
@@ -353,7 +353,10 @@ impl ConsumerMachine {
             self.next_heartbeat = now + answer.interval;
         }
         let was = self.phase;
-        if matches!(was, Phase::Joining | Phase::Acknowledging) {
+        // A heartbeat that left before the partitions were given up acknowledges nothing. The
+        // coordinator would wait for ever for the one that does, and assign nothing until then.
+        let acknowledges = sent.owned.as_ref() == Some(&self.owned);
+        if was == Phase::Joining || was == Phase::Acknowledging && acknowledges {
             self.phase = Phase::Stable;
         }
         let known = match was {

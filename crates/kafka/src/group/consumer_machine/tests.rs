@@ -122,6 +122,22 @@ fn a_target_replaced_before_it_was_reached_is_not_acknowledged() {
 }
 
 #[test]
+fn partitions_given_up_while_a_heartbeat_is_under_way_are_reported_with_the_next_one_at_once() {
+    let now = Instant::now();
+    let mut machine = stable(now);
+    let usual = heartbeat(&mut machine, now + SECOND);
+    assert!(machine.heartbeat_answered(&usual, answer(4, Some(target(&[0]))), now + SECOND));
+    let during = heartbeat(&mut machine, now + 2 * SECOND);
+    machine.reconciled(&target(&[0]));
+    machine.heartbeat_answered(&during, answer(4, None), now + 2 * SECOND);
+    assert!(machine.is_rebalancing(), "the coordinator waits for it");
+    let acknowledgement = heartbeat(&mut machine, now + 2 * SECOND);
+    assert_eq!(acknowledgement.owned, Some(target(&[0])));
+    machine.heartbeat_answered(&acknowledgement, answer(4, None), now + 2 * SECOND);
+    assert!(!machine.is_rebalancing());
+}
+
+#[test]
 fn a_fenced_or_forgotten_member_joins_again_once_its_partitions_are_given_up() {
     for code in [25, 110] {
         let now = Instant::now();
