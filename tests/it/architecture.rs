@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::repository;
+use crate::support::{files_below, repository};
 
 /// For each folder or file of `src`: what it may use of this crate and of the libraries in
 /// `crates/`, besides itself. The first match counts. Cargo's manifests hold the rest.
@@ -127,11 +127,11 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 #[test]
 fn every_module_knows_only_what_it_may_know() {
-    let sources = repository().join("src");
+    let folder = repository().join("src");
     let mut faults = Vec::new();
-    for file in files(&sources) {
+    for file in sources(&folder) {
         let place = file
-            .strip_prefix(&sources)
+            .strip_prefix(&folder)
             .expect("below src")
             .with_extension("");
         let place = place
@@ -180,7 +180,7 @@ fn the_rules_speak_of_rooms_that_exist() {
 
 #[test]
 fn the_code_is_neither_asynchronous_nor_unsafe() {
-    let sources = ["src", "crates"].map(|folder| files(&repository().join(folder)));
+    let sources = ["src", "crates"].map(sources);
     // The database driver asks for a future that negotiates TLS.
     let negotiation = repository().join("crates/postgres/src/tls.rs");
     for file in sources.concat() {
@@ -204,17 +204,11 @@ fn the_code_is_neither_asynchronous_nor_unsafe() {
     }
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).expect("read a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found
+/// The sources below one of the repository's folders.
+fn sources(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+    let mut files = files_below(folder);
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    files
 }
 
 fn is_below(path: &str, folder: &str, separator: char) -> bool {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tbd::config::{Program, VARIABLES, variables};
 use tbd::wiring::SHUTDOWN_BUDGET;
 
-use crate::support::{dashboards, own_folder, read, repository};
+use crate::support::{dashboards, files_below, own_folder, read, repository};
 
 /// Every `expr` of a dashboard.
 fn expressions(value: &Value, found: &mut Vec<String>) {
@@ -527,18 +527,7 @@ fn lines_with_images() -> Vec<String> {
             name.starts_with("docker-compose") || name == "Dockerfile"
         })
         .collect();
-    let mut folders = vec![repository().join("docker/k8s")];
-    while let Some(folder) = folders.pop() {
-        for file in fs::read_dir(folder).expect("manifests") {
-            let path = file.expect("a file").path();
-            if path.is_dir() {
-                &mut folders
-            } else {
-                &mut files
-            }
-            .push(path);
-        }
-    }
+    files.extend(files_below("docker/k8s"));
     let text: Vec<String> = files.iter().map(read).collect();
     text.iter()
         .flat_map(|it| it.lines())

@@ -229,11 +229,20 @@ pub fn read(path: impl AsRef<Path>) -> String {
 
 /// The files of Grafana's dashboards.
 pub fn dashboards() -> Vec<PathBuf> {
-    let folder = repository().join("docker/grafana/dashboards");
-    let mut files: Vec<_> = std::fs::read_dir(folder)
-        .expect("the dashboards")
-        .map(|entry| entry.expect("a file").path())
-        .collect();
+    files_below("docker/grafana/dashboards")
+}
+
+/// The files of one of the repository's folders and of the folders in it, sorted.
+pub fn files_below(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let folder = repository().join(folder);
+    for entry in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}")) {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => files.extend(files_below(path)),
+            false => files.push(path),
+        }
+    }
     files.sort();
     files
 }

@@ -84,8 +84,7 @@ impl LoneCommits {
     ) -> Result<PendingCommit, CommitError> {
         check_group(reading)?;
         let commit = PendingCommit::new(offsets);
-        if commit.offsets().is_empty() {
-            commit.complete(Ok(()));
+        if commit.result().is_some() {
             return Ok(commit);
         }
         self.settle(reading, deadline);
@@ -158,16 +157,11 @@ impl LoneCommits {
             true => Deadline::after(reading.cluster.config().request_timeout),
             false => due,
         };
-        let mut left = commit.offsets().clone();
         let answer = connection.receive(sent, read_by);
-        let taken = answer.and_then(|answer| reading.take_commit_answer(&mut left, &answer));
-        if taken.is_err() {
+        reading.commit_answered(&commit, answer, |error| {
             self.disconnect();
-        }
-        let result = taken.map_err(explain);
-        let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
-        reading.set_owed(&left, is_owed);
-        commit.complete(result);
+            explain(error)
+        });
     }
 
     /// Sends owed commits again, about once a second. Returns when to look again.

@@ -26,11 +26,16 @@ pub struct PendingCommit {
 }
 
 impl PendingCommit {
+    /// A commit to send; one of nothing has its result at once.
     pub(super) fn new(offsets: Offsets) -> Self {
-        Self {
+        let commit = Self {
             offsets,
             result: Arc::default(),
+        };
+        if commit.offsets.is_empty() {
+            commit.complete(Ok(()));
         }
+        commit
     }
 
     pub(super) fn offsets(&self) -> &Offsets {
@@ -43,7 +48,7 @@ impl PendingCommit {
         self.result.get().cloned()
     }
 
-    pub(super) fn complete(&self, result: Result<(), CommitError>) {
+    fn complete(&self, result: Result<(), CommitError>) {
         // The first result counts.
         let _ = self.result.set(result);
     }
@@ -236,6 +241,21 @@ impl Reading {
         }
     }
 
+    /// Takes the answer to a commit in, and completes the commit. `explain` says what an error means.
+    pub(super) fn commit_answered(
+        &mut self,
+        commit: &PendingCommit,
+        answer: Result<OffsetCommitResponse, Error>,
+        explain: impl FnOnce(Error) -> CommitError,
+    ) {
+        let mut left = commit.offsets.clone();
+        let taken = answer.and_then(|answer| self.take_commit_answer(&mut left, &answer));
+        let result = taken.map_err(explain);
+        let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
+        self.set_owed(&left, is_owed);
+        commit.complete(result);
+    }
+
     /// Commits to repeat.
     pub(super) fn owed(&self) -> Offsets {
         let partitions = self.partitions.iter();
@@ -348,8 +368,7 @@ impl GroupMember {
         deadline: Deadline,
     ) -> Result<PendingCommit, CommitError> {
         let commit = PendingCommit::new(offsets);
-        if commit.offsets.is_empty() {
-            commit.complete(Ok(()));
+        if commit.result().is_some() {
             return Ok(commit);
         }
         let identity = self.commit_identity()?;
@@ -382,15 +401,12 @@ impl GroupMember {
         reading: &mut Reading,
         answer: Result<OffsetCommitResponse, Error>,
         identity: &Identity,
-        commit: PendingCommit,
+        commit: &PendingCommit,
     ) {
-        let mut left = commit.offsets.clone();
-        let taken = answer.and_then(|answer| reading.take_commit_answer(&mut left, &answer));
-        let taken = taken.map_err(|error| self.coordinator.refused(error));
-        let result = taken.map_err(|error| explain(self.commit_failed(&error, identity), error));
-        let is_owed = result.as_ref().is_err_and(CommitError::is_transient);
-        reading.set_owed(&left, is_owed);
-        commit.complete(result);
+        reading.commit_answered(commit, answer, |error| {
+            let error = self.coordinator.refused(error);
+            explain(self.commit_failed(&error, identity), error)
+        });
     }
 
     fn commit_request(

@@ -410,7 +410,7 @@ impl GroupMember {
             },
             PendingRequest::Commit(sent, identity, commit) => {
                 let answer = connection.receive(sent, read_by);
-                self.commit_answered(reading, answer, &identity, commit);
+                self.commit_answered(reading, answer, &identity, &commit);
             }
         }
         Ok(())
