@@ -178,6 +178,19 @@ fn a_client_that_ends_its_half_is_answered_and_sees_the_servers_end() {
 }
 
 #[test]
+fn a_client_that_leaves_in_the_middle_of_a_request_is_not_waited_for() {
+    let house = House::new(router());
+    let mut client = house.connect();
+    next(&mut client);
+    // One TCP segment, so that the server's side of the bridge has nothing more to wait for.
+    let mut half = client.conn.writer();
+    half.write_all(b"GET /hello HTTP/1.1\r\nHo").expect("half");
+    client.conn.send_close_notify();
+    client.flush().expect("half and close_notify");
+    assert_eq!(client.read(&mut [0]).expect("the server's end"), 0);
+}
+
+#[test]
 fn a_client_without_tls_is_turned_away_and_harms_nobody() {
     let house = House::new(router());
     let mut open = house.connect();

@@ -337,26 +337,25 @@ impl<'a> Bridge<'a> {
         };
         let mut reader = self.session.reader();
         // An error says that there is nothing at this time, or nothing more.
-        let plain = reader.fill_buf().unwrap_or_default();
-        if plain.is_empty() {
-            if self.is_client_done && !self.is_upward_done {
-                let _ = server.shutdown(Shutdown::Write);
-                self.is_upward_done = true;
+        while let Ok(plain @ [_, ..]) = reader.fill_buf() {
+            let taken = match self.is_upward_done {
+                true => Ok(plain.len()),
+                false => (&*server).write(plain),
+            };
+            match taken {
+                Ok(length) => {
+                    reader.consume(length);
+                    self.moved = Instant::now();
+                }
+                Err(error) if is_passing(&error) => return,
+                // It may have answered before.
+                Err(_) => self.is_upward_done = true,
             }
-            return;
         }
-        let taken = match self.is_upward_done {
-            true => Ok(plain.len()),
-            false => (&*server).write(plain),
-        };
-        match taken {
-            Ok(length) => {
-                reader.consume(length);
-                self.moved = Instant::now();
-            }
-            Err(error) if is_passing(&error) => {}
-            // It may have answered before.
-            Err(_) => self.is_upward_done = true,
+        // At once: nothing else might happen that ends the next wait.
+        if self.is_client_done && !self.is_upward_done {
+            let _ = server.shutdown(Shutdown::Write);
+            self.is_upward_done = true;
         }
     }
 
