@@ -364,6 +364,18 @@ fn dropping_half_of_a_call_cancels_it() {
 }
 
 #[test]
+fn who_waits_in_one_half_hears_at_once_that_the_other_was_dropped() {
+    let server = start(echo());
+    let channel = channel(&server);
+    let (sending, mut receiving) = channel.call(CHAT).deadline(soon()).open().unwrap();
+    let waiting = thread::spawn(move || receiving.next_message());
+    thread::sleep(Duration::from_millis(100)); // it waits by now
+    drop(sending);
+    let status = waiting.join().unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Cancelled);
+}
+
+#[test]
 fn the_end_of_a_channel_and_its_calls_closes_its_connections() {
     let server = start(echo());
     let channel = channel(&server);

@@ -345,7 +345,10 @@ impl Link {
     /// Ends a stream at once, if it is still open, and forgets what came on it.
     pub(crate) fn abandon(&self, id: u32, code: ErrorCode) {
         let mut state = self.lock();
-        state.exchanges.remove(&id);
+        if let Some(mut exchange) = state.exchanges.remove(&id) {
+            // The thread that holds the call's other half may wait.
+            exchange.notify();
+        }
         state.h2.reset(id, code);
         let is_draining = self.flush(state).timers.is_draining();
         if is_draining {
