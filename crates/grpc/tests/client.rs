@@ -376,6 +376,26 @@ fn who_waits_in_one_half_hears_at_once_that_the_other_was_dropped() {
 }
 
 #[test]
+fn a_call_gets_the_place_of_one_that_was_cancelled() {
+    let server = start_with(echo(), |config| {
+        config.connection.limits.concurrent_streams_max = 1
+    });
+    let channel = channel(&server);
+    let (mut sending, mut receiving) = channel.call(CHAT).open().unwrap();
+    sending.send(&"a".to_owned()).unwrap();
+    receiving.next_message().unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let call = channel.call(ECHO).deadline(soon());
+            call.send(&"b".to_owned())
+        });
+        thread::sleep(Duration::from_millis(100)); // it waits by now
+        drop((sending, receiving));
+        assert_eq!(waiting.join().unwrap(), Ok("b".to_owned()));
+    });
+}
+
+#[test]
 fn the_end_of_a_channel_and_its_calls_closes_its_connections() {
     let server = start(echo());
     let channel = channel(&server);

@@ -59,10 +59,13 @@ impl Link {
         if readiness.is_woken {
             self.drain_pipe();
         }
-        if readiness.is_writable {
+        if readiness.is_woken || readiness.is_writable {
             let mut state = self.lock();
-            state.is_blocked = false;
-            state = self.flush(state);
+            if readiness.is_writable {
+                state.is_blocked = false;
+                state = self.flush(state);
+            }
+            // Other threads make events, too: a stream that they end leaves its place.
             self.absorb(side, &mut state);
         }
         if readiness.is_readable {
