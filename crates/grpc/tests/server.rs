@@ -438,6 +438,19 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Reads until `expected` was among what came.
+fn read_until(mut socket: &TcpStream, expected: &[u8]) {
+    let patience = Some(Duration::from_secs(20));
+    socket.set_read_timeout(patience).unwrap();
+    let mut all = Vec::new();
+    let mut received = [0; 1000];
+    while !all.windows(expected.len()).any(|window| window == expected) {
+        let length = socket.read(&mut received).unwrap();
+        assert!(length > 0, "the connection was closed");
+        all.extend_from_slice(&received[..length]);
+    }
+}
+
 #[test]
 fn a_client_that_reads_nothing_is_left_and_takes_no_memory() {
     let server = start_with(echo(), |config| {
@@ -498,18 +511,8 @@ fn a_request_that_never_ends_gets_an_answer() {
     socket
         .write_all(&[PREFACE, SETTINGS, &call_headers(1, false)].concat())
         .unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    let mut all = Vec::new();
-    let mut received = [0; 1000];
     // The server has answered and wants no more: RST_STREAM with NO_ERROR.
-    let reset = frame(3, 0, 1, &[0; 4]);
-    while !all.windows(reset.len()).any(|window| window == reset) {
-        let length = socket.read(&mut received).unwrap();
-        assert!(length > 0, "the connection was closed");
-        all.extend_from_slice(&received[..length]);
-    }
+    read_until(&socket, &frame(3, 0, 1, &[0; 4]));
 }
 
 #[test]
@@ -556,19 +559,27 @@ fn a_request_that_is_not_grpc_gets_a_text() {
     socket
         .write_all(&[PREFACE, SETTINGS, &get].concat())
         .unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    let mut all = Vec::new();
-    let mut received = [0; 1000];
-    while !all
-        .windows(21)
-        .any(|window| window == b"This is a gRPC server")
-    {
-        let length = socket.read(&mut received).unwrap();
-        assert!(length > 0, "closed without an answer");
-        all.extend_from_slice(&received[..length]);
-    }
+    read_until(&socket, b"This is a gRPC server");
+}
+
+#[test]
+fn the_metadata_before_a_response_goes_out_at_once() {
+    let mut router = Router::new();
+    router.bidirectional(CHAT, |call, requests, _| {
+        call.send_head();
+        for request in requests {
+            request?;
+        }
+        Ok(())
+    });
+    let server = start(router);
+    let channel = channel(&server);
+    let call = channel.call(CHAT).deadline(soon());
+    let (sending, mut receiving) = call.open().unwrap();
+    // The client speaks only after this.
+    receiving.headers().unwrap();
+    sending.finish();
+    assert_eq!(receiving.next_message(), Ok(None));
 }
 
 /// A CA, and a certificate of it for `name` with its key, as PEM.

@@ -189,12 +189,18 @@ impl Call {
     /// Sends a message of a streaming response, after the header list.
     pub(super) fn send(&self, message: &impl Message) -> Result<(), Status> {
         let message = self.encode(message)?;
-        self.send_head();
+        self.put_head();
         self.link.send(self.id, message, false, self.deadline())
     }
 
     /// Sends the metadata that goes before the response now, and not with its first message. Does not block.
     pub fn send_head(&self) {
+        self.put_head();
+        drop(self.link.flush(self.link.lock()));
+    }
+
+    /// Puts the header list, unless it was, before what is sent next.
+    fn put_head(&self) {
         let Some(head) = self.head() else {
             return;
         };
@@ -224,7 +230,7 @@ impl Call {
     pub(super) fn finish(&self, outcome: Result<Option<Bytes>, Status>) {
         let outcome = match outcome {
             Ok(Some(message)) if message.len() > crate::h2::SEND_BUFFER_BYTES => {
-                self.send_head();
+                self.put_head();
                 self.link
                     .send(self.id, message, false, self.deadline())
                     .map(|()| None)
