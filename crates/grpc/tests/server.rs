@@ -563,6 +563,22 @@ fn a_request_that_is_not_grpc_gets_a_text() {
 }
 
 #[test]
+fn a_request_that_is_not_grpc_keeps_no_stream_open() {
+    let server = start_with(echo(), |config| {
+        config.connection.write_timeout = Duration::from_millis(200)
+    });
+    let mut socket = TcpStream::connect(server.local_addr()).unwrap();
+    // SETTINGS_INITIAL_WINDOW_SIZE of 0: the text never leaves.
+    let settings = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let get = frame(1, 5, 1, &[0x82, 0x84, 0x86]); // GET / http
+    socket
+        .write_all(&[PREFACE, &settings, &get].concat())
+        .unwrap();
+    // RST_STREAM with CANCEL on stream 1.
+    read_until(&socket, &frame(3, 0, 1, &[0, 0, 0, 8]));
+}
+
+#[test]
 fn the_metadata_before_a_response_goes_out_at_once() {
     let mut router = Router::new();
     router.bidirectional(CHAT, |call, requests, _| {

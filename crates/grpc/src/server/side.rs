@@ -142,6 +142,12 @@ impl ServerSide {
         if sent.is_err() {
             state.h2.reset(id, ErrorCode::INTERNAL_ERROR);
         }
+        let _ = state.h2.output();
+        if state.h2.is_open(id) {
+            // The client's window has no room. As with a call, what it does not take in time is given up.
+            let due = Instant::now() + self.link.config.write_timeout;
+            state.timers.set_stream(id, due);
+        }
     }
 
     /// What becomes of a call of which more is known now: it waits, goes to a handler, or is over.
