@@ -664,6 +664,57 @@ fn mutual_tls_lets_in_whom_the_ca_knows() {
     assert_eq!(status.code(), Code::Unavailable);
 }
 
+/// A server with TLS, and a client's session with it that has shaken hands.
+fn tls_session(
+    router: Router,
+) -> (
+    Server,
+    rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
+) {
+    let identity = Identity::new();
+    let (certificate, key) = identity.issue("localhost");
+    let tls = ServerTls::from_pem(certificate.as_bytes(), key.as_bytes(), None).unwrap();
+    let server = Server::builder(router).tls(tls).start(listener()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(identity.ca.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = "localhost".try_into().unwrap();
+    let session = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let socket = TcpStream::connect(server.local_addr()).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut stream = rustls::StreamOwned::new(session, socket);
+    stream.write_all(&[PREFACE, SETTINGS].concat()).unwrap();
+    // The server's SETTINGS: it has understood.
+    stream.read_exact(&mut [0; 9]).unwrap();
+    (server, stream)
+}
+
+#[test]
+fn a_client_that_ends_its_tls_session_is_left() {
+    let (server, mut stream) = tls_session(echo());
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    wait_for(|| server.connections() == 0);
+}
+
+#[test]
+fn octets_behind_the_end_of_a_tls_session_cost_nothing() {
+    let (server, mut stream) = tls_session(echo());
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    let _ = stream.sock.write_all(&[23, 3, 3, 0, 1, 0]);
+    // Neither this nor the server's end waits for ever.
+    wait_for(|| server.connections() == 0);
+}
+
 #[test]
 fn an_old_connection_is_replaced_without_a_failed_call() {
     let server = start_with(echo(), |config| {

@@ -106,7 +106,8 @@ impl TlsTransport {
             self.session.read_tls(&mut received)?;
             // The alert that says why is sent before the connection ends.
             let processed = self.session.process_new_packets();
-            processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let state =
+                processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             loop {
                 match self.session.reader().read(&mut plain) {
                     Ok(0) => break,
@@ -114,6 +115,12 @@ impl TlsTransport {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => return Err(error),
                 }
+            }
+            // As without TLS, where the peer's end is that of the connection. The session takes in nothing more,
+            // and a peer may wait for our end before it closes.
+            if state.peer_has_closed() {
+                let reason = "the peer has ended the TLS session";
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason));
             }
         }
         self.check_protocol()
