@@ -203,9 +203,10 @@ impl Connection {
         self.our_goaway.is_some()
     }
 
-    /// Whether either side has said GOAWAY.
+    /// Whether the connection opens no more streams: either side has said GOAWAY, or all stream numbers are used.
     pub fn is_going_away(&self) -> bool {
-        self.peer_goaway.is_some() || self.our_goaway.is_some()
+        let is_used_up = self.next_stream > LAST_STREAM;
+        self.peer_goaway.is_some() || self.our_goaway.is_some() || is_used_up
     }
 
     /// Whether events wait.
@@ -224,14 +225,19 @@ impl Connection {
     }
 
     fn openable(&self) -> Result<(), ActionError> {
-        let is_over = self.error.is_some() || self.is_going_away();
-        if is_over || self.next_stream > LAST_STREAM {
+        if self.error.is_some() || self.is_going_away() {
             return Err(ActionError::NoMoreStreams);
         }
         match self.streams.len() >= self.peer.concurrent_streams_max as usize {
             true => Err(ActionError::TooManyStreams),
             false => Ok(()),
         }
+    }
+
+    /// Leaves one stream number.
+    #[cfg(test)]
+    pub(crate) fn use_up_streams(&mut self) {
+        self.next_stream = LAST_STREAM;
     }
 
     /// Opens a stream with a request, the whole of it if `is_end`. Returns the stream's number.

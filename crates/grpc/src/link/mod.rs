@@ -312,6 +312,10 @@ impl Link {
         }
         let id = state.h2.open(head, false)?;
         state.exchanges.insert(id, Exchange::default());
+        if state.h2.is_going_away() {
+            // The last stream number is used, and only the reading thread tells the pool.
+            self.wake();
+        }
         if is_flushed {
             drop(self.flush(state));
         }

@@ -60,6 +60,19 @@ fn a_client_opens_no_more_streams_than_the_server_allows() {
 }
 
 #[test]
+fn a_client_that_has_used_its_last_stream_number_needs_another_connection() {
+    let mut pair = Pair::new();
+    pair.client.use_up_streams();
+    assert!(!pair.client.is_going_away());
+    pair.open();
+    assert!(pair.client.is_going_away());
+    assert_eq!(
+        pair.client.open(&request_headers(), false),
+        Err(ActionError::NoMoreStreams)
+    );
+}
+
+#[test]
 fn goaway_lets_open_streams_end_and_refuses_later_ones() {
     let mut pair = Pair::new();
     let id = pair.open();
