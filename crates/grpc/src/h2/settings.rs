@@ -5,6 +5,10 @@ use super::error::{ErrorCode, Violation, connection_error, protocol_error};
 use super::frame::{Frame, PAYLOAD_BYTES_MAX, flag, frame_size_error, kind, number, setting};
 use super::stream::{Event, WINDOW_MAX};
 
+/// Entries of a SETTINGS frame: each may cost a look at every stream, and nobody needs more than one for each of the few
+/// settings there are.
+const ENTRIES_MAX: usize = 32;
+
 impl Connection {
     pub(super) fn receive_settings(&mut self, frame: Frame<'_>) -> Result<(), Violation> {
         if frame.stream != 0 {
@@ -16,6 +20,10 @@ impl Connection {
         }
         if frame.has(flag::ACK) {
             return Ok(());
+        }
+        if length > 6 * ENTRIES_MAX {
+            let reason = "too many settings in one frame";
+            return Err(connection_error(ErrorCode::ENHANCE_YOUR_CALM, reason));
         }
         for entry in frame.payload.chunks_exact(6) {
             let identifier = u16::from_be_bytes([entry[0], entry[1]]);

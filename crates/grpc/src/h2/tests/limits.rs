@@ -89,6 +89,17 @@ fn floods_of_frames_that_carry_nothing_end_the_connection() {
 }
 
 #[test]
+fn a_frame_of_many_settings_ends_the_connection() {
+    let mut peer = Peer::new(Limits::default());
+    // Each entry costs a look at every stream.
+    let entries = [[0, 4, 0, 0, 0, 0], [0, 4, 0, 0, 0, 9]]
+        .concat()
+        .repeat(1365);
+    let error = peer.send(kind::SETTINGS, 0, 0, &entries).unwrap_err();
+    assert_eq!(error.code, ErrorCode::ENHANCE_YOUR_CALM);
+}
+
+#[test]
 fn frames_in_proportion_to_data_are_no_flood() {
     let mut peer = Peer::new(Limits {
         control_frames_burst: 100,
