@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tbd_deadline::Deadline;
 use tbd_grpc::proto::google::rpc::{ErrorInfo, RetryInfo};
-use tbd_grpc::server::{Executor as _, Job, WorkerPool};
+use tbd_grpc::server::{Executor as _, Job, ServerBuilder, WorkerPool};
 use tbd_grpc::tls::{ClientTls, ServerTls};
 use tbd_grpc::{Channel, Code, Keepalive, Metadata, Method, Router, Server, Status};
 
@@ -666,7 +666,7 @@ fn mutual_tls_lets_in_whom_the_ca_knows() {
 
 /// A server with TLS, and a client's session with it that has shaken hands.
 fn tls_session(
-    router: Router,
+    builder: ServerBuilder,
 ) -> (
     Server,
     rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
@@ -674,7 +674,7 @@ fn tls_session(
     let identity = Identity::new();
     let (certificate, key) = identity.issue("localhost");
     let tls = ServerTls::from_pem(certificate.as_bytes(), key.as_bytes(), None).unwrap();
-    let server = Server::builder(router).tls(tls).start(listener()).unwrap();
+    let server = builder.tls(tls).start(listener()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots.add(identity.ca.der().clone()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -699,7 +699,7 @@ fn tls_session(
 
 #[test]
 fn a_client_that_ends_its_tls_session_is_left() {
-    let (server, mut stream) = tls_session(echo());
+    let (server, mut stream) = tls_session(Server::builder(echo()));
     stream.conn.send_close_notify();
     stream.flush().unwrap();
     wait_for(|| server.connections() == 0);
@@ -707,12 +707,29 @@ fn a_client_that_ends_its_tls_session_is_left() {
 
 #[test]
 fn octets_behind_the_end_of_a_tls_session_cost_nothing() {
-    let (server, mut stream) = tls_session(echo());
+    let (server, mut stream) = tls_session(Server::builder(echo()));
     stream.conn.send_close_notify();
     stream.flush().unwrap();
     let _ = stream.sock.write_all(&[23, 3, 3, 0, 1, 0]);
     // Neither this nor the server's end waits for ever.
     wait_for(|| server.connections() == 0);
+}
+
+#[test]
+fn a_client_hears_over_tls_why_it_is_left() {
+    let keepalive = Keepalive {
+        interval: Duration::from_millis(50),
+        timeout: Duration::from_millis(50),
+        without_calls: true,
+    };
+    let (_server, mut stream) = tls_session(builder_with(echo(), |config| {
+        config.connection.keepalive = Some(keepalive)
+    }));
+    let mut received = Vec::new();
+    // Fails without close_notify.
+    stream.read_to_end(&mut received).unwrap();
+    let reason = b"the peer does not answer";
+    assert!(received.ends_with(reason), "{}", received.escape_ascii());
 }
 
 #[test]

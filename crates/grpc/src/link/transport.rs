@@ -25,6 +25,8 @@ pub(crate) enum Transport {
 pub(crate) struct TlsTransport {
     session: rustls::Connection,
     sealed: Vec<u8>,
+    /// Whether close_notify follows the last output.
+    is_finishing: bool,
 }
 
 impl Transport {
@@ -33,6 +35,7 @@ impl Transport {
         Self::Tls(Box::new(TlsTransport {
             session: session.into(),
             sealed: Vec::new(),
+            is_finishing: false,
         }))
     }
 
@@ -76,11 +79,11 @@ impl Transport {
         }
     }
 
-    /// Says that nothing more will be sent, where the protocol below has a word for it.
+    /// Says that nothing more will be sent, once all is, where the protocol below has a word for it.
     pub(crate) fn finish(&mut self) {
         #[cfg(feature = "tls")]
         if let Self::Tls(tls) = self {
-            tls.session.send_close_notify();
+            tls.is_finishing = true;
         }
     }
 }
@@ -137,11 +140,16 @@ impl TlsTransport {
 
     /// Encrypts output, and takes the ciphertext.
     fn seal(&mut self, h2: &mut Http2) -> io::Result<Vec<u8>> {
-        if self.sealed.is_empty() && !self.session.wants_write() && !self.session.is_handshaking() {
+        let is_handshaking = self.session.is_handshaking();
+        if self.sealed.is_empty() && !self.session.wants_write() && !is_handshaking {
             let output = h2.output();
             let part = &output[..output.len().min(SEALED_BYTES)];
             let taken = self.session.writer().write(part)?;
             h2.sent(taken);
+        }
+        // The peer reads nothing behind it.
+        if self.is_finishing && (is_handshaking || h2.unsent_bytes() == 0) {
+            self.session.send_close_notify();
         }
         while self.sealed.len() < SEALED_BYTES && self.session.wants_write() {
             self.session.write_tls(&mut self.sealed)?;
