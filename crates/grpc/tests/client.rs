@@ -376,6 +376,25 @@ fn who_waits_in_one_half_hears_at_once_that_the_other_was_dropped() {
 }
 
 #[test]
+fn who_sends_hears_at_once_that_nobody_receives_any_more() {
+    let server = start(echo());
+    let channel = channel(&server);
+    let call = channel.call(CHAT).deadline(soon());
+    let (mut sending, receiving) = call.open().unwrap();
+    let waiting = thread::spawn(move || {
+        // The server answers as it reads, so it takes no more at some time.
+        loop {
+            if let Err(status) = sending.send(&"x".repeat(10_000)) {
+                return status;
+            }
+        }
+    });
+    thread::sleep(Duration::from_millis(100)); // it waits by now
+    drop(receiving);
+    assert_eq!(waiting.join().unwrap().code(), Code::Cancelled);
+}
+
+#[test]
 fn a_call_gets_the_place_of_one_that_was_cancelled() {
     let server = start_with(echo(), |config| {
         config.connection.limits.concurrent_streams_max = 1

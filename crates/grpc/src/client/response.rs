@@ -266,6 +266,15 @@ impl<Res: Message + Default> Receiving<Res> {
     }
 }
 
+impl<Res> Drop for Receiving<Res> {
+    fn drop(&mut self) {
+        // Whoever still sends would wait for a server that waits for this reader. The last user of a stream ends it anyway.
+        if Arc::strong_count(&self.stream) > 1 {
+            self.stream.link.cancel(self.stream.id);
+        }
+    }
+}
+
 impl<Res: Message + Default> Iterator for Receiving<Res> {
     type Item = Result<Res, Status>;
 
