@@ -75,7 +75,7 @@ impl Connection {
         if self.role == Role::Server && self.is_idle(id) {
             self.accept(id)?;
         } else if !self.streams.contains_key(&id) {
-            if self.recently_reset.contains(id) {
+            if self.was_reset(id) {
                 return Ok(self.charge()?);
             }
             let reason = "HEADERS on a closed stream";

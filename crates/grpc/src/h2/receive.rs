@@ -145,6 +145,12 @@ impl Connection {
         }
     }
 
+    /// Whether we may have reset a closed stream, so that what still comes on it is ignored. A client may reset more of
+    /// them in a round trip than are remembered, and must not end its other calls for that.
+    pub(super) fn was_reset(&self, id: u32) -> bool {
+        self.role == Role::Client || self.recently_reset.contains(id)
+    }
+
     fn receive_data(&mut self, frame: Frame<'_>) -> Result<(), Violation> {
         let id = frame.stream;
         if id == 0 || self.is_idle(id) {
@@ -157,7 +163,7 @@ impl Connection {
         }
         self.count_received(frame.payload.len())?;
         let Some(stream) = self.receiving(id) else {
-            if self.recently_reset.contains(id) {
+            if self.was_reset(id) {
                 return Ok(());
             }
             return Err(Violation::Stream(id, ErrorCode::STREAM_CLOSED));

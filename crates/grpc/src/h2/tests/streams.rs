@@ -122,6 +122,27 @@ fn what_was_on_its_way_when_a_stream_was_reset_is_ignored() {
 }
 
 /// What a client makes of frames of a server that no server of ours would send.
+#[test]
+fn a_client_may_reset_more_streams_than_it_remembers() {
+    let mut pair = Pair::with_limits(Limits {
+        concurrent_streams_max: 300,
+        ..Limits::default()
+    });
+    let ids: Vec<u32> = (0..300).map(|_| pair.open()).collect();
+    // The answers are on their way.
+    for id in &ids {
+        pair.server
+            .respond(*id, &response_headers(), false)
+            .unwrap();
+        pair.server.send_data(*id, "a".into(), false).unwrap();
+        pair.server.send_trailers(*id, Vec::new()).unwrap();
+        pair.client.reset(*id, ErrorCode::CANCEL);
+    }
+    pair.exchange();
+    assert_eq!(pair.client.error(), None);
+    pair.open();
+}
+
 fn client_receives(frames: &[(u8, u8, u32, &[u8])]) -> (Result<(), ConnectionError>, Vec<Event>) {
     let mut client = Connection::new(Role::Client, Limits::default());
     client.open(&request_headers(), true).unwrap();
