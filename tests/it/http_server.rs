@@ -263,7 +263,7 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "never: {what}");
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -895,6 +895,16 @@ fn shutdown_answers_open_connections_until_the_last_request_is_done() {
     gate.let_one_through();
     assert_eq!(running.answer().status, 200);
     shutdown.join().unwrap().unwrap();
+}
+
+#[test]
+fn shutdown_does_not_wait_for_a_body_that_nobody_reads() {
+    let house = start(config(), router());
+    let mut client = house.connect();
+    client.send("POST /ignore HTTP/1.1\r\nHost: t\r\nContent-Length: 99999\r\n\r\nx");
+    assert_eq!(client.answer().body, "ignored");
+    house.shutdown().unwrap();
+    client.assert_closed();
 }
 
 #[test]

@@ -139,6 +139,7 @@ pub struct Server {
     listener: TcpListener,
     /// Acceptors end at their next wake-up.
     quit: Arc<AtomicBool>,
+    /// Kept, so that the self-check ends with its message and not before.
     stop_check: Sender<()>,
     threads: Vec<JoinHandle<()>>,
     /// Disconnected once every thread has ended.
@@ -245,8 +246,11 @@ impl Server {
             shared.send_held(&mut *observers(), &held);
         })?;
         let (shared, lingering) = (self.shared.clone(), queues.lingering.clone());
+        let stop_check = self.stop_check.clone();
         self.spawn(alive, "http-linger".to_owned(), move || {
             shared.linger(&lingering);
+            // Not before: the self-check ends the reads of this thread, the last that reads from clients.
+            let _ = stop_check.try_send(());
         })
     }
 
@@ -384,7 +388,6 @@ impl Server {
             .shared
             .lingering
             .send_deadline(Linger::Stop, deadline.instant());
-        let _ = self.stop_check.try_send(());
         // Nothing is ever sent. This ends when the last thread drops its sender.
         let patience = deadline.remaining().max(GRACE);
         let all_ended = self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected);
