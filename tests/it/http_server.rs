@@ -496,6 +496,24 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn no_answer_follows_one_that_the_client_did_not_take() {
+    // More than fits into the sockets' buffers.
+    let large = |_: &mut Request| Ok(Response::text(200, vec![b'x'; 32 << 20]));
+    let house = start(config(), router().get("/large", large));
+    let mut client = house.connect();
+    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n");
+    client.send(request("/large") + &request("/hello"));
+    // The server gives up once the socket has taken nothing for 10 s, which is after the last buffer is full.
+    thread::sleep(PATIENCE);
+    let requests = &house.metrics.http.requests;
+    wait_until("the server gives up", || {
+        requests.with_label_values(&["GET", "/large", "200"]).get() == 1
+    });
+    while client.read_more() {}
+    assert_eq!(client.text().matches("HTTP/1.1 ").count(), 1);
+}
+
+#[test]
 fn a_client_that_never_waits_for_answers_gets_those_to_what_was_taken() {
     const TAKEN: usize = 32;
     // The last of them has a body that never arrives.

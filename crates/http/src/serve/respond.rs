@@ -132,8 +132,10 @@ impl ServerShared {
         let written = writer.write_all(bytes).and_then(|()| writer.flush());
         if let Err(error) = written {
             log::debug!(target: "tbd::http", "the client did not take its response: {error}");
-        }
-        if last {
+            // A part of it may have gone out, and what follows would be taken for the rest.
+            self.act_on(peer, DescriptorNumber::end);
+            drop(self.connections.ended(peer));
+        } else if last {
             self.act_on(peer, DescriptorNumber::stop_reading);
         }
     }
