@@ -19,7 +19,7 @@ pub struct ConnectionConfig {
     pub unsent_bytes_max: usize,
     /// How long the peer may take from the connection to its SETTINGS, TLS included. Default: 10 s.
     pub handshake_timeout: Duration,
-    /// How long the peer may read nothing of what it is sent. Default: 20 s.
+    /// How long the peer may read nothing of what it is sent, or its system confirm nothing of that (Linux). Default: 20 s.
     pub write_timeout: Duration,
     /// PINGs to a silent peer. Default at a server: after 2 min, for 20 s. Default at a channel: none, since servers of
     /// grpc-go allow one in five minutes unless configured otherwise, and end the connection of a client that sends more.

@@ -88,6 +88,7 @@ impl Link {
     ) -> io::Result<Arc<Self>> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
+        transport::limit_silence(&socket, config.write_timeout)?;
         let peer = socket.peer_addr()?;
         let (wake_sender, wake_receiver) = UnixStream::pair()?;
         wake_sender.set_nonblocking(true)?;

@@ -4,6 +4,7 @@
 use std::io::Read as _;
 use std::io::{self, Write as _};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use crate::h2::Connection as Http2;
 
@@ -88,6 +89,19 @@ impl Transport {
     }
 }
 
+/// Breaks the connection when the peer's system has confirmed nothing of what it was sent for so long. Without this, one
+/// that has gone without a word is noticed only once the socket's buffer is full, or after a quarter of an hour.
+pub(super) fn limit_silence(socket: &TcpStream, timeout: Duration) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let millis = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        rustix::net::sockopt::set_tcp_user_timeout(socket, millis)?;
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (socket, timeout);
+    Ok(())
+}
+
 /// One write; 0 when the socket takes nothing at this time.
 pub(super) fn write(mut socket: &TcpStream, octets: &[u8]) -> io::Result<usize> {
     loop {
@@ -155,5 +169,25 @@ impl TlsTransport {
             self.session.write_tls(&mut self.sealed)?;
         }
         Ok(std::mem::take(&mut self.sealed))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::h2::Role;
+    use crate::link::{ConnectionConfig, Link};
+
+    #[test]
+    fn a_peer_that_has_gone_is_waited_for_no_longer_than_one_that_does_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut config = ConnectionConfig::channel();
+        config.write_timeout = Duration::from_secs(7);
+        let link = Link::new(socket, Transport::Plain, Role::Client, config).unwrap();
+        let limit = rustix::net::sockopt::tcp_user_timeout(&link.socket);
+        assert_eq!(limit, Ok(7000));
     }
 }
