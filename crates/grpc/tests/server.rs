@@ -201,6 +201,26 @@ fn every_error_passes_through_the_map_with_the_metadata_of_its_request() {
 }
 
 #[test]
+fn a_hook_that_panics_changes_nothing() {
+    const OTHER: Method<String, String> = Method::new("/test.v1.TestService/Other");
+    let mut router = Router::new();
+    router.unary(ECHO, |_, _| {
+        Err::<String, _>(Status::new(Code::NotFound, "nothing"))
+    });
+    router.map_errors(|_, _| panic!("on purpose"));
+    router.on_refused(|_, _| panic!("on purpose"));
+    let server = start(router);
+    let channel = channel(&server);
+    // More often than the pool has threads.
+    for _ in 0..20 {
+        for (method, code) in [(ECHO, Code::NotFound), (OTHER, Code::Unimplemented)] {
+            let call = channel.call(method).deadline(soon());
+            assert_eq!(call.send(&String::new()).unwrap_err().code(), code);
+        }
+    }
+}
+
+#[test]
 fn a_call_cancelled_in_the_queue_is_not_run() {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);

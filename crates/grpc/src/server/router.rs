@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -84,7 +85,7 @@ impl Router {
 
     pub(super) fn refused(&self, path: &str, status: &Status) {
         if let Some(hook) = &self.refusal_hook {
-            hook(path, status);
+            contained("on_refused", || hook(path, status));
         }
     }
 
@@ -101,7 +102,9 @@ impl Router {
 
     pub(super) fn map_error(&self, metadata: &Metadata, status: Status) -> Status {
         match &self.error_map {
-            Some(map) => map(metadata, status),
+            Some(map) => {
+                contained("map_errors", || map(metadata, status.clone())).unwrap_or(status)
+            }
             None => status,
         }
     }
@@ -204,6 +207,15 @@ impl Router {
         })?;
         Ok(last)
     }
+}
+
+/// Runs a hook. Its panic must not end the thread, which serves other calls as well.
+fn contained<T>(name: &str, hook: impl FnOnce() -> T) -> Option<T> {
+    let ran = catch_unwind(AssertUnwindSafe(hook));
+    if ran.is_err() {
+        log::error!("the hook of {name} panicked");
+    }
+    ran.ok()
 }
 
 fn intercepted(
