@@ -427,7 +427,13 @@ impl Sender<'_> {
                     }
                     _ => {}
                 }
+                let leader = state.records.leader_of(&batch);
                 completions.push(state.records.settle(batch, answer, now));
+                // A new leader's sender has waited for this answer.
+                let elsewhere = leader.filter(|leader| *leader != self.node.id);
+                if let Some(node) = elsewhere.and_then(|leader| state.nodes.get(&leader)) {
+                    node.wake();
+                }
             }
             if last_error.is_some() || written {
                 state.last_error = last_error;

@@ -5,14 +5,15 @@ mod topics;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use crate::ApiKey;
 use crate::ErrorCode;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{
-    ApiVersionsResponse, InitProducerIdResponse, ProduceRequest, ProduceResponse, ProducerId,
+    ApiVersionsResponse, BrokerId, InitProducerIdResponse, ProduceRequest, ProduceResponse,
+    ProducerId,
 };
 use kafka_protocol::records::RecordBatchDecoder;
 
@@ -589,5 +590,55 @@ fn an_idle_connection_is_closed_and_the_next_record_opens_another() {
         // The remaining connection is for metadata.
         broker.wait_for_connections(1);
     }
+    producer.close(in_ms(5000)).unwrap();
+}
+
+#[test]
+fn what_waited_for_the_former_leaders_answer_leaves_to_the_new_leader_at_once() {
+    let has_moved = Arc::new(AtomicBool::new(false));
+    let moved = Arc::clone(&has_moved);
+    let (release, held) = std::sync::mpsc::channel();
+    let held = Mutex::new(Some(held));
+    let broker = FakeBroker::start(move |incoming, address| match incoming.api {
+        // Both nodes have this address.
+        ApiKey::Metadata => {
+            let mut metadata = incoming.metadata(address, 1);
+            let mut second = metadata.brokers[0].clone();
+            second.node_id = BrokerId(2);
+            metadata.brokers.push(second);
+            if moved.load(Ordering::SeqCst) {
+                let partitions = metadata.topics.iter_mut().flat_map(|it| &mut it.partitions);
+                partitions.for_each(|it| {
+                    it.leader_id = BrokerId(2);
+                    it.leader_epoch = 1;
+                });
+            }
+            incoming.answer(&metadata)
+        }
+        ApiKey::Produce => {
+            let first = lock(&held).take();
+            first.map(|held| held.recv().unwrap());
+            incoming.answer(&written(incoming, 0, 0))
+        }
+        _ => peaceful(incoming, address),
+    });
+    let producer = start(&broker);
+    let first = producer.send(record("a"), in_ms(60_000)).unwrap();
+    let is_sent = || producer.shared.state().records.is_in_flight();
+    while !is_sent() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let second = producer.send(record("b"), in_ms(60_000)).unwrap();
+    has_moved.store(true, Ordering::SeqCst);
+    producer.shared.state().records.doubt_leaders();
+    producer.shared.metadata_wakeup.notify_one();
+    while producer.shared.state().records.leader_nodes() != [2].into() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The new leader's thread has looked, and sleeps.
+    std::thread::sleep(Duration::from_millis(300));
+    release.send(()).unwrap();
+    first.wait(in_ms(5000)).unwrap();
+    second.wait(in_ms(5000)).unwrap();
     producer.close(in_ms(5000)).unwrap();
 }

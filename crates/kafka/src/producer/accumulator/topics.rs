@@ -388,6 +388,11 @@ impl Accumulator {
         })
     }
 
+    /// The leader of a batch's partition, as far as it is known now. The batch must be in flight.
+    pub(in crate::producer) fn leader_of(&self, batch: &OutgoingBatch) -> Option<i32> {
+        self.partitions[batch.index].leader
+    }
+
     /// All nodes that lead a partition.
     pub(in crate::producer) fn leader_nodes(&self) -> BTreeSet<i32> {
         self.partitions
@@ -452,5 +457,11 @@ impl Accumulator {
 
     pub(in crate::producer) fn doubt_leaders(&mut self) {
         self.leaders_doubtful = true;
+    }
+
+    #[cfg(test)]
+    pub(in crate::producer) fn is_in_flight(&self) -> bool {
+        let mut partitions = self.partitions.iter();
+        partitions.any(|partition| partition.in_flight > 0)
     }
 }
