@@ -16,7 +16,10 @@
 //! # Order
 //!
 //! Several batches of a partition may be in flight, on one connection and under one identity. Their
-//! sequence numbers are consecutive, so the broker refuses a batch whose predecessor it refused.
+//! sequence numbers are consecutive, so the broker refuses a batch whose predecessor it refused. A
+//! log that has no batch of the producer id yet takes any sequence number. So the first batch is in
+//! flight alone.
+//!
 //! After a batch is returned, its partition sends nothing until every batch in flight is answered.
 //! Then the last returned batches are undone, as far as they are *not written*. The remaining ones
 //! are sent again, one at a time, before anything new.
@@ -310,10 +313,11 @@ impl Accumulator {
             batch.cut_at
         } else {
             let identity = self.identity.filter(|_| self.unregistered.is_empty())?;
-            let is_elsewhere = partition.in_flight_at != node;
-            if partition.in_flight > 0
-                && (partition.is_repeating || is_elsewhere || partition.identity != Some(identity))
-            {
+            let is_alone = partition.is_repeating
+                || partition.in_flight_at != node
+                || partition.identity != Some(identity)
+                || partition.counted != Some(identity.producer_id);
+            if partition.in_flight > 0 && is_alone {
                 return None;
             }
             let oldest = partition.queue.front()?.queued_at;

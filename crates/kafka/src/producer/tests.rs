@@ -137,13 +137,13 @@ fn full_batches_are_under_way_together_and_settled_in_order() {
             lock(&wait).recv().unwrap();
             peaceful(incoming, address)
         }
-        // No answer before the third request.
+        // After the first answer, none before three more requests.
         ApiKey::Produce => {
             let (count, answers) = &mut *lock(&held);
             answers.extend(incoming.frame(&written(incoming, 0, *count as i64)));
             *count += 1;
             match *count {
-                0..3 => Reply::Silence,
+                2..4 => Reply::Silence,
                 _ => Reply::Bytes(std::mem::take(answers)),
             }
         }
@@ -155,14 +155,14 @@ fn full_batches_are_under_way_together_and_settled_in_order() {
     };
     let producer = start_at(vec![broker.address()], config, Arc::new(()));
     // No batch has room for two of them.
-    let records = (0..4).map(|_| record(&"x".repeat(700)));
+    let records = (0..5).map(|_| record(&"x".repeat(700)));
     let pending: Vec<Pending> = records
         .map(|record| producer.send(record, in_ms(10_000)).unwrap())
         .collect();
     all_handed_over.send(()).unwrap();
     let outcomes = pending.into_iter().map(|one| one.wait(in_ms(10_000)));
     let offsets: Vec<_> = outcomes.map(|outcome| outcome.unwrap().offset).collect();
-    assert_eq!(offsets, [Some(0), Some(1), Some(2), Some(3)]);
+    assert_eq!(offsets, [0, 1, 2, 3, 4].map(Some));
 }
 
 #[test]

@@ -157,6 +157,7 @@ impl Accumulator {
         partition.pauses = 0;
         partition.not_before = None;
         partition.records_max = usize::MAX;
+        partition.counted = Some(batch.identity.producer_id);
         let (topic, number) = (batch.topic, batch.partition);
         self.release(batch.records, |position| {
             Ok(RecordMetadata {

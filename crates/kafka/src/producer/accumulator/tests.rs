@@ -476,8 +476,17 @@ fn a_full_buffer_has_no_room_but_an_empty_one_takes_anything() {
     assert!(records.has_room(1_000));
 }
 
-/// Three full batches in flight, and a record that does not fill one.
+/// The log has the producer's first record.
+fn begin_log(records: &mut Accumulator, now: Instant) {
+    push(records, "first", now);
+    let first = cut_one(records, now);
+    assert_eq!(first.base_sequence, 0);
+    tell(records.settle(first, Answer::Written(None), now));
+}
+
+/// Three full batches in flight behind the first record, and a record that does not fill one.
 fn three_in_flight(records: &mut Accumulator, now: Instant) -> Vec<OutgoingBatch> {
+    begin_log(records, now);
     records.limits.batch_bytes = 80;
     for value in ["a", "b", "c", "d"] {
         // The size of a record leaves no room for a second one in a batch.
@@ -487,8 +496,25 @@ fn three_in_flight(records: &mut Accumulator, now: Instant) -> Vec<OutgoingBatch
     let mut cut = |ahead| records.cut(NODE, now, ahead).0.remove(0);
     let batches = vec![cut(false), cut(true), cut(true)];
     let sequences: Vec<i32> = batches.iter().map(|batch| batch.base_sequence).collect();
-    assert_eq!(sequences, [0, 1, 2]);
+    assert_eq!(sequences, [1, 2, 3]);
     batches
+}
+
+#[test]
+fn nothing_is_in_flight_behind_a_producers_first_batch_in_a_log() {
+    let mut records = accumulator(1);
+    records.limits.batch_bytes = 80;
+    let now = Instant::now();
+    for value in ["a", "b", "c"] {
+        push(&mut records, &value.repeat(50), now);
+    }
+    let first = cut_one(&mut records, now);
+    // A log without any batch of the producer would take the second one, even if it refused the
+    // first.
+    assert_eq!(records.ready(NODE, now, true), Ready::Idle);
+    tell(records.settle(first, Answer::Written(None), now));
+    cut_one(&mut records, now);
+    assert_eq!(records.ready(NODE, now, true), Ready::Now);
 }
 
 #[test]
@@ -511,12 +537,12 @@ fn what_was_in_flight_behind_a_lost_answer_is_sent_again_in_order() {
     for batch in three_in_flight(&mut records, now) {
         assert_eq!(
             records.ready(NODE, now, true) == Ready::Now,
-            batch.number == 1
+            batch.number == 2
         );
         assert!(records.settle(batch, lost(), now).is_empty());
     }
     let later = now + Duration::from_secs(1);
-    for sequence in 0..3 {
+    for sequence in 1..=3 {
         let batch = cut_one(&mut records, later);
         assert_eq!(batch.base_sequence, sequence);
         assert_eq!(
@@ -545,7 +571,7 @@ fn batches_behind_a_refused_batch_are_refused_with_it_and_cut_again() {
     assert!(!records.needs_identity(), "the count is as it was");
     let later = now + limits().refusal_pauses[0];
     let again = cut_one(&mut records, later);
-    assert_eq!(again.base_sequence, 0);
+    assert_eq!(again.base_sequence, 1);
     assert!(values(&again)[0].starts_with('a'));
 }
 

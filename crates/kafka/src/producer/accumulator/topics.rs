@@ -172,6 +172,8 @@ pub(super) struct Partition {
     pub(super) pauses: u32,
     /// The most records the next batch may have, after one was too large.
     pub(super) records_max: usize,
+    /// The producer id of the last batch that the log has.
+    pub(super) counted: Option<i64>,
     /// The identity under which `next_sequence` counts.
     pub(super) identity: Option<Identity>,
     pub(super) next_sequence: i32,
@@ -194,6 +196,7 @@ impl Partition {
             not_before: None,
             pauses: 0,
             records_max: usize::MAX,
+            counted: None,
             identity: None,
             next_sequence: 0,
         }

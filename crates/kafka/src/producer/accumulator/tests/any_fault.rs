@@ -24,9 +24,8 @@ struct Log {
 }
 
 impl Log {
-    /// Without `ids` in requests, a new log gets records of producers that have counted in the old
-    /// one: a broker takes the first sequence number that it sees of a producer.
-    fn append(&mut self, batch: &OutgoingBatch, ids: Ids) -> Answer {
+    /// A broker takes the first sequence number that it sees of a producer, whatever it is.
+    fn append(&mut self, batch: &OutgoingBatch) -> Answer {
         let size = batch.records.len();
         let last = self.last.entry(batch.identity.producer_id).or_default();
         let same = |known: &&(i32, usize, i64)| (known.0, known.1) == (batch.base_sequence, size);
@@ -35,7 +34,6 @@ impl Log {
         }
         let expected = match last.back() {
             Some((base, count, _)) => sequence_after(*base, *count),
-            None if ids == Ids::InRequests => 0,
             None => batch.base_sequence,
         };
         if batch.base_sequence != expected {
@@ -58,33 +56,33 @@ impl Log {
     }
 
     /// What a broker answers when `fault` happens.
-    fn answer(&mut self, batch: &OutgoingBatch, ids: Ids, fault: u8) -> Answer {
+    fn answer(&mut self, batch: &OutgoingBatch, fault: u8) -> Answer {
         match fault % 12 {
             0 => lost(),
             1 => {
-                self.append(batch, ids);
+                self.append(batch);
                 lost()
             }
             2 => Answer::Refused(ErrorCode::NotLeaderOrFollower),
             3 => {
-                self.append(batch, ids);
+                self.append(batch);
                 Answer::Refused(ErrorCode::NotLeaderOrFollower)
             }
             4 => {
-                self.append(batch, ids);
+                self.append(batch);
                 Answer::Refused(ErrorCode::RequestTimedOut)
             }
             5 => Answer::Refused(ErrorCode::NotEnoughReplicas),
             6 => Answer::Refused(ErrorCode::InvalidRecord),
             7 => {
-                self.append(batch, ids);
+                self.append(batch);
                 Answer::Refused(ErrorCode::UnknownServerError)
             }
             8 => {
                 self.restart();
-                self.append(batch, ids)
+                self.append(batch)
             }
-            _ => self.append(batch, ids),
+            _ => self.append(batch),
         }
     }
 }
@@ -138,7 +136,7 @@ impl Broker {
             _ if !is_meant => Answer::Refused(ErrorCode::UnknownTopicId),
             _ => {
                 let log = self.logs.entry((self.id, batch.partition));
-                log.or_default().answer(batch, self.ids, fault)
+                log.or_default().answer(batch, fault)
             }
         }
     }
