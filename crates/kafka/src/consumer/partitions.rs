@@ -128,6 +128,8 @@ pub(super) struct Partition {
     /// Where the group resumes if nothing more is committed: the last committed position, or where
     /// this member began.
     anchor: OffsetAndMetadata,
+    /// Whether the anchor is known.
+    has_begun: bool,
     /// Whether the coordinator knows the anchor.
     is_anchor_committed: bool,
     /// An offset that the application committed and the coordinator has not accepted yet.
@@ -179,6 +181,7 @@ impl Partition {
             position: 0,
             epoch: -1,
             anchor: OffsetAndMetadata::from(0),
+            has_begun: false,
             is_anchor_committed: false,
             owed: None,
             end: None,
@@ -215,6 +218,7 @@ impl Partition {
         self.position = anchor.offset;
         self.epoch = anchor.leader_epoch;
         self.anchor = anchor;
+        self.has_begun = true;
         self.is_anchor_committed = is_committed;
         self.not_before = None;
         self.drop_fetched();
@@ -235,6 +239,9 @@ impl Partition {
 
     /// Continues reading at another offset; commits are unaffected.
     pub(super) fn seek(&mut self, offset: i64) {
+        if !self.has_begun {
+            return self.start_at(offset);
+        }
         self.lookup = None;
         self.position = offset;
         self.epoch = -1;
@@ -287,6 +294,14 @@ impl Partition {
         if self.lookup.is_none() && self.position != self.anchor.offset {
             self.seek(self.anchor.offset);
         }
+    }
+
+    /// Returns to where this member began, because nothing is committed. False if it has not begun.
+    pub(super) fn begin_again(&mut self) -> bool {
+        if self.has_begun {
+            self.seek(self.anchor.offset);
+        }
+        self.has_begun
     }
 
     /// Whether this look-up of the position is still wanted.

@@ -197,7 +197,7 @@ impl Reading {
                         leader_epoch: entry.committed_leader_epoch,
                         metadata: topic_id::foreign_metadata(entry.metadata.as_deref()),
                     });
-                } else {
+                } else if !partition.begin_again() {
                     // Nothing is committed yet.
                     let to = reset_to(self.config.auto_offset_reset).ok_or_else(|| {
                         Error::refused_partition(api, ErrorCode::OffsetOutOfRange, &name)

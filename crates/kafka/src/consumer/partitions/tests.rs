@@ -176,6 +176,16 @@ fn rewinding_goes_back_to_the_last_commit_from_any_point() {
 }
 
 #[test]
+fn rewinding_goes_back_to_where_a_seek_began() {
+    let mut partition = Partition::new(None);
+    partition.seek(7);
+    assert!(fetched(&mut partition, 7, batch(&[7, 8], 8).into()));
+    hand_out(&mut partition, 9);
+    partition.rewind();
+    assert_eq!(partition.position(), Some(7));
+}
+
+#[test]
 fn commits_do_not_go_backwards_and_are_not_repeated() {
     let mut partition = at(5);
     assert_eq!(partition.to_commit(), None);

@@ -1,5 +1,7 @@
 //! What programs expect of a consumer that they choose as a library.
 
+use std::sync::atomic::AtomicI64;
+
 use kafka_protocol::messages::fetch_response::AbortedTransaction;
 
 use super::*;
@@ -591,4 +593,51 @@ fn aborted_transactions_are_left_out_if_the_consumer_reads_committed_records_onl
         assert_eq!(consumer.position(&number(0)), Some(57));
         consumer.close(soon()).unwrap();
     }
+}
+
+#[test]
+fn rewinding_without_a_commit_goes_back_to_where_reading_began() {
+    let end = Arc::new(AtomicI64::new(50));
+    let now = end.clone();
+    let broker = broker(move |incoming, _| match incoming.api {
+        ApiKey::OffsetFetch => {
+            let request: OffsetFetchRequest = incoming.decode();
+            let topics = request.topics.unwrap().into_iter().map(|topic| {
+                let partitions = topic.partition_indexes.iter().map(|&index| {
+                    OffsetFetchResponsePartition::default()
+                        .with_partition_index(index)
+                        .with_committed_offset(-1)
+                });
+                OffsetFetchResponseTopic::default()
+                    .with_name(topic.name)
+                    .with_partitions(partitions.collect())
+            });
+            Some(incoming.answer(&OffsetFetchResponse::default().with_topics(topics.collect())))
+        }
+        ApiKey::ListOffsets => {
+            let request: ListOffsetsRequest = incoming.decode();
+            let topics = request.topics.into_iter().map(|topic| {
+                let partitions = topic.partitions.iter().map(|asked| {
+                    ListOffsetsPartitionResponse::default()
+                        .with_partition_index(asked.partition_index)
+                        .with_offset(now.load(Ordering::SeqCst))
+                });
+                ListOffsetsTopicResponse::default()
+                    .with_name(topic.name)
+                    .with_partitions(partitions.collect())
+            });
+            Some(incoming.answer(&ListOffsetsResponse::default().with_topics(topics.collect())))
+        }
+        _ => None,
+    });
+    let mut config = ConsumerConfig::new("g", ["t"]);
+    config.auto_offset_reset = OffsetReset::Latest;
+    let mut consumer = start(&broker, config, Box::new(()));
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    end.store(90, Ordering::SeqCst);
+    // The transaction's outcome is never learnt; nothing was committed.
+    drop(consumer.polled_offsets());
+    consumer.rewind();
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    consumer.close(soon()).unwrap();
 }
