@@ -34,6 +34,7 @@ impl GroupMember {
         // An eager protocol revokes everything before the join, because the leader reassigns it in
         // the same round.
         if !self.assignor.is_some_and(Assignor::is_cooperative) {
+            self.make_up_last_commits(reading);
             self.give_up_all(reading, false);
         }
         let owned = reading.assignment();
@@ -248,8 +249,7 @@ impl GroupMember {
             return;
         }
         reading.last_error = None;
-        // Before partitions move, so that their next owner does not repeat the work.
-        self.make_up_commits(reading);
+        self.make_up_last_commits(reading);
         self.take_assignment(
             reading,
             assigned.into_iter().map(|name| (name, None)).collect(),

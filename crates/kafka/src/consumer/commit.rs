@@ -291,6 +291,18 @@ impl GroupMember {
         }
     }
 
+    /// Retries owed commits before partitions move, so that their next owner does not repeat the
+    /// work. Waits for the answer to a commit in flight before.
+    pub(super) fn make_up_last_commits(&mut self, reading: &mut Reading) {
+        if self.is_committing()
+            && let Err(error) = self.settle_coordinator(reading, Deadline::after(STEP_MIN))
+        {
+            log::debug!("{}: {error}", reading.name);
+        }
+        self.commits_not_before = Instant::now();
+        self.make_up_commits(reading);
+    }
+
     pub(super) fn commit(
         &mut self,
         reading: &mut Reading,

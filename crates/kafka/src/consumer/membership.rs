@@ -287,7 +287,7 @@ impl GroupMember {
             return Ok(false);
         };
         reading.last_error = None;
-        self.make_up_commits(reading);
+        self.make_up_last_commits(reading);
         self.take_assignment(reading, assigned);
         self.shared.machine().reconciled(target);
         self.shared.notify();

@@ -641,3 +641,44 @@ fn rewinding_without_a_commit_goes_back_to_where_reading_began() {
     assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
     consumer.close(soon()).unwrap();
 }
+
+#[test]
+fn a_commit_in_flight_is_made_up_for_before_an_eager_rebalance() {
+    let asked: Arc<Mutex<Vec<ApiKey>>> = Arc::default();
+    let log = asked.clone();
+    let (is_due, heartbeat) = (AtomicBool::new(false), OnceLock::new());
+    let commits = AtomicUsize::new(0);
+    let broker = broker(move |incoming, _| {
+        if matches!(incoming.api, ApiKey::OffsetCommit | ApiKey::JoinGroup) {
+            lock(&log).push(incoming.api);
+        }
+        match incoming.api {
+            ApiKey::OffsetCommit if commits.fetch_add(1, Ordering::SeqCst) == 0 => {
+                is_due.store(true, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(1500));
+                Some(Reply::BytesThenClose(Vec::new()))
+            }
+            ApiKey::Heartbeat if is_due.load(Ordering::SeqCst) && heartbeat.set(()).is_ok() => {
+                let code = ErrorCode::RebalanceInProgress.code();
+                Some(incoming.answer(&HeartbeatResponse::default().with_error_code(code)))
+            }
+            _ => None,
+        }
+    });
+    let mut config = ConsumerConfig::new("g", ["t"]);
+    config.assignors = vec![Assignor::Range];
+    let mut consumer = start(&broker, config, Box::new(()));
+    read(&mut consumer, 2);
+    let partition = TopicPartition::new("t", 0);
+    consumer.commit_async(&[(partition, 51)], soon()).unwrap();
+    while !consumer.rebalance_pending() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    read(&mut consumer, 1);
+    use ApiKey::{JoinGroup, OffsetCommit};
+    assert_eq!(
+        *lock(&asked),
+        [JoinGroup, OffsetCommit, OffsetCommit, JoinGroup]
+    );
+    consumer.close(soon()).unwrap();
+}
