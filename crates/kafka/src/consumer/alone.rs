@@ -29,6 +29,11 @@ impl LoneCommits {
         self.pending.as_ref().and(self.connection.as_ref())
     }
 
+    /// When the pending answer is overdue.
+    pub(super) fn answer_due(&self) -> Option<Deadline> {
+        self.pending.as_ref().map(|(_, _, due)| *due)
+    }
+
     /// Closes the connection. A commit in flight then has an unknown outcome.
     fn disconnect(&mut self) {
         self.connection = None;

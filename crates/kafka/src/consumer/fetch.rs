@@ -122,6 +122,14 @@ impl Fetcher {
         leaders.filter_map(|(node, leader)| Some((*node, leader.awaited()?)))
     }
 
+    /// When the first of the pending answers is overdue.
+    pub(super) fn answer_due(&self) -> Option<Deadline> {
+        let leaders = self.leaders.values();
+        leaders
+            .filter_map(|leader| Some(leader.pending.as_ref()?.due))
+            .min()
+    }
+
     /// Counts the memory of an answer until its last record is handed out.
     pub(super) fn track(&mut self, bytes: usize) -> AnswerBytes {
         let answer = AnswerBytes::new(bytes);

@@ -16,8 +16,9 @@ use uuid::Uuid;
 
 use super::commit::{PendingCommit, Rebalance};
 use super::partitions::Partition;
+use super::positions::earlier;
 use super::reading::Reading;
-use super::{GroupProtocol, RETRY_BACKOFF, RETRY_BACKOFF_MAX};
+use super::{GroupProtocol, RETRY_BACKOFF, RETRY_BACKOFF_MAX, STEP_MIN};
 use crate::Error;
 use crate::connection::{Connection, Sent};
 use crate::group::assignor::Assignor;
@@ -35,10 +36,8 @@ pub(super) type Assigned = BTreeMap<TopicPartition, Option<Uuid>>;
 enum Progress {
     /// Partitions are assigned.
     Ready,
-    /// A request to the coordinator is in flight.
-    Awaiting,
-    /// Back off until this moment.
-    Pause(Instant),
+    /// A request to the coordinator is in flight, or the member backs off until this moment.
+    Waiting(Option<Instant>),
 }
 
 /// The membership of a consumer in its group.
@@ -159,6 +158,12 @@ impl GroupMember {
         self.coordinator.awaited()
     }
 
+    /// When that answer is overdue.
+    pub(super) fn answer_due(&self) -> Option<Deadline> {
+        let pending = self.coordinator.pending.as_ref();
+        pending.map(|pending| pending.due)
+    }
+
     /// Whether a request to the coordinator is in flight.
     pub(super) fn is_busy(&self) -> bool {
         self.coordinator.is_busy()
@@ -205,10 +210,15 @@ impl GroupMember {
             }
             return Err(heartbeat_panicked());
         }
-        match self.advance_membership(reading, deadline)? {
-            Progress::Ready => {}
-            Progress::Awaiting => return Ok(None),
-            Progress::Pause(until) => return Ok(Some(until)),
+        if let Progress::Waiting(until) = self.advance_membership(reading, deadline)? {
+            if reading.partitions.is_empty() {
+                return Ok(until);
+            }
+            // The partitions are read meanwhile, and their leaders may change. A slow answer must
+            // not hold the membership up.
+            let soon = deadline.earlier_of(Deadline::after(STEP_MIN));
+            let (_, look_again) = reading.advance_positions(soon)?;
+            return Ok(earlier(until, look_again));
         }
         self.make_up_commits(reading);
         let (unknown, look_again) = reading.advance_positions(deadline)?;
@@ -239,7 +249,7 @@ impl GroupMember {
                     let api = self.shared.machine().joins_by();
                     return Err(Error::refused(api, code));
                 }
-                PollStep::Wait(until) => return Ok(Progress::Pause(until)),
+                PollStep::Wait(until) => return Ok(Progress::Waiting(Some(until))),
                 PollStep::Ready(_) => return Ok(Progress::Ready),
                 PollStep::Reconcile(target) => {
                     // Kept partitions are read while the names of new topics are looked up.
@@ -247,7 +257,7 @@ impl GroupMember {
                         return Ok(Progress::Ready);
                     }
                 }
-                PollStep::AwaitAnswer => return Ok(Progress::Awaiting),
+                PollStep::AwaitAnswer => return Ok(Progress::Waiting(None)),
                 PollStep::FindCoordinator => self.find_coordinator(reading, deadline),
                 PollStep::Join(coordinator) => self.join(reading, coordinator, deadline),
             }

@@ -315,15 +315,16 @@ impl Consumer {
     /// Advances the membership and the positions. Returns when to look again.
     fn advance(&mut self, deadline: Deadline) -> Result<Option<Instant>, Error> {
         let has_new_topics = self.reading.discover_topics(deadline);
-        match &mut self.member {
+        let look_again = match &mut self.member {
             // Assigned partitions are read even during a rebalance.
-            Some(member) => member.advance(&mut self.reading, has_new_topics, deadline),
+            Some(member) => member.advance(&mut self.reading, has_new_topics, deadline)?,
             None => {
                 let look_again = self.alone.make_up(&mut self.reading);
                 let positions = self.reading.advance_alone(deadline)?;
-                Ok(earlier(look_again, positions))
+                earlier(look_again, positions)
             }
-        }
+        };
+        Ok(earlier(look_again, self.reading.discovery_due()))
     }
 
     /// The connection to the coordinator, if an answer is pending on it.
@@ -332,6 +333,18 @@ impl Consumer {
             Some(member) => member.awaited(),
             None => self.alone.awaited(),
         }
+    }
+
+    /// When the first of the pending answers is overdue.
+    fn answer_due(&self) -> Option<Deadline> {
+        let of_coordinator = match &self.member {
+            Some(member) => member.answer_due(),
+            None => self.alone.answer_due(),
+        };
+        of_coordinator
+            .into_iter()
+            .chain(self.fetcher.answer_due())
+            .min()
     }
 
     /// Waits for an answer, a wake-up or the deadline, and processes what arrived.
@@ -345,7 +358,11 @@ impl Consumer {
             nodes.push(node);
             sources.push(connection.as_fd());
         }
-        let mut ready = wait::readable(&sources, deadline).into_iter();
+        // An answer that does not come in its own time ends the wait, too.
+        let until = self
+            .answer_due()
+            .map_or(deadline, |due| deadline.earlier_of(due));
+        let mut ready = wait::readable(&sources, until).into_iter();
         drop(sources);
         if ready.next() == Some(true) {
             self.wake_receiver.drain();

@@ -37,7 +37,8 @@ impl Reading {
         self.refresh_metadata(deadline)?;
         self.restart_replaced()?;
         let now = Instant::now();
-        let mut look_again = None;
+        // Topics may appear, grow or move although no answer says so.
+        let mut look_again = Some(self.metadata_not_before);
         let mut unknown = Vec::new();
         for (name, partition) in &mut self.partitions {
             if partition.topic_id.is_none() {
@@ -86,11 +87,8 @@ impl Reading {
                 self.last_error = Some(error);
             }
         }
-        Ok(self
-            .partitions
-            .values()
-            .filter_map(|it| it.not_before)
-            .min())
+        let retries = self.partitions.values().filter_map(|it| it.not_before);
+        Ok(earlier(look_again, retries.min()))
     }
 
     /// Restarts partitions whose topic was deleted while another one has its name. They begin in

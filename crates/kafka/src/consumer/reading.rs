@@ -58,7 +58,8 @@ pub(super) struct Reading {
     /// What is missing: since when, and whether the log says so.
     missing: BTreeMap<Absent, (Instant, bool)>,
     metadata_wanted: bool,
-    metadata_not_before: Instant,
+    /// When to ask for metadata again, or to check their age.
+    pub(super) metadata_not_before: Instant,
     /// Counts successful requests for metadata.
     pub(super) refreshes: u64,
     /// The last error, until something succeeds.
@@ -189,6 +190,12 @@ impl Reading {
         let has_changed = topics != self.topics;
         self.topics = topics;
         has_changed
+    }
+
+    /// When to ask the filter again, if there is one.
+    pub(super) fn discovery_due(&self) -> Option<Instant> {
+        let filter = self.config.topic_filter.as_ref();
+        filter.map(|_| self.discover_at)
     }
 
     /// Refreshes metadata when it was requested or is getting stale.

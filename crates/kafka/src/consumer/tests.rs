@@ -36,6 +36,7 @@ mod leaving;
 mod library;
 mod read_replica;
 mod replaced_topic;
+mod waiting;
 
 /// A batch of one record at `offset`.
 fn batch(offset: i64) -> Bytes {
