@@ -254,8 +254,9 @@ pub(crate) fn decode_response<R: Request>(
     frame: Bytes,
     version: i16,
 ) -> Result<R::Response, String> {
-    let mut buf = BoundedBuffer::new(frame);
-    ResponseHeader::decode(&mut buf, R::Response::header_version(version))
+    let header = R::Response::header_version(version);
+    let mut buf = BoundedBuffer::new(frame, header == 0);
+    ResponseHeader::decode(&mut buf, header)
         .and_then(|_| R::Response::decode(&mut buf, version))
         .map_err(|error| error.to_string())
 }
@@ -268,15 +269,18 @@ pub(crate) fn decode_response<R: Request>(
 /// count beyond the remaining bytes is false, and is reported as missing bytes.
 struct BoundedBuffer {
     bytes: Bytes,
+    /// Whether an i32 may be a count. In newer versions it never is, but may be any node id.
+    has_wide_counts: bool,
     /// The varint that is being read, byte by byte, and its width so far in bits.
     varint: u64,
     varint_bits: u32,
 }
 
 impl BoundedBuffer {
-    fn new(bytes: Bytes) -> Self {
+    fn new(bytes: Bytes, has_wide_counts: bool) -> Self {
         Self {
             bytes,
+            has_wide_counts,
             varint: 0,
             varint_bits: 0,
         }
@@ -330,7 +334,9 @@ impl Buf for BoundedBuffer {
 
     fn try_get_i32(&mut self) -> Result<i32, TryGetError> {
         let number = self.bytes.try_get_i32()?;
-        self.check(usize::try_from(number).unwrap_or(0), HARMLESS_NUMBER)?;
+        if self.has_wide_counts {
+            self.check(usize::try_from(number).unwrap_or(0), HARMLESS_NUMBER)?;
+        }
         Ok(number)
     }
 }
@@ -377,6 +383,17 @@ mod tests {
         // The same in the old fixed-width form: two billion.
         let frame = vec![0, 0, 0, 1, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff];
         assert!(decode_response::<MetadataRequest>(frame.into(), 8).is_err());
+    }
+
+    #[test]
+    fn a_large_number_is_no_count() {
+        let answer = FindCoordinatorResponse::default().with_node_id(BrokerId(i32::MAX));
+        let mut frame = BytesMut::new();
+        let header = ResponseHeader::default().with_correlation_id(i32::MAX);
+        header.encode(&mut frame, 1).unwrap();
+        answer.encode(&mut frame, 3).unwrap();
+        let decoded = decode_response::<FindCoordinatorRequest>(frame.freeze(), 3);
+        assert_eq!(decoded.unwrap(), answer);
     }
 
     proptest! {
