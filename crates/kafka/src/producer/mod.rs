@@ -518,7 +518,10 @@ impl Producer {
                 return Ok(self.queue(&mut state, index, record, deadline, now));
             }
             Ok(Some(_)) => TrySendReason::BufferFull,
-            Ok(None) => TrySendReason::UnknownTopic,
+            Ok(None) => {
+                shared.metadata_wakeup.notify_one();
+                TrySendReason::UnknownTopic
+            }
             Err(error) => TrySendReason::Failed(error),
         };
         Err(TrySendError {

@@ -416,6 +416,25 @@ fn what_would_wait_or_fail_is_not_tried() {
 }
 
 #[test]
+fn a_topic_that_is_only_tried_becomes_known() {
+    let broker = broker(|incoming| incoming.answer(&written(incoming, 0, 5)));
+    let producer = start(&broker);
+    publish(&producer, "v", in_ms(10_000)).unwrap();
+    // Until no thread has anything to do.
+    std::thread::sleep(Duration::from_millis(700));
+    let give_up = in_ms(5000);
+    let pending = loop {
+        assert!(!give_up.is_past());
+        let record = Record::new("other", None, None);
+        match producer.try_send(record, in_ms(10_000)) {
+            Ok(pending) => break pending,
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    pending.wait(in_ms(10_000)).unwrap();
+}
+
+#[test]
 fn a_record_larger_than_the_limit_is_refused_at_once() {
     let broker = broker(|_| Reply::Silence);
     let producer = start(&broker);
@@ -617,7 +636,9 @@ fn what_waited_for_the_former_leaders_answer_leaves_to_the_new_leader_at_once() 
         }
         ApiKey::Produce => {
             let first = lock(&held).take();
-            first.map(|held| held.recv().unwrap());
+            if let Some(held) = first {
+                held.recv().unwrap();
+            }
             incoming.answer(&written(incoming, 0, 0))
         }
         _ => peaceful(incoming, address),
