@@ -212,7 +212,8 @@ impl ConsumerMachine {
     pub(crate) fn commit_identity(&self) -> Result<Identity, CommitVerdict> {
         match self.fatal {
             Some(code) => Err(CommitVerdict::Fatal(code)),
-            None if self.is_member() => Ok(self.identity.clone()),
+            // It may have joined again before the polling thread has dropped what it lost.
+            None if self.is_member() && !self.lost => Ok(self.identity.clone()),
             None => Err(CommitVerdict::Lost),
         }
     }

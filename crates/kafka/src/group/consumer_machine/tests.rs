@@ -193,6 +193,22 @@ fn an_owner_that_does_not_poll_leaves_and_joins_when_it_polls_again() {
 }
 
 #[test]
+fn a_member_that_has_joined_again_commits_nothing_before_it_has_given_up_what_it_lost() {
+    let now = Instant::now();
+    let mut machine = stable(now);
+    let late = now + 5 * MINUTE;
+    machine.heartbeat_step(late);
+    machine.leave_ended();
+    // The poll was woken before it went on.
+    machine.polled(late);
+    let join = heartbeat(&mut machine, late);
+    machine.heartbeat_answered(&join, answer(9, None), late);
+    assert_eq!(machine.commit_identity(), Err(CommitVerdict::Lost));
+    assert!(machine.take_lost());
+    assert_eq!(machine.commit_identity().unwrap().generation, 9);
+}
+
+#[test]
 fn a_commit_with_an_old_epoch_is_made_again_and_one_of_a_fenced_member_is_lost() {
     let now = Instant::now();
     let mut machine = stable(now);
