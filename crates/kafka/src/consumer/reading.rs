@@ -300,10 +300,14 @@ impl Reading {
         if is_known { node } else { leader.0 }
     }
 
-    /// Whether `node` leads a partition, as far as this client knows.
+    /// Whether `node` leads a partition, as far as this client knows. Without a leader now, it did
+    /// when it was asked, unless it is a replica that was named.
     pub(super) fn is_leader(&self, name: &TopicPartition, node: i32) -> bool {
-        let leader = self.cluster.leader(&name.topic, name.partition);
-        leader.is_none_or(|(leader, _)| leader == node)
+        if let Some((leader, _)) = self.cluster.leader(&name.topic, name.partition) {
+            return leader == node;
+        }
+        let replica = self.partitions.get(name).and_then(|it| it.read_replica);
+        replica.is_none_or(|replica| replica.node != node)
     }
 
     /// The leader of a partition names a replica to fetch from.

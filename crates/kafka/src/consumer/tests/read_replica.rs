@@ -176,3 +176,61 @@ fn the_leader_is_asked_again_when_the_metadata_is_old() {
     assert!(stage.replica.connections() > 0);
     consumer.close(soon()).unwrap();
 }
+
+#[test]
+fn a_replica_that_lags_behind_resets_nothing_while_the_partition_has_no_leader() {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    let has_leader = Arc::new(AtomicBool::new(true));
+    let leads = has_leader.clone();
+    let replica = broker(move |incoming, _| {
+        let request: FetchRequest = match incoming.api {
+            ApiKey::Fetch => incoming.decode(),
+            _ => return None,
+        };
+        let mut asked = request.topics.iter().flat_map(|topic| &topic.partitions);
+        if asked.any(|asked| asked.fetch_offset == 50) {
+            return None;
+        }
+        let _ = lock(&held).recv();
+        Some(fetch_answer(incoming, |_, _| (1, None)))
+    });
+    let replica_address: SocketAddr = replica.address().parse().unwrap();
+    let leader = broker(move |incoming, address| match incoming.api {
+        ApiKey::Metadata => {
+            let mut metadata = two_nodes(incoming, address, replica_address);
+            if !leads.load(Ordering::SeqCst) {
+                let partitions = metadata.topics.iter_mut().flat_map(|it| &mut it.partitions);
+                partitions.for_each(|it| {
+                    it.leader_id = BrokerId(-1);
+                    it.leader_epoch = 1;
+                });
+            }
+            Some(incoming.answer(&metadata))
+        }
+        ApiKey::Fetch => Some(named(incoming, BrokerId(2))),
+        ApiKey::ListOffsets => panic!("reset"),
+        _ => None,
+    });
+    let client = ClientConfig {
+        brokers: vec![leader.address()],
+        ..ClientConfig::default()
+    };
+    let mut config = ConsumerConfig::new("g", ["t"]);
+    config.client_rack = Some("b".to_owned());
+    let mut consumer = Consumer::start(Cluster::new(client), config, Box::new(())).unwrap();
+    assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
+    has_leader.store(false, Ordering::SeqCst);
+    consumer.reading.want_metadata();
+    let partition = TopicPartition::new("t", 0);
+    let give_up = soon();
+    while consumer.reading.cluster.leader("t", 0).is_some() {
+        assert!(!give_up.is_past());
+        let _ = consumer.poll(Deadline::after(Duration::from_millis(50)));
+    }
+    drop(release);
+    for _ in 0..5 {
+        let _ = consumer.poll(Deadline::after(Duration::from_millis(50)));
+    }
+    assert_eq!(consumer.position(&partition), Some(51));
+}
