@@ -37,6 +37,8 @@ pub(super) struct Link {
     /// How long one attempt may take.
     timeout: Duration,
     connection: Option<Connection>,
+    /// Whether an answer was lost.
+    has_lost: bool,
 }
 
 impl Link {
@@ -47,12 +49,18 @@ impl Link {
             key: key.to_owned(),
             timeout,
             connection: None,
+            has_lost: false,
         }
     }
 
     /// The group or the transactional id.
     pub(super) fn key(&self) -> &str {
         &self.key
+    }
+
+    /// Whether an answer was lost since the last call: its request may still arrive.
+    pub(super) fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.has_lost)
     }
 
     /// See [`Connection::has_implicit_transactions`].
@@ -80,6 +88,7 @@ impl Link {
                 Err(error) => error.of_broker(self.connection.as_ref().map(Connection::address)),
             };
             log::debug!("kafka transaction {}: {error}", self.key);
+            self.has_lost |= is_lost(&error);
             match reaction_to(&error) {
                 Reaction::Retry => {}
                 Reaction::FindCoordinator => self.connection = None,
@@ -114,6 +123,14 @@ impl Link {
         let sent = connection.send_at_most(request, newest, deadline)?;
         connection.receive(sent, deadline)
     }
+}
+
+/// Whether the request may have been sent, and has no answer.
+fn is_lost(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ConnectionLost { .. } | Error::Timeout { .. } | Error::Protocol { .. }
+    )
 }
 
 fn transactional_id(id: &str) -> TransactionalId {

@@ -62,6 +62,9 @@ pub struct TransactionalProducer {
     coordinator: Link,
     /// The coordinator of the group whose offsets were sent last.
     group: Option<Link>,
+    /// Whether a request under this identity may still arrive. It must not become part of another
+    /// transaction.
+    is_doubtful: bool,
     /// Where consumers learn whether the offsets of this transaction are committed.
     outcomes: Vec<Arc<OnceLock<bool>>>,
 }
@@ -170,6 +173,7 @@ impl TransactionalProducer {
             machine: Machine::new(),
             coordinator,
             group: None,
+            is_doubtful: false,
             outcomes: Vec::new(),
         })
     }
@@ -237,6 +241,8 @@ impl TransactionalProducer {
             });
         match answer {
             Ok(answer) => {
+                self.coordinator.take_lost();
+                self.is_doubtful = false;
                 self.machine.initialized(Identity {
                     producer_id: answer.producer_id.0,
                     epoch: answer.producer_epoch,
@@ -332,6 +338,7 @@ impl TransactionalProducer {
         let group = self.group.insert(group);
         let check = coordinator::check_commit;
         let answer = group.ask(&request, newest, deadline, check);
+        self.is_doubtful |= group.take_lost();
         answer.map(drop)
     }
 
@@ -382,7 +389,9 @@ impl TransactionalProducer {
                     epoch: answer.producer_epoch,
                     ..identity
                 });
-                let is_usable = self.state().records.has_identity();
+                self.is_doubtful |= self.coordinator.take_lost();
+                let is_usable = self.state().records.has_identity() && !self.is_doubtful;
+                self.is_doubtful &= renewed.is_none();
                 self.machine.ended(renewed, is_usable);
                 self.decide(commits);
                 Ok(())

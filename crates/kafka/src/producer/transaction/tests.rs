@@ -28,7 +28,8 @@ struct Broker {
     asked: Arc<Mutex<Vec<String>>>,
 }
 
-/// A request that is answered with a code, this often.
+/// A request that is answered with a code, this often. NETWORK_EXCEPTION stands for a connection that
+/// ends without an answer.
 type Fault = (crate::ApiKey, ErrorCode, usize);
 
 impl Broker {
@@ -42,7 +43,10 @@ impl Broker {
             if !["ApiVersions", "Metadata", "FindCoordinator"].contains(&&*name) {
                 lock(&log).push(name);
             }
-            state.answer(incoming, address, level, code)
+            match ErrorCode::from_code(code) {
+                Some(ErrorCode::NetworkException) => Reply::BytesThenClose(Vec::new()),
+                _ => state.answer(incoming, address, level, code),
+            }
         });
         Self { broker, asked }
     }
@@ -225,6 +229,27 @@ fn a_broker_of_either_kind_is_asked_for_no_more_than_it_needs() {
         assert!(!broker.asked().contains(&"InitProducerId".to_owned()));
         producer.close(in_ms(5_000)).unwrap();
         assert!(broker.asked().is_empty());
+    }
+}
+
+#[test]
+fn after_a_lost_answer_the_next_transaction_has_another_epoch() {
+    use crate::ApiKey as A;
+    let apis = [
+        A::AddPartitionsToTxn,
+        A::AddOffsetsToTxn,
+        A::TxnOffsetCommit,
+        A::EndTxn,
+    ];
+    for (api, level) in apis.into_iter().flat_map(|api| [(api, 1), (api, 2)]) {
+        let broker = Broker::start(level, (api, ErrorCode::NetworkException, 1));
+        let mut producer = start(&broker);
+        for expected in [true, level == 1, false] {
+            transact(&mut producer, 5_000).unwrap();
+            let is_renewed = broker.asked().contains(&"InitProducerId".to_owned());
+            assert_eq!(is_renewed, expected, "{api:?} at level {level}");
+        }
+        producer.close(in_ms(5_000)).unwrap();
     }
 }
 
