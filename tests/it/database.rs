@@ -704,6 +704,36 @@ fn a_transaction_is_kept_when_its_work_succeeds_and_undone_when_it_fails_or_pani
 }
 
 #[test]
+fn a_session_whose_transaction_did_not_end_is_replaced() {
+    let database = support::postgres();
+    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
+    let pool = pool(DatabaseConfig {
+        port: proxy.port(),
+        max_conns: 1,
+        ..config(&database)
+    });
+    // The server refuses the end, as it does when somebody cancels it.
+    for (end, error) in [("COMMIT", "42601"), ("ROLLBACK", "22012")] {
+        let mut connection = pool.get(soon()).expect("a connection");
+        connection
+            .limit_to(Deadline::after(Duration::from_secs(1)))
+            .expect("a limit");
+        proxy.spoil(end.as_bytes());
+        let outcome = connection.transaction(|it| {
+            let number = i32::from(end == "COMMIT");
+            it.execute("SELECT 1 / $1::int", &[&number])
+        });
+        let outcome: DatabaseError = outcome.expect_err(end);
+        assert_eq!(outcome.sqlstate(), Some(error));
+        drop(connection);
+        let mut connection = pool.get(soon()).expect("a connection");
+        connection
+            .execute("SELECT 1", &[])
+            .expect("outside any transaction");
+    }
+}
+
+#[test]
 fn the_loser_of_two_deadlocked_transactions_gets_a_conflict_and_may_retry() {
     let database = support::postgres();
     let pool = pool(config(&database));

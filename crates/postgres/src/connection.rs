@@ -124,7 +124,8 @@ impl Connection {
     /// Runs `work` in a transaction: committed when it returns `Ok`, rolled back when it returns
     /// `Err` or panics. Costs two more round trips than its statements.
     ///
-    /// When the commit fails because the connection was lost, the outcome is unknown.
+    /// When the commit fails because the connection was lost, the outcome is unknown. A session whose
+    /// transaction could not be ended is lost, too.
     pub fn transaction<T, E: From<DatabaseError>>(
         &mut self,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
@@ -154,11 +155,16 @@ impl Connection {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut transaction)));
         let Transaction { inner, lost, .. } = transaction;
         let _limited = limit.hold(allowance);
+        // If the server refuses the end itself, the transaction may still be open, and the session must
+        // not serve anybody else.
         if let Ok(Ok(_)) = &outcome {
-            inner.commit().map_err(|error| noted(lost, limit, error))?;
+            inner.commit().map_err(|error| {
+                *lost = true;
+                limit.explain(error.into())
+            })?;
         } else {
-            // The caller gets the error of its work; a failed rollback ends the session.
-            let _ = inner.rollback().map_err(|error| noted(lost, limit, error));
+            // The caller gets the error of its work.
+            *lost |= inner.rollback().is_err();
         }
         outcome.unwrap_or_else(|panic| resume_unwind(panic))
     }
@@ -177,9 +183,12 @@ impl Connection {
         self.set_statement_timeout(wanted)
     }
 
-    /// Undoes [`limit_to`](Self::limit_to).
+    /// Undoes [`limit_to`](Self::limit_to). If that fails, the connection is lost: the pool would hand it
+    /// out again and again.
     pub(super) fn reset_statement_timeout(&mut self) -> Result<(), DatabaseError> {
-        self.set_statement_timeout(self.statement_timeout)
+        let reset = self.set_statement_timeout(self.statement_timeout);
+        self.lost |= reset.is_err();
+        reset
     }
 
     fn set_statement_timeout(&mut self, timeout: Duration) -> Result<(), DatabaseError> {

@@ -24,6 +24,8 @@ struct State {
     lose_every: AtomicUsize,
     /// The answer to the next piece with these bytes gets lost.
     lose_answer_to: Mutex<Option<&'static [u8]>>,
+    /// These bytes are spoiled in the next piece that has them.
+    spoil: Mutex<Option<&'static [u8]>>,
     /// All answers get lost, and connections stay open.
     swallow_answers: AtomicBool,
     answers: AtomicUsize,
@@ -58,6 +60,7 @@ impl Proxy {
             delay: Mutex::new(Duration::ZERO),
             lose_every: AtomicUsize::new(0),
             lose_answer_to: Mutex::new(None),
+            spoil: Mutex::new(None),
             swallow_answers: AtomicBool::new(false),
             answers: AtomicUsize::new(0),
             open: Mutex::new(Vec::new()),
@@ -151,6 +154,12 @@ impl Proxy {
         *self.state.lose_answer_to.lock().expect("lose") = Some(bytes);
     }
 
+    /// Overwrites these bytes with `x` the next time that a client sends them, so that the server refuses
+    /// what it gets.
+    pub fn spoil(&self, bytes: &'static [u8]) {
+        *self.state.spoil.lock().expect("spoil") = Some(bytes);
+    }
+
     /// Loses all answers from now on, or no more of them: the server does the work, and the client
     /// waits.
     pub fn swallow_answers(&self, swallow: bool) {
@@ -207,9 +216,15 @@ impl State {
                 self.round_trips.fetch_add(1, Ordering::SeqCst);
             }
             let mut lose = self.lose_answer_to.lock().expect("lose");
-            let holds = |bytes: &[u8]| piece.windows(bytes.len()).any(|window| window == bytes);
-            if lose.take_if(|bytes| holds(bytes)).is_some() {
+            if lose.take_if(|bytes| find(piece, bytes).is_some()).is_some() {
                 pair.answer_is_lost.store(true, Ordering::SeqCst);
+            }
+            let mut spoil = self.spoil.lock().expect("spoil");
+            if let Some(bytes) = *spoil
+                && let Some(at) = find(piece, bytes)
+            {
+                piece[at..at + bytes.len()].fill(b'x');
+                *spoil = None;
             }
             Some(piece)
         });
@@ -245,7 +260,7 @@ impl State {
         &self,
         mut from: &TcpStream,
         mut to: &TcpStream,
-        pass: impl Fn(&[u8]) -> Option<&[u8]>,
+        pass: impl Fn(&mut [u8]) -> Option<&[u8]>,
     ) {
         let mut buffer = [0; 16 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -259,7 +274,7 @@ impl State {
                     .wait_while(frozen, |frozen| *frozen)
                     .expect("frozen"),
             );
-            let Some(piece) = pass(&buffer[..length]) else {
+            let Some(piece) = pass(&mut buffer[..length]) else {
                 break;
             };
             if to.write_all(piece).is_err() {
@@ -267,6 +282,10 @@ impl State {
             }
         }
     }
+}
+
+fn find(piece: &[u8], bytes: &[u8]) -> Option<usize> {
+    piece.windows(bytes.len()).position(|it| it == bytes)
 }
 
 impl Pair {
