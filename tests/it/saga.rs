@@ -261,6 +261,41 @@ fn a_saga_without_a_message_is_swept_to_its_end_and_a_dead_letter_begins_one_aga
 }
 
 #[test]
+fn a_reservation_that_inventory_has_lost_holds_up_no_other_order() {
+    let mut site = Site::new(&[]);
+    site.stack = site.stack.set("WORKER_CONCURRENCY", "1");
+    // What a restored backup of inventory leaves behind: the amount is captured, and the unit is not held.
+    let order = "01922f3e-8a54-7cc1-9a63-5d0f4c1b7e21";
+    site.stack.execute(&format!(
+        r#"INSERT INTO orders VALUES ('{order}', 'a@b.co', 1299, 'processing', NULL, now(), now());
+           INSERT INTO sagas (order_id, id, version, state, command, calls, started_at, updated_at)
+           SELECT id, id, 4, 'running', 'confirm_reservation',
+                  '[{{"command":"confirm_reservation","attempts":1,"announced_at":"2026-01-01T00:00:00Z"}}]',
+                  now(), now() - interval '2 minutes' FROM orders"#
+    ));
+    let worker = site.stack.worker();
+    eventually(SOON, "the refusal", || {
+        (answered(&worker, "confirm_reservation", "refused") > 0.0).then_some(())
+    });
+    let other = site.order(1299);
+    eventually(SOON, "another order", || {
+        (site.stack.status(&other) == "completed").then_some(())
+    });
+    assert_eq!(site.stack.status(order), "processing");
+
+    // Somebody repairs the books, and the sweeper takes the saga up again.
+    site.inventory.execute(&format!(
+        "UPDATE stock SET available = available - 1, held = held + 1;
+         UPDATE reservations SET state = 'held', reason = NULL, units = 1 WHERE saga_id = '{order}'"
+    ));
+    site.stack
+        .execute("UPDATE sagas SET updated_at = now() - interval '2 minutes', swept_at = NULL");
+    eventually(SOON, "the order itself", || {
+        (site.stack.status(order) == "completed").then_some(())
+    });
+}
+
+#[test]
 fn one_trace_leads_from_the_client_through_the_worker_into_both_participants() {
     const CALLS: [(&str, &str); 4] = [
         (

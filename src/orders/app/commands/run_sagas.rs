@@ -227,8 +227,10 @@ impl RunSagas {
         self.meter.saga_step(command, outcome);
         let next = saga.next(Input::Answered(command, answer), Timestamp::now());
         if next.is_none() {
-            log::error!(order_id:% = order.id; "{reason}, which this step does not allow; trying again");
-            results.insert(order.id, Processed::Waiting { reason });
+            // The participant's books disagree with the saga, which only a person can mend. Until then the
+            // sweeper tries again each minute, and no other order waits.
+            log::error!(order_id:% = order.id; "{reason}, which this step does not allow; trying again each minute");
+            results.insert(order.id, Processed::LeftToSaga);
         }
         next.map(|saga| Work { order, saga })
     }

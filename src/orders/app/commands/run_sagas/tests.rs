@@ -148,6 +148,25 @@ fn while_a_participant_is_away_orders_wait_and_nothing_fails() {
     assert_eq!(bench.saga(0).calls[1].attempts, 2);
 }
 
+#[test]
+fn a_refusal_of_what_must_succeed_leaves_the_order_to_its_saga_and_holds_up_nobody() {
+    let bench = bench(1);
+    bench.refuse(&[Command::ConfirmReservation]);
+    let id = bench.ids[0];
+    for attempts in [1, 2] {
+        assert_eq!(bench.handle()[&id], Processed::LeftToSaga);
+        let call = bench.saga(0).call(Command::ConfirmReservation).cloned();
+        assert_eq!(call.map(|it| it.attempts), Some(attempts));
+    }
+    assert_eq!(bench.statuses(), [Status::Processing].into());
+
+    bench.refuse(&[]);
+    let refused = (id.0, Command::ConfirmReservation);
+    lock(&bench.participants.ledger).answers.remove(&refused);
+    assert!(matches!(bench.handle()[&id], Processed::Completed(_)));
+    assert_eq!(bench.books(), (0, 1, 0, 1));
+}
+
 /// Every combination of a fault of the store and a lost answer, in sagas with and without a refusal.
 #[test]
 fn wherever_the_store_fails_or_an_answer_is_lost_the_same_orders_again_resume() {
