@@ -235,6 +235,25 @@ fn old_partitions_are_dropped_unless_an_order_there_is_unfinished() {
 }
 
 #[test]
+fn the_unfinished_saga_of_a_detached_partition_stays() {
+    let stack = Stack::new();
+    let _api = stack.api();
+    partition(&stack, &["start"]);
+    let days = |ago: u64| now() - ago * DAY;
+    replace_partitions(&stack, &[days(110), days(105), days(80)]);
+    // Its dead letter was replayed between the check and the end of the detaching.
+    order_at(&stack, days(107), "processing");
+    stack.execute(
+        "INSERT INTO sagas (order_id, id, version, state, command, calls, started_at, updated_at)
+         SELECT id, id, 1, 'running', 'reserve_stock', '[]', now(), now() FROM orders;
+         ALTER TABLE orders DETACH PARTITION orders_00000001",
+    );
+    let said = partition(&stack, &["drop", "--older-than", "90d"]);
+    assert!(said.contains("not dropped: orders_00000001"), "{said}");
+    assert_eq!(stack.count("sagas"), 1);
+}
+
+#[test]
 fn without_partitions_ahead_orders_go_to_the_tail_which_is_cut_later() {
     let stack = Stack::new();
     let api = stack.api();
