@@ -84,6 +84,7 @@ contract!(
     claiming_returns_the_state_of_each_order,
     an_order_ends_once,
     a_failed_order_is_retried_once_for_each_replay,
+    a_clock_that_is_behind_neither_turns_an_order_back_nor_repeats_a_replay,
     what_is_relayed_is_gone_and_the_rest_stays,
     events_younger_than_the_minimum_age_are_left_alone,
     two_relays_at_once_never_hold_the_same_event,
@@ -439,6 +440,60 @@ fn a_failed_order_is_retried_once_for_each_replay(store: &dyn Store) {
         .expect("fail");
     assert_eq!(retry(replayed_at), Status::Failed, "its replay is spent");
     assert_eq!(retry(replayed_at + 2 * hour), Status::Processing);
+}
+
+fn a_clock_that_is_behind_neither_turns_an_order_back_nor_repeats_a_replay(store: &dyn Store) {
+    let (behind, ahead) = (
+        Timestamp::now(),
+        Timestamp::now() + SignedDuration::from_hours(1),
+    );
+    let [completed, failed, ended] = [(); 3].map(|()| stored(store).id);
+    let updated_at = |id| get(store, id).expect("stored").updated_at;
+    store
+        .claim(&[completed, failed], ahead, soon())
+        .expect("claim");
+    let claimed_at = updated_at(completed);
+    store
+        .complete(&[completed], behind, soon())
+        .expect("complete");
+    store
+        .fail(&[failure(failed, "because")], behind, soon())
+        .expect("fail");
+    assert!(
+        [completed, failed]
+            .into_iter()
+            .all(|id| updated_at(id) > claimed_at)
+    );
+
+    let begun = store
+        .begin(&[ended], ahead, soon())
+        .expect("begin")
+        .remove(0);
+    let saga = begun.saga.expect("a saga");
+    let saga = saga
+        .next(
+            Input::Answered(saga::Command::ReserveStock, refused()),
+            behind,
+        )
+        .expect("its end");
+    store.save(&[saga], soon()).expect("save");
+    assert!(updated_at(ended) > claimed_at);
+
+    // The clock of whoever replays is ahead of the workers' clocks.
+    let replayed_at = ahead + SignedDuration::from_hours(1);
+    for status in [Status::Processing, Status::Failed] {
+        let replay = Replay {
+            id: failed,
+            replayed_at,
+        };
+        store
+            .retry_failed(&[replay], behind, soon())
+            .expect("retry");
+        assert_eq!(get(store, failed).expect("stored").status, status);
+        store
+            .fail(&[failure(failed, "again")], behind, soon())
+            .expect("fail");
+    }
 }
 
 fn what_is_relayed_is_gone_and_the_rest_stays(store: &dyn Store) {

@@ -105,7 +105,7 @@ UPDATE orders SET status = $2, updated_at = $3 WHERE id = $1 AND status = $4 AND
 
 	claimOrders = statement{"UPDATE orders processing", `
 WITH claimed AS (
-    UPDATE orders SET status = 'processing', updated_at = greatest($2, created_at)
+    UPDATE orders SET status = 'processing', updated_at = greatest($2, updated_at + interval '1 microsecond')
      WHERE id = ANY($1) AND status = 'pending'
  RETURNING id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
 )
@@ -118,12 +118,12 @@ SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure
 SELECT id, customer_email, amount_cents, status, created_at, updated_at, failure_reason FROM orders WHERE id = ANY($1)`}
 
 	completeOrders = statement{"UPDATE orders completed", `
-UPDATE orders SET status = 'completed', updated_at = greatest($2, created_at)
+UPDATE orders SET status = 'completed', updated_at = greatest($2, updated_at + interval '1 microsecond')
  WHERE id = ANY($1) AND status = 'processing'
 RETURNING id, customer_email, amount_cents, status, created_at, updated_at`}
 
 	failOrders = statement{"UPDATE orders failed", `
-UPDATE orders SET status = 'failed', failure_reason = reason, updated_at = greatest($3, created_at)
+UPDATE orders SET status = 'failed', failure_reason = reason, updated_at = greatest($3, updated_at + interval '1 microsecond')
   FROM unnest($1::uuid[], $2::text[]) AS failure (order_id, reason)
  WHERE id = order_id AND status = 'processing'
 RETURNING id, customer_email, amount_cents, status, created_at, updated_at`}

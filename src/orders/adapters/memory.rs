@@ -11,7 +11,7 @@ use crate::orders::ports::{
     Backlog, Begun, Claimed, Failure, IdempotencyStore, Message, OrderReader, OrderRepository,
     Outbox, Page, Replay, SagaStore, Saved, StoreError, StoredAnswer, Submission, SubmitOutcome,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tbd_deadline::{Deadline, lock};
 
 /// Orders, keys and outbox.
@@ -151,7 +151,7 @@ impl Tables {
             .filter(|(order, _)| order.status == from)?;
         assert!(from.may_become(to), "{from} never becomes {to}");
         row.0.status = to;
-        row.0.updated_at = cut(now).max(row.0.created_at);
+        row.0.updated_at = cut(now).max(row.0.updated_at + SignedDuration::from_micros(1));
         Some(row)
     }
 }
@@ -230,6 +230,7 @@ impl OrderRepository for Memory {
                     && let Some(row) =
                         tables.step(replay.id, Status::Failed, Status::Processing, now)
                 {
+                    row.0.updated_at = row.0.updated_at.max(cut(replay.replayed_at));
                     row.1 = None;
                 }
             }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
 use tbd_kafka::consumer::ConsumerRecord;
@@ -186,9 +186,12 @@ pub(super) fn replay(letter: &ConsumerRecord, now: Timestamp) -> Option<Record> 
     })
 }
 
-/// When `record` was replayed; `None` if it was not.
+/// When `record` was replayed; `None` if it was not. The order gets this time, so a foreign record
+/// cannot name one from the far future.
 pub fn replayed_at(record: &ConsumerRecord) -> Option<Timestamp> {
-    text(record, REPLAYED)?.parse().ok()
+    let latest = Timestamp::now() + SignedDuration::from_hours(24);
+    let replayed_at: Timestamp = text(record, REPLAYED)?.parse().ok()?;
+    Some(replayed_at.min(latest))
 }
 
 #[cfg(test)]
@@ -241,6 +244,13 @@ mod tests {
         let sent = arrived(replay(&letter(&again), later).unwrap());
         assert_eq!(replayed_at(&sent), Some(later));
         assert_eq!(sent.headers.len(), 3);
+    }
+
+    #[test]
+    fn nothing_was_replayed_in_the_far_future() {
+        let sent = replay(&letter(&record()), Timestamp::MAX).unwrap();
+        let in_two_days = Timestamp::now() + SignedDuration::from_hours(48);
+        assert!(replayed_at(&arrived(sent)).unwrap() < in_two_days);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The PostgreSQL [`OrderRepository`]. Reads are repeatable. Each update names the status it
-//! starts from, so a retry after a lost connection changes nothing twice.
+//! starts from, so a retry after a lost connection changes nothing twice. Each transition is later than
+//! the one before it, even if this machine's clock is behind that of the machine that made it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -62,7 +63,7 @@ const REPLACE: Statement = Statement::new(
 const CLAIM: Statement = Statement::new(
     "UPDATE orders processing",
     "WITH claimed AS (
-         UPDATE orders SET status = 'processing', updated_at = greatest($2, created_at)
+         UPDATE orders SET status = 'processing', updated_at = greatest($2, updated_at + interval '1 microsecond')
           WHERE id = ANY($1) AND status = 'pending'
       RETURNING id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
      )
@@ -86,25 +87,27 @@ const LOOK: Statement = Statement::new(
        FROM orders WHERE id = ANY($1)",
 );
 
-// A moved order is newer than its replay, so repeating the statement changes nothing. `ANY` leaves out,
-// where orders are partitioned, all partitions without one of these ids; a join does not.
+// A moved order is not older than its replay, whatever the clocks say, so repeating the statement changes
+// nothing. `ANY` leaves out, where orders are partitioned, all partitions without one of these ids; a join
+// does not.
 const RETRY: Statement = Statement::new(
     "UPDATE orders retried",
-    "UPDATE orders SET status = 'processing', failure_reason = NULL, updated_at = greatest($3, created_at)
+    "UPDATE orders SET status = 'processing', failure_reason = NULL, updated_at = greatest($3, replayed_at)
        FROM unnest($1::uuid[], $2::timestamptz[]) AS replay (order_id, replayed_at)
       WHERE id = ANY($1) AND id = order_id AND status = 'failed' AND updated_at < replayed_at",
 );
 
 const COMPLETE: Statement = Statement::new(
     "UPDATE orders completed",
-    "UPDATE orders SET status = 'completed', updated_at = greatest($2, created_at)
+    "UPDATE orders SET status = 'completed', updated_at = greatest($2, updated_at + interval '1 microsecond')
       WHERE id = ANY($1) AND status = 'processing'
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
 const FAIL: Statement = Statement::new(
     "UPDATE orders failed",
-    "UPDATE orders SET status = 'failed', failure_reason = reason, updated_at = greatest($3, created_at)
+    "UPDATE orders SET status = 'failed', failure_reason = reason,
+            updated_at = greatest($3, updated_at + interval '1 microsecond')
        FROM unnest($1::uuid[], $2::text[]) AS failure (order_id, reason)
       WHERE id = ANY($1) AND id = order_id AND status = 'processing'
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",

@@ -25,7 +25,7 @@ pub(super) const STATEMENTS: &[Statement] = &[BEGIN, LOOK, SAVE, FIND, LEASE, UN
 const BEGIN: Statement = Statement::new(
     "INSERT sagas",
     "WITH claimed AS (
-         UPDATE orders SET status = 'processing', updated_at = greatest($2, created_at)
+         UPDATE orders SET status = 'processing', updated_at = greatest($2, updated_at + interval '1 microsecond')
           WHERE id = ANY($1) AND status = 'pending'
       RETURNING id, customer_email, amount_cents, status, created_at, updated_at, failure_reason
      ), known AS (
@@ -70,7 +70,7 @@ const SAVE: Statement = Statement::new(
       RETURNING sagas.order_id, sagas.state, sagas.updated_at, refusal
      ), ended AS (
          UPDATE orders SET status = state, failure_reason = refusal,
-                updated_at = greatest(saved.updated_at, created_at)
+                updated_at = greatest(saved.updated_at, orders.updated_at + interval '1 microsecond')
            FROM saved
           WHERE id = ANY($1) AND id = order_id AND state IN ('completed', 'failed') AND status = 'processing'
       RETURNING id, customer_email, amount_cents, status, created_at, orders.updated_at

@@ -300,17 +300,18 @@ fn a_failed_order_is_attempted_again_when_it_is_replayed() {
     let now = Timestamp::now();
     bench.memory.claim(&ids, now, soon()).unwrap();
     bench.memory.fail(&failure(id), now, soon()).unwrap();
+    let failed_at = bench.memory.look(id).0.updated_at;
     let replay = |replayed_at| [Replay { id, replayed_at }];
 
     let results = bench
         .process
-        .handle(&tasks(&ids), &replay(now), soon())
+        .handle(&tasks(&ids), &replay(failed_at), soon())
         .unwrap();
     assert!(
         matches!(results[&id], Processed::Failed { .. }),
         "not later"
     );
-    let later = now + jiff::SignedDuration::from_micros(1);
+    let later = failed_at + jiff::SignedDuration::from_micros(1);
     let results = bench
         .process
         .handle(&tasks(&ids), &replay(later), soon())
