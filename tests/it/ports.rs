@@ -18,8 +18,8 @@ use tbd::orders::adapters::postgres::{AfterCommit, PostgresStore};
 use tbd::orders::domain::saga::{self, Answer, Input, SagaState};
 use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Saga, Status};
 use tbd::orders::ports::{
-    Begun, Claimed, Failure, IdempotencyKey, IdempotencyStore, Message, OrderRepository, Outbox,
-    Replay, SagaStore, StoredAnswer, Submission, SubmitOutcome,
+    Begun, Claimed, Failure, IdempotencyKey, IdempotencyStore, Message, OrderReader,
+    OrderRepository, Outbox, Replay, SagaStore, StoredAnswer, Submission, SubmitOutcome,
 };
 use tbd_deadline::Deadline;
 use tbd_postgres::migrations::Migrator;
@@ -28,6 +28,9 @@ use tbd_postgres::{DatabaseConfig, Pool};
 use crate::support::{self, Database};
 
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// Long enough for another thread to run on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// All storage ports.
 trait Store: OrderRepository + IdempotencyStore + Outbox + SagaStore {}
@@ -43,13 +46,7 @@ fn postgres_with(
     after_commit: Option<Box<AfterCommit>>,
 ) -> (PostgresStore, Database) {
     let database = support::postgres();
-    let config = DatabaseConfig::new(
-        &database.host,
-        database.port,
-        support::USER,
-        support::PASSWORD,
-        &database.name,
-    );
+    let config = config(&database);
     Migrator::new(EMBEDDED)
         .expect("the embedded migrations")
         .run(&config, soon())
@@ -57,6 +54,16 @@ fn postgres_with(
     let pool = Pool::new(config).expect("a pool");
     let store = PostgresStore::with_after_commit(pool, coalesce, after_commit);
     (store, database)
+}
+
+fn config(database: &Database) -> DatabaseConfig {
+    DatabaseConfig::new(
+        &database.host,
+        database.port,
+        support::USER,
+        support::PASSWORD,
+        &database.name,
+    )
 }
 
 macro_rules! contract {
@@ -324,6 +331,37 @@ fn the_event_of_a_stored_order_is_handed_over_once_and_before_the_submitter_retu
     let replay = submit(&store, "key", 1, &order());
     assert!(matches!(replay, SubmitOutcome::Replay { .. }));
     assert_eq!(heard.try_iter().count(), 0);
+}
+
+#[test]
+fn a_look_up_does_not_fail_for_the_short_deadline_of_another_one() {
+    let (store, database) = postgres(true);
+    let order = stored(&store);
+    let config = DatabaseConfig {
+        max_conns: 1,
+        ..config(&database)
+    };
+    let pool = Pool::new(config).expect("a pool");
+    let store = PostgresStore::new(pool.clone(), true);
+    let only = pool.get(soon()).expect("the only connection");
+    let get = |time: u64| store.get(order.id, Deadline::after(Duration::from_millis(time)));
+    thread::scope(|scope| {
+        // As many as may run statements at the same time: they wait for the connection in vain.
+        for number in 1..=16 {
+            scope.spawn(move || get(2000 + 100 * number).expect_err("no connection"));
+            support::eventually(PATIENCE, "its place", || {
+                (u64::from(pool.status().waiting) == number).then_some(())
+            });
+        }
+        // The first of these two runs the next statement for both.
+        let hasty = scope.spawn(|| get(5000));
+        thread::sleep(Duration::from_millis(200));
+        let patient = scope.spawn(|| get(60_000));
+        assert!(hasty.join().expect("no panic").is_err());
+        drop(only);
+        let found = patient.join().expect("no panic");
+        assert_eq!(found.expect("it has time"), Some(order.clone()));
+    });
 }
 
 fn an_order_is_replaced_only_as_it_was(store: &dyn Store) {

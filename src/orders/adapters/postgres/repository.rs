@@ -130,9 +130,11 @@ impl OrderReader for PostgresStore {
             return Ok(self.look_up(id, deadline)?);
         };
         let wait = "wait for a shared look-up";
-        shared_statement::run(lookups, Wanted(id), deadline, wait, |wanted| {
-            self.look_up_all(wanted, deadline)
-        })
+        let read = |wanted: &[&Wanted]| self.look_up_all(wanted, deadline);
+        match shared_statement::run(lookups, Wanted(id), deadline, wait, read)? {
+            Found::Decided(order) => Ok(order),
+            Found::NeedsOwnStatement => Ok(self.look_up(id, deadline)?),
+        }
     }
 
     fn list(&self, page: &Page, deadline: Deadline) -> Result<Vec<Order>, StoreError> {
@@ -224,12 +226,20 @@ pub(super) struct Wanted(OrderId);
 
 impl Job for Wanted {
     type Key = OrderId;
-    type Answer = SharedOutcome<Option<Order>>;
+    type Answer = SharedOutcome<Found>;
 
     /// Jobs for the same order may share a statement.
     fn key(&self) -> Option<&OrderId> {
         None
     }
+}
+
+/// What came of one look-up in a statement.
+pub(super) enum Found {
+    /// The order, if there is one.
+    Decided(Option<Order>),
+    /// The statement failed, perhaps because the request that ran it had little time left.
+    NeedsOwnStatement,
 }
 
 /// Collects look-ups. A look-up sees everything that was committed before it arrived, because its
@@ -250,14 +260,11 @@ impl PostgresStore {
     }
 
     /// One statement for all of `wanted`. Returns the outcome of each.
-    fn look_up_all(
-        &self,
-        wanted: &[&Wanted],
-        deadline: Deadline,
-    ) -> Vec<SharedOutcome<Option<Order>>> {
+    fn look_up_all(&self, wanted: &[&Wanted], deadline: Deadline) -> Vec<SharedOutcome<Found>> {
         let mut statement = None;
         if let [Wanted(id)] = wanted {
-            return with_statement_span([self.look_up(*id, deadline)], None);
+            let found = self.look_up(*id, deadline).map(Found::Decided);
+            return with_statement_span([found], None);
         }
         let ids: Vec<Uuid> = wanted.iter().map(|wanted| wanted.0.0).collect();
         // One result per row: a row that cannot be read must not fail the others.
@@ -267,9 +274,11 @@ impl PostgresStore {
             let orders = rows.iter().map(|row| Ok((column(row, "id")?, order(row))));
             orders.collect::<Result<HashMap<Uuid, _>, DatabaseError>>()
         });
-        let outcome = |id| {
-            let orders = found.as_ref().map_err(Clone::clone)?;
-            orders.get(id).cloned().transpose()
+        let outcome = |id| match &found {
+            Ok(orders) => orders.get(id).cloned().transpose().map(Found::Decided),
+            // No request is at fault: every caller gets the error.
+            Err(error) if error.is_unavailable() => Err(error.clone()),
+            Err(_) => Ok(Found::NeedsOwnStatement),
         };
         with_statement_span(ids.iter().map(outcome), statement)
     }
