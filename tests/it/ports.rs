@@ -98,6 +98,7 @@ contract!(
     a_relay_that_breaks_off_leaves_every_event,
     removed_events_are_not_relayed,
     an_order_is_either_canceled_or_has_a_saga,
+    a_single_step_does_not_end_the_order_of_an_unfinished_saga,
     a_transition_is_stored_on_top_of_its_predecessor_only,
     the_end_of_a_saga_is_the_end_of_its_order,
     a_saga_that_stands_still_is_leased_to_one_sweeper,
@@ -827,6 +828,23 @@ fn an_order_is_either_canceled_or_has_a_saga(store: &dyn Store) {
         !store.replace(&new, &cancel, soon()).expect("replace"),
         "too late to cancel"
     );
+}
+
+fn a_single_step_does_not_end_the_order_of_an_unfinished_saga(store: &dyn Store) {
+    // A worker of single steps has claimed it, and another worker has begun a saga meanwhile.
+    let id = stored(store).id;
+    claim(store, &[id]);
+    let saga = begin(store, &[id]).remove(0).saga.expect("a saga");
+    assert_eq!((complete(store, &[id]), fail(store, id)), (vec![], None));
+    store
+        .save(&[answered(&saga, refused())], soon())
+        .expect("save");
+
+    let replayed_at = Timestamp::now() + SignedDuration::from_hours(1);
+    store
+        .retry_failed(&[Replay { id, replayed_at }], replayed_at, soon())
+        .expect("retry");
+    assert_eq!(complete(store, &[id]).len(), 1, "its saga has ended");
 }
 
 fn a_transition_is_stored_on_top_of_its_predecessor_only(store: &dyn Store) {

@@ -137,6 +137,12 @@ impl Tables {
         Some(fault)
     }
 
+    /// Whether an unfinished saga works on the order.
+    fn has_saga(&self, id: OrderId) -> bool {
+        let saga = self.sagas.get(&id);
+        saga.is_some_and(|(saga, _)| !saga.state.is_final())
+    }
+
     /// Changes an order's status, by the domain's rules, if the order has the status `from`.
     fn step(
         &mut self,
@@ -206,11 +212,10 @@ impl OrderRepository for Memory {
             }
             let claimed = |id| {
                 let (order, reason) = tables.orders.get(id)?;
-                let saga = tables.sagas.get(id);
                 Some(Claimed {
                     order: order.clone(),
                     failure_reason: reason.clone(),
-                    has_saga: saga.is_some_and(|(saga, _)| !saga.state.is_final()),
+                    has_saga: tables.has_saga(*id),
                 })
             };
             ids.iter().filter_map(claimed).collect()
@@ -246,6 +251,9 @@ impl OrderRepository for Memory {
         self.call(|tables| {
             let mut completed = Vec::new();
             for &id in ids {
+                if tables.has_saga(id) {
+                    continue;
+                }
                 let moved = tables.step(id, Status::Processing, Status::Completed, now);
                 completed.extend(moved.map(|(order, _)| order.clone()));
             }
@@ -262,7 +270,9 @@ impl OrderRepository for Memory {
         self.call(|tables| {
             let mut failed = Vec::new();
             for Failure { id, reason } in failures {
-                if let Some(moved) = tables.step(*id, Status::Processing, Status::Failed, now) {
+                if !tables.has_saga(*id)
+                    && let Some(moved) = tables.step(*id, Status::Processing, Status::Failed, now)
+                {
                     moved.1 = Some(reason.clone());
                     failed.push(moved.0.clone());
                 }

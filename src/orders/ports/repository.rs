@@ -99,7 +99,8 @@ pub trait OrderRepository: OrderReader {
         deadline: Deadline,
     ) -> Result<(), StoreError>;
 
-    /// Moves the `processing` orders of `ids` to `completed`. Returns the orders it moved.
+    /// Moves the `processing` orders of `ids` to `completed`, except those with an unfinished saga, which ends
+    /// them itself. Returns the orders it moved.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -110,7 +111,8 @@ pub trait OrderRepository: OrderReader {
         deadline: Deadline,
     ) -> Result<Vec<Order>, StoreError>;
 
-    /// Moves the `processing` orders of `failures` to `failed`. Returns the orders it moved.
+    /// Moves the `processing` orders of `failures` to `failed`, except those with an unfinished saga. Returns
+    /// the orders it moved.
     ///
     /// # Errors
     /// [`StoreError`].

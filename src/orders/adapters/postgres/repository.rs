@@ -97,10 +97,14 @@ const RETRY: Statement = Statement::new(
       WHERE id = ANY($1) AND id = order_id AND status = 'failed' AND updated_at < replayed_at",
 );
 
+// A saga may have begun since the order was claimed, on a worker that took it over. It alone ends its
+// order. The condition on the ids is repeated for the plan, as in `sagas`.
 const COMPLETE: Statement = Statement::new(
     "UPDATE orders completed",
     "UPDATE orders SET status = 'completed', updated_at = greatest($2, updated_at + interval '1 microsecond')
       WHERE id = ANY($1) AND status = 'processing'
+        AND NOT EXISTS (SELECT FROM sagas WHERE sagas.order_id = ANY($1) AND sagas.order_id = orders.id
+                                            AND state IN ('running', 'compensating'))
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
@@ -109,7 +113,9 @@ const FAIL: Statement = Statement::new(
     "UPDATE orders SET status = 'failed', failure_reason = reason,
             updated_at = greatest($3, updated_at + interval '1 microsecond')
        FROM unnest($1::uuid[], $2::text[]) AS failure (order_id, reason)
-      WHERE id = ANY($1) AND id = order_id AND status = 'processing'
+      WHERE id = ANY($1) AND id = failure.order_id AND status = 'processing'
+        AND NOT EXISTS (SELECT FROM sagas WHERE sagas.order_id = ANY($1) AND sagas.order_id = orders.id
+                                            AND state IN ('running', 'compensating'))
   RETURNING id, customer_email, amount_cents, status, created_at, updated_at",
 );
 
