@@ -167,7 +167,7 @@ fn reader(
         return Ok(store.clone());
     };
     let standby = wiring::database_config(settings, "tbd-api")?;
-    let pool = wiring::read_pool(standby, metrics)?;
+    let pool = wiring::read_pool(ReadReplica::config(standby), metrics)?;
     let standby = PostgresStore::new(pool, config.database_coalesce);
     let breaker = wiring::breaker("the standby", "database-read", metrics);
     Ok(Arc::new(ReadReplica::new(standby, store.clone(), breaker)))

@@ -1,12 +1,14 @@
 //! Reads from a standby, and the primary that answers what the standby cannot.
 
+use std::time::{Duration, Instant};
+
 use tbd::proto::orders::{GetOrderRequest, ListOrdersRequest, order_service as service};
 use tbd_grpc::Channel;
 
 use crate::failover::{SOON, follow, on, primary_and_standby};
 use crate::support::eventually;
 use crate::support::http::{get, post};
-use crate::support::program::{Program, READY, id};
+use crate::support::program::{Program, READY, Stack, id};
 use crate::support::proxy::Proxy;
 
 /// The order's status, or none if there is no such order.
@@ -104,4 +106,30 @@ fn a_standby_answers_reads_and_the_primary_what_the_standby_cannot() {
     assert_eq!(api.metric(state), Some(2.0));
     let ready = get("/readyz").send(&api.address());
     assert_eq!(ready.status, 200, "{}", ready.text());
+}
+
+#[test]
+fn a_read_costs_the_standby_one_round_trip() {
+    let stack = Stack::new();
+    let to_standby = Proxy::before(&format!("{}:{}", stack.database.host, stack.database.port));
+    let stack = stack
+        .set("DB_READ_HOST", "127.0.0.1")
+        .set("DB_READ_PORT", &to_standby.port().to_string())
+        .set("DB_MAX_CONNS", "1");
+    let api = stack.api();
+    let order = api.accepted_order();
+    let read = || assert_eq!(status(&api, id(&order)).as_deref(), Some("pending"));
+    // The connection prepares the statement.
+    read();
+    let before = to_standby.round_trips();
+    (0..10).for_each(|_| read());
+    assert_eq!(to_standby.round_trips() - before, 10);
+
+    // The wait for a silent standby is short as well.
+    to_standby.freeze();
+    let began = Instant::now();
+    read();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    to_standby.thaw();
 }

@@ -11,11 +11,15 @@ use crate::orders::adapters::breaker::Breaker;
 use crate::orders::domain::{Order, OrderId};
 use crate::orders::ports::{OrderReader, Page, StoreError};
 use tbd_deadline::Deadline;
+use tbd_postgres::DatabaseConfig;
 
 use super::PostgresStore;
 
 /// How long a read waits for the standby. The rest of its deadline belongs to the primary.
 const SHARE: Duration = Duration::from_secs(1);
+/// The limit of a statement at the standby, from the start of the session. A read whose share ended sooner
+/// would have to set its own, which costs two round trips.
+const STATEMENT_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// Reads orders from a standby. The primary answers whatever the standby cannot.
 pub struct ReadReplica {
@@ -25,13 +29,21 @@ pub struct ReadReplica {
 }
 
 impl ReadReplica {
-    /// A reader of `standby`. `breaker` spares a standby that is away: reads then go to `primary`
+    /// A reader of `standby`, whose sessions have the limits of [`config`](Self::config). `breaker` spares a standby that is away: reads then go to `primary`
     /// at once.
     pub fn new(standby: PostgresStore, primary: Arc<PostgresStore>, breaker: Arc<Breaker>) -> Self {
         Self {
             standby,
             primary,
             breaker,
+        }
+    }
+
+    /// `config`, with the limits of sessions with a standby.
+    pub fn config(config: DatabaseConfig) -> DatabaseConfig {
+        DatabaseConfig {
+            statement_timeout: STATEMENT_TIMEOUT,
+            ..config
         }
     }
 
