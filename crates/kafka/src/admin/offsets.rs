@@ -59,14 +59,15 @@ impl Admin {
     }
 
     fn topic_offsets(&self, topic: &str, at: i64, deadline: Deadline) -> Result<Vec<i64>, Error> {
-        let names = self.partitions_of(topic, deadline)?;
-        let found = self.repeat_each(deadline, names, |left| {
+        // Counted in each attempt: a broker that lags behind may first describe a topic that was deleted and
+        // created again, with partitions that never come back.
+        self.repeat(deadline, || {
             self.cluster.refresh(&[topic], deadline)?;
-            let wanted = left.iter().map(|name| (name.clone(), at));
-            Ok(self.offsets(&wanted.collect(), deadline))
-        })?;
-        let found = all(found)?.into_values();
-        Ok(found.map(|at| at.offset).collect())
+            let count = self.known_partitions(topic)?;
+            let wanted = (0..count).map(|number| (TopicPartition::new(topic, number), at));
+            let found = all(self.offsets(&wanted.collect(), deadline))?.into_values();
+            Ok(found.map(|at| at.offset).collect())
+        })
     }
 
     /// The partitions of a topic.

@@ -12,11 +12,15 @@ use kafka_protocol::messages::delete_records_response::{
 };
 use kafka_protocol::messages::describe_groups_response::DescribedGroup;
 use kafka_protocol::messages::list_groups_response::ListedGroup;
+use kafka_protocol::messages::list_offsets_response::{
+    ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
+};
 use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
 use kafka_protocol::messages::{
     BrokerId, ConsumerGroupDescribeResponse, CreatePartitionsResponse, CreateTopicsResponse,
     DeleteRecordsRequest, DeleteRecordsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
-    FindCoordinatorRequest, FindCoordinatorResponse, ListGroupsResponse, MetadataResponse,
+    FindCoordinatorRequest, FindCoordinatorResponse, ListGroupsResponse, ListOffsetsRequest,
+    ListOffsetsResponse, MetadataResponse,
 };
 
 use super::*;
@@ -214,4 +218,42 @@ fn partitions_that_are_mute_leaderless_or_unknown_fail_alone_and_by_their_own_ca
     let code = |result: Result<i64, Error>| result.unwrap_err().code();
     assert_eq!(code(result(2)), Some(ErrorCode::LeaderNotAvailable));
     assert_eq!(code(result(9)), Some(ErrorCode::UnknownTopicOrPartition));
+}
+
+/// The first answer is that of a broker that lags behind.
+#[test]
+fn the_ends_of_a_topic_created_again_with_fewer_partitions_are_those_of_the_new_one() {
+    let asked = AtomicUsize::new(0);
+    let broker = FakeBroker::start(move |incoming, own| match incoming.api {
+        ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
+        ApiKey::Metadata => {
+            let is_late = asked.fetch_add(1, Ordering::SeqCst) == 0;
+            incoming.answer(&incoming.metadata(own, if is_late { 2 } else { 1 }))
+        }
+        ApiKey::ListOffsets => {
+            let request: ListOffsetsRequest = incoming.decode();
+            let topics = request.topics.into_iter().map(|topic| {
+                let partitions = topic.partitions.iter().map(|asked| {
+                    let code = match asked.partition_index {
+                        0 => 0,
+                        _ => ErrorCode::UnknownTopicOrPartition.code(),
+                    };
+                    ListOffsetsPartitionResponse::default()
+                        .with_partition_index(asked.partition_index)
+                        .with_error_code(code)
+                        .with_offset(5)
+                });
+                ListOffsetsTopicResponse::default()
+                    .with_name(topic.name)
+                    .with_partitions(partitions.collect())
+            });
+            incoming.answer(&ListOffsetsResponse::default().with_topics(topics.collect()))
+        }
+        other => panic!("{other:?}"),
+    });
+    let admin = Admin::new(Cluster::new(ClientConfig {
+        brokers: vec![broker.address()],
+        ..ClientConfig::default()
+    }));
+    assert_eq!(admin.end_offsets("again", brief()).unwrap(), [5]);
 }
