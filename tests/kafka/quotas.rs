@@ -14,7 +14,7 @@ use tbd_kafka::{
 
 use crate::client::{cluster, read_topic, soon, topic};
 use crate::consumer::poll_until;
-use crate::support::{self, kafka_tool};
+use crate::support;
 
 const RECORDS: usize = 20;
 const RECORD_BYTES: usize = 40_000;
@@ -49,20 +49,22 @@ impl ClientHooks for Failures {
 
 /// A cluster whose clients have this quota. A broker that knows a topic created afterwards knows the
 /// quota, too.
-fn limited(quota: &str, hooks: &Arc<Failures>) -> Cluster {
+fn limited(quota: &'static str, hooks: &Arc<Failures>) -> Cluster {
     let client_id = support::unique("limited");
-    let set = kafka_tool("kafka.admin.ConfigCommand")
-        .args(["--bootstrap-server", &support::kafka(), "--alter"])
-        .args(["--entity-type", "clients", "--entity-name", &client_id])
-        .args(["--add-config", &format!("{quota}={BYTES_A_SECOND}")])
-        .output()
-        .unwrap();
-    assert!(set.status.success(), "{set:?}");
+    support::topic::limit(&support::kafka(), &client_id, quota, BYTES_A_SECOND);
     let mut config = ClientConfig::new(vec![support::kafka()]);
     config.client_id = client_id;
     config.request_timeout = REQUEST_TIMEOUT;
     config.hooks = Arc::clone(hooks) as Arc<dyn ClientHooks>;
     Cluster::new(config)
+}
+
+/// A record fills a batch, so several are in flight. All in one batch would exceed the quota of ten seconds, and the
+/// broker would never send them.
+fn one_by_one() -> ProducerConfig {
+    let mut config = ProducerConfig::default();
+    config.batch_bytes = RECORD_BYTES / 2;
+    config
 }
 
 fn publish(producer: &Producer, topic: &str) {
@@ -85,9 +87,7 @@ fn a_producer_above_its_quota_waits_and_no_request_of_it_times_out() {
     let failures = Arc::new(Failures::default());
     let cluster = limited("producer_byte_rate", &failures);
     let topic = topic(&cluster, 1);
-    let mut config = ProducerConfig::default();
-    // A record fills a batch, so several are in flight.
-    config.batch_bytes = RECORD_BYTES / 2;
+    let mut config = one_by_one();
     config.request_timeout = REQUEST_TIMEOUT;
     let hooks = Arc::clone(&failures) as Arc<dyn ProducerHooks>;
     let producer = Producer::start(cluster.clone(), config, hooks).unwrap();
@@ -104,7 +104,7 @@ fn a_consumer_above_its_quota_waits_and_no_request_of_it_times_out() {
     let failures = Arc::new(Failures::default());
     let limited = limited("consumer_byte_rate", &failures);
     let topic = topic(&cluster(), 1);
-    let producer = Producer::start(cluster(), ProducerConfig::default(), Arc::new(())).unwrap();
+    let producer = Producer::start(cluster(), one_by_one(), Arc::new(())).unwrap();
     publish(&producer, &topic);
     producer.close(soon()).unwrap();
     let mut config = ConsumerConfig::without_group();

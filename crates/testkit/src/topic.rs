@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use jiff::Timestamp;
 use kafka_protocol::indexmap::IndexMap;
+use kafka_protocol::messages::alter_client_quotas_request::{EntityData, EntryData, OpData};
 use kafka_protocol::messages::create_acls_request::AclCreation;
 use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
@@ -20,12 +21,12 @@ use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
-    ApiKey, CreateAclsRequest, CreateAclsResponse, CreatePartitionsRequest,
-    CreatePartitionsResponse, DescribeConfigsRequest, DescribeConfigsResponse, FetchRequest,
-    FetchResponse, FindCoordinatorRequest, FindCoordinatorResponse, GroupId,
-    IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse, MetadataRequest,
-    MetadataResponse, OffsetFetchRequest, OffsetFetchResponse, ProduceRequest, ProduceResponse,
-    RequestHeader, ResponseHeader, TopicName,
+    AlterClientQuotasRequest, AlterClientQuotasResponse, ApiKey, CreateAclsRequest,
+    CreateAclsResponse, CreatePartitionsRequest, CreatePartitionsResponse, DescribeConfigsRequest,
+    DescribeConfigsResponse, FetchRequest, FetchResponse, FindCoordinatorRequest,
+    FindCoordinatorResponse, GroupId, IncrementalAlterConfigsRequest,
+    IncrementalAlterConfigsResponse, MetadataRequest, MetadataResponse, OffsetFetchRequest,
+    OffsetFetchResponse, ProduceRequest, ProduceResponse, RequestHeader, ResponseHeader, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 use kafka_protocol::records::{
@@ -236,13 +237,32 @@ pub fn allow(broker: &str, user: &str, operation: i8) {
     assert_eq!(response.results[0].error_code, 0, "allow {user}");
 }
 
-struct Broker {
+/// Limits what a client writes (`producer_byte_rate`) or reads (`consumer_byte_rate`), in bytes a second.
+pub fn limit(broker: &str, client_id: &str, quota: &'static str, rate: usize) {
+    let client = EntityData::default()
+        .with_entity_type(StrBytes::from_static_str("client-id"))
+        .with_entity_name(Some(StrBytes::from_string(client_id.to_owned())));
+    let quota = OpData::default()
+        .with_key(StrBytes::from_static_str(quota))
+        .with_value(rate as f64);
+    let entry = EntryData::default()
+        .with_entity(vec![client])
+        .with_ops(vec![quota]);
+    let request = AlterClientQuotasRequest::default().with_entries(vec![entry]);
+    let response: Result<AlterClientQuotasResponse> = Broker::open(broker)
+        .and_then(|mut broker| broker.call(ApiKey::AlterClientQuotas, 1, &request));
+    let response = response.expect("ask for a quota");
+    assert_eq!(response.entries[0].error_code, 0, "limit {client_id}");
+}
+
+/// A connection.
+pub(crate) struct Broker {
     stream: TcpStream,
     correlation_id: i32,
 }
 
 impl Broker {
-    fn open(address: &str) -> Result<Broker> {
+    pub(crate) fn open(address: &str) -> Result<Broker> {
         let stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         Ok(Broker {
