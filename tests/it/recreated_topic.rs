@@ -4,6 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::eventually;
+use crate::support::features::has_consumer_protocol;
 use crate::support::program::{Program, Stack, new_order};
 use crate::support::recreate::recreate_topic;
 use crate::support::unique;
@@ -21,7 +22,9 @@ fn orders_accepted_after_the_topic_was_recreated_are_completed() {
 
 #[test]
 fn the_same_holds_for_workers_of_the_consumer_protocol() {
-    recreations("consumer", "direct");
+    if has_consumer_protocol() {
+        recreations("consumer", "direct");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::support::features::has_consumer_protocol;
 use crate::support::http::{get, post};
 use crate::support::program::{Program, Stack, id};
 use crate::support::topic::{self, Record, records, wait_for_records};
@@ -294,7 +295,9 @@ fn workers_that_come_and_go_lose_nothing() {
 
 #[test]
 fn workers_of_the_consumer_protocol_that_come_and_go_lose_nothing() {
-    workers_come_and_go(Stack::new().set("KAFKA_GROUP_PROTOCOL", "consumer"));
+    if has_consumer_protocol() {
+        workers_come_and_go(Stack::new().set("KAFKA_GROUP_PROTOCOL", "consumer"));
+    }
 }
 
 #[test]

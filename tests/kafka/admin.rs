@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tbd_deadline::Deadline;
 use tbd_kafka::admin::{Admin, ConfigResource, TopicSpec, all};
-use tbd_kafka::consumer::{Consumer, ConsumerConfig, GroupProtocol, StartAt};
+use tbd_kafka::consumer::{Consumer, ConsumerConfig, StartAt};
 use tbd_kafka::producer::Record;
 use tbd_kafka::{Cluster, ErrorCode, OffsetAndMetadata, ProducerConfig, TopicPartition};
 
 use crate::client::{cluster, soon, start, topic};
+use crate::features::group_protocols;
 use crate::support::{eventually, unique};
 
 /// Writes ten records to partition 0, one each millisecond from 1000 on.
@@ -134,7 +135,7 @@ fn a_group_of_either_protocol_is_described_with_its_members() {
     let cluster = cluster();
     let admin = Admin::new(cluster.clone());
     let name = topic(&cluster, 2);
-    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+    for protocol in group_protocols() {
         let group = unique("group");
         let mut config = ConsumerConfig::new(group.clone(), [name.clone()]);
         config.group_protocol = protocol;

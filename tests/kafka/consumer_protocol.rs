@@ -15,6 +15,7 @@ use tbd_kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
 
 use crate::client::{self, soon};
 use crate::consumer::{Journal, poll_until, values};
+use crate::support::features::has_consumer_protocol;
 use crate::support::topic::allow;
 use crate::support::{OwnServer, eventually, unique};
 
@@ -132,6 +133,9 @@ impl Stage {
 
 #[test]
 fn members_share_hand_over_when_one_leaves_and_read_each_record_once() {
+    if !has_consumer_protocol() {
+        return;
+    }
     let mut stage = Stage::new();
     let first = stage.run(GroupProtocol::Consumer);
     stage.shared(&[&first], &[4]);
@@ -160,6 +164,9 @@ fn members_share_hand_over_when_one_leaves_and_read_each_record_once() {
 
 #[test]
 fn a_killed_members_partitions_move_after_the_brokers_session_time_out() {
+    if !has_consumer_protocol() {
+        return;
+    }
     let mut stage = Stage::new();
     let (mut killed, _) = stage.member(stage.config(GroupProtocol::Consumer));
     stage.write(40);
@@ -199,6 +206,9 @@ fn speak_for(stage: &Stage, member_id: &str, epoch: i32) {
 
 #[test]
 fn a_member_that_was_thrown_out_loses_its_partitions_and_comes_back_under_its_name() {
+    if !has_consumer_protocol() {
+        return;
+    }
     let stage = Stage::new();
     let (mut consumer, journal) = stage.member(stage.config(GroupProtocol::Consumer));
     poll_until(&mut consumer, |consumer, _| {
@@ -219,6 +229,9 @@ fn a_member_that_was_thrown_out_loses_its_partitions_and_comes_back_under_its_na
 
 #[test]
 fn a_stuck_member_leaves_and_comes_back_when_it_polls_again() {
+    if !has_consumer_protocol() {
+        return;
+    }
     let stage = Stage::new();
     let mut config = stage.config(GroupProtocol::Consumer);
     config.max_poll_interval = Duration::from_secs(2);
@@ -245,6 +258,9 @@ fn a_stuck_member_leaves_and_comes_back_when_it_polls_again() {
 
 #[test]
 fn a_member_that_may_not_read_its_topic_any_more_leaves_at_once() {
+    if !has_consumer_protocol() {
+        return;
+    }
     // Each topic is open to all until one user is allowed something.
     let server = OwnServer::kafka_with(|_| {
         let settings = [
@@ -300,6 +316,9 @@ fn a_broker_without_the_protocol_is_named_as_the_cause_with_the_way_out() {
 
 #[test]
 fn a_static_member_restarts_and_gets_its_partitions_back_and_its_twin_waits_until_it_has_gone() {
+    if !has_consumer_protocol() {
+        return;
+    }
     let stage = Stage::new();
     let other = stage.run(GroupProtocol::Consumer);
     let mut config = stage.config(GroupProtocol::Consumer);
@@ -331,6 +350,9 @@ fn a_static_member_restarts_and_gets_its_partitions_back_and_its_twin_waits_unti
 
 #[test]
 fn a_group_changes_from_classic_to_consumer_and_back_member_by_member() {
+    if !has_consumer_protocol() {
+        return;
+    }
     use GroupProtocol::{Classic, Consumer as New};
     let mut stage = Stage::new();
     let (mut first, mut second) = (stage.run(Classic), stage.run(Classic));

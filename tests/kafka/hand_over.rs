@@ -13,6 +13,7 @@ use tbd_kafka::{Admin, ProducerConfig, Reader};
 use crate::client::{cluster, record, soon, start};
 use crate::mixed::{Group, PARTITIONS, PATIENCE};
 use crate::support::eventually;
+use crate::support::features::has_consumer_protocol;
 
 /// Time between two writes.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -144,5 +145,7 @@ fn a_busy_group_passes_from_java_to_this_client_and_back_without_a_gap() {
 
 #[test]
 fn a_busy_group_of_the_consumer_protocol_passes_from_java_to_this_client_and_back_without_a_gap() {
-    pass_to_and_fro(GroupProtocol::Consumer);
+    if has_consumer_protocol() {
+        pass_to_and_fro(GroupProtocol::Consumer);
+    }
 }

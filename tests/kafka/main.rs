@@ -6,6 +6,7 @@ mod consumer;
 mod consumer_protocol;
 mod examples;
 mod faults;
+mod features;
 mod hand_over;
 mod history;
 mod mixed;

@@ -22,6 +22,7 @@ use tbd_kafka::{Admin, OffsetAndMetadata, ProducerConfig};
 
 use crate::client::{cluster, read_topic, record, soon, start, text, topic};
 use crate::consumer::poll_until;
+use crate::support::features::is_before_kafka_4;
 use crate::support::{eventually, kafka, kafka_tool, librdkafka, unique};
 
 /// How long a Java program may take to start and do its part, on a busy machine.
@@ -446,7 +447,11 @@ fn each_client_reads_what_each_writes_in_every_compression_and_all_agree_on_part
                 let mut command = librdkafka();
                 command.args(["produce", broker, topic, codec]);
                 feed(command, &letters("librdkafka", codec));
-                let mut command = kafka_tool("org.apache.kafka.tools.ConsoleProducer");
+                let class = match is_before_kafka_4() {
+                    true => "kafka.tools.ConsoleProducer",
+                    false => "org.apache.kafka.tools.ConsoleProducer",
+                };
+                let mut command = kafka_tool(class);
                 command
                     .args(["--bootstrap-server", broker, "--topic", topic])
                     .args(["--compression-codec", codec, "--property", "parse.key=true"]);

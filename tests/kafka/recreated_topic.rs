@@ -11,6 +11,7 @@ use tbd_kafka::{Admin, Cluster, Error, ProducerConfig, Reader};
 
 use crate::client::{cluster, cluster_at, record, replicated_topic, soon, start, topic};
 use crate::consumer::{Journal, poll_until, values};
+use crate::features::group_protocols;
 use crate::support::recreate::recreate_topic;
 use crate::support::{OwnServer, eventually, kafka, unique};
 
@@ -78,7 +79,7 @@ fn all(range: std::ops::Range<i32>) -> Vec<String> {
 
 #[test]
 fn a_new_topic_is_read_whole_also_where_it_is_longer_than_the_old_position() {
-    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+    for protocol in group_protocols() {
         let stage = Stage::new();
         stage.write(0..5);
         let (mut consumer, journal) = stage.member(protocol);
@@ -107,7 +108,7 @@ fn a_new_topic_is_read_whole_also_where_it_is_longer_than_the_old_position() {
 
 #[test]
 fn a_commit_made_for_the_old_topic_is_no_commit_of_the_new_one() {
-    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+    for protocol in group_protocols() {
         let stage = Stage::new();
         stage.write(0..5);
         let (mut consumer, _) = stage.member(protocol);
@@ -139,7 +140,7 @@ fn nothing_written_to_the_new_topic_is_passed_over_on_three_brokers() {
     let nodes = OwnServer::kafka_cluster();
     let addresses = nodes.each_ref().map(OwnServer::address);
     let cluster = cluster_at(addresses.to_vec());
-    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
+    for protocol in group_protocols() {
         let topic = replicated_topic(&cluster, PARTITIONS, 3);
         let mut config = ConsumerConfig::new(unique("group"), [&topic]);
         config.group_protocol = protocol;

@@ -13,9 +13,7 @@ use kafka_protocol::protocol::StrBytes;
 use tbd_deadline::Deadline;
 use tbd_kafka::TopicPartition;
 use tbd_kafka::admin::all;
-use tbd_kafka::consumer::{
-    Assignor, Consumer, ConsumerConfig, GroupProtocol, OffsetReset, StartAt,
-};
+use tbd_kafka::consumer::{Assignor, Consumer, ConsumerConfig, OffsetReset, StartAt};
 use tbd_kafka::internals::topic_name;
 use tbd_kafka::producer::{Outcome, RecordMetadata};
 use tbd_kafka::{Admin, ClientConfig, Cluster, ProducerConfig};
@@ -25,6 +23,7 @@ use crate::client::{
     record, replicated_topic, soon, start, text,
 };
 use crate::consumer::{Journal, poll_until};
+use crate::features::group_protocols;
 use crate::support::{self, OwnServer, SetOnDrop, eventually};
 
 const TICK: Duration = Duration::from_millis(200);
@@ -208,15 +207,18 @@ fn groups_of_either_protocol_continue_when_their_coordinator_is_killed() {
     let topic = std::iter::repeat_with(|| replicated_topic(&cluster, 1, 3))
         .find(|topic| leader(&cluster, topic, 0) != killed)
         .unwrap();
-    let mut members = [GroupProtocol::Classic, GroupProtocol::Consumer].map(|protocol| {
-        let group = std::iter::repeat_with(|| support::unique("group"))
-            .find(|group| coordinator(group) == killed)
-            .unwrap();
-        let mut config = ConsumerConfig::new(group, [topic.as_str()]);
-        config.set_session_timeout(Duration::from_secs(30));
-        config.group_protocol = protocol;
-        Reading::start(&brokers, config)
-    });
+    let mut members: Vec<Reading> = group_protocols()
+        .into_iter()
+        .map(|protocol| {
+            let group = std::iter::repeat_with(|| support::unique("group"))
+                .find(|group| coordinator(group) == killed)
+                .unwrap();
+            let mut config = ConsumerConfig::new(group, [topic.as_str()]);
+            config.set_session_timeout(Duration::from_secs(30));
+            config.group_protocol = protocol;
+            Reading::start(&brokers, config)
+        })
+        .collect();
     publish_to(&cluster, &topic, 0, "before");
     for member in &mut members {
         assert_eq!(member.read(1), ["before"]);

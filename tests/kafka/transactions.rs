@@ -1,10 +1,11 @@
 //! Transactions against real brokers: one that adds partitions to a transaction with their batches
-//! (`transaction.version` 2), and one that is told of them before.
+//! (`transaction.version` 2), and one that is told of them before. Before Kafka 4.0 there is only the
+//! latter.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use kafka_protocol::messages::{ApiVersionsRequest, FindCoordinatorRequest};
+use kafka_protocol::messages::FindCoordinatorRequest;
 use kafka_protocol::protocol::StrBytes;
 use tbd_deadline::Deadline;
 use tbd_kafka::admin::all;
@@ -17,6 +18,7 @@ use crate::client::{
 };
 use crate::consumer::poll_until;
 use crate::replicas::Brokers;
+use crate::support::features::{is_before_kafka_4, level};
 use crate::support::{OwnServer, eventually, unique};
 
 /// How long a broker may take to notice another's death, and more.
@@ -26,29 +28,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn explicit() -> Cluster {
     static SERVER: OnceLock<OwnServer> = OnceLock::new();
     let server = SERVER.get_or_init(|| {
-        OwnServer::kafka_with(|_| {
-            [
-                "--feature=transaction.version=1",
-                "transaction.abort.timed.out.transaction.cleanup.interval.ms=200",
-            ]
-            .map(str::to_owned)
-            .into()
-        })
+        let newer = !is_before_kafka_4();
+        let older = newer.then_some("--feature=transaction.version=1");
+        let often = "transaction.abort.timed.out.transaction.cleanup.interval.ms=200";
+        let settings = older.into_iter().chain([often]);
+        OwnServer::kafka_with(|_| settings.map(str::to_owned).collect())
     });
     cluster_at(vec![server.address()])
 }
 
 #[test]
-fn the_two_brokers_have_transactions_of_two_kinds() {
-    for (cluster, level) in [(cluster(), 2), (explicit(), 1)] {
-        let mut connection = cluster.connect_any(soon()).unwrap();
-        let request = ApiVersionsRequest::default()
-            .with_client_software_name(StrBytes::from_static_str("test"))
-            .with_client_software_version(StrBytes::from_static_str("1"));
-        let answer = connection.call(&request, soon()).unwrap();
-        let mut features = answer.finalized_features.iter();
-        let feature = features.find(|it| &*it.name == "transaction.version");
-        assert_eq!(feature.unwrap().max_version_level, level);
+fn the_two_brokers_have_transactions_of_two_kinds_and_before_kafka_4_of_the_older_one() {
+    let levels = [cluster(), explicit()]
+        .map(|cluster| level(&cluster.config().brokers[0], "transaction.version"));
+    match is_before_kafka_4() {
+        true => assert_eq!(levels, [0, 0]),
+        false => assert_eq!(levels, [2, 1]),
     }
 }
 

@@ -14,6 +14,7 @@
 pub mod browser;
 pub mod certificates;
 pub mod edge;
+pub mod features;
 pub mod http;
 pub mod observers;
 pub mod program;

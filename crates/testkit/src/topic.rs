@@ -444,7 +444,7 @@ impl Broker {
         Ok(partitions.map(offset).collect())
     }
 
-    fn call<Q, R>(&mut self, api: ApiKey, version: i16, request: &Q) -> Result<R>
+    pub(crate) fn call<Q, R>(&mut self, api: ApiKey, version: i16, request: &Q) -> Result<R>
     where
         Q: Encodable + HeaderVersion,
         R: Decodable + HeaderVersion,
