@@ -109,6 +109,11 @@ impl Broker {
                 ),
                 format!("sasl.oauthbearer.jwks.endpoint.url=file://{jwks}"),
                 "sasl.oauthbearer.expected.audience=tbd".to_owned(),
+                // Kafka 4.4 does not start without it.
+                format!(
+                    "sasl.oauthbearer.expected.issuer={}",
+                    claims()["iss"].as_str().expect("text")
+                ),
                 format!(
                     "listener.name.both.connections.max.reauth.ms={}",
                     SESSION.as_millis()
