@@ -2,7 +2,7 @@
 # Set variables on the command line: `make up API=3 WORKERS=3`.
 
 .DEFAULT_GOAL := help
-.PHONY: help build up down status logs demo lab certs load bench compare fmt lint test chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka bench-saga bench-partitions k8s-check k8s-test k8s-certs compose-check compose-test deny check
+.PHONY: help build up down status logs demo lab certs load bench compare fmt lint test kafka-versions chaos chaos-bugs fuzz chaos-kafka bench-rebalance bench-kafka bench-saga bench-partitions k8s-check k8s-test k8s-certs compose-check compose-test deny check
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -55,6 +55,9 @@ deny: ## licences, sources and bans of dependencies, if cargo-deny is installed
 
 test: ## every test, with a PostgreSQL and a Kafka of its own
 	@scripts/test
+
+kafka-versions: ## the tests that depend most on Kafka, with Kafka 3.9 and 4.4 (VERSIONS="3.8.1 4.3.0" for others)
+	@scripts/kafka-versions
 
 chaos: ## customers order while everything fails, and nothing may be lost (SECONDS=300, SEED)
 	@TBD_CHAOS_SECONDS=$(or $(SECONDS),300) TBD_CHAOS_SEED=$(SEED) scripts/test --test chaos -- --ignored --nocapture

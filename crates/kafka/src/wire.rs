@@ -114,7 +114,7 @@ macro_rules! requests {
 
 // The upper bound is the newest version whose fields we use; except for Produce and Fetch, the
 // newest that addresses topics by name. The lower bound is the oldest version with the fields we
-// need. Kafka 2.8 to 4.3 and Redpanda offer all lower bounds.
+// need. Kafka 2.8 to 4.4 and Redpanda offer all lower bounds.
 requests! {
     // 13 addresses topics by id; it is sent only for topics whose ids are known.
     Produce: ProduceRequest => ProduceResponse, 3 to 13;
