@@ -80,9 +80,6 @@ fn start(config: &ApiConfig, metrics: &Metrics) -> Result<Running, AnyError> {
     let kafka_health = background.monitor("kafka-health", check)?;
     let lag = kafka.watch_lag(metrics, background.stop.clone())?;
     background.threads.push(lag);
-    if config.auto_migrate {
-        background.migrate(migrator, database)?;
-    }
 
     let checks = Checks {
         monitors: vec![("database", database_health), ("kafka", kafka_health)],
@@ -104,6 +101,9 @@ fn start(config: &ApiConfig, metrics: &Metrics) -> Result<Running, AnyError> {
         let server =
             wiring::grpc_server(config, api, token_check, pool, checks, metrics, background)?;
         grpc = Some(server);
+    }
+    if config.auto_migrate {
+        background.migrate(migrator, database)?;
     }
     Ok(Running {
         background,

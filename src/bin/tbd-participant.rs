@@ -70,9 +70,6 @@ fn start(
         monitors: vec![("database", database_health)],
         stop: background.stop.clone(),
     };
-    if config.auto_migrate {
-        background.migrate(migrator, database)?;
-    }
 
     let router = audits(Router::new(), participant, ledger.clone());
     let router = wiring::probes(router, checks.clone(), metrics.clone(), config.http.port);
@@ -106,7 +103,10 @@ fn start(
         });
         routes(router, service);
     };
-    let (config, pool) = (&config.grpc, http.pool());
-    let grpc = wiring::serve_grpc(config, &observed, add, pool, checks, metrics, background)?;
+    let (settings, pool) = (&config.grpc, http.pool());
+    let grpc = wiring::serve_grpc(settings, &observed, add, pool, checks, metrics, background)?;
+    if config.auto_migrate {
+        background.migrate(migrator, database)?;
+    }
     Ok((http, grpc))
 }

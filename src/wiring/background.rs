@@ -62,6 +62,7 @@ impl Background {
 
     /// Starts the thread `migrations`. It migrates the schema as soon as the database is available, and
     /// ends. If a migration fails, the process logs how to repair the database and exits with code 1.
+    /// Call it last of all that can fail: an end of the process would cut a migration short.
     ///
     /// # Errors
     /// The system refuses another thread.
@@ -77,7 +78,7 @@ impl Background {
 fn run_migrations(migrator: &Migrator, database: &DatabaseConfig, stop: &StopSignal) {
     let mut said = String::new();
     while !stop.is_stopped() {
-        match migrator.run(database, Deadline::after(LOCK_BUDGET)) {
+        match migrator.run_unless_stopped(database, Deadline::after(LOCK_BUDGET), stop) {
             Ok(outcome) => {
                 log::info!(applied = outcome.applied, version = outcome.to; "schema is up to date");
                 return;
@@ -90,6 +91,10 @@ fn run_migrations(migrator: &Migrator, database: &DatabaseConfig, stop: &StopSig
                     said = reason;
                 }
                 stop.wait_for(PAUSE);
+            }
+            Err(error @ MigrationError::Stopped) => {
+                log::info!("{error}");
+                return;
             }
             Err(error) => {
                 log::error!("{error}");

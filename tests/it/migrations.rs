@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use tbd::orders::adapters::postgres::TABLES;
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, StopSignal};
 use tbd_postgres::migrations::{MigrationError, Migrator, Outcome, SchemaState, Source};
 use tbd_postgres::{DatabaseConfig, Pool};
 
 use crate::support::{self, Database};
 
 const LATEST: i64 = 4;
+const LONG: Duration = Duration::from_secs(20);
 
 fn config(database: &Database) -> DatabaseConfig {
     DatabaseConfig::new(
@@ -28,7 +29,7 @@ fn config(database: &Database) -> DatabaseConfig {
 }
 
 fn soon() -> Deadline {
-    Deadline::after(Duration::from_secs(20))
+    Deadline::after(LONG)
 }
 
 fn embedded() -> Migrator {
@@ -372,7 +373,7 @@ fn a_lock_held_by_the_cli_or_its_library_is_respected() {
 }
 
 /// golang-migrate's derivation, implemented again from its source.
-fn advisory_lock_id(names: &[&str]) -> i64 {
+pub fn advisory_lock_id(names: &[&str]) -> i64 {
     let mut crc = u32::MAX;
     for byte in names.join("\0").bytes() {
         crc ^= u32::from(byte);
@@ -423,6 +424,44 @@ fn waiting_for_the_lock_does_not_disturb_an_index_built_concurrently() {
         }
     });
     assert_eq!(recorded(&database), [(2, false)]);
+}
+
+#[test]
+fn a_stop_ends_the_wait_for_the_lock_and_begins_no_further_migration() {
+    let database = support::postgres();
+    let folder = Folder::with(&[
+        ("1_slow.up.sql", "SELECT pg_sleep(2)"),
+        ("2_next.up.sql", "CREATE TABLE next ()"),
+    ]);
+    let run = |stop: &StopSignal| {
+        let migrator = folder.migrator();
+        migrator.run_unless_stopped(&config(&database), soon(), stop)
+    };
+    let stop = StopSignal::new();
+    let stopped = thread::scope(|scope| {
+        let first = scope.spawn(|| run(&stop));
+        let mut watch = database.connect();
+        let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        support::eventually(LONG, "the migration to be under way", || {
+            let count: i64 = watch.query_one(sleeping, &[]).expect("look").get(0);
+            (count > 0).then_some(())
+        });
+        // The second one waits for the lock of the first.
+        let second = scope.spawn(|| run(&stop));
+        thread::sleep(Duration::from_millis(300));
+        stop.stop();
+        let second = second.join().expect("no panic");
+        assert!(!first.is_finished(), "a migration that runs is ended");
+        [first.join().expect("no panic"), second]
+    });
+    for outcome in stopped {
+        assert!(
+            matches!(outcome, Err(MigrationError::Stopped)),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(recorded(&database), [(1, false)]);
+    assert_eq!(run(&StopSignal::new()).expect("go on").applied, 1);
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::migrations::advisory_lock_id;
 use crate::support::http::{Connection, get};
-use crate::support::program::{Program, Stack, new_order};
+use crate::support::program::{API, Program, Stack, free_port, new_order};
 use crate::support::{Database, OwnServer, eventually, kafka, own_folder, postgres, unique};
 
 pub const SHUTDOWN: Duration = Duration::from_secs(30);
@@ -130,6 +131,48 @@ fn a_migration_under_way_is_ended_and_leaves_a_clean_schema() {
     assert_eq!(api.wait(SHUTDOWN).code(), Some(0));
     let clean = "SELECT version FROM schema_migrations WHERE NOT dirty";
     assert_eq!(stack.number(clean), 1);
+    let _ = fs::remove_dir_all(folder);
+}
+
+#[test]
+fn a_migration_that_has_not_begun_does_not_hold_up_the_end() {
+    let stack = Stack::new();
+    let mut other = stack.database.connect();
+    let lock = "SELECT pg_advisory_lock($1)";
+    let id = advisory_lock_id(&["public", "schema_migrations", &stack.database.name]);
+    other.execute(lock, &[&id]).expect("take the lock");
+    let mut api = stack.start_api();
+    eventually(SHUTDOWN, "the api to wait for the lock", || {
+        let waits = "another process is migrating";
+        api.log()
+            .iter()
+            .any(|line| line.contains(waits))
+            .then_some(())
+    });
+    let start = Instant::now();
+    api.terminate();
+    assert_eq!(api.wait(SHUTDOWN).code(), Some(0));
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
+fn a_start_that_fails_cuts_no_migration_short() {
+    let folder = own_folder("migrations");
+    fs::create_dir_all(&folder).expect("a folder");
+    fs::write(folder.join("1_slow.up.sql"), "SELECT pg_sleep(3)").expect("a migration");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its number").port().to_string();
+    let stack = Stack::new()
+        .set("MIGRATIONS_DIR", folder.to_str().expect("UTF-8"))
+        .set("API_GRPC_PORT", &port)
+        // The start takes long enough for a migration to begin meanwhile.
+        .set("HTTP_WORKERS", "4096");
+    let mut api = stack.command(API);
+    let status = api.env("API_PORT", free_port().to_string()).status();
+    assert_eq!(status.expect("run the api").code(), Some(1));
+    let touched = "SELECT count(*) FROM pg_class WHERE relname = 'schema_migrations'";
+    assert_eq!(stack.number(touched), 0, "a migration was begun");
     let _ = fs::remove_dir_all(folder);
 }
 

@@ -29,6 +29,9 @@ pub enum MigrationError {
          or find it with: SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
     )]
     Locked,
+    /// The stop signal came before the next migration. The recorded version is clean.
+    #[error("stopped before the migrations had ended: the next start goes on with them")]
+    Stopped,
     /// An earlier migration, by this runner or the CLI, failed half way.
     #[error("{0}")]
     Dirty(String),

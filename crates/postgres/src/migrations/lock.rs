@@ -1,7 +1,6 @@
 //! golang-migrate's advisory lock: only one process migrates at a time.
 
 use std::mem;
-use std::thread;
 use std::time::Duration;
 
 use postgres::Client;
@@ -9,7 +8,7 @@ use postgres::Client;
 use super::error::MigrationError;
 use crate::connection::{Connection, Statement};
 use crate::error::DatabaseError;
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, StopSignal};
 
 /// `advisoryLockIDSalt` of golang-migrate.
 const SALT: u32 = 1_486_364_155;
@@ -33,7 +32,7 @@ const HELD: Statement = Statement::new(
 /// snapshot, and the server reports a deadlock. Nor does that wait end at the deadline.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Takes both locks that golang-migrate uses for this database, or gives up at `deadline`.
+/// Takes both locks that golang-migrate uses for this database, or gives up at `deadline` or `stop`.
 ///
 /// The CLI derives its lock from the path of the database URL, slash included. Programs that use
 /// golang-migrate as a library derive it from the bare name. The two do not exclude each other, so
@@ -43,6 +42,7 @@ pub(super) fn acquire(
     schema: &str,
     database: &str,
     deadline: Deadline,
+    stop: &StopSignal,
 ) -> Result<[i64; 2], MigrationError> {
     let ids = lock_ids(schema, database);
     let mut waiting = false;
@@ -57,7 +57,9 @@ pub(super) fn acquire(
             if !mem::replace(&mut waiting, true) {
                 log::info!("another process is migrating the schema: waiting for it");
             }
-            thread::sleep(POLL_INTERVAL.min(deadline.remaining()));
+            if stop.wait_for(POLL_INTERVAL.min(deadline.remaining())) {
+                return Err(MigrationError::Stopped);
+            }
         }
     }
     Ok(ids)

@@ -17,7 +17,7 @@ use super::config::DatabaseConfig;
 use super::connection::{Connection, Statement};
 use super::error::DatabaseError;
 use source::Migration;
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, StopSignal};
 
 const VERSION: Statement = Statement::new(
     "schema_version",
@@ -132,7 +132,21 @@ impl Migrator {
         config: &DatabaseConfig,
         deadline: Deadline,
     ) -> Result<Outcome, MigrationError> {
-        run::up(&self.migrations, config, deadline)
+        self.run_unless_stopped(config, deadline, &StopSignal::new())
+    }
+
+    /// Like [`run`](Self::run), but once `stop` is given it waits for the lock no longer and begins no
+    /// further migration. One that is running still ends.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run), and [`MigrationError::Stopped`].
+    pub fn run_unless_stopped(
+        &self,
+        config: &DatabaseConfig,
+        deadline: Deadline,
+        stop: &StopSignal,
+    ) -> Result<Outcome, MigrationError> {
+        run::up(&self.migrations, config, deadline, stop)
     }
 
     /// The schema's status. One round trip once prepared; some more while its version is marked

@@ -9,7 +9,7 @@ use super::source::Migration;
 use super::{Outcome, lock, recorded};
 use crate::config::DatabaseConfig;
 use crate::connector::{self, Link};
-use tbd_deadline::Deadline;
+use tbd_deadline::{Deadline, StopSignal};
 
 /// How long reading or writing the version may take before the server counts as lost. A write waits
 /// for readers of the version.
@@ -19,6 +19,7 @@ pub(super) fn up(
     migrations: &[Migration],
     config: &DatabaseConfig,
     deadline: Deadline,
+    stop: &StopSignal,
 ) -> Result<Outcome, MigrationError> {
     let config = DatabaseConfig {
         // A migration has no time limit, and waits for its tables as long as the CLI would.
@@ -28,7 +29,7 @@ pub(super) fn up(
         ..config.clone()
     };
     let mut link = connector::connect(&config)?;
-    up_on(&mut link, migrations, deadline).map_err(|error| match error {
+    up_on(&mut link, migrations, deadline, stop).map_err(|error| match error {
         MigrationError::Database(error) => link.limit.explain(error).into(),
         error => error,
     })
@@ -38,6 +39,7 @@ fn up_on(
     link: &mut Link,
     migrations: &[Migration],
     deadline: Deadline,
+    stop: &StopSignal,
 ) -> Result<Outcome, MigrationError> {
     link.limit.set(deadline.remaining() + BOOKKEEPING_TIMEOUT);
     let row = link
@@ -47,12 +49,12 @@ fn up_on(
     let schema = schema.ok_or(MigrationError::NoSchema)?;
     let database: String = row.try_get(1)?;
 
-    let locks = lock::acquire(&mut link.client, &schema, &database, deadline)?;
+    let locks = lock::acquire(&mut link.client, &schema, &database, deadline, stop)?;
     let mut session = Session {
         link,
         table: VersionTable::new(&schema),
     };
-    let outcome = session.up(migrations);
+    let outcome = session.up(migrations, stop);
     session.link.limit.set(BOOKKEEPING_TIMEOUT);
     lock::release(&mut session.link.client, locks);
     outcome
@@ -65,7 +67,11 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn up(&mut self, migrations: &[Migration]) -> Result<Outcome, MigrationError> {
+    fn up(
+        &mut self,
+        migrations: &[Migration],
+        stop: &StopSignal,
+    ) -> Result<Outcome, MigrationError> {
         self.link.limit.set(BOOKKEEPING_TIMEOUT);
         self.ensure_version_table()?;
         let from = self.version(migrations)?;
@@ -90,6 +96,10 @@ impl Session<'_> {
             .iter()
             .filter(|migration| Some(migration.version) > from)
         {
+            // The end of the process would cut a migration short that has only just begun.
+            if stop.is_stopped() {
+                return Err(MigrationError::Stopped);
+            }
             self.apply(migration, previous)?;
             previous = Some(migration.version);
             applied += 1;
