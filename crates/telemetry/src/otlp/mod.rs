@@ -31,7 +31,7 @@ use transport::{Retry, Transport};
 /// The maximum time of one export: connecting, retries and pauses included. It is the default of
 /// `OTEL_EXPORTER_OTLP_TIMEOUT`.
 pub const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause before the first retry; each further one is twice as long.
+/// The pause before the first retry; each further one is twice as long. A collector that names a pause gets no shorter one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Time between two warnings about the same loss.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
@@ -79,7 +79,8 @@ impl Client {
         })))
     }
 
-    /// Makes every export that runs or follows its own last attempt. For the end of the program.
+    /// For the end of the program: an export that follows is tried once, and one that waits is tried a last time, at
+    /// once.
     pub fn stop_retries(&self) {
         self.0.stopping.stop();
     }
@@ -93,6 +94,7 @@ impl Client {
         let deadline = Deadline::after(EXPORT_TIMEOUT);
         let mut backoff = FIRST_PAUSE;
         loop {
+            let is_last = self.0.stopping.is_stopped();
             let failure = match self.0.transport.send::<S>(request, deadline) {
                 Ok(answer) => return Ok(S::partial(answer)),
                 Err(failure) => failure,
@@ -100,12 +102,14 @@ impl Client {
             let pause = match failure.retry {
                 Retry::Never => return Err(failure.reason),
                 Retry::Backoff => backoff.mul_f64(0.8 + 0.4 * fastrand::f64()),
-                Retry::After(pause) => pause,
+                // A collector may ask for no pause at all, and keep failing.
+                Retry::After(pause) => pause.max(FIRST_PAUSE),
             };
             backoff *= 2;
-            if pause >= deadline.remaining() || self.0.stopping.wait_for(pause) {
+            if is_last || pause >= deadline.remaining() {
                 return Err(failure.reason);
             }
+            self.0.stopping.wait_for(pause);
         }
     }
 }

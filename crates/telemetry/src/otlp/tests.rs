@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::sync::{Mutex, mpsc};
+use std::thread;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTracePartialSuccess;
 use tbd_grpc::proto::google::rpc;
@@ -78,6 +79,22 @@ fn failures_that_may_pass_are_sent_again_when_the_collector_says() {
 }
 
 #[test]
+fn a_collector_that_asks_for_no_pause_gets_one() {
+    let never = || Err(exhausted(Some(Duration::ZERO)));
+    let (_server, client, requests) =
+        collector::<Traces>(std::iter::repeat_with(never).take(10_000).collect());
+    let exported = thread::scope(|scope| {
+        let export = scope.spawn(|| client.export::<Traces>(&Default::default()));
+        thread::sleep(Duration::from_millis(300));
+        client.stop_retries();
+        export.join().unwrap()
+    });
+    assert!(exported.is_err());
+    let count = requests.try_iter().count();
+    assert!(count < 5, "{count} requests");
+}
+
+#[test]
 fn a_part_that_is_refused_is_not_sent_again() {
     let partial = ExportTracePartialSuccess {
         rejected_spans: 3,
@@ -99,6 +116,34 @@ fn at_the_end_of_the_program_nothing_is_sent_again() {
     client.stop_retries();
     assert!(client.export::<Traces>(&Default::default()).is_err());
     assert_eq!(requests.try_iter().count(), 1);
+}
+
+#[test]
+fn at_the_end_of_the_program_what_waits_is_sent_a_last_time() {
+    let later = Err(exhausted(Some(Duration::from_secs(9))));
+    let (_server, client, requests) = collector::<Traces>(vec![later]);
+    let exported = thread::scope(|scope| {
+        let export = scope.spawn(|| client.export::<Traces>(&Default::default()));
+        requests.recv_timeout(Duration::from_secs(20)).unwrap();
+        client.stop_retries();
+        export.join().unwrap()
+    });
+    assert_eq!(exported, Ok(Partial::default()));
+}
+
+#[test]
+fn headers_that_cannot_be_sent_are_refused_at_the_start() {
+    for is_grpc in [true, false] {
+        for (name, value) in [("a b", "c"), ("a", "c\nd")] {
+            let config = OtlpConfig {
+                is_grpc,
+                url: "http://127.0.0.1:9".to_owned(),
+                headers: vec![(name.to_owned(), value.to_owned())],
+                ca_file: None,
+            };
+            assert!(Client::new(&config).is_err(), "{name:?}: {value:?}");
+        }
+    }
 }
 
 #[test]

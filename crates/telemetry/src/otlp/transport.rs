@@ -10,6 +10,7 @@ use tbd_deadline::Deadline;
 use tbd_grpc::proto::google::rpc;
 use tbd_grpc::tls::{ClientTls, Roots};
 use tbd_grpc::{Channel, Code, Metadata, Status};
+use ureq::http::{HeaderName, HeaderValue};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 
 use super::{OtlpConfig, Signal};
@@ -124,6 +125,11 @@ fn grpc(config: &OtlpConfig) -> io::Result<Transport> {
 }
 
 fn http(config: &OtlpConfig) -> io::Result<Transport> {
+    for (name, value) in &config.headers {
+        let unusable = |error: String| io::Error::other(format!("header {name}: {error}"));
+        HeaderName::try_from(name).map_err(|error| unusable(error.to_string()))?;
+        HeaderValue::try_from(value).map_err(|error| unusable(error.to_string()))?;
+    }
     let mut agent = ureq::Agent::config_builder()
         // The collector is on the local network; HTTP_PROXY is for the internet.
         .proxy(None)
