@@ -34,7 +34,10 @@ enum Circuit {
     Open {
         until: Instant,
     },
-    HalfOpen,
+    HalfOpen {
+        /// When the probe began.
+        since: Instant,
+    },
 }
 
 /// Counts failures, and refuses requests after too many.
@@ -68,7 +71,7 @@ impl Breaker {
         match *lock(&self.circuit) {
             Circuit::Closed { .. } => BreakerState::Closed,
             Circuit::Open { until } if now < until => BreakerState::Open,
-            Circuit::Open { .. } | Circuit::HalfOpen => BreakerState::HalfOpen,
+            Circuit::Open { .. } | Circuit::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
 
@@ -77,8 +80,8 @@ impl Breaker {
         let mut circuit = lock(&self.circuit);
         match *circuit {
             Circuit::Closed { .. } => {}
-            Circuit::Open { until } if now >= until => *circuit = Circuit::HalfOpen,
-            Circuit::Open { .. } | Circuit::HalfOpen => return None,
+            Circuit::Open { until } if now >= until => *circuit = Circuit::HalfOpen { since: now },
+            Circuit::Open { .. } | Circuit::HalfOpen { .. } => return None,
         }
         Some(Permit {
             breaker: self,
@@ -110,7 +113,7 @@ impl Breaker {
         match *lock(&self.circuit) {
             Circuit::Closed { .. } => true,
             Circuit::Open { until } => now >= until,
-            Circuit::HalfOpen => false,
+            Circuit::HalfOpen { .. } => false,
         }
     }
 
@@ -148,7 +151,7 @@ impl Circuit {
         match self {
             // A request from before the breaker opened. Its outcome is stale.
             Circuit::Open { .. } => None,
-            Circuit::Closed { .. } | Circuit::HalfOpen if succeeded => {
+            Circuit::Closed { .. } | Circuit::HalfOpen { .. } if succeeded => {
                 let was_closed = matches!(self, Circuit::Closed { .. });
                 *self = Circuit::Closed {
                     failures: 0,
@@ -158,11 +161,13 @@ impl Circuit {
             }
             // Other requests succeed meanwhile: a part of the service fails.
             Circuit::Closed { succeeded_at, .. } if *succeeded_at > Some(began) => None,
+            // The probe decides, and not a request from before it that fails only now.
+            Circuit::HalfOpen { since } if began < *since => None,
             Circuit::Closed { failures, .. } if *failures + 1 < FAILURES_MAX => {
                 *failures += 1;
                 None
             }
-            Circuit::Closed { .. } | Circuit::HalfOpen => {
+            Circuit::Closed { .. } | Circuit::HalfOpen { .. } => {
                 let until = now + COOL_DOWN;
                 *self = Circuit::Open { until };
                 Some(BreakerState::Open)
@@ -292,6 +297,19 @@ mod tests {
         assert!(!breaker.would_admit(later), "one probe at a time");
         probe.ended(true);
         assert!(breaker.would_admit(later));
+    }
+
+    #[test]
+    fn a_failure_from_before_the_probe_does_not_decide_in_its_place() {
+        let breaker = breaker();
+        let now = Instant::now();
+        fail(&breaker, 5, now);
+        let later = now + COOL_DOWN;
+        let probe = breaker.admit(later).expect("half-open");
+        breaker.record(false, now, later);
+        assert_eq!(breaker.state(later), HalfOpen, "the probe is on its way");
+        probe.ended(true);
+        assert_eq!(breaker.state(later), Closed);
     }
 
     #[test]
