@@ -44,7 +44,7 @@ nginx -t -q -c "$config"
         if [ -n "$now" ] && [ "$now" != "$list" ]; then
             list=$now
             write addresses
-            nginx -s reload -c "$config"
+            nginx -s reload -c "$config" || list= # nginx does not run yet: the next round tries again
         fi
     done
 ) &
