@@ -170,17 +170,20 @@ as_postgres() {
 }
 
 # postgres_create FOLDER ROLE-ATTRIBUTES [DATABASE...] : a new cluster with the role tbd (password secret), its database
-# tbd, and these databases.
+# tbd, and these databases. FOLDER/data appears once it is complete, so a run that was interrupted begins again.
 postgres_create() {
+  local data=$1/data.new
+  rm -rf "$data"
   mkdir -p "$1"
   ((EUID != 0)) || chown "$POSTGRES_USER" "$1"
   (
     cd "$1" || return
-    as_postgres "$POSTGRES_HOME/bin/initdb" --pgdata="$1/data" --username=postgres --encoding=UTF8 --no-locale \
+    as_postgres "$POSTGRES_HOME/bin/initdb" --pgdata="$data" --username=postgres --encoding=UTF8 --no-locale \
       --auth=scram-sha-256 --pwfile=<(echo secret) --no-sync >"$1/initdb.log" 2>&1 || { cat "$1/initdb.log" >&2 && return 1; }
     # The bundle has no psql; the server's single-user mode takes statements line by line.
     { printf '%s\n' "CREATE ROLE tbd LOGIN $2 PASSWORD 'secret'" && printf 'CREATE DATABASE %s OWNER tbd\n' tbd "${@:3}"; } |
-      as_postgres "$POSTGRES_HOME/bin/postgres" --single -D "$1/data" postgres >>"$1/initdb.log" 2>&1
+      as_postgres "$POSTGRES_HOME/bin/postgres" --single -D "$data" postgres >>"$1/initdb.log" 2>&1 &&
+      mv "$data" "$1/data"
   )
 }
 
