@@ -59,6 +59,24 @@ fn recreations(protocol: &str, delivery: &str) {
     no_lag_is_left(&stack, &api);
 }
 
+#[test]
+fn a_partition_that_is_gone_has_no_lag_any_more() {
+    let stack = Stack::new(); // without a worker, so that the lag stays
+    let api = stack.api();
+    accept_at_once(&api, ORDERS);
+    let lag = |partition: i32| api.metric(&lag_of(&stack, partition));
+    eventually(SOON, "a lag of each partition", || {
+        (0..3)
+            .all(|partition| lag(partition) > Some(0.0))
+            .then_some(())
+    });
+    let brokers = std::slice::from_ref(&stack.kafka);
+    recreate_topic(brokers, &stack.topics.created, 1);
+    eventually(SOON, "the lag of the new topic alone", || {
+        (lag(0) == Some(0.0) && lag(1).is_none() && lag(2).is_none()).then_some(())
+    });
+}
+
 /// Sends orders concurrently, each until it is accepted.
 fn accept_at_once(api: &Program, count: i64) {
     let address = api.address();
@@ -77,10 +95,13 @@ fn accept_at_once(api: &Program, count: i64) {
 
 fn no_lag_is_left(stack: &Stack, api: &Program) {
     for partition in 0..PARTITIONS {
-        let lag = format!(
-            r#"kafka_consumer_lag{{group="{}",partition="{partition}",topic="{}"}}"#,
-            stack.group, stack.topics.created
-        );
-        api.metric_becomes(&lag, 0.0);
+        api.metric_becomes(&lag_of(stack, partition), 0.0);
     }
+}
+
+fn lag_of(stack: &Stack, partition: i32) -> String {
+    format!(
+        r#"kafka_consumer_lag{{group="{}",partition="{partition}",topic="{}"}}"#,
+        stack.group, stack.topics.created
+    )
 }
