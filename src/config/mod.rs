@@ -260,7 +260,7 @@ impl ApiConfig {
         ];
         Self {
             log: log_config(reader),
-            grpc: api_grpc(reader, http.host),
+            grpc: api_grpc(reader, &http),
             http,
             read_database: read_database(reader, &database),
             database,
@@ -347,8 +347,8 @@ fn http_tls(reader: &mut Reader<'_>) -> Option<Identity> {
     identity(reader, "HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE")
 }
 
-fn api_grpc(reader: &mut Reader<'_>, host: IpAddr) -> Option<GrpcConfig> {
-    let port = reader.number("API_GRPC_PORT");
+fn api_grpc(reader: &mut Reader<'_>, http: &HttpConfig) -> Option<GrpcConfig> {
+    let port = grpc_port(reader, "API_GRPC_PORT", ("API_PORT", http.port));
     let files = [
         "API_GRPC_TLS_CERT_FILE",
         "API_GRPC_TLS_KEY_FILE",
@@ -356,9 +356,26 @@ fn api_grpc(reader: &mut Reader<'_>, host: IpAddr) -> Option<GrpcConfig> {
     ];
     let tls = server_files(reader, files);
     (port != 0).then(|| GrpcConfig {
-        address: SocketAddr::new(host, port),
+        address: SocketAddr::new(http.host, port),
         tls,
     })
+}
+
+/// The port of the gRPC server, which cannot be the one of the HTTP server.
+fn grpc_port(
+    reader: &mut Reader<'_>,
+    name: &'static str,
+    (http_name, http_port): (&'static str, u16),
+) -> u16 {
+    let port = reader.number(name);
+    if port == http_port {
+        let (given, other) = match reader.is_given(name) {
+            true => (name, http_name),
+            false => (http_name, name),
+        };
+        reader.refuse_combination(given, format!("another port than {other}'s"));
+    }
+    port
 }
 
 fn workflow(reader: &mut Reader<'_>) -> Workflow {

@@ -10,7 +10,7 @@ use super::reader::{Reader, boolean, choice, is_network_host, list, optional};
 use super::telemetry::{log_config, telemetry_settings};
 use super::{
     AuthSettings, DatabaseSettings, GrpcConfig, HttpConfig, LogConfig, TelemetrySettings,
-    auth_settings, server_config,
+    auth_settings, grpc_port, server_config,
 };
 use crate::participants::domain::Participant;
 
@@ -58,6 +58,7 @@ impl ParticipantConfig {
             "HTTP_PORT",
             Self::HTTP_ACCEPTORS,
         );
+        let grpc_port = grpc_port(reader, "GRPC_PORT", ("HTTP_PORT", http.port));
         let tls_files = [
             "GRPC_TLS_CERT_FILE",
             "GRPC_TLS_KEY_FILE",
@@ -70,7 +71,7 @@ impl ParticipantConfig {
             participant,
             log: log_config(reader),
             grpc: GrpcConfig {
-                address: SocketAddr::new(http.host, reader.number("GRPC_PORT")),
+                address: SocketAddr::new(http.host, grpc_port),
                 tls: server_files(reader, tls_files),
             },
             http,

@@ -678,6 +678,25 @@ fn two_topics_never_share_a_name() {
 }
 
 #[test]
+fn the_two_servers_of_a_program_never_share_a_port() {
+    let errors = api(&[("API_PORT", "50051")]).unwrap_err();
+    assert_eq!(
+        errors.errors()[0].to_string(),
+        "API_PORT=\"50051\" must be another port than API_GRPC_PORT's."
+    );
+    let errors = participant(&[
+        ("PARTICIPANT", "payments"),
+        ("GRPC_PORT", "9000"),
+        ("HTTP_PORT", "9000"),
+    ]);
+    assert_eq!(
+        errors.unwrap_err().errors()[0].to_string(),
+        "GRPC_PORT=\"9000\" must be another port than HTTP_PORT's."
+    );
+    assert!(api(&[("API_PORT", "50051"), ("API_GRPC_PORT", "0")]).is_ok());
+}
+
+#[test]
 fn the_collectors_port_decides_about_an_unset_protocol() {
     const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
     const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
