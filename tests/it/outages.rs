@@ -3,6 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tbd_deadline::Deadline;
+use tbd_grpc::Channel;
+
+use crate::orders_client::create_order_until;
 use crate::support::http::get;
 use crate::support::program::{Program, Stack, id};
 use crate::support::topic::{records, wait_for_records};
@@ -120,6 +124,35 @@ fn without_kafka_the_breaker_opens_and_the_relay_publishes_later() {
         (api.order(&unique("key"), 7).status == 202).then_some(())
     });
     assert_eq!(state(&api), 0.0);
+}
+
+#[test]
+fn a_client_without_patience_does_not_open_the_breaker_for_others() {
+    let broker = OwnServer::kafka();
+    let stack = Stack::on(postgres(), broker.address());
+    let api = stack.api();
+    api.accepted_order();
+    let channel = Channel::builder(&format!("127.0.0.1:{}", api.grpc_port())).build();
+    // Longer than the commit takes, shorter than Kafka takes to answer.
+    broker.pause();
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                let deadline = Deadline::after(Duration::from_millis(400));
+                let refused = create_order_until(&channel, &unique("key"), deadline);
+                assert!(refused.is_err(), "{refused:?}");
+            });
+        }
+    });
+    broker.resume();
+    assert!(stack.count("outbox") > 10, "orders were committed");
+    eventually(SOON, "Kafka to answer again", || {
+        let answer = api.order(&unique("key"), 1);
+        assert!(!answer.text().contains("circuit breaker"), "{answer:?}");
+        let state = r#"circuit_breaker_state{name="kafka-publish"}"#;
+        assert_eq!(api.metric(state), Some(0.0));
+        (answer.status == 202).then_some(())
+    });
 }
 
 #[test]

@@ -3,17 +3,22 @@
 //!
 //! A breaker spares a service that is away as a whole. While a part of it fails, such as one broker
 //! of three, other requests succeed, and refusing all of them would turn the partial fault into an
-//! outage. So a failure counts only if no request has succeeded since the failed one began.
+//! outage. So a failure counts only if no request has succeeded since the failed one began. Nor does it
+//! count if its caller allowed the request hardly any time: one impatient client must not open the
+//! breaker for everybody.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use tbd_deadline::lock;
+use tbd_deadline::{Deadline, lock};
 
 /// Failures without a success in between that open the breaker. A single lost request is no outage.
 const FAILURES_MAX: u32 = 5;
 /// How long the breaker stays open before one request may probe the service.
 const COOL_DOWN: Duration = Duration::from_secs(30);
+/// A request that has less time may fail although the service is well, so its failure says nothing. A
+/// service that is well answers within milliseconds.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The state of a breaker; the number is the value of `circuit_breaker_state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,7 @@ pub struct Breaker {
 pub struct Permit<'a> {
     breaker: &'a Breaker,
     began: Instant,
+    deadline: Deadline,
     succeeded: bool,
 }
 
@@ -75,34 +81,39 @@ impl Breaker {
         }
     }
 
-    /// Admits a request at `now`. `None` while open, and while another request is probing.
-    pub fn admit(&self, now: Instant) -> Option<Permit<'_>> {
+    /// Admits a request that has from `now` until `deadline`. `None` while open, and while another request is
+    /// probing. A request with hardly any time is no probe.
+    pub fn admit(&self, now: Instant, deadline: Deadline) -> Option<Permit<'_>> {
         let mut circuit = lock(&self.circuit);
         match *circuit {
             Circuit::Closed { .. } => {}
-            Circuit::Open { until } if now >= until => *circuit = Circuit::HalfOpen { since: now },
+            Circuit::Open { until } if now >= until && is_patient(now, deadline) => {
+                *circuit = Circuit::HalfOpen { since: now };
+            }
             Circuit::Open { .. } | Circuit::HalfOpen { .. } => return None,
         }
         Some(Permit {
             breaker: self,
             began: now,
+            deadline,
             succeeded: false,
         })
     }
 
-    /// Counts the outcome of a request without a permit, which began at `began`.
-    pub fn count(&self, succeeded: bool, began: Instant) {
-        self.record(succeeded, began, Instant::now());
+    /// Counts the outcome of a request without a permit, which had from `began` until `deadline`.
+    pub fn count(&self, succeeded: bool, began: Instant, deadline: Deadline) {
+        self.record(succeeded, began, deadline, Instant::now());
     }
 
-    /// Calls `request`, unless the breaker is open, and counts its outcome. `is_away` says which errors
-    /// mean that the service is unavailable. `None` while the breaker is open.
+    /// Calls `request`, which ends by `deadline`, unless the breaker is open, and counts its outcome. `is_away`
+    /// says which errors mean that the service is unavailable. `None` while the breaker is open.
     pub fn guard<T, E>(
         &self,
+        deadline: Deadline,
         is_away: impl FnOnce(&E) -> bool,
         request: impl FnOnce() -> Result<T, E>,
     ) -> Option<Result<T, E>> {
-        let permit = self.admit(Instant::now())?;
+        let permit = self.admit(Instant::now(), deadline)?;
         let result = request();
         permit.ended(!result.as_ref().err().is_some_and(is_away));
         Some(result)
@@ -130,7 +141,10 @@ impl Breaker {
         matches!(*lock(&self.circuit), Circuit::Closed { .. })
     }
 
-    fn record(&self, succeeded: bool, began: Instant, now: Instant) {
+    fn record(&self, succeeded: bool, began: Instant, deadline: Deadline, now: Instant) {
+        if !succeeded && !is_patient(began, deadline) {
+            return;
+        }
         let state = lock(&self.circuit).record(succeeded, began, now);
         match state {
             None => {}
@@ -176,6 +190,10 @@ impl Circuit {
     }
 }
 
+fn is_patient(began: Instant, deadline: Deadline) -> bool {
+    deadline >= Deadline::after_instant(began, PATIENCE)
+}
+
 impl Permit<'_> {
     /// Ends the request with its outcome.
     pub fn ended(mut self, succeeded: bool) {
@@ -186,7 +204,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.breaker
-            .record(self.succeeded, self.began, Instant::now());
+            .record(self.succeeded, self.began, self.deadline, Instant::now());
     }
 }
 
@@ -199,11 +217,16 @@ mod tests {
         Breaker::new("testing")
     }
 
+    /// The deadline of a request that begins at `now`, with enough time.
+    fn late(now: Instant) -> Deadline {
+        Deadline::after_instant(now, Duration::from_secs(10))
+    }
+
     fn fail(breaker: &Breaker, times: u32, now: Instant) {
         for _ in 0..times {
-            let permit = breaker.admit(now).expect("closed");
+            let permit = breaker.admit(now, late(now)).expect("closed");
             std::mem::forget(permit);
-            breaker.record(false, now, now);
+            breaker.record(false, now, late(now), now);
         }
     }
 
@@ -212,13 +235,13 @@ mod tests {
         let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 4, now);
-        breaker.record(true, now, now);
+        breaker.record(true, now, late(now), now);
         fail(&breaker, 4, now);
         assert_eq!(breaker.state(now), Closed);
         fail(&breaker, 1, now);
         let just_before = now + COOL_DOWN - Duration::from_millis(1);
         assert_eq!(breaker.state(just_before), Open);
-        assert!(breaker.admit(just_before).is_none());
+        assert!(breaker.admit(just_before, late(just_before)).is_none());
     }
 
     #[test]
@@ -226,9 +249,9 @@ mod tests {
         let breaker = breaker();
         let second = Duration::from_secs(1);
         let began = Instant::now();
-        breaker.record(true, began, began + second);
+        breaker.record(true, began, late(began), began + second);
         for _ in 0..10 {
-            breaker.record(false, began, began + 10 * second);
+            breaker.record(false, began, late(began), began + 10 * second);
         }
         assert_eq!(breaker.state(began + 10 * second), Closed);
         // Since the last success nothing has come back: the service is away as a whole.
@@ -242,10 +265,13 @@ mod tests {
         let now = Instant::now();
         fail(&breaker, 5, now);
         let later = now + COOL_DOWN;
-        breaker.admit(later).expect("half-open").ended(true);
+        breaker
+            .admit(later, late(later))
+            .expect("half-open")
+            .ended(true);
         // The probe has just ended; these began long before.
         for _ in 0..5 {
-            breaker.record(false, now, later);
+            breaker.record(false, now, late(now), later);
         }
         assert_eq!(breaker.state(later), Closed);
     }
@@ -257,8 +283,11 @@ mod tests {
         fail(&breaker, 5, now);
         let later = now + COOL_DOWN;
         assert_eq!(breaker.state(later), HalfOpen);
-        let probe = breaker.admit(later).expect("half-open");
-        assert!(breaker.admit(later).is_none(), "a second one has to wait");
+        let probe = breaker.admit(later, late(later)).expect("half-open");
+        assert!(
+            breaker.admit(later, late(later)).is_none(),
+            "a second one has to wait"
+        );
         assert_eq!(breaker.state(later), HalfOpen);
         probe.ended(true);
         assert_eq!(breaker.state(later), Closed);
@@ -268,7 +297,7 @@ mod tests {
     fn what_it_guards_is_counted_and_not_called_once_it_is_open() {
         let breaker = breaker();
         for _ in 0..6 {
-            let refused = breaker.guard(|_| false, || Err::<(), _>("no"));
+            let refused = breaker.guard(late(Instant::now()), |_| false, || Err::<(), _>("no"));
             assert_eq!(
                 refused,
                 Some(Err("no")),
@@ -277,10 +306,14 @@ mod tests {
         }
         for _ in 0..5 {
             assert!(breaker.is_closed());
-            breaker.guard(|_| true, || Err::<(), _>("away"));
+            breaker.guard(late(Instant::now()), |_| true, || Err::<(), _>("away"));
         }
         assert_eq!(breaker.state(Instant::now()), Open);
-        let guarded = breaker.guard(|(): &()| true, || -> Result<(), ()> { panic!("open") });
+        let guarded = breaker.guard(
+            late(Instant::now()),
+            |(): &()| true,
+            || -> Result<(), ()> { panic!("open") },
+        );
         assert_eq!(guarded, None);
     }
 
@@ -293,7 +326,7 @@ mod tests {
         breaker.found();
         let later = Instant::now();
         assert!(breaker.would_admit(later));
-        let probe = breaker.admit(later).expect("half-open");
+        let probe = breaker.admit(later, late(later)).expect("half-open");
         assert!(!breaker.would_admit(later), "one probe at a time");
         probe.ended(true);
         assert!(breaker.would_admit(later));
@@ -305,11 +338,27 @@ mod tests {
         let now = Instant::now();
         fail(&breaker, 5, now);
         let later = now + COOL_DOWN;
-        let probe = breaker.admit(later).expect("half-open");
-        breaker.record(false, now, later);
+        let probe = breaker.admit(later, late(later)).expect("half-open");
+        breaker.record(false, now, late(now), later);
         assert_eq!(breaker.state(later), HalfOpen, "the probe is on its way");
         probe.ended(true);
         assert_eq!(breaker.state(later), Closed);
+    }
+
+    #[test]
+    fn an_impatient_request_neither_opens_it_nor_probes() {
+        let breaker = breaker();
+        let now = Instant::now();
+        let soon = Deadline::after_instant(now, Duration::from_millis(100));
+        for _ in 0..10 {
+            drop(breaker.admit(now, soon).expect("closed"));
+        }
+        assert_eq!(breaker.state(now), Closed);
+        fail(&breaker, 5, now);
+        let later = now + COOL_DOWN;
+        let soon = Deadline::after_instant(later, Duration::from_millis(100));
+        assert!(breaker.admit(later, soon).is_none());
+        assert!(breaker.admit(later, late(later)).is_some());
     }
 
     #[test]
@@ -317,7 +366,11 @@ mod tests {
         let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 5, now);
-        drop(breaker.admit(now + COOL_DOWN).expect("half-open"));
+        drop(
+            breaker
+                .admit(now + COOL_DOWN, late(now + COOL_DOWN))
+                .expect("half-open"),
+        );
         assert_eq!(breaker.state(Instant::now()), Open);
     }
 }

@@ -213,7 +213,8 @@ impl Participants for GrpcParticipants {
             answers(replies, sagas)
                 .ok_or_else(|| unavailable(participant, "the answers do not match the call"))
         };
-        let guarded = self.service(participant).breaker.guard(|_| true, send);
+        let breaker = &self.service(participant).breaker;
+        let guarded = breaker.guard(deadline, |_| true, send);
         guarded.unwrap_or_else(|| Err(unavailable(participant, OPEN)))
     }
 

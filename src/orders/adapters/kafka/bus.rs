@@ -157,7 +157,7 @@ impl EventBus for KafkaEventBus {
             let succeeded = !result.as_ref().err().is_some_and(is_away);
             self.breaker
                 .iter()
-                .for_each(|it| it.count(succeeded, sending.began));
+                .for_each(|it| it.count(succeeded, sending.began, deadline));
             return result;
         }
         let send = || {
@@ -165,7 +165,7 @@ impl EventBus for KafkaEventBus {
             result.unwrap_or_else(|| Err(PublishError::Unavailable("no answer".into())))
         };
         match &self.breaker {
-            Some(breaker) => breaker.guard(is_away, send).unwrap_or_else(|| {
+            Some(breaker) => breaker.guard(deadline, is_away, send).unwrap_or_else(|| {
                 let reason = "the circuit breaker is open";
                 // The span shows readers of the trace that no message was sent.
                 let step = tracing::span("publish", SpanKind::Internal, []);

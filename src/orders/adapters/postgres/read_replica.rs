@@ -54,7 +54,8 @@ impl ReadReplica {
         read: impl FnOnce(&PostgresStore, Deadline) -> Result<T, StoreError>,
     ) -> Option<T> {
         let share = deadline.earlier_of(Deadline::after(SHARE));
-        let answer = self.breaker.guard(|_| true, || read(&self.standby, share));
+        let read = || read(&self.standby, share);
+        let answer = self.breaker.guard(share, |_| true, read);
         answer?
             .inspect_err(|error| log::debug!("the primary answers for the standby: {error}"))
             .ok()
