@@ -1,16 +1,19 @@
 //! Outages of PostgreSQL and Kafka, and recovery. Each test has servers of its own.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tbd_deadline::Deadline;
 use tbd_grpc::Channel;
+use tbd_kafka::producer::partition_for_key;
 
 use crate::orders_client::create_order_until;
 use crate::support::http::get;
 use crate::support::program::{Program, Stack, id};
 use crate::support::topic::{records, wait_for_records};
-use crate::support::{Database, OwnServer, eventually, kafka, postgres, unique};
+use crate::support::{Database, OwnServer, SetOnDrop, eventually, kafka, postgres, unique};
 
 /// "Readiness fails within 10 s of an outage", and some for a busy machine.
 const NOTICED: Duration = Duration::from_secs(15);
@@ -124,6 +127,72 @@ fn without_kafka_the_breaker_opens_and_the_relay_publishes_later() {
         (api.order(&unique("key"), 7).status == 202).then_some(())
     });
     assert_eq!(state(&api), 0.0);
+}
+
+/// Three brokers, each with one partition of each topic, of which nobody else has a copy.
+fn brokers_without_copies() -> ([OwnServer; 3], Stack) {
+    let brokers = OwnServer::kafka_cluster();
+    let addresses = brokers.each_ref().map(OwnServer::address).join(",");
+    let stack = Stack::on(postgres(), addresses).set("KAFKA_TOPIC_PARTITIONS", "3");
+    (brokers, stack)
+}
+
+#[test]
+fn a_partition_without_a_leader_holds_up_no_orders_of_the_others() {
+    const MORE: usize = 1000;
+    let (brokers, stack) = brokers_without_copies();
+    let stack = stack.set("HTTP_WORKERS", "8");
+    let api = stack.api();
+    let accepted = AtomicUsize::new(0);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _over = SetOnDrop(&over);
+        for _ in 0..24 {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    if api.order(&unique("key"), 1299).status == 202 {
+                        accepted.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        let more_are_accepted = || {
+            let enough = accepted.load(Ordering::SeqCst) + MORE;
+            eventually(SOON, "a thousand more orders", || {
+                (accepted.load(Ordering::SeqCst) >= enough).then_some(())
+            });
+        };
+        more_are_accepted();
+        brokers[0].kill();
+        more_are_accepted();
+    });
+}
+
+#[test]
+fn events_for_a_partition_without_a_leader_hold_up_no_others_in_the_outbox() {
+    let (brokers, stack) = brokers_without_copies();
+    let stack = stack.set("EVENT_DELIVERY", "outbox");
+    let _api = stack.api();
+    brokers[0].kill();
+    // A third of them is for the dead broker: more than the relay takes at a time.
+    stack.execute(
+        "INSERT INTO outbox (order_id, payload) SELECT gen_random_uuid(), 'an event' FROM generate_series(1, 3000)",
+    );
+    eventually(SOON, "all others to be published", || {
+        let mut database = stack.database.connect();
+        let rows = database.query("SELECT order_id::text FROM outbox", &[]);
+        let partitions: HashSet<i32> = rows
+            .expect("ask")
+            .iter()
+            .map(|row| partition_for_key(row.get::<_, String>(0).as_bytes(), 3))
+            .collect();
+        assert!(!partitions.is_empty(), "the broker is away");
+        (partitions.len() == 1).then_some(())
+    });
+    brokers[0].start();
+    eventually(SOON, "the outbox to be empty", || {
+        (stack.count("outbox") == 0).then_some(())
+    });
 }
 
 #[test]

@@ -19,7 +19,8 @@ use tbd::orders::domain::saga::{self, Answer, Input, SagaState};
 use tbd::orders::domain::{AmountCents, CustomerEmail, EventKind, Order, OrderId, Saga, Status};
 use tbd::orders::ports::{
     Begun, Claimed, Failure, IdempotencyKey, IdempotencyStore, Message, OrderReader,
-    OrderRepository, Outbox, Replay, SagaStore, StoredAnswer, Submission, SubmitOutcome,
+    OrderRepository, Outbox, Relayed, Replay, SagaStore, StoreError, StoredAnswer, Submission,
+    SubmitOutcome,
 };
 use tbd_deadline::Deadline;
 use tbd_postgres::migrations::Migrator;
@@ -93,6 +94,7 @@ contract!(
     a_failed_order_is_retried_once_for_each_replay,
     a_clock_that_is_behind_neither_turns_an_order_back_nor_repeats_a_replay,
     what_is_relayed_is_gone_and_the_rest_stays,
+    a_relay_continues_behind_what_could_not_be_published,
     events_younger_than_the_minimum_age_are_left_alone,
     two_relays_at_once_never_hold_the_same_event,
     a_relay_that_breaks_off_leaves_every_event,
@@ -183,8 +185,13 @@ fn waiting(store: &dyn Store) -> Vec<Message> {
 }
 
 fn relay(store: &dyn Store, mut publish: impl FnMut(&[Message]) -> Vec<bool>) -> (usize, usize) {
-    let relayed = store.relay(100, Duration::ZERO, soon(), &mut publish);
-    relayed.expect("relay")
+    let relayed = store.relay(None, 100, Duration::ZERO, soon(), &mut publish);
+    counts(relayed)
+}
+
+fn counts(relayed: Result<Relayed, StoreError>) -> (usize, usize) {
+    let relayed = relayed.expect("relay");
+    (relayed.taken, relayed.removed)
 }
 
 fn a_new_key_stores_order_and_event_together(store: &dyn Store) {
@@ -545,16 +552,34 @@ fn what_is_relayed_is_gone_and_the_rest_stays(store: &dyn Store) {
     });
     assert_eq!(relayed, (5, 4));
     assert_eq!(waiting(store), [message(&orders[2])]);
-    let nothing = store.relay(0, Duration::ZERO, soon(), &mut |_| {
+    let nothing = store.relay(None, 0, Duration::ZERO, soon(), &mut |_| {
         panic!("nothing to publish")
     });
-    assert_eq!(nothing.expect("relay"), (0, 0));
+    assert_eq!(counts(nothing), (0, 0));
+}
+
+fn a_relay_continues_behind_what_could_not_be_published(store: &dyn Store) {
+    let mut ids: Vec<OrderId> = (0..5).map(|_| stored(store).id).collect();
+    ids.sort();
+    let (mut after, mut seen) = (None, Vec::new());
+    for taken in [2, 2, 1, 0] {
+        let relayed = store.relay(after, 2, Duration::ZERO, soon(), &mut |messages| {
+            seen.extend(messages.iter().map(|message| message.order_id));
+            vec![false; messages.len()]
+        });
+        let relayed = relayed.expect("relay");
+        assert_eq!((relayed.taken, relayed.removed), (taken, 0));
+        assert_eq!(relayed.last, seen.last().copied().filter(|_| taken > 0));
+        after = relayed.last;
+    }
+    assert_eq!(seen, ids);
+    assert_eq!(waiting(store).len(), 5);
 }
 
 fn events_younger_than_the_minimum_age_are_left_alone(store: &dyn Store) {
     stored(store);
-    let relayed = store.relay(10, DAY, soon(), &mut |_| panic!("nothing to publish"));
-    assert_eq!(relayed.expect("relay"), (0, 0));
+    let relayed = store.relay(None, 10, DAY, soon(), &mut |_| panic!("nothing to publish"));
+    assert_eq!(counts(relayed), (0, 0));
     assert_eq!(waiting(store).len(), 1);
 }
 
@@ -565,13 +590,13 @@ fn two_relays_at_once_never_hold_the_same_event(store: &(impl Store + Sync)) {
     thread::scope(|scope| {
         let first = scope.spawn(move || {
             let mut mine = Vec::new();
-            let relayed = store.relay(3, Duration::ZERO, soon(), &mut |messages| {
+            let relayed = store.relay(None, 3, Duration::ZERO, soon(), &mut |messages| {
                 mine = messages.iter().map(|message| message.order_id).collect();
                 holds.send(()).expect("the other waits");
                 may_go.recv().expect("the other lets go");
                 vec![true; messages.len()]
             });
-            assert_eq!(relayed.expect("relay"), (3, 3));
+            assert_eq!(counts(relayed), (3, 3));
             mine
         });
         held.recv().expect("the first holds three");

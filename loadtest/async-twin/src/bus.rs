@@ -158,7 +158,7 @@ impl Bus {
         message: &Message,
         deadline: Deadline,
     ) -> Result<(), PublishError> {
-        let Some(permit) = breaker.admit(Instant::now()) else {
+        let Some(permit) = breaker.admit(Instant::now(), deadline) else {
             return Err(PublishError::Unavailable(
                 "the circuit breaker is open".to_owned(),
             ));

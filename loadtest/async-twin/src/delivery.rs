@@ -9,7 +9,7 @@ use tbd::orders::adapters::Breaker;
 use tbd::orders::adapters::PrometheusMeter;
 use tbd::orders::app::housekeeping::{
     BACKLOG_INTERVAL, CLEAN_BATCH, CLEAN_GATHER, DIRECT_MIN_AGE, RELAY_BATCH, RELAY_INTERVAL,
-    STORE_BUDGET, SWEEP_BATCH, SWEEP_INTERVAL, relayed,
+    STORE_BUDGET, SWEEP_BATCH, SWEEP_INTERVAL, warn_unpublished,
 };
 use tbd::orders::app::{ACKNOWLEDGED_MAX, DeliveryMode, PUBLISH_BUDGET};
 use tbd::orders::domain::OrderId;
@@ -164,7 +164,8 @@ impl Housekeeper {
             .store
             .relay(RELAY_BATCH, min_age, STORE_BUDGET, publish)
             .await?;
-        relayed(taken, removed, &*self.meter);
+        self.meter.events_relayed(removed);
+        warn_unpublished(taken, removed);
         Ok((taken, removed))
     }
 

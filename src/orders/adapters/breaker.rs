@@ -7,18 +7,34 @@
 //! count if its caller allowed the request hardly any time: one impatient client must not open the
 //! breaker for everybody.
 
+use std::borrow::Cow;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tbd_deadline::{Deadline, lock};
 
-/// Failures without a success in between that open the breaker. A single lost request is no outage.
-const FAILURES_MAX: u32 = 5;
-/// How long the breaker stays open before one request may probe the service.
-const COOL_DOWN: Duration = Duration::from_secs(30);
 /// A request that has less time may fail although the service is well, so its failure says nothing. A
 /// service that is well answers within milliseconds.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// When a breaker opens, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Failures without a success in between that open it.
+    pub failures: u32,
+    /// How long it stays open before one request may probe the service.
+    pub cool_down: Duration,
+}
+
+impl Default for Limits {
+    /// Five failures, since a single lost request is no outage, and 30 s.
+    fn default() -> Self {
+        Self {
+            failures: 5,
+            cool_down: Duration::from_secs(30),
+        }
+    }
+}
 
 /// The state of a breaker; the number is the value of `circuit_breaker_state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +64,8 @@ enum Circuit {
 /// Counts failures, and refuses requests after too many.
 pub struct Breaker {
     /// What it guards, for the log.
-    subject: &'static str,
+    subject: Cow<'static, str>,
+    limits: Limits,
     circuit: Mutex<Circuit>,
 }
 
@@ -63,8 +80,14 @@ pub struct Permit<'a> {
 impl Breaker {
     /// A closed breaker around `subject`, a word for the log such as "publishing".
     pub fn new(subject: &'static str) -> Self {
+        Self::with(subject, Limits::default())
+    }
+
+    /// A closed breaker with limits of its own.
+    pub fn with(subject: impl Into<Cow<'static, str>>, limits: Limits) -> Self {
         Self {
-            subject,
+            subject: subject.into(),
+            limits,
             circuit: Mutex::new(Circuit::Closed {
                 failures: 0,
                 succeeded_at: None,
@@ -145,13 +168,15 @@ impl Breaker {
         if !succeeded && !is_patient(began, deadline) {
             return;
         }
-        let state = lock(&self.circuit).record(succeeded, began, now);
+        let outcome = (succeeded, began);
+        let state = lock(&self.circuit).record(outcome, now, self.limits);
         match state {
             None => {}
             Some(BreakerState::Open) => {
                 log::warn!(
-                    "{} keeps failing, the circuit breaker opens for {COOL_DOWN:?}",
-                    self.subject
+                    "{} keeps failing, the circuit breaker opens for {:?}",
+                    self.subject,
+                    self.limits.cool_down
                 );
             }
             Some(_) => log::info!("{} works again, the circuit breaker closes", self.subject),
@@ -160,8 +185,14 @@ impl Breaker {
 }
 
 impl Circuit {
-    /// Applies the outcome of a request that began at `began`. Returns the new state if it changed.
-    fn record(&mut self, succeeded: bool, began: Instant, now: Instant) -> Option<BreakerState> {
+    /// Applies the outcome of a request: whether it succeeded, and when it began. Returns the new state if
+    /// it changed.
+    fn record(
+        &mut self,
+        (succeeded, began): (bool, Instant),
+        now: Instant,
+        limits: Limits,
+    ) -> Option<BreakerState> {
         match self {
             // A request from before the breaker opened. Its outcome is stale.
             Circuit::Open { .. } => None,
@@ -177,12 +208,12 @@ impl Circuit {
             Circuit::Closed { succeeded_at, .. } if *succeeded_at > Some(began) => None,
             // The probe decides, and not a request from before it that fails only now.
             Circuit::HalfOpen { since } if began < *since => None,
-            Circuit::Closed { failures, .. } if *failures + 1 < FAILURES_MAX => {
+            Circuit::Closed { failures, .. } if *failures + 1 < limits.failures => {
                 *failures += 1;
                 None
             }
             Circuit::Closed { .. } | Circuit::HalfOpen { .. } => {
-                let until = now + COOL_DOWN;
+                let until = now + limits.cool_down;
                 *self = Circuit::Open { until };
                 Some(BreakerState::Open)
             }
@@ -217,6 +248,10 @@ mod tests {
         Breaker::new("testing")
     }
 
+    fn cool_down() -> Duration {
+        Limits::default().cool_down
+    }
+
     /// The deadline of a request that begins at `now`, with enough time.
     fn late(now: Instant) -> Deadline {
         Deadline::after_instant(now, Duration::from_secs(10))
@@ -239,7 +274,7 @@ mod tests {
         fail(&breaker, 4, now);
         assert_eq!(breaker.state(now), Closed);
         fail(&breaker, 1, now);
-        let just_before = now + COOL_DOWN - Duration::from_millis(1);
+        let just_before = now + cool_down() - Duration::from_millis(1);
         assert_eq!(breaker.state(just_before), Open);
         assert!(breaker.admit(just_before, late(just_before)).is_none());
     }
@@ -264,7 +299,7 @@ mod tests {
         let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 5, now);
-        let later = now + COOL_DOWN;
+        let later = now + cool_down();
         breaker
             .admit(later, late(later))
             .expect("half-open")
@@ -281,7 +316,7 @@ mod tests {
         let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 5, now);
-        let later = now + COOL_DOWN;
+        let later = now + cool_down();
         assert_eq!(breaker.state(later), HalfOpen);
         let probe = breaker.admit(later, late(later)).expect("half-open");
         assert!(
@@ -337,7 +372,7 @@ mod tests {
         let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 5, now);
-        let later = now + COOL_DOWN;
+        let later = now + cool_down();
         let probe = breaker.admit(later, late(later)).expect("half-open");
         breaker.record(false, now, late(now), later);
         assert_eq!(breaker.state(later), HalfOpen, "the probe is on its way");
@@ -355,7 +390,7 @@ mod tests {
         }
         assert_eq!(breaker.state(now), Closed);
         fail(&breaker, 5, now);
-        let later = now + COOL_DOWN;
+        let later = now + cool_down();
         let soon = Deadline::after_instant(later, Duration::from_millis(100));
         assert!(breaker.admit(later, soon).is_none());
         assert!(breaker.admit(later, late(later)).is_some());
@@ -368,7 +403,7 @@ mod tests {
         fail(&breaker, 5, now);
         drop(
             breaker
-                .admit(now + COOL_DOWN, late(now + COOL_DOWN))
+                .admit(now + cool_down(), late(now + cool_down()))
                 .expect("half-open"),
         );
         assert_eq!(breaker.state(Instant::now()), Open);

@@ -9,7 +9,8 @@ use crate::orders::domain::saga::SagaState;
 use crate::orders::domain::{Order, OrderId, Saga, Status};
 use crate::orders::ports::{
     Backlog, Begun, Claimed, Failure, IdempotencyStore, Message, OrderReader, OrderRepository,
-    Outbox, Page, Replay, SagaStore, Saved, StoreError, StoredAnswer, Submission, SubmitOutcome,
+    Outbox, Page, Relayed, Replay, SagaStore, Saved, StoreError, StoredAnswer, Submission,
+    SubmitOutcome,
 };
 use jiff::{SignedDuration, Timestamp};
 use tbd_deadline::{Deadline, lock};
@@ -344,15 +345,18 @@ impl IdempotencyStore for Memory {
 impl Outbox for Memory {
     fn relay(
         &self,
+        after: Option<OrderId>,
         limit: u32,
         min_age: Duration,
         _: Deadline,
         publish: &mut dyn FnMut(&[Message]) -> Vec<bool>,
-    ) -> Result<(usize, usize), StoreError> {
+    ) -> Result<Relayed, StoreError> {
         let mut taken = None;
         let outcome: Result<Vec<Message>, StoreError> = self.call(|tables| {
             let due = Timestamp::now() - min_age;
-            let rows = tables.outbox.values_mut();
+            let rows = tables.outbox.iter_mut();
+            let rows = rows.filter(|(id, _)| after.is_none_or(|after| **id > after));
+            let rows = rows.map(|(_, row)| row);
             let rows = rows.filter(|row| !row.held && row.created_at <= due);
             let hold = |row: &mut Row| {
                 row.held = true;
@@ -366,16 +370,20 @@ impl Outbox for Memory {
         // Released on every path, as a rollback releases its rows.
         let _held = Held(self, ids(&taken.unwrap_or_default()));
         let messages = outcome?;
-        if messages.is_empty() {
-            return Ok((0, 0));
-        }
+        let Some(last) = messages.last() else {
+            return Ok(Relayed::default());
+        };
         let gone: Vec<OrderId> = messages
             .iter()
             .zip(publish(&messages))
             .filter_map(|(message, acknowledged)| acknowledged.then_some(message.order_id))
             .collect();
         self.call(|tables| tables.outbox.retain(|id, _| !gone.contains(id)))?;
-        Ok((messages.len(), gone.len()))
+        Ok(Relayed {
+            taken: messages.len(),
+            removed: gone.len(),
+            last: Some(last.order_id),
+        })
     }
 
     fn remove(&self, order_ids: &[OrderId], _: Deadline) -> Result<(), StoreError> {

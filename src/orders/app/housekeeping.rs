@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::orders::domain::OrderId;
-use crate::orders::ports::{EventBus, IdempotencyStore, Message, Meter, Outbox, StoreError};
+use crate::orders::ports::{
+    EventBus, IdempotencyStore, Message, Meter, Outbox, Relayed, StoreError,
+};
 use tbd_deadline::{Deadline, StopSignal};
 
 use super::delivery::DeliveryInbox;
@@ -18,6 +20,13 @@ use super::{Delivery, DeliveryMode, PUBLISH_BUDGET};
 /// Rows that one relay locks at a time: enough to fill a broker's batch, few enough to publish
 /// well within [`PUBLISH_BUDGET`].
 pub const RELAY_BATCH: u32 = 500;
+
+/// Batches in a row without an acknowledgement after which the relay pauses: the bus is away, or
+/// thousands of events are for a part of it that is.
+const FRUITLESS_MAX: u32 = 20;
+
+/// The relay's warnings come no more often than this.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the relay reads the outbox without a wake-up: other instances cannot wake it.
 pub const RELAY_INTERVAL: Duration = Duration::from_secs(1);
@@ -95,12 +104,12 @@ impl Housekeeping {
         };
         let mut measured: Option<Instant> = None;
         let mut failures = 0;
+        let mut round = RelayRound::default();
         while !self.stop.is_stopped() {
-            let may_be_more = match self.relay_once(min_age) {
-                Ok((taken, removed)) => {
+            let may_be_more = match self.relay_once(round.after, min_age) {
+                Ok(relayed) => {
                     failures = 0;
-                    // A full batch, completely acknowledged.
-                    taken == RELAY_BATCH as usize && removed == taken
+                    round.add(relayed)
                 }
                 Err(error) => {
                     failures += 1;
@@ -125,6 +134,7 @@ impl Housekeeping {
             if may_be_more {
                 continue;
             }
+            round.pause();
             match inbox.relay.recv_timeout(RELAY_INTERVAL) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -132,8 +142,8 @@ impl Housekeeping {
         }
     }
 
-    /// Publishes one batch. Returns how many events it took, and how many of these it published.
-    fn relay_once(&self, min_age: Duration) -> Result<(usize, usize), StoreError> {
+    /// Publishes one batch of the events behind `after`.
+    fn relay_once(&self, after: Option<OrderId>, min_age: Duration) -> Result<Relayed, StoreError> {
         let mut publish = |messages: &[Message]| -> Vec<bool> {
             self.bus
                 .publish_all(messages, Deadline::after(PUBLISH_BUDGET))
@@ -149,11 +159,11 @@ impl Housekeeping {
                 .collect()
         };
         let deadline = Deadline::after(STORE_BUDGET);
-        let (taken, removed) = self
+        let batch = self
             .outbox
-            .relay(RELAY_BATCH, min_age, deadline, &mut publish)?;
-        relayed(taken, removed, &*self.meter);
-        Ok((taken, removed))
+            .relay(after, RELAY_BATCH, min_age, deadline, &mut publish)?;
+        self.meter.events_relayed(batch.removed);
+        Ok(batch)
     }
 
     fn cleaner_loop(&self, inbox: &DeliveryInbox) {
@@ -212,9 +222,49 @@ impl Housekeeping {
     }
 }
 
-/// Counts the published events of a batch, and warns about the others.
-pub fn relayed(taken: usize, published: usize, meter: &dyn Meter) {
-    meter.events_relayed(published);
+/// The relay's way through the outbox, from one pause to the next.
+#[derive(Default)]
+struct RelayRound {
+    /// Events up to here were tried.
+    after: Option<OrderId>,
+    /// Batches since the last acknowledgement.
+    fruitless: u32,
+    taken: usize,
+    removed: usize,
+    warned: Option<Instant>,
+}
+
+impl RelayRound {
+    /// Adds a batch. Returns whether the next one follows at once.
+    fn add(&mut self, batch: Relayed) -> bool {
+        self.taken += batch.taken;
+        self.removed += batch.removed;
+        self.fruitless = match batch.removed {
+            0 => self.fruitless + 1,
+            _ => 0,
+        };
+        let is_full = batch.taken == RELAY_BATCH as usize;
+        if !is_full {
+            self.after = None;
+        } else if batch.removed < batch.taken {
+            // What cannot be published must not hold up what is behind it. It is tried again once the
+            // end is reached.
+            self.after = batch.last;
+        }
+        is_full && self.fruitless < FRUITLESS_MAX
+    }
+
+    fn pause(&mut self) {
+        if self.warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL) {
+            warn_unpublished(self.taken, self.removed);
+            self.warned = (self.removed < self.taken).then(Instant::now);
+        }
+        (self.fruitless, self.taken, self.removed) = (0, 0, 0);
+    }
+}
+
+/// Warns if some of the events that were `taken` are not `published`.
+pub fn warn_unpublished(taken: usize, published: usize) {
     if published < taken {
         log::warn!(
             "outbox relay: {} of {taken} events not published; they stay in the outbox",

@@ -40,14 +40,15 @@ pub trait EventBus: Send + Sync {
     fn encode(&self, event: &OrderEvent) -> Message;
 
     /// Publishes `message` for a request, and waits until `deadline` at most for its
-    /// acknowledgement. Fails at once while the bus is known to be unavailable.
+    /// acknowledgement. Fails at once while the bus, or the part of it that takes this message, is
+    /// known to be unavailable.
     ///
     /// # Errors
     /// [`PublishError`].
     fn publish(&self, message: &Message, deadline: Deadline) -> Result<(), PublishError>;
 
     /// Publishes `messages` for a background thread, even while the bus is known to be
-    /// unavailable. Waits until `deadline` at most for every acknowledgement. Returns one result
+    /// unavailable. Those for a part that is known to be unavailable fail at once. Waits until `deadline` at most for every acknowledgement. Returns one result
     /// per message, in order.
     fn publish_all(
         &self,

@@ -14,7 +14,7 @@ pub use idempotency::{
     Caller, IdempotencyKey, IdempotencyStore, StoredAnswer, Submission, SubmitOutcome,
 };
 pub use meter::{Meter, Outcome, StepOutcome};
-pub use outbox::{Backlog, Outbox};
+pub use outbox::{Backlog, Outbox, Relayed};
 pub use processing::{ProcessingStep, StepError};
 pub use repository::{Claimed, Failure, OrderReader, OrderRepository, Page, Replay};
 pub use saga::{Begun, Participants, SagaStore, Saved, Unavailable};

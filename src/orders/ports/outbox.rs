@@ -16,11 +16,22 @@ pub struct Backlog {
     pub oldest_seconds: f64,
 }
 
+/// What one call of [`Outbox::relay`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relayed {
+    /// Events that it took.
+    pub taken: usize,
+    /// Events of these that were acknowledged, and removed.
+    pub removed: usize,
+    /// The last event that it took.
+    pub last: Option<OrderId>,
+}
+
 /// The stored events.
 pub trait Outbox: Send + Sync {
-    /// Takes up to `limit` events older than `min_age`, oldest first, and skips those that another
-    /// relay has locked. Passes them to `publish`, which returns for each whether it was
-    /// acknowledged, and removes the acknowledged ones. Returns the numbers taken and removed.
+    /// Takes up to `limit` events older than `min_age`, oldest first and only those behind `after`,
+    /// and skips those that another relay has locked. Passes them to `publish`, which returns for
+    /// each whether it was acknowledged, and removes the acknowledged ones.
     ///
     /// The rows stay locked while `publish` runs, so its time must be bounded.
     ///
@@ -28,11 +39,12 @@ pub trait Outbox: Send + Sync {
     /// [`StoreError`]. A later call publishes again what was published but not removed.
     fn relay(
         &self,
+        after: Option<OrderId>,
         limit: u32,
         min_age: Duration,
         deadline: Deadline,
         publish: &mut dyn FnMut(&[Message]) -> Vec<bool>,
-    ) -> Result<(usize, usize), StoreError>;
+    ) -> Result<Relayed, StoreError>;
 
     /// Removes the acknowledged order.created events of `order_ids`.
     ///

@@ -561,6 +561,13 @@ impl Producer {
         pending
     }
 
+    /// The number of a topic's partitions, if this producer knows it: from its configuration's topics
+    /// on, and from the first record for another one. Does not block.
+    #[doc(alias = "partitionsFor")]
+    pub fn partition_count(&self, topic: &str) -> Option<i32> {
+        self.shared.state().records.partition_count(topic)
+    }
+
     /// Sends the records and waits for all outcomes, at most until `deadline`. The outcomes are in
     /// the order of the records.
     pub fn publish(&self, records: Vec<Record>, deadline: Deadline) -> Vec<Outcome> {

@@ -1,6 +1,5 @@
 //! The Kafka [`EventBus`], on the producer of `crates/kafka`.
 
-use std::slice;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,17 +10,20 @@ use crate::orders::ports::{EventBus, Message, PublishError};
 use tbd_deadline::Deadline;
 use tbd_kafka::producer::{Outcome, ProduceError, Producer, Record};
 use tbd_telemetry::semconv;
-use tbd_telemetry::tracing::{self, DetachedSpan, SpanKind};
+use tbd_telemetry::tracing::DetachedSpan;
 
 use super::begun::{Begun, Sending};
 use super::events::Topics;
+use super::partition_breakers::PartitionBreakers;
 use super::spans::traced;
 
 /// Publishes events to their topics.
 pub struct KafkaEventBus {
-    producer: Producer,
-    topics: Topics,
-    breaker: Option<Arc<Breaker>>,
+    pub(super) producer: Producer,
+    pub(super) topics: Topics,
+    pub(super) breaker: Option<Arc<Breaker>>,
+    /// Used together with `breaker`.
+    pub(super) partitions: PartitionBreakers,
     begun: Begun,
 }
 
@@ -32,11 +34,12 @@ impl KafkaEventBus {
             producer,
             topics,
             breaker: None,
+            partitions: PartitionBreakers::default(),
             begun: Begun::default(),
         }
     }
 
-    /// Puts `breaker` between requests and Kafka.
+    /// Puts `breaker` between requests and Kafka, and one of its own before each partition.
     pub fn with_breaker(self, breaker: Arc<Breaker>) -> Self {
         Self {
             breaker: Some(breaker),
@@ -56,6 +59,10 @@ impl KafkaEventBus {
         let deadline = Deadline::after(PUBLISH_BUDGET);
         let began = Instant::now();
         for message in messages {
+            let breaker = self.partition_breaker(message);
+            if breaker.is_some_and(|it| !it.is_closed()) {
+                continue;
+            }
             let cause = message.trace_context.as_deref();
             let (record, span) = traced(self.topics.record(message), cause);
             match self.producer.try_send(record, deadline) {
@@ -142,7 +149,7 @@ fn publish_error(error: ProduceError) -> PublishError {
 }
 
 /// Whether Kafka was unavailable. A refused message says nothing about Kafka's health.
-fn is_away(error: &PublishError) -> bool {
+pub(super) fn is_away(error: &PublishError) -> bool {
     matches!(error, PublishError::Unavailable(_))
 }
 
@@ -154,26 +161,14 @@ impl EventBus for KafkaEventBus {
     fn publish(&self, message: &Message, deadline: Deadline) -> Result<(), PublishError> {
         if let Some(sending) = self.begun.take(message.order_id) {
             let result = settled(sending.pending.wait(deadline), &sending.span);
-            let succeeded = !result.as_ref().err().is_some_and(is_away);
-            self.breaker
-                .iter()
-                .for_each(|it| it.count(succeeded, sending.began, deadline));
+            self.count(message, &result, (sending.began, deadline));
             return result;
         }
-        let send = || {
-            let result = self.publish_all(slice::from_ref(message), deadline).pop();
+        self.guard(message, deadline, || {
+            let record = (self.topics.record(message), message.trace_context.clone());
+            let result = self.send(vec![record], deadline).pop();
             result.unwrap_or_else(|| Err(PublishError::Unavailable("no answer".into())))
-        };
-        match &self.breaker {
-            Some(breaker) => breaker.guard(deadline, is_away, send).unwrap_or_else(|| {
-                let reason = "the circuit breaker is open";
-                // The span shows readers of the trace that no message was sent.
-                let step = tracing::span("publish", SpanKind::Internal, []);
-                step.fail("circuit_open", reason);
-                Err(PublishError::Unavailable(reason.into()))
-            }),
-            None => send(),
-        }
+        })
     }
 
     fn publish_all(
@@ -181,10 +176,6 @@ impl EventBus for KafkaEventBus {
         messages: &[Message],
         deadline: Deadline,
     ) -> Vec<Result<(), PublishError>> {
-        let records = messages
-            .iter()
-            .map(|message| (self.topics.record(message), message.trace_context.clone()))
-            .collect();
-        self.send(records, deadline)
+        self.publish_admitted(messages, deadline)
     }
 }

@@ -10,6 +10,7 @@ mod dead_letters;
 pub mod events;
 mod lag;
 mod meter;
+mod partition_breakers;
 mod spans;
 
 pub use announcement_health::AnnouncementHealth;

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use crate::orders::domain::OrderId;
-use crate::orders::ports::{Backlog, Message, Outbox, StoreError};
+use crate::orders::ports::{Backlog, Message, Outbox, Relayed, StoreError};
 use tbd_deadline::Deadline;
 use tbd_postgres::{DatabaseError, Statement, column};
+use uuid::Uuid;
 
 use super::PostgresStore;
 use super::rows::{message, uuids};
@@ -18,8 +19,8 @@ pub(super) const STATEMENTS: &[Statement] = &[TAKE, REMOVE, BACKLOG];
 const TAKE: Statement = Statement::new(
     "SELECT outbox",
     "SELECT order_id, payload, traceparent FROM outbox
-      WHERE created_at <= now() - make_interval(secs => $1)
-      ORDER BY order_id LIMIT $2 FOR UPDATE SKIP LOCKED",
+      WHERE order_id > $1 AND created_at <= now() - make_interval(secs => $2)
+      ORDER BY order_id LIMIT $3 FOR UPDATE SKIP LOCKED",
 );
 
 const REMOVE: Statement = Statement::new(
@@ -37,18 +38,22 @@ const BACKLOG: Statement = Statement::new(
 impl Outbox for PostgresStore {
     fn relay(
         &self,
+        after: Option<OrderId>,
         limit: u32,
         min_age: Duration,
         deadline: Deadline,
         publish: &mut dyn FnMut(&[Message]) -> Vec<bool>,
-    ) -> Result<(usize, usize), StoreError> {
-        let counts = self.run(TAKE, deadline, |connection| {
+    ) -> Result<Relayed, StoreError> {
+        // No order has the nil id.
+        let after = after.map_or(Uuid::nil(), |id| id.0);
+        let relayed = self.run(TAKE, deadline, |connection| {
             connection.transaction(|transaction| {
-                let rows = transaction.query(TAKE, &[&min_age.as_secs_f64(), &i64::from(limit)])?;
+                let (age, limit) = (min_age.as_secs_f64(), i64::from(limit));
+                let rows = transaction.query(TAKE, &[&after, &age, &limit])?;
                 let messages: Vec<Message> = rows.iter().map(message).collect::<Result<_, _>>()?;
-                if messages.is_empty() {
-                    return Ok((0, 0));
-                }
+                let Some(last) = messages.last() else {
+                    return Ok(Relayed::default());
+                };
                 let acknowledged: Vec<OrderId> = publish(&messages)
                     .into_iter()
                     .zip(&messages)
@@ -56,10 +61,14 @@ impl Outbox for PostgresStore {
                     .collect();
                 // Only the acknowledged rows, never "up to the last id": others may be between.
                 transaction.execute(REMOVE, &[&uuids(&acknowledged)])?;
-                Ok::<_, DatabaseError>((messages.len(), acknowledged.len()))
+                Ok::<_, DatabaseError>(Relayed {
+                    taken: messages.len(),
+                    removed: acknowledged.len(),
+                    last: Some(last.order_id),
+                })
             })
         })?;
-        Ok(counts)
+        Ok(relayed)
     }
 
     fn remove(&self, order_ids: &[OrderId], deadline: Deadline) -> Result<(), StoreError> {

@@ -232,6 +232,12 @@ impl Accumulator {
         self.partition_for(record).map(Some)
     }
 
+    /// The number of a known topic's partitions.
+    pub(in crate::producer) fn partition_count(&self, topic: &str) -> Option<i32> {
+        let known = self.topics.get(topic)?.partitions.len();
+        i32::try_from(known).ok().filter(|count| *count > 0)
+    }
+
     /// The partition of `record`, whose topic is known.
     fn partition_for(&self, record: &Record) -> Result<usize, Error> {
         let topic = &self.topics[&record.topic];
