@@ -134,7 +134,14 @@ impl Housekeeping {
             if may_be_more {
                 continue;
             }
+            let is_fruitless = round.is_fruitless();
             round.pause();
+            if is_fruitless {
+                // The bus is away, and answers at once. Each new event would wake the relay only to lock
+                // the same rows again.
+                self.stop.wait_for(RELAY_INTERVAL);
+                continue;
+            }
             match inbox.relay.recv_timeout(RELAY_INTERVAL) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -252,6 +259,11 @@ impl RelayRound {
             self.after = batch.last;
         }
         is_full && self.fruitless < FRUITLESS_MAX
+    }
+
+    /// Whether nothing was acknowledged of what was taken since the last pause.
+    fn is_fruitless(&self) -> bool {
+        self.taken > 0 && self.removed == 0
     }
 
     fn pause(&mut self) {

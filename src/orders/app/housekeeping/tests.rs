@@ -229,6 +229,30 @@ fn events_that_cannot_be_published_hold_up_none_behind_them() {
 }
 
 #[test]
+fn while_the_bus_is_away_new_events_do_not_drive_the_relay() {
+    let bench = Bench::new();
+    bench.bus.away.store(true, Ordering::SeqCst);
+    let id = bench.stored(1, DAY)[0];
+    let event = OrderEvent::Created(bench.memory.look(id).0);
+    let message = bench.bus.encode(&event);
+    let (delivery, threads) = bench.housekeeping().start(DeliveryMode::Outbox).unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(300) {
+        delivery.deliver(&*bench.bus, &message, soon()).unwrap();
+        thread::sleep(Duration::from_millis(1));
+    }
+    bench.stop.stop();
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    let tries = lock(&bench.bus.time_left).len() as u64;
+    assert!(
+        (1..=2 + start.elapsed().as_secs()).contains(&tries),
+        "{tries}"
+    );
+}
+
+#[test]
 fn a_bus_that_comes_back_gets_what_waited() {
     let bench = Bench::new();
     bench.bus.away.store(true, Ordering::SeqCst);
