@@ -164,6 +164,11 @@ impl Breaker {
         matches!(*lock(&self.circuit), Circuit::Closed { .. })
     }
 
+    /// Whether it is closed, and no failure has counted since the last success.
+    pub fn is_well(&self) -> bool {
+        matches!(*lock(&self.circuit), Circuit::Closed { failures: 0, .. })
+    }
+
     fn record(&self, succeeded: bool, began: Instant, deadline: Deadline, now: Instant) {
         if !succeeded && !is_patient(began, deadline) {
             return;
@@ -270,7 +275,9 @@ mod tests {
         let breaker = breaker();
         let now = Instant::now();
         fail(&breaker, 4, now);
+        assert!(!breaker.is_well());
         breaker.record(true, now, late(now), now);
+        assert!(breaker.is_well());
         fail(&breaker, 4, now);
         assert_eq!(breaker.state(now), Closed);
         fail(&breaker, 1, now);

@@ -106,7 +106,10 @@ impl KafkaEventBus {
             }
             return probed.unwrap_or_else(|| refused("the circuit breaker is open"));
         }
-        let of_partition = self.partition_breaker(message);
+        // While Kafka may be away as a whole, the failures of the few partitions that there may be have to
+        // reach its breaker.
+        let is_well = self.breaker.as_ref().is_none_or(|it| it.is_well());
+        let of_partition = self.partition_breaker(message).filter(|_| is_well);
         let Ok(probe) = admission(of_partition.as_deref(), deadline) else {
             return refused(PARTITION_AWAY);
         };
