@@ -48,8 +48,8 @@ pub trait EventBus: Send + Sync {
     fn publish(&self, message: &Message, deadline: Deadline) -> Result<(), PublishError>;
 
     /// Publishes `messages` for a background thread, even while the bus is known to be
-    /// unavailable. Those for a part that is known to be unavailable fail at once. Waits until `deadline` at most for every acknowledgement. Returns one result
-    /// per message, in order.
+    /// unavailable. Those for a part that is known to be unavailable fail at once. Waits until
+    /// `deadline` at most for every acknowledgement. Returns one result per message, in order.
     fn publish_all(
         &self,
         messages: &[Message],

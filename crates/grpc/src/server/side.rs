@@ -142,9 +142,10 @@ impl ServerSide {
         if sent.is_err() {
             state.h2.reset(id, ErrorCode::INTERNAL_ERROR);
         }
+        // A text for which the client's window has room ends the stream here.
         let _ = state.h2.output();
         if state.h2.is_open(id) {
-            // The client's window has no room. As with a call, what it does not take in time is given up.
+            // As with a call, what it does not take in time is given up.
             let due = Instant::now() + self.link.config.write_timeout;
             state.timers.set_stream(id, due);
         }

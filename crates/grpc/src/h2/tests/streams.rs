@@ -121,7 +121,6 @@ fn what_was_on_its_way_when_a_stream_was_reset_is_ignored() {
     assert!(pair.server.error().is_none());
 }
 
-/// What a client makes of frames of a server that no server of ours would send.
 #[test]
 fn a_client_may_reset_more_streams_than_it_remembers() {
     let mut pair = Pair::with_limits(Limits {
@@ -143,6 +142,7 @@ fn a_client_may_reset_more_streams_than_it_remembers() {
     pair.open();
 }
 
+/// What a client makes of frames of a server that no server of ours would send.
 fn client_receives(frames: &[(u8, u8, u32, &[u8])]) -> (Result<(), ConnectionError>, Vec<Event>) {
     let mut client = Connection::new(Role::Client, Limits::default());
     client.open(&request_headers(), true).unwrap();
