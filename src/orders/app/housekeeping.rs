@@ -25,6 +25,9 @@ pub const RELAY_BATCH: u32 = 500;
 /// thousands of events are for a part of it that is.
 const FRUITLESS_MAX: u32 = 20;
 
+/// After this time the relay begins at the oldest event again.
+const RESTART: Duration = Duration::from_secs(60);
+
 /// The relay's warnings come no more often than this.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -234,6 +237,8 @@ impl Housekeeping {
 struct RelayRound {
     /// Events up to here were tried.
     after: Option<OrderId>,
+    /// When it last began at the oldest event.
+    began: Option<Instant>,
     /// Batches since the last acknowledgement.
     fruitless: u32,
     taken: usize,
@@ -251,11 +256,12 @@ impl RelayRound {
             _ => 0,
         };
         let is_full = batch.taken == RELAY_BATCH as usize;
-        if !is_full {
-            self.after = None;
+        let began = *self.began.get_or_insert_with(Instant::now);
+        if !is_full || began.elapsed() >= RESTART {
+            (self.after, self.began) = (None, None);
         } else if batch.removed < batch.taken {
             // What cannot be published must not hold up what is behind it. It is tried again once the
-            // end is reached.
+            // end is reached, which a relay that lags behind may never do.
             self.after = batch.last;
         }
         is_full && self.fruitless < FRUITLESS_MAX
