@@ -5,9 +5,9 @@
 //! unknown outcome, and later bytes could be mistaken for another request's response.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::marker::PhantomData;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -150,10 +150,11 @@ impl Connection {
     ///
     /// Waits at most until the earlier of `deadline` and the configured connect time-out; name
     /// resolution has the operating system's own limits. If the name has several addresses, tries
-    /// them in order, each with a fair share of the remaining time.
+    /// them in order until one works (KIP-302): each has a fair share of the remaining time to
+    /// accept the connection, and then half of the rest to answer.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when no address accepts a connection; [`Error::Tls`] when the client
+    /// The last address's: [`Error::Unreachable`] when it does not accept a connection; [`Error::Tls`] when the client
     /// does not trust the broker; [`Error::Authentication`] when the login fails; otherwise as
     /// [`Connection::call`].
     pub fn open(address: &str, config: &ClientConfig, deadline: Deadline) -> Result<Self, Error> {
@@ -168,16 +169,61 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<Self, Error> {
         let deadline = deadline.earlier_of(Deadline::after(config.connect_timeout));
+        let unreachable = |error| unreachable(address, &error);
+        let addresses: Vec<_> = address.to_socket_addrs().map_err(unreachable)?.collect();
+        Self::open_one_of(&addresses, interrupts, address, config, deadline)
+    }
+
+    /// Opens a connection to the first of a name's addresses that works. After a failed login or a
+    /// broker that is not trusted no other one is tried: all addresses are of one broker or cluster.
+    fn open_one_of(
+        addresses: &[SocketAddr],
+        interrupts: Option<&Interrupts>,
+        name: &str,
+        config: &ClientConfig,
+        deadline: Deadline,
+    ) -> Result<Self, Error> {
+        let within = |time| deadline.earlier_of(Deadline::after(time));
+        let no_address = io::Error::new(ErrorKind::NotFound, "the name has no address");
+        let mut failure = unreachable(name, &no_address);
+        for (index, address) in addresses.iter().enumerate() {
+            let untried = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+            let left = deadline.remaining();
+            if index > 0 && left.is_zero() {
+                break;
+            }
+            let dialled = Transport::dial(*address, within(left / untried));
+            let opened = dialled
+                .map_err(|error| unreachable(name, &error))
+                .and_then(|transport| {
+                    interrupts.map_or(Ok(()), |it| it.watch(&transport))?;
+                    // A broker needs more time to answer than to accept, so this is no fair share:
+                    // of many addresses each would have too little.
+                    let share = match untried {
+                        1 => deadline,
+                        _ => within(deadline.remaining() / 2),
+                    };
+                    Self::set_up(transport, name, config, share)
+                });
+            match opened {
+                Err(error) if error.is_transient() => failure = error,
+                opened => return opened,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Starts TLS if configured, negotiates versions and logs in.
+    fn set_up(
         #[cfg_attr(
             not(feature = "tls"),
             expect(unused_mut, reason = "only TLS changes it")
         )]
-        let mut transport =
-            Transport::dial(address, deadline).map_err(|error| Error::Unreachable {
-                address: address.to_owned(),
-                reason: error.to_string(),
-            })?;
-        interrupts.map_or(Ok(()), |it| it.watch(&transport))?;
+        mut transport: Transport,
+        address: &str,
+        config: &ClientConfig,
+        deadline: Deadline,
+    ) -> Result<Self, Error> {
         #[cfg(feature = "tls")]
         if let Some(tls) = &config.security.tls {
             transport
@@ -592,7 +638,7 @@ impl Connection {
         }
     }
 
-    fn io_error(&mut self, error: &std::io::Error, what: &str) -> Error {
+    fn io_error(&mut self, error: &io::Error, what: &str) -> Error {
         if error.kind() == ErrorKind::TimedOut {
             let what = format!("kafka broker {} {what}", self.address);
             return self.poisoned(Error::timeout(what));
@@ -642,14 +688,21 @@ impl Connection {
     }
 }
 
+fn unreachable(address: &str, error: &io::Error) -> Error {
+    Error::Unreachable {
+        address: address.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
 /// The TLS session's error inside an I/O error.
-fn tls_error(error: &std::io::Error) -> Option<&TlsError> {
+fn tls_error(error: &io::Error) -> Option<&TlsError> {
     error.get_ref()?.downcast_ref()
 }
 
 /// The error of a failed TLS handshake.
 #[cfg(feature = "tls")]
-fn handshake_failure(address: &str, error: &std::io::Error) -> Error {
+fn handshake_failure(address: &str, error: &io::Error) -> Error {
     if let Some(error) = tls_error(error) {
         return tls_failure(address, error);
     }
@@ -903,6 +956,22 @@ mod tests {
         });
         assert!(matches!(error, Error::ConnectionLost { .. }), "{error}");
         assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn an_address_that_hangs_does_not_hide_the_next_one_of_its_name() {
+        let mute = FakeBroker::start(|_, _| Reply::Silence);
+        let closing = FakeBroker::start(|_, _| Reply::BytesThenClose(Vec::new()));
+        let good = broker(|incoming| incoming.answer(&MetadataResponse::default()));
+        let addresses = [&mute, &closing, &good].map(|one| one.address().parse().unwrap());
+        let config = ClientConfig::default();
+        let open =
+            |addresses| Connection::open_one_of(addresses, None, "k:1", &config, in_ms(2000));
+        ask(&mut open(&addresses).unwrap(), in_ms(2000)).unwrap();
+        let error = open(&addresses[..1]).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        let error = open(&[]).unwrap_err();
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     }
 
     #[test]

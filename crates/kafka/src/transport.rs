@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, BufRead, ErrorKind, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::buffer::spare_capacity;
@@ -24,37 +24,22 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    /// Connects to `address` (`host:port`), at most until `deadline`. If the name has several
-    /// addresses, tries them in order, each with a fair share of the remaining time.
+    /// Connects to `address`, at most until `deadline`.
     ///
     /// # Errors
-    /// The last attempt's.
-    pub(super) fn dial(address: &str, deadline: Deadline) -> io::Result<Self> {
-        let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
-        let mut failure = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        for (index, socket_address) in addresses.iter().enumerate() {
-            let untried = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
-            let share = deadline.remaining() / untried;
-            if share.is_zero() {
-                failure = io::Error::new(ErrorKind::TimedOut, "no time left");
-                break;
-            }
-            let connected = TcpStream::connect_timeout(socket_address, share).and_then(|socket| {
-                // Without TCP_NODELAY the kernel may delay a small request.
-                socket.set_nodelay(true)?;
-                Ok(socket)
-            });
-            match connected {
-                Ok(socket) => {
-                    return Ok(Self {
-                        socket,
-                        session: None,
-                    });
-                }
-                Err(error) => failure = error,
-            }
+    /// `TimedOut` at the deadline; errors of the operating system.
+    pub(super) fn dial(address: SocketAddr, deadline: Deadline) -> io::Result<Self> {
+        let left = deadline.remaining();
+        if left.is_zero() {
+            return Err(io::Error::new(ErrorKind::TimedOut, "no time left"));
         }
-        Err(failure)
+        let socket = TcpStream::connect_timeout(&address, left)?;
+        // Without TCP_NODELAY the kernel may delay a small request.
+        socket.set_nodelay(true)?;
+        Ok(Self {
+            socket,
+            session: None,
+        })
     }
 
     /// Starts a TLS session with the server that was dialled as `address`, at most until
