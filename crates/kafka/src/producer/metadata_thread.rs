@@ -157,20 +157,22 @@ impl MetadataThread<'_> {
                 state.records.doubt_leaders();
             }
             let failed = state.records.learn(&self.shared.cluster);
+            state.wake_all();
             (state.records.leader_nodes(), failed)
         };
+        self.shared.progress.notify_all();
         self.shared.tell(failed);
         for topic in &topics {
             if let Some(refusal) = self.shared.topic_refusal(topic) {
                 log::debug!("kafka producer: {refusal}");
             }
         }
+        let mut started = Ok(());
         for node in leaders {
-            self.ensure_sender(node)?;
+            // A thread that cannot be started must not keep records from other leaders.
+            started = started.and(self.ensure_sender(node));
         }
-        self.shared.state().wake_all();
-        self.shared.progress.notify_all();
-        refreshed
+        refreshed.and(started)
     }
 
     fn ensure_sender(&mut self, id: i32) -> Result<(), Error> {
