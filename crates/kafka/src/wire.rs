@@ -16,6 +16,10 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes, Ve
 /// one batch may exceed the requested limit.
 const FETCH_FRAME_BYTES_MAX: usize = 100 * 1024 * 1024;
 
+/// The most bytes of records that a fetch asks for. The rest of the largest response is for the names
+/// of some 50,000 partitions.
+pub(crate) const FETCH_BYTES_MAX: i32 = 96 * 1024 * 1024;
+
 /// The largest other response that is accepted. Metadata of 10,000 partitions takes about 1 MiB.
 const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 

@@ -12,6 +12,7 @@ use crate::config::{DURATION_MAX, check_timeout};
 use crate::error::ConfigError;
 use crate::group::assignor::Assignor;
 use crate::group::{GroupProtocol, TopicPartition};
+use crate::wire::FETCH_BYTES_MAX;
 
 /// Where to begin in a partition if the group has no committed offset, or if that offset no longer
 /// exists. Also where to begin after the topic was deleted and created again.
@@ -150,7 +151,8 @@ pub struct ConsumerConfig {
     /// The most records that one poll returns. Default 500.
     #[doc(alias = "max.poll.records")]
     pub max_poll_records: usize,
-    /// The target for the bytes of records in one broker answer. Default 50 MiB.
+    /// The target for the bytes of records in one broker answer. Default 50 MiB, at most 96 MiB: the
+    /// consumer accepts no answer above 100 MiB.
     ///
     /// It bounds the memory of records fetched and not handed out, those of paused partitions
     /// included. The bound is twice this value for each broker that is read from. An answer is one
@@ -256,6 +258,11 @@ impl ConsumerConfig {
         ] {
             ConfigError::check(value >= 1, field, at_least_1)?;
         }
+        ConfigError::check(
+            self.fetch_max_bytes <= FETCH_BYTES_MAX,
+            "ConsumerConfig::fetch_max_bytes",
+            format!("{} is above {FETCH_BYTES_MAX}", self.fetch_max_bytes),
+        )?;
         let field = "ConsumerConfig::max_poll_records";
         ConfigError::check(self.max_poll_records >= 1, field, at_least_1)?;
         let field = "ConsumerConfig::assignors";

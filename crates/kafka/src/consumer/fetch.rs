@@ -270,7 +270,7 @@ impl Fetcher {
                 },
                 bytes: match room {
                     Room::Answers => config.fetch_max_bytes,
-                    _ => config.max_partition_fetch_bytes,
+                    _ => config.max_partition_fetch_bytes.min(config.fetch_max_bytes),
                 },
             };
             if let Err(error) = self.ask_leader(reading, node, &names, limits, deadline) {

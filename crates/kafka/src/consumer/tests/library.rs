@@ -515,7 +515,7 @@ fn a_refused_login_ends_a_poll_at_once() {
 #[test]
 fn a_setting_out_of_its_range_is_named() {
     type Spoil = fn(&mut ConsumerConfig);
-    let wrong: [(&str, Spoil); 5] = [
+    let wrong: [(&str, Spoil); 6] = [
         ("heartbeat_interval", |it| {
             it.heartbeat_interval = it.session_timeout
         }),
@@ -524,6 +524,8 @@ fn a_setting_out_of_its_range_is_named() {
         }),
         ("fetch_max_wait", |it| it.fetch_max_wait = Duration::MAX),
         ("fetch_max_bytes", |it| it.fetch_max_bytes = 0),
+        // The answers would be larger than any that is accepted.
+        ("fetch_max_bytes", |it| it.fetch_max_bytes = i32::MAX),
         ("group_id", |it| it.group_id.clear()),
     ];
     for (field, spoil) in wrong {
