@@ -332,9 +332,7 @@ impl Fetcher {
             .iter()
             .filter_map(|name| {
                 let partition = reading.partitions.get(name)?;
-                let Some(Lookup::Reset(what)) = partition.lookup else {
-                    return None;
-                };
+                let what = partition.wanted_place()?;
                 let topic_id = partition.topic_id;
                 Some((name.clone(), Asked { what, topic_id }))
             })

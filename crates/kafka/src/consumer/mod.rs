@@ -442,22 +442,22 @@ impl Consumer {
     /// look the offset up. Partitions that are not assigned are ignored.
     #[doc(alias = "seekToBeginning")]
     pub fn seek_to_beginning(&mut self, partitions: &[TopicPartition]) {
-        self.reset(partitions, ResetTo::Earliest);
+        self.seek_to(partitions, ResetTo::Earliest);
     }
 
-    /// Continues reading at the end of the log. The next polls look the offset up. Partitions that
+    /// Continues reading at the end of the log, like [`seek`](Self::seek). The next polls look the offset up. Partitions that
     /// are not assigned are ignored.
     #[doc(alias = "seekToEnd")]
     pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
-        self.reset(partitions, ResetTo::Latest);
+        self.seek_to(partitions, ResetTo::Latest);
     }
 
-    fn reset(&mut self, partitions: &[TopicPartition], to: ResetTo) {
+    fn seek_to(&mut self, partitions: &[TopicPartition], to: ResetTo) {
         let reading = &mut self.reading;
         partitions
             .iter()
             .for_each(|name| reading.prepare_seek(name));
-        self.for_each_assigned(partitions, |partition| partition.reset(to));
+        self.for_each_assigned(partitions, |partition| partition.seek_to(to));
     }
 
     /// Neither hands out nor fetches records of these partitions until [`resume`](Self::resume).

@@ -19,8 +19,10 @@ use crate::group::{OffsetAndMetadata, TopicPartition};
 pub(super) enum Lookup {
     /// The group's committed offset.
     Committed,
-    /// The start or the end of the log.
+    /// Where reading begins: the start or the end of the log, or a moment.
     Reset(ResetTo),
+    /// The start or the end of the log, where the application continues. Commits are unaffected.
+    Seek(ResetTo),
 }
 
 /// The special timestamps of ListOffsets.
@@ -248,6 +250,30 @@ impl Partition {
         self.drop_fetched();
     }
 
+    /// As [`Partition::seek`], to a place that must be looked up.
+    pub(super) fn seek_to(&mut self, to: ResetTo) {
+        self.look_up(Lookup::Seek(to));
+    }
+
+    /// The place that was looked up.
+    pub(super) fn found(&mut self, offset: i64) {
+        match self.lookup {
+            Some(Lookup::Seek(_)) => {
+                self.seek(offset);
+                self.not_before = None;
+            }
+            _ => self.start_at(offset),
+        }
+    }
+
+    /// The place to ask the leader for.
+    pub(super) fn wanted_place(&self) -> Option<ResetTo> {
+        match self.lookup {
+            Some(Lookup::Reset(to) | Lookup::Seek(to)) => Some(to),
+            Some(Lookup::Committed) | None => None,
+        }
+    }
+
     /// The leader's log diverges at `end` from the records fetched before `asked`; its records from
     /// there on are new. Ignores a stale answer.
     pub(super) fn diverged(&mut self, asked: i64, end: i64) {
@@ -291,7 +317,8 @@ impl Partition {
 
     /// Returns to the last commit, to hand out the records since then again.
     pub(super) fn rewind(&mut self) {
-        if self.lookup.is_none() && self.position != self.anchor.offset {
+        let is_known = matches!(self.lookup, None | Some(Lookup::Seek(_))) && self.has_begun;
+        if is_known && self.position() != Some(self.anchor.offset) {
             self.seek(self.anchor.offset);
         }
     }
@@ -306,7 +333,7 @@ impl Partition {
 
     /// Whether this look-up of the position is still wanted.
     pub(super) fn waits_for(&self, asked: &Asked<ResetTo>) -> bool {
-        self.lookup == Some(Lookup::Reset(asked.what)) && self.topic_id == asked.topic_id
+        self.wanted_place() == Some(asked.what) && self.topic_id == asked.topic_id
     }
 
     /// The node to ask next; `leader` is the leader and its epoch. Only the leader knows offsets.

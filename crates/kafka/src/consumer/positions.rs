@@ -240,7 +240,7 @@ impl Reading {
                     match (asked.what, entry.offset) {
                         // There is no record of that time or later.
                         (ResetTo::Timestamp(_), ..0) => partition.reset(ResetTo::Latest),
-                        (_, offset) => partition.start_at(offset.max(0)),
+                        (_, offset) => partition.found(offset.max(0)),
                     }
                 }
             }

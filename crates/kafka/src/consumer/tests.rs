@@ -483,9 +483,14 @@ fn seeking_to_an_end_of_the_log_asks_where_it_is() {
     });
     let mut consumer = consumer(&broker, Box::new(()));
     assert_eq!(read(&mut consumer, 2), [(0, 50), (1, 50)]);
-    consumer.seek_to_beginning(&[TopicPartition::new("t", 1)]);
-    assert_eq!(consumer.position(&TopicPartition::new("t", 1)), None);
+    let partition = TopicPartition::new("t", 1);
+    consumer.seek_to_beginning(std::slice::from_ref(&partition));
+    assert_eq!(consumer.position(&partition), None);
     assert_eq!(read(&mut consumer, 1), [(1, 7)]);
+    // As after a seek to an offset.
+    assert_eq!(consumer.committed(&partition), Some(&50.into()));
+    consumer.rewind();
+    assert_eq!(consumer.position(&partition), Some(50));
     consumer.close(soon()).unwrap();
 }
 

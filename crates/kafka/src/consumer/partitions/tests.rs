@@ -186,6 +186,32 @@ fn rewinding_goes_back_to_where_a_seek_began() {
 }
 
 #[test]
+fn a_seek_to_an_end_of_the_log_changes_no_commit() {
+    for is_found in [true, false] {
+        let mut partition = Partition::new(None);
+        partition.start_committed(5.into());
+        partition.seek_to(ResetTo::Earliest);
+        assert_eq!((partition.position(), partition.to_commit()), (None, None));
+        if is_found {
+            partition.found(2);
+            assert_eq!(partition.position(), Some(2));
+        }
+        assert_eq!(partition.committed_offset().map(|it| it.offset), Some(5));
+        partition.rewind();
+        assert_eq!(partition.position(), Some(5));
+    }
+    // Reading has not begun yet, so it begins there.
+    let mut partition = Partition::new(None);
+    partition.seek_to(ResetTo::Latest);
+    partition.rewind();
+    assert_eq!(partition.position(), None);
+    partition.found(9);
+    assert_eq!(partition.to_commit(), Some((9, -1)));
+    partition.rewind();
+    assert_eq!(partition.position(), Some(9));
+}
+
+#[test]
 fn commits_do_not_go_backwards_and_are_not_repeated() {
     let mut partition = at(5);
     assert_eq!(partition.to_commit(), None);
