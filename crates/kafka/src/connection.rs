@@ -318,6 +318,23 @@ impl Connection {
         newest: i16,
         deadline: Deadline,
     ) -> Result<Sent<R>, Error> {
+        self.log_in_again(deadline)?;
+        self.send_without_login(request, newest, deadline)
+    }
+
+    /// As [`Connection::send_at_most`], for a caller that calls [`Connection::log_in_again`] itself.
+    pub(crate) fn send_without_login<R: Request>(
+        &mut self,
+        request: &R,
+        newest: i16,
+        deadline: Deadline,
+    ) -> Result<Sent<R>, Error> {
+        let version = self.version_of(R::API)?.min(newest);
+        self.send_as(request, version, deadline)
+    }
+
+    /// Logs in again if the session is about to expire and nothing is in flight.
+    pub(crate) fn log_in_again(&mut self, deadline: Deadline) -> Result<(), Error> {
         if self.must_log_in()
             && self.in_flight.is_empty()
             && let Some(sasl) = self.security.sasl.clone()
@@ -325,8 +342,7 @@ impl Connection {
             self.check_poison()?;
             self.log_in(&sasl, deadline)?;
         }
-        let version = self.version_of(R::API)?.min(newest);
-        self.send_as(request, version, deadline)
+        Ok(())
     }
 
     /// Waits, at most until `deadline`, for the response to the oldest request in flight. `sent`

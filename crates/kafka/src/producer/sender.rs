@@ -140,7 +140,7 @@ impl Sender<'_> {
     }
 
     /// Sends a request if there is one to send, otherwise receives the oldest response. Connects
-    /// first: a record can be withdrawn until it is cut into a batch.
+    /// and logs in first: until a record is cut into a batch it can be withdrawn, and is not sent.
     fn run_once(&mut self) {
         let Some(mut connection) = self.connection.take() else {
             return self.connect();
@@ -148,6 +148,10 @@ impl Sender<'_> {
         let is_idle = self.in_flight.is_empty() && connection.last_used().elapsed() > IDLE_SUSPECT;
         if is_idle && !connection.is_usable() {
             return self.connect();
+        }
+        let timeout = self.shared.cluster.config().connect_timeout;
+        if let Err(error) = connection.log_in_again(Deadline::after(timeout)) {
+            return self.lost(error);
         }
         let batches = self.cut(&connection);
         let result = match batches.is_empty() {
@@ -235,7 +239,7 @@ impl Sender<'_> {
         let version_max = newest_version(&batches);
         let transactional_id = self.shared.transactional_id.as_deref();
         let request = request(&batches, timeout, transactional_id);
-        match connection.send_at_most(&request, version_max, deadline) {
+        match connection.send_without_login(&request, version_max, deadline) {
             Ok(sent) => {
                 self.in_flight.push_back(InFlight {
                     sent,

@@ -13,7 +13,7 @@ use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{
     ApiVersionsResponse, BrokerId, InitProducerIdResponse, ProduceRequest, ProduceResponse,
-    ProducerId,
+    ProducerId, SaslAuthenticateResponse, SaslHandshakeResponse,
 };
 use kafka_protocol::records::RecordBatchDecoder;
 
@@ -22,6 +22,7 @@ use bytes::Bytes;
 use super::*;
 use crate::config::ClientConfig;
 use crate::fake_broker::{FakeBroker, Incoming, Reply};
+use crate::security::{Sasl, SaslMechanism};
 
 fn in_ms(ms: u64) -> Deadline {
     Deadline::after(Duration::from_millis(ms))
@@ -343,6 +344,45 @@ fn without_a_broker_records_are_not_sent_and_the_error_has_the_reason() {
     let started = Instant::now();
     producer.close(in_ms(1000)).unwrap();
     assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn what_waits_for_a_repeated_login_that_is_refused_is_not_sent() {
+    let is_refused = Arc::new(AtomicBool::new(false));
+    let refused = Arc::clone(&is_refused);
+    let broker = FakeBroker::start(move |incoming, address| match incoming.api {
+        ApiKey::SaslHandshake => incoming.answer(&SaslHandshakeResponse::default()),
+        ApiKey::SaslAuthenticate => {
+            let code = match refused.load(Ordering::SeqCst) {
+                true => ErrorCode::SaslAuthenticationFailed.code(),
+                false => 0,
+            };
+            let answer = SaslAuthenticateResponse::default().with_error_code(code);
+            incoming.answer(&answer.with_session_lifetime_ms(100))
+        }
+        ApiKey::Produce => panic!("sent without a login"),
+        _ => peaceful(incoming, address),
+    });
+    let mut config = ClientConfig::new([broker.address()]);
+    config.security.sasl = Some(Sasl::Password {
+        mechanism: SaslMechanism::Plain,
+        username: "ann".to_owned(),
+        password: "hunter2".to_owned(),
+    });
+    let cluster = Cluster::new(config);
+    let config = ProducerConfig {
+        topics: vec!["t".to_owned()],
+        ..ProducerConfig::default()
+    };
+    let producer = Producer::start(cluster, config, Arc::new(())).unwrap();
+    producer.warm_up(in_ms(10_000)).unwrap();
+    is_refused.store(true, Ordering::SeqCst);
+    // The sessions expire.
+    std::thread::sleep(Duration::from_millis(100));
+    let error = publish(&producer, "v", in_ms(3000)).unwrap_err();
+    assert_eq!(error.certainty, Certainty::NotSent);
+    let cause = error.cause;
+    assert!(matches!(cause, Error::Authentication { .. }), "{cause}");
 }
 
 #[test]
