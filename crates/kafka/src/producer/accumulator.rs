@@ -17,8 +17,8 @@
 //!
 //! Several batches of a partition may be in flight, on one connection and under one identity. Their
 //! sequence numbers are consecutive, so the broker refuses a batch whose predecessor it refused. A
-//! log that has no batch of the producer id yet takes any sequence number. So the first batch is in
-//! flight alone.
+//! log that has no batch of the producer id yet, or has forgotten it, takes any sequence number. So
+//! the first batch is in flight alone, and so is the first one after an idle hour.
 //!
 //! After a batch is returned, its partition sends nothing until every batch in flight is answered.
 //! Then the last returned batches are undone, as far as they are *not written*. The remaining ones
@@ -293,7 +293,7 @@ impl Accumulator {
             if partition.leader != Some(node) {
                 continue;
             }
-            match self.due(partition, node, ahead) {
+            match self.due(partition, node, now, ahead) {
                 Some(due) if due <= now => return Ready::Now,
                 Some(due) => earliest = Some(earliest.map_or(due, |other| other.min(due))),
                 None => {}
@@ -304,7 +304,7 @@ impl Accumulator {
 
     /// When a partition has something to send to `node`. While requests are in flight, only full
     /// batches are sent: fewer, larger batches cost less.
-    fn due(&self, partition: &Partition, node: i32, ahead: bool) -> Option<Instant> {
+    fn due(&self, partition: &Partition, node: i32, now: Instant, ahead: bool) -> Option<Instant> {
         let ahead = ahead || partition.in_flight > 0;
         let due = if let Some(batch) = partition.returned.front() {
             if ahead {
@@ -316,7 +316,7 @@ impl Accumulator {
             let is_alone = partition.is_repeating
                 || partition.in_flight_at != node
                 || partition.identity != Some(identity)
-                || partition.counted != Some(identity.producer_id);
+                || !partition.is_counted(identity.producer_id, now);
             if partition.in_flight > 0 && is_alone {
                 return None;
             }
@@ -350,7 +350,7 @@ impl Accumulator {
         for step in 0..count {
             let index = (self.rotation.wrapping_add(step)) % count;
             let partition = &self.partitions[index];
-            let due = self.due(partition, node, ahead);
+            let due = self.due(partition, node, now, ahead);
             if partition.leader != Some(node) || due.is_none_or(|due| due > now) {
                 continue;
             }

@@ -42,7 +42,7 @@ impl Accumulator {
         let index = batch.index;
         self.partitions[index].in_flight -= 1;
         let mut completions = match answer {
-            Answer::Written(base_offset) => self.written(batch, base_offset),
+            Answer::Written(base_offset) => self.written(batch, base_offset, now),
             Answer::Unknown(error) => self.keep(batch, error, now),
             Answer::Impossible(error) => self.fail(batch, error),
             Answer::Refused(code) => self.refused(batch, code, now),
@@ -69,7 +69,7 @@ impl Accumulator {
         let is_recognised = code == OutOfOrderSequenceNumber && is_last;
         let follows = |other: &OutgoingBatch| other.number < batch.number;
         match code {
-            DuplicateSequenceNumber => self.written(batch, None),
+            DuplicateSequenceNumber => self.written(batch, None, now),
             // The broker did not take its predecessor, which will be sent again before it.
             OutOfOrderSequenceNumber if partition.returned.iter().any(follows) => {
                 self.give_back(batch)
@@ -152,12 +152,17 @@ impl Accumulator {
         }
     }
 
-    fn written(&mut self, batch: OutgoingBatch, base_offset: Option<i64>) -> Vec<Completion> {
+    fn written(
+        &mut self,
+        batch: OutgoingBatch,
+        base_offset: Option<i64>,
+        now: Instant,
+    ) -> Vec<Completion> {
         let partition = &mut self.partitions[batch.index];
         partition.pauses = 0;
         partition.not_before = None;
         partition.records_max = usize::MAX;
-        partition.counted = Some(batch.identity.producer_id);
+        partition.counted = Some((batch.identity.producer_id, now));
         let (topic, number) = (batch.topic, batch.partition);
         self.release(batch.records, |position| {
             Ok(RecordMetadata {

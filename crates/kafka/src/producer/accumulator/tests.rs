@@ -518,6 +518,24 @@ fn nothing_is_in_flight_behind_a_producers_first_batch_in_a_log() {
 }
 
 #[test]
+fn after_an_idle_hour_a_batch_is_in_flight_alone_because_the_log_may_have_forgotten_the_producer() {
+    let mut records = accumulator(1);
+    let now = Instant::now();
+    begin_log(&mut records, now);
+    records.limits.batch_bytes = 80;
+    let later = now + Duration::from_secs(3600);
+    for value in ["a", "b", "c"] {
+        push(&mut records, &value.repeat(50), later);
+    }
+    let first = cut_one(&mut records, later);
+    assert_eq!(first.base_sequence, 1);
+    assert_eq!(records.ready(NODE, later, true), Ready::Idle);
+    tell(records.settle(first, Answer::Written(None), later));
+    cut_one(&mut records, later);
+    assert_eq!(records.ready(NODE, later, true), Ready::Now);
+}
+
+#[test]
 fn full_batches_do_not_wait_for_answers_and_others_do() {
     let mut records = accumulator(1);
     let now = Instant::now();

@@ -13,6 +13,11 @@ use crate::error::Error;
 use crate::producer::batch::Identity;
 use crate::producer::record::{ProduceError, Record};
 
+/// How long a log is taken to know a producer's last batch. Brokers forget a producer id that has written
+/// nothing for `producer.id.expiration.ms`, a day by default, which operators may shorten. An
+/// unneeded wait for one answer after an idle hour costs nothing.
+const COUNTED_FOR: Duration = Duration::from_secs(3600);
+
 /// Partition leaders and topic ids: [`Cluster`], or a test's double.
 pub(in crate::producer) trait Leaders {
     fn partitions(&self, topic: &str) -> Option<i32>;
@@ -172,8 +177,8 @@ pub(super) struct Partition {
     pub(super) pauses: u32,
     /// The most records the next batch may have, after one was too large.
     pub(super) records_max: usize,
-    /// The producer id of the last batch that the log has.
-    pub(super) counted: Option<i64>,
+    /// The producer id of the last batch that the log has, and when it was acknowledged.
+    pub(super) counted: Option<(i64, Instant)>,
     /// The identity under which `next_sequence` counts.
     pub(super) identity: Option<Identity>,
     pub(super) next_sequence: i32,
@@ -200,6 +205,13 @@ impl Partition {
             identity: None,
             next_sequence: 0,
         }
+    }
+
+    /// Whether the log knows this producer's last batch, as far as can be told.
+    pub(super) fn is_counted(&self, producer_id: i64, now: Instant) -> bool {
+        self.counted.is_some_and(|(id, at)| {
+            id == producer_id && now.saturating_duration_since(at) < COUNTED_FOR
+        })
     }
 
     fn has_work(&self) -> bool {
