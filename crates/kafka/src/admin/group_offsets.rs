@@ -180,28 +180,45 @@ impl Admin {
         topic: &str,
         deadline: Deadline,
     ) -> Result<BTreeMap<TopicPartition, Result<i64, Error>>, Error> {
-        let names = self.partitions_of(topic, deadline)?;
-        // Commits before ends: the result is then never below the lag at the start of the call.
-        let committed = self.repeat_each(deadline, names.iter().cloned(), |left| {
-            self.committed(group, Some(left), deadline)
-        })?;
-        self.repeat_each(deadline, names, |left| {
+        let mut lags: Results<TopicPartition, i64> = Results::new();
+        let attempt = || {
+            // Counted in each attempt, as for the ends of a topic.
             self.cluster.refresh(&[topic], deadline)?;
-            let half = Deadline::after(deadline.remaining() / 2);
-            let at = |moment| {
-                left.iter()
-                    .map(move |name| (name.clone(), moment))
-                    .collect()
-            };
-            let mut starts = self.offsets(&at(EARLIEST), half);
-            let ends = self.offsets(&at(LATEST), deadline);
-            let lags = ends.into_iter().filter_map(|(name, end)| {
-                let start = starts.remove(&name)?;
-                let lag = lag_of(committed.get(&name)?, start, end);
-                Some((name, lag))
-            });
-            Ok(lags.collect())
-        })
+            let count = self.known_partitions(topic)?;
+            lags.retain(|name, _| name.partition < count);
+            let names = (0..count).map(|number| TopicPartition::new(topic, number));
+            let left = names.filter(|name| !matches!(lags.get(name), Some(Ok(_))));
+            lags.extend(self.lag_once(group, &left.collect(), deadline)?);
+            let mut failures = lags.values().filter_map(|lag| lag.as_ref().err());
+            Ok(!failures.any(Error::is_transient_for_nobody))
+        };
+        match self.repeat_until(deadline, |is_done| *is_done, attempt) {
+            Err(error) if lags.is_empty() => Err(error),
+            _ => Ok(lags),
+        }
+    }
+
+    fn lag_once(
+        &self,
+        group: &str,
+        partitions: &BTreeSet<TopicPartition>,
+        deadline: Deadline,
+    ) -> Result<Results<TopicPartition, i64>, Error> {
+        // Commits before ends: the result is then never below the lag at the start of the call.
+        let committed = self.committed(group, Some(partitions), deadline)?;
+        let half = Deadline::after(deadline.remaining() / 2);
+        let at = |moment| {
+            let wanted = partitions.iter().map(|name| (name.clone(), moment));
+            wanted.collect()
+        };
+        let mut starts = self.offsets(&at(EARLIEST), half);
+        let ends = self.offsets(&at(LATEST), deadline);
+        let lags = ends.into_iter().filter_map(|(name, end)| {
+            let start = starts.remove(&name)?;
+            let lag = lag_of(committed.get(&name)?, start, end);
+            Some((name, lag))
+        });
+        Ok(lags.collect())
     }
 }
 

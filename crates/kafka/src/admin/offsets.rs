@@ -70,17 +70,6 @@ impl Admin {
         })
     }
 
-    /// The partitions of a topic.
-    pub(super) fn partitions_of(
-        &self,
-        topic: &str,
-        deadline: Deadline,
-    ) -> Result<Vec<TopicPartition>, Error> {
-        let count = self.partition_count(topic, deadline)?;
-        let names = (0..count).map(|number| TopicPartition::new(topic, number));
-        Ok(names.collect())
-    }
-
     /// Returns the first record at each given moment or later, in milliseconds since 1970 UTC.
     /// `None` when there is none.
     ///

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
@@ -16,13 +16,17 @@ use kafka_protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
 };
 use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
+use kafka_protocol::messages::offset_fetch_response::{
+    OffsetFetchResponsePartition, OffsetFetchResponseTopic,
+};
 use kafka_protocol::messages::{
     BrokerId, ConsumerGroupDescribeResponse, CreatePartitionsResponse, CreateTopicsResponse,
     DeleteRecordsRequest, DeleteRecordsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
     FindCoordinatorRequest, FindCoordinatorResponse, ListGroupsResponse, ListOffsetsRequest,
-    ListOffsetsResponse, MetadataResponse,
+    ListOffsetsResponse, MetadataResponse, OffsetFetchRequest, OffsetFetchResponse,
 };
 
+use super::offsets::EARLIEST;
 use super::*;
 use crate::fake_broker::{FakeBroker, Incoming, Reply};
 use crate::{ApiKey, ClientConfig, ErrorCode, TopicPartition};
@@ -222,13 +226,35 @@ fn partitions_that_are_mute_leaderless_or_unknown_fail_alone_and_by_their_own_ca
 
 /// The first answer is that of a broker that lags behind.
 #[test]
-fn the_ends_of_a_topic_created_again_with_fewer_partitions_are_those_of_the_new_one() {
-    let asked = AtomicUsize::new(0);
+fn the_ends_and_the_lag_of_a_topic_created_again_with_fewer_partitions_are_those_of_the_new_one() {
+    let lags_behind = Arc::new(AtomicBool::new(true));
+    let is_first = lags_behind.clone();
     let broker = FakeBroker::start(move |incoming, own| match incoming.api {
         ApiKey::ApiVersions => incoming.answer(&incoming.versions()),
         ApiKey::Metadata => {
-            let is_late = asked.fetch_add(1, Ordering::SeqCst) == 0;
+            let is_late = is_first.swap(false, Ordering::SeqCst);
             incoming.answer(&incoming.metadata(own, if is_late { 2 } else { 1 }))
+        }
+        ApiKey::FindCoordinator => {
+            let answer = FindCoordinatorResponse::default()
+                .with_node_id(BrokerId(1))
+                .with_host(wire::text(&own.ip().to_string()))
+                .with_port(i32::from(own.port()));
+            incoming.answer(&answer)
+        }
+        ApiKey::OffsetFetch => {
+            let request: OffsetFetchRequest = incoming.decode();
+            let topics = request.topics.unwrap_or_default().into_iter().map(|topic| {
+                let partitions = topic.partition_indexes.iter().map(|&index| {
+                    OffsetFetchResponsePartition::default()
+                        .with_partition_index(index)
+                        .with_committed_offset(3)
+                });
+                OffsetFetchResponseTopic::default()
+                    .with_name(topic.name)
+                    .with_partitions(partitions.collect())
+            });
+            incoming.answer(&OffsetFetchResponse::default().with_topics(topics.collect()))
         }
         ApiKey::ListOffsets => {
             let request: ListOffsetsRequest = incoming.decode();
@@ -241,7 +267,7 @@ fn the_ends_of_a_topic_created_again_with_fewer_partitions_are_those_of_the_new_
                     ListOffsetsPartitionResponse::default()
                         .with_partition_index(asked.partition_index)
                         .with_error_code(code)
-                        .with_offset(5)
+                        .with_offset(if asked.timestamp == EARLIEST { 0 } else { 5 })
                 });
                 ListOffsetsTopicResponse::default()
                     .with_name(topic.name)
@@ -256,4 +282,7 @@ fn the_ends_of_a_topic_created_again_with_fewer_partitions_are_those_of_the_new_
         ..ClientConfig::default()
     }));
     assert_eq!(admin.end_offsets("again", brief()).unwrap(), [5]);
+    lags_behind.store(true, Ordering::SeqCst);
+    let lags = all(admin.lag("g", "again", brief()).unwrap()).unwrap();
+    assert_eq!(lags, [(TopicPartition::new("again", 0), 2)].into());
 }
