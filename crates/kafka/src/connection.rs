@@ -154,9 +154,9 @@ impl Connection {
     /// accept the connection, and then half of the rest to answer.
     ///
     /// # Errors
-    /// The last address's: [`Error::Unreachable`] when it does not accept a connection; [`Error::Tls`] when the client
-    /// does not trust the broker; [`Error::Authentication`] when the login fails; otherwise as
-    /// [`Connection::call`].
+    /// The last address's: [`Error::Unreachable`] when it does not accept a connection;
+    /// [`Error::Tls`] when the client does not trust the broker; [`Error::Authentication`] when the
+    /// login fails; otherwise as [`Connection::call`].
     pub fn open(address: &str, config: &ClientConfig, deadline: Deadline) -> Result<Self, Error> {
         Self::open_for(None, address, config, deadline)
     }

@@ -445,8 +445,8 @@ impl Consumer {
         self.seek_to(partitions, ResetTo::Earliest);
     }
 
-    /// Continues reading at the end of the log, like [`seek`](Self::seek). The next polls look the offset up. Partitions that
-    /// are not assigned are ignored.
+    /// Continues reading at the end of the log, like [`seek`](Self::seek). The next polls look the
+    /// offset up. Partitions that are not assigned are ignored.
     #[doc(alias = "seekToEnd")]
     pub fn seek_to_end(&mut self, partitions: &[TopicPartition]) {
         self.seek_to(partitions, ResetTo::Latest);
