@@ -133,8 +133,7 @@ impl ServerShared {
         if let Err(error) = written {
             log::debug!(target: "tbd::http", "the client did not take its response: {error}");
             // A part of it may have gone out, and what follows would be taken for the rest.
-            self.act_on(peer, DescriptorNumber::end);
-            drop(self.connections.ended(peer));
+            self.cut_off(peer);
         } else if last {
             self.act_on(peer, DescriptorNumber::stop_reading);
         }
@@ -186,6 +185,12 @@ impl ServerShared {
         let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         log::warn!(target: "tbd::http", "a client's request was too {what}: connection closed");
         self.act_on(peer, |connection| connection.send(answer.as_bytes()));
+        self.cut_off(peer);
+    }
+
+    /// Ends a connection at once, with the requests that wait on it. tiny_http takes what is left in its
+    /// buffer for further ones.
+    fn cut_off(&self, peer: SocketAddr) {
         self.act_on(peer, DescriptorNumber::end);
         drop(self.connections.ended(peer));
     }
@@ -209,9 +214,7 @@ impl ServerShared {
             }
             drop(watched);
             if let Some(peer) = peer {
-                self.act_on(peer, DescriptorNumber::end);
-                // tiny_http takes what is left in its buffer for requests from now on.
-                drop(self.connections.ended(peer));
+                self.cut_off(peer);
             }
             drop(request);
             drop(unanswered);

@@ -18,8 +18,8 @@ const BUDGET: Duration = Duration::from_secs(5);
 /// Starts the thread `kafka-lag`, which sets `kafka_consumer_lag` for every partition of `topic`:
 /// the end of the log minus the committed offset of `group`. The value is correct for members
 /// that are idle, busy, stopped or gone. While Kafka or a partition's leader is unavailable, the
-/// metric is absent, as for a partition that is gone. Every api and worker measures, so that one always does; take the maximum.
-/// `stop` ends the thread.
+/// metric is absent, as for a partition that is gone. Every api and worker measures, so that one
+/// always does; take the maximum. `stop` ends the thread.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -37,28 +37,27 @@ pub fn watch_lag(
             let mut shown = BTreeSet::new();
             while !stop.is_stopped() {
                 let lags = admin.lag(&group, &topic, Deadline::after(BUDGET));
-                if let Err(error) = &lags {
+                let lags = lags.unwrap_or_else(|error| {
                     log::debug!("the lag is not known: {error}");
-                    metrics.consumer_lag.reset();
+                    Default::default()
+                });
+                let mut known = BTreeSet::new();
+                for (name, lag) in lags {
+                    match lag {
+                        Ok(lag) => {
+                            let labels = [&*name.topic, &name.partition.to_string(), &group];
+                            metrics.consumer_lag.with_label_values(&labels).set(lag);
+                            known.insert(name);
+                        }
+                        Err(error) => log::debug!("the lag of {name} is not known: {error}"),
+                    }
                 }
-                let lags = lags.unwrap_or_default();
-                // The topic was created again with fewer partitions.
-                for name in shown.iter().filter(|name| !lags.contains_key(*name)) {
+                // Some may be gone: a topic can be created again with fewer partitions.
+                for name in shown.difference(&known) {
                     let labels = [&*name.topic, &name.partition.to_string(), &group];
                     let _ = metrics.consumer_lag.remove_label_values(&labels);
                 }
-                shown = lags.keys().cloned().collect();
-                for (name, lag) in lags {
-                    let labels = [&*name.topic, &name.partition.to_string(), &group];
-                    match lag {
-                        Ok(lag) => metrics.consumer_lag.with_label_values(&labels).set(lag),
-                        Err(error) => {
-                            log::debug!("the lag of {name} is not known: {error}");
-                            // It has no value if it never had one.
-                            let _ = metrics.consumer_lag.remove_label_values(&labels);
-                        }
-                    }
-                }
+                shown = known;
                 stop.wait_for(INTERVAL);
             }
         })

@@ -37,33 +37,13 @@ type Partition = (Arc<str>, i32);
 pub(super) struct PartitionBreakers(Mutex<HashMap<Partition, Arc<Breaker>>>);
 
 impl PartitionBreakers {
-    /// The breaker of `partition`, if it has failed once.
-    pub(super) fn find(
-        &self,
-        partition: impl FnOnce() -> Option<Partition>,
-    ) -> Option<Arc<Breaker>> {
-        // Nearly always, so this costs nothing.
-        if lock(&self.0).is_empty() {
-            return None;
-        }
-        let partition = partition()?;
-        lock(&self.0).get(&partition).cloned()
+    /// Whether no partition has failed.
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
     }
 
-    /// Counts the outcome of a publish that had from `began` until `deadline`.
-    pub(super) fn count(
-        &self,
-        partition: impl FnOnce() -> Option<Partition>,
-        succeeded: bool,
-        (began, deadline): (Instant, Deadline),
-    ) {
-        let breaker = match succeeded {
-            true => self.find(partition),
-            false => partition().map(|it| self.of(it)),
-        };
-        breaker
-            .iter()
-            .for_each(|it| it.count(succeeded, began, deadline));
+    fn find(&self, partition: &Partition) -> Option<Arc<Breaker>> {
+        lock(&self.0).get(partition).cloned()
     }
 
     fn of(&self, partition: Partition) -> Arc<Breaker> {
@@ -73,7 +53,7 @@ impl PartitionBreakers {
     }
 
     /// Closes all of them: Kafka was away as a whole, and is back.
-    pub(super) fn forget(&self) {
+    fn forget(&self) {
         lock(&self.0).clear();
     }
 }
@@ -89,7 +69,11 @@ impl KafkaEventBus {
 
     /// The breaker of that partition, if it has failed once.
     pub(super) fn partition_breaker(&self, message: &Message) -> Option<Arc<Breaker>> {
-        self.partitions.find(|| self.partition(message))
+        // Nearly always, so this costs nothing.
+        if self.partitions.is_empty() {
+            return None;
+        }
+        self.partitions.find(&self.partition(message)?)
     }
 
     /// Calls `send` for a request, unless a breaker is open, and counts its outcome.
@@ -117,7 +101,7 @@ impl KafkaEventBus {
         let result = send();
         self.count(message, &result, (began, deadline));
         if let Some(probe) = probe {
-            probe.ended(!result.as_ref().err().is_some_and(is_away));
+            probe.ended(is_answered(&result));
         }
         result
     }
@@ -129,18 +113,29 @@ impl KafkaEventBus {
         result: &Result<(), PublishError>,
         time: (Instant, Deadline),
     ) {
-        let succeeded = !result.as_ref().err().is_some_and(is_away);
         let breaker = self.breaker.iter();
-        breaker.for_each(|it| it.count(succeeded, time.0, time.1));
-        self.count_for_partition(message, succeeded, time);
+        breaker.for_each(|it| it.count(is_answered(result), time.0, time.1));
+        self.count_for_partition(message, result, time);
     }
 
-    /// Counts the outcome of a publish that had this time, if there are breakers.
-    fn count_for_partition(&self, message: &Message, succeeded: bool, time: (Instant, Deadline)) {
-        if self.breaker.is_some() {
-            let partition = || self.partition(message);
-            self.partitions.count(partition, succeeded, time);
-        }
+    /// Counts the outcome of a publish that had from `began` until `deadline`, if there are breakers.
+    fn count_for_partition(
+        &self,
+        message: &Message,
+        result: &Result<(), PublishError>,
+        (began, deadline): (Instant, Deadline),
+    ) {
+        let is_answered = is_answered(result);
+        let breaker = match is_answered {
+            true => self.partition_breaker(message),
+            false if self.breaker.is_some() => {
+                let partition = self.partition(message);
+                partition.map(|it| self.partitions.of(it))
+            }
+            false => None,
+        };
+        let breaker = breaker.iter();
+        breaker.for_each(|it| it.count(is_answered, began, deadline));
     }
 
     /// Publishes messages together, except those for partitions that are known to be away. Those that
@@ -171,7 +166,7 @@ impl KafkaEventBus {
         let soon = deadline.earlier_of(Deadline::after(PROBE_BUDGET));
         self.publish_some(messages, &probing, soon, &mut results);
         for (index, probe) in probing.into_iter().zip(probes) {
-            probe.ended(!results[index].as_ref().err().is_some_and(is_away));
+            probe.ended(is_answered(&results[index]));
         }
         results
     }
@@ -190,8 +185,7 @@ impl KafkaEventBus {
         });
         let outcomes = self.send(records.collect(), deadline);
         for (&index, result) in chosen.iter().zip(outcomes) {
-            let succeeded = !result.as_ref().err().is_some_and(is_away);
-            self.count_for_partition(&messages[index], succeeded, (began, deadline));
+            self.count_for_partition(&messages[index], &result, (began, deadline));
             results[index] = result;
         }
     }
@@ -209,6 +203,11 @@ fn admission(breaker: Option<&Breaker>, deadline: Deadline) -> Result<Option<Per
         },
         _ => Ok(None),
     }
+}
+
+/// Whether Kafka answered, be it with a refusal of this message.
+fn is_answered(result: &Result<(), PublishError>) -> bool {
+    !result.as_ref().err().is_some_and(is_away)
 }
 
 fn refused(reason: &str) -> Result<(), PublishError> {

@@ -29,8 +29,8 @@ pub struct ReadReplica {
 }
 
 impl ReadReplica {
-    /// A reader of `standby`, whose sessions have the limits of [`config`](Self::config). `breaker` spares a standby that is away: reads then go to `primary`
-    /// at once.
+    /// A reader of `standby`, whose sessions have the limits of [`config`](Self::config). `breaker`
+    /// spares a standby that is away: reads then go to `primary` at once.
     pub fn new(standby: PostgresStore, primary: Arc<PostgresStore>, breaker: Arc<Breaker>) -> Self {
         Self {
             standby,
