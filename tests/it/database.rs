@@ -21,7 +21,8 @@ use crate::support::{self, Database, OwnServer};
 
 const BACKEND_PID: Statement = Statement::new("backend_pid", "SELECT pg_backend_pid()");
 
-fn config(database: &Database) -> DatabaseConfig {
+/// The configuration of a client of this database.
+pub fn config(database: &Database) -> DatabaseConfig {
     DatabaseConfig::new(
         &database.host,
         database.port,
@@ -29,6 +30,16 @@ fn config(database: &Database) -> DatabaseConfig {
         support::PASSWORD,
         &database.name,
     )
+}
+
+/// A proxy before this database, and the configuration of a client behind it.
+fn through_proxy(database: &Database) -> (Proxy, DatabaseConfig) {
+    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
+    let config = DatabaseConfig {
+        port: proxy.port(),
+        ..config(database)
+    };
+    (proxy, config)
 }
 
 fn soon() -> Deadline {
@@ -71,11 +82,10 @@ fn terminate_backends(database: &Database) {
 #[test]
 fn check_out_costs_no_round_trip_and_a_prepared_statement_exactly_one() {
     let database = support::postgres();
-    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
+    let (proxy, through) = through_proxy(&database);
     let pool = pool(DatabaseConfig {
-        port: proxy.port(),
         max_conns: 1,
-        ..config(&database)
+        ..through
     });
     pool.get(soon())
         .and_then(|mut it| it.execute("SELECT 1", &[]))
@@ -91,11 +101,10 @@ fn check_out_costs_no_round_trip_and_a_prepared_statement_exactly_one() {
 #[test]
 fn a_far_deadline_costs_nothing_and_a_near_one_cuts_the_statement_until_check_in() {
     let database = support::postgres();
-    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
+    let (proxy, through) = through_proxy(&database);
     let pool = pool(DatabaseConfig {
-        port: proxy.port(),
         max_conns: 1,
-        ..config(&database)
+        ..through
     });
     let mut connection = pool.get(soon()).expect("a connection");
     connection
@@ -492,13 +501,12 @@ fn a_database_that_went_away_is_refused_fast_and_found_again_by_itself() {
 #[test]
 fn a_server_that_freezes_holds_no_thread_for_long() {
     let database = support::postgres();
-    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
+    let (proxy, through) = through_proxy(&database);
     let pool = pool(DatabaseConfig {
-        port: proxy.port(),
         max_conns: 8,
         max_idle_conns: 8,
         statement_timeout: Duration::from_millis(300),
-        ..config(&database)
+        ..through
     });
     eventually(Duration::from_secs(10), "eight idle connections", || {
         pool.status().idle == 8
@@ -566,12 +574,11 @@ fn only_waiting_for_the_server_is_limited() {
 #[test]
 fn a_panic_while_the_server_is_frozen_is_held_up_only_so_long() {
     let database = support::postgres();
-    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
+    let (proxy, through) = through_proxy(&database);
     let pool = pool(DatabaseConfig {
-        port: proxy.port(),
         max_conns: 1,
         statement_timeout: Duration::from_millis(300),
-        ..config(&database)
+        ..through
     });
     let mut connection = pool.get(soon()).expect("a connection");
     let started = Instant::now();
@@ -591,11 +598,8 @@ fn a_panic_while_the_server_is_frozen_is_held_up_only_so_long() {
 #[test]
 fn a_broken_network_is_a_lost_connection_and_heals() {
     let database = support::postgres();
-    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
-    let pool = pool(DatabaseConfig {
-        port: proxy.port(),
-        ..config(&database)
-    });
+    let (proxy, through) = through_proxy(&database);
+    let pool = pool(through);
     pool.get(soon())
         .and_then(|mut it| it.execute("SELECT 1", &[]))
         .expect("all is well");
@@ -706,11 +710,10 @@ fn a_transaction_is_kept_when_its_work_succeeds_and_undone_when_it_fails_or_pani
 #[test]
 fn a_session_whose_transaction_did_not_end_is_replaced() {
     let database = support::postgres();
-    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
+    let (proxy, through) = through_proxy(&database);
     let pool = pool(DatabaseConfig {
-        port: proxy.port(),
         max_conns: 1,
-        ..config(&database)
+        ..through
     });
     // The server refuses the end, as it does when somebody cancels it.
     for (end, error) in [("COMMIT", "42601"), ("ROLLBACK", "22012")] {
@@ -818,11 +821,7 @@ fn hooks_hear_of_every_statement_and_every_check_out() {
 #[test]
 fn the_monitor_follows_the_database_and_its_schema() {
     let database = support::postgres();
-    let proxy = Proxy::before(&format!("{}:{}", database.host, database.port));
-    let config = DatabaseConfig {
-        port: proxy.port(),
-        ..config(&database)
-    };
+    let (proxy, config) = through_proxy(&database);
     let migrator = Migrator::new(EMBEDDED).expect("migrations");
     let stop = StopSignal::new();
     let mut check = HealthCheck::new(pool(config.clone()), migrator.clone(), TABLES);

@@ -10,23 +10,14 @@ use std::time::{Duration, Instant};
 use tbd::orders::adapters::postgres::TABLES;
 use tbd::orders::adapters::postgres::migrations::EMBEDDED;
 use tbd_deadline::{Deadline, StopSignal};
+use tbd_postgres::Pool;
 use tbd_postgres::migrations::{MigrationError, Migrator, Outcome, SchemaState, Source};
-use tbd_postgres::{DatabaseConfig, Pool};
 
+use crate::database::config;
 use crate::support::{self, Database};
 
 const LATEST: i64 = 4;
 const LONG: Duration = Duration::from_secs(20);
-
-fn config(database: &Database) -> DatabaseConfig {
-    DatabaseConfig::new(
-        &database.host,
-        database.port,
-        support::USER,
-        support::PASSWORD,
-        &database.name,
-    )
-}
 
 fn soon() -> Deadline {
     Deadline::after(LONG)

@@ -26,6 +26,7 @@ use tbd_deadline::Deadline;
 use tbd_postgres::migrations::Migrator;
 use tbd_postgres::{DatabaseConfig, Pool};
 
+use crate::database::config;
 use crate::support::{self, Database};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -55,16 +56,6 @@ fn postgres_with(
     let pool = Pool::new(config).expect("a pool");
     let store = PostgresStore::with_after_commit(pool, coalesce, after_commit);
     (store, database)
-}
-
-fn config(database: &Database) -> DatabaseConfig {
-    DatabaseConfig::new(
-        &database.host,
-        database.port,
-        support::USER,
-        support::PASSWORD,
-        &database.name,
-    )
 }
 
 macro_rules! contract {

@@ -72,6 +72,8 @@ extern crate self as tbd_grpc;
 
 pub mod client;
 mod code;
+#[cfg(test)]
+mod echo;
 pub mod h2;
 pub mod hpack;
 mod link;

@@ -13,6 +13,9 @@ use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
+use kafka_protocol::messages::offset_fetch_response::{
+    OffsetFetchResponsePartition, OffsetFetchResponseTopic,
+};
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::{
     Decodable, Encodable, HeaderVersion, StrBytes, decode_request_header_from_buffer,
@@ -79,6 +82,22 @@ impl Incoming {
                 .with_max_version(api.versions().max)
         });
         ApiVersionsResponse::default().with_api_keys(ranges.collect())
+    }
+
+    /// The answer that a group has committed `offset` in each partition asked for; none if negative.
+    pub(crate) fn committed(&self, offset: i64) -> Reply {
+        let asked: OffsetFetchRequest = self.decode();
+        let topics = asked.topics.unwrap_or_default().into_iter().map(|topic| {
+            let partitions = topic.partition_indexes.iter().map(|&index| {
+                OffsetFetchResponsePartition::default()
+                    .with_partition_index(index)
+                    .with_committed_offset(offset)
+            });
+            OffsetFetchResponseTopic::default()
+                .with_name(topic.name)
+                .with_partitions(partitions.collect())
+        });
+        self.answer(&OffsetFetchResponse::default().with_topics(topics.collect()))
     }
 
     /// Metadata with one broker: node 1 at `address`, the leader of `partitions` of every topic

@@ -401,20 +401,14 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
     use std::time::Duration;
 
     use super::*;
-    use crate::{Channel, Method, Router, Server};
+    use crate::echo::{self, ECHO};
 
     #[test]
     fn a_connection_without_stream_numbers_is_replaced() {
-        const ECHO: Method<String, String> = Method::new("/test.v1.TestService/Echo");
-        let mut router = Router::new();
-        router.unary(ECHO, |_, text| Ok(text));
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Server::builder(router).start(listener).unwrap();
-        let channel = Channel::builder(&server.local_addr().to_string()).build();
+        let (_server, channel) = echo::server();
         let call = || {
             let deadline = Deadline::after(Duration::from_secs(20));
             channel.call(ECHO).deadline(deadline).send(&String::new())

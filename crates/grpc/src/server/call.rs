@@ -321,20 +321,12 @@ impl LinkState {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
-    use super::super::{Router, Server};
     use super::*;
-    use crate::{Channel, Method};
+    use crate::echo::{self, ECHO};
 
     #[test]
     fn a_call_that_was_answered_leaves_no_timer() {
-        const ECHO: Method<String, String> = Method::new("/test.v1.TestService/Echo");
-        let mut router = Router::new();
-        router.unary(ECHO, |_, text| Ok(text));
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Server::builder(router).start(listener).unwrap();
-        let channel = Channel::builder(&server.local_addr().to_string()).build();
+        let (server, channel) = echo::server();
         channel.call(ECHO).send(&"a".to_owned()).unwrap();
         let connections = lock(&server.shared.connections);
         let mut links = connections.open.values().map(|(link, _)| link);

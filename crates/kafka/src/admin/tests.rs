@@ -16,14 +16,11 @@ use kafka_protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
 };
 use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
-use kafka_protocol::messages::offset_fetch_response::{
-    OffsetFetchResponsePartition, OffsetFetchResponseTopic,
-};
 use kafka_protocol::messages::{
     BrokerId, ConsumerGroupDescribeResponse, CreatePartitionsResponse, CreateTopicsResponse,
     DeleteRecordsRequest, DeleteRecordsResponse, DescribeGroupsRequest, DescribeGroupsResponse,
     FindCoordinatorRequest, FindCoordinatorResponse, ListGroupsResponse, ListOffsetsRequest,
-    ListOffsetsResponse, MetadataResponse, OffsetFetchRequest, OffsetFetchResponse,
+    ListOffsetsResponse, MetadataResponse,
 };
 
 use super::offsets::EARLIEST;
@@ -242,20 +239,7 @@ fn the_ends_and_the_lag_of_a_topic_created_again_with_fewer_partitions_are_those
                 .with_port(i32::from(own.port()));
             incoming.answer(&answer)
         }
-        ApiKey::OffsetFetch => {
-            let request: OffsetFetchRequest = incoming.decode();
-            let topics = request.topics.unwrap_or_default().into_iter().map(|topic| {
-                let partitions = topic.partition_indexes.iter().map(|&index| {
-                    OffsetFetchResponsePartition::default()
-                        .with_partition_index(index)
-                        .with_committed_offset(3)
-                });
-                OffsetFetchResponseTopic::default()
-                    .with_name(topic.name)
-                    .with_partitions(partitions.collect())
-            });
-            incoming.answer(&OffsetFetchResponse::default().with_topics(topics.collect()))
-        }
+        ApiKey::OffsetFetch => incoming.committed(3),
         ApiKey::ListOffsets => {
             let request: ListOffsetsRequest = incoming.decode();
             let topics = request.topics.into_iter().map(|topic| {

@@ -144,20 +144,7 @@ fn usual(incoming: &Incoming, address: SocketAddr) -> Reply {
         }
         ApiKey::Heartbeat => incoming.answer(&HeartbeatResponse::default()),
         ApiKey::LeaveGroup => incoming.answer(&LeaveGroupResponse::default()),
-        ApiKey::OffsetFetch => {
-            let request: OffsetFetchRequest = incoming.decode();
-            let topics = request.topics.unwrap().into_iter().map(|topic| {
-                let partitions = topic.partition_indexes.iter().map(|&index| {
-                    OffsetFetchResponsePartition::default()
-                        .with_partition_index(index)
-                        .with_committed_offset(50)
-                });
-                OffsetFetchResponseTopic::default()
-                    .with_name(topic.name)
-                    .with_partitions(partitions.collect())
-            });
-            incoming.answer(&OffsetFetchResponse::default().with_topics(topics.collect()))
-        }
+        ApiKey::OffsetFetch => incoming.committed(50),
         ApiKey::ListOffsets => {
             let request: ListOffsetsRequest = incoming.decode();
             let topics = request.topics.into_iter().map(|topic| {

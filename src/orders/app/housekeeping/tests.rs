@@ -36,6 +36,14 @@ impl Bench {
         }
     }
 
+    /// Stops the threads and waits for them.
+    fn end(&self, threads: Vec<JoinHandle<()>>) {
+        self.stop.stop();
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+    }
+
     /// Relays the oldest events. Returns the numbers taken and removed.
     fn relay(&self, min_age: Duration) -> (usize, usize) {
         let relayed = self.housekeeping().relay_once(None, min_age).unwrap();
@@ -161,10 +169,7 @@ fn in_outbox_mode_a_new_order_wakes_the_relay() {
         let published = bench.bus.acknowledged.recv_timeout(PATIENCE).unwrap();
         assert_eq!(published.order_id, id);
     }
-    bench.stop.stop();
-    threads
-        .into_iter()
-        .for_each(|thread| thread.join().unwrap());
+    bench.end(threads);
     assert!(bench.memory.outbox().is_empty());
 }
 
@@ -178,10 +183,7 @@ fn what_was_acknowledged_before_a_stop_is_removed() {
             .encode(&OrderEvent::Created(bench.memory.look(id).0));
         delivery.deliver(&*bench.bus, &message, soon()).unwrap();
     }
-    bench.stop.stop();
-    threads
-        .into_iter()
-        .for_each(|thread| thread.join().unwrap());
+    bench.end(threads);
     assert!(bench.memory.outbox().is_empty());
     assert_eq!(bench.bus.take().len(), 50);
 }
@@ -195,10 +197,7 @@ fn the_backlog_is_measured_while_the_relay_catches_up_and_nothing_is_left_behind
     for _ in 0..3 * batch {
         bench.bus.acknowledged.recv_timeout(PATIENCE).unwrap();
     }
-    bench.stop.stop();
-    threads
-        .into_iter()
-        .for_each(|thread| thread.join().unwrap());
+    bench.end(threads);
     let backlog = lock(&bench.meter.backlogs)[0];
     assert_eq!(backlog.rows, 2 * batch as i64);
     assert!(backlog.oldest_seconds >= 0.0);
@@ -221,10 +220,7 @@ fn events_that_cannot_be_published_hold_up_none_behind_them() {
     for _ in 0..stuck {
         bench.bus.acknowledged.recv_timeout(PATIENCE).unwrap();
     }
-    bench.stop.stop();
-    threads
-        .into_iter()
-        .for_each(|thread| thread.join().unwrap());
+    bench.end(threads);
     assert!(bench.memory.outbox().is_empty());
 }
 
@@ -241,10 +237,7 @@ fn while_the_bus_is_away_new_events_do_not_drive_the_relay() {
         delivery.deliver(&*bench.bus, &message, soon()).unwrap();
         thread::sleep(Duration::from_millis(1));
     }
-    bench.stop.stop();
-    threads
-        .into_iter()
-        .for_each(|thread| thread.join().unwrap());
+    bench.end(threads);
     let tries = lock(&bench.bus.time_left).len() as u64;
     assert!(
         (1..=2 + start.elapsed().as_secs()).contains(&tries),

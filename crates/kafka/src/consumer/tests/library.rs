@@ -602,20 +602,7 @@ fn rewinding_without_a_commit_goes_back_to_where_reading_began() {
     let end = Arc::new(AtomicI64::new(50));
     let now = end.clone();
     let broker = broker(move |incoming, _| match incoming.api {
-        ApiKey::OffsetFetch => {
-            let request: OffsetFetchRequest = incoming.decode();
-            let topics = request.topics.unwrap().into_iter().map(|topic| {
-                let partitions = topic.partition_indexes.iter().map(|&index| {
-                    OffsetFetchResponsePartition::default()
-                        .with_partition_index(index)
-                        .with_committed_offset(-1)
-                });
-                OffsetFetchResponseTopic::default()
-                    .with_name(topic.name)
-                    .with_partitions(partitions.collect())
-            });
-            Some(incoming.answer(&OffsetFetchResponse::default().with_topics(topics.collect())))
-        }
+        ApiKey::OffsetFetch => Some(incoming.committed(-1)),
         ApiKey::ListOffsets => {
             let request: ListOffsetsRequest = incoming.decode();
             let topics = request.topics.into_iter().map(|topic| {
